@@ -1,0 +1,1 @@
+"""redirectctl: one file a subcommand."""

@@ -1,0 +1,1 @@
+"""redirectd: turns kernel and network events into commands, and carries the commands out."""

@@ -1,0 +1,1 @@
+"""Connections: their states, socket and wire tuples, and how they move.  Pure."""

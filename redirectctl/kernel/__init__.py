@@ -1,0 +1,1 @@
+"""The Linux side: netlink, inet_diag, nftables, NFQUEUE, raw sockets.  Mechanism, no policy."""

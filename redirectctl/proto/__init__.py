@@ -1,0 +1,1 @@
+"""Talking to one other daemon: Noise handshakes, sessions, cookies, replay windows.  Pure."""

@@ -1,0 +1,1 @@
+"""Layouts: what every datagram and every packet we build looks like, byte by byte.  Pure."""

@@ -1,0 +1,63 @@
+"""Addresses as every layer uses them: an IP address, a socket address, a connection's four-tuple.
+
+Text forms are those of the command line: ``192.0.2.1:22`` and ``[2001:db8::1]:22``.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple, TypeAlias
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+
+
+class SockAddr(NamedTuple):
+    """One end of a TCP connection or of a datagram."""
+
+    host: IPAddress
+    port: int  # 0..65535
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if self.host.version == 6 else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> SockAddr:
+        """Read ``a.b.c.d:port`` or ``[v6]:port``.  Raises ValueError that names what is wrong."""
+        host, sep, port = text.rpartition(":")
+        if not sep or not port.isascii() or not port.isdigit() or int(port) > 0xFFFF:
+            raise ValueError(f"{text!r} is not ADDRESS:PORT")
+        if host.startswith("[") and host.endswith("]"):
+            return cls(IPv6Address(host[1:-1]), int(port))
+        return cls(IPv4Address(host), int(port))
+
+
+class FourTuple(NamedTuple):
+    """A TCP connection as one host sees it."""
+
+    local: SockAddr
+    remote: SockAddr
+
+    @property
+    def mirrored(self) -> FourTuple:
+        """The same packets as the other host sees them (no NAT between)."""
+        return FourTuple(self.remote, self.local)
+
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        return self.local.host.version
+
+    def __str__(self) -> str:
+        return f"{self.local}-{self.remote}"
+
+
+def unmap(address: IPAddress) -> IPAddress:
+    """An IPv4 address that a dual-stack socket shows as ``::ffff:a.b.c.d`` is IPv4 on the wire."""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def parse_ip(text: str) -> IPAddress:
+    """Like ipaddress.ip_address, IPv4-mapped addresses unmapped.  Raises ValueError."""
+    return unmap(ip_address(text))

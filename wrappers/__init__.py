@@ -1,0 +1,1 @@
+"""redirect-run: runs a command opted in."""
