@@ -1,0 +1,412 @@
+"""Requests, replies and events of the Unix socket: one JSON document a line, UTF-8, no line break inside.
+
+The daemon speaks first (`Hello`).  Then each request line is answered by one reply line, in order; `EventsRequest` is
+answered by any number of `EventReply` lines and, when it does not follow, one `EventsEnd`.  After an `Error` that says
+the request was not understood the daemon closes the connection.
+
+``type`` names the message.  Unknown fields and unknown types are refused on both sides.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, TypeAlias
+
+import msgspec
+
+from redirectctl.api.optin import API_VERSION
+
+MAX_REQUEST: Final = 64 * 1024  # bytes of one request line; the longest real one, a protect target, has some hundred
+MAX_REPLY: Final = 64 * 1024 * 1024  # bytes of one reply line: some 100,000 connections
+
+
+# ---------------------------------------------------------------------------------------------------- what is shown
+
+
+class ConnectionState(StrEnum):
+    """Where a connection stands."""
+
+    SHORT = "short"  # opted in, younger than the threshold
+    NEGOTIATING = "negotiating"  # handshake or bind under way
+    PENDING = "pending"  # waits for a person to approve the peer
+    UNSUPPORTED = "unsupported"  # the other host does not answer; not protected
+    REFUSED = "refused"  # peer rejected, key changed, or claim refused; not protected; see `reason`
+    PROTECTED = "protected"  # would survive a move
+    SUSPENDED = "suspended"  # no path now; held
+    CLOSED = "closed"  # ended (kept in listings for a minute)
+
+
+class PathName(StrEnum):
+    """How a connection's packets travel."""
+
+    ORIGINAL = "original"
+    REWRITTEN = "rewritten"
+    TUNNEL = "tunnel"
+    SETTLED = "settled"
+
+
+class PeerState(StrEnum):
+    """What was decided about a peer's key."""
+
+    PENDING = "pending"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    CHANGED = "changed"  # an address of a known peer presented this other key
+
+
+class EventName(StrEnum):
+    """Every event there is."""
+
+    DAEMON_STARTED = "daemon.started"
+    DAEMON_STOPPED = "daemon.stopped"
+    ADDRESS_ADDED = "address.added"
+    ADDRESS_REMOVED = "address.removed"
+    CONNECTION_FOUND = "connection.found"
+    CONNECTION_LONG = "connection.long"
+    CONNECTION_PROTECTED = "connection.protected"
+    CONNECTION_UNSUPPORTED = "connection.unsupported"
+    CONNECTION_REFUSED = "connection.refused"
+    CONNECTION_SUSPENDED = "connection.suspended"
+    CONNECTION_RESUMED = "connection.resumed"
+    CONNECTION_CLOSED = "connection.closed"
+    PEER_FIRST_CONTACT = "peer.first_contact"
+    PEER_APPROVED = "peer.approved"
+    PEER_REJECTED = "peer.rejected"
+    PEER_KEY_CHANGED = "peer.key_changed"
+    MOVE_STARTED = "move.started"
+    MOVE_FINISHED = "move.finished"
+    MOVE_RECEIVED = "move.received"
+    PATH_CHANGED = "path.changed"
+    REDIRECT_REFUSED = "redirect.refused"
+    PACKET_REFUSED = "packet.refused"
+    RST_HELD = "rst.held"
+    EVENTS_MISSED = "events.missed"  # to one follower that read too slowly: `count` were left out.  Never in the log
+
+
+class Connection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A connection.  `local` and `remote` are the socket tuple and never change."""
+
+    id: str
+    state: ConnectionState
+    path: PathName
+    local: str  # "addr:port" or "[addr]:port", as the other three
+    remote: str
+    wire_local: str
+    wire_remote: str
+    age: float  # seconds
+    peer: str | None  # fingerprint
+    pid: int | None
+    command: str | None
+    moves: int
+    integrity: bool
+    suspended_for: float | None  # seconds
+    reason: str | None
+
+
+class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The daemon in a few numbers."""
+
+    version: str
+    uptime: float  # seconds
+    identity: str  # own fingerprint
+    addresses: list[str]  # usable ones of this host
+    control_port: int
+    connections: dict[ConnectionState, int]  # states without a connection may be left out
+    peers: int
+    pid: int
+
+
+class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Another host's daemon."""
+
+    fingerprint: str
+    name: str | None
+    state: PeerState
+    addresses: list[str]  # latest first
+    first_seen: float  # epoch seconds
+    last_contact: float | None  # epoch seconds
+    connections: int
+
+
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Something that happened.  Fields that do not apply are left out of the JSON."""
+
+    time: float  # epoch seconds
+    event: EventName
+    connection: str | None = None  # id
+    peer: str | None = None  # fingerprint
+    reason: str | None = None  # a named reason, stable
+    state: ConnectionState | None = None  # of the connection, after it
+    path: PathName | None = None
+    address: str | None = None  # that came or went, or that a peer moved to
+    interface: str | None = None
+    source: str | None = None  # "addr:port" that a refused datagram or packet came from
+    local: str | None = None  # socket tuple
+    remote: str | None = None
+    wire_local: str | None = None  # wire tuple
+    wire_remote: str | None = None
+    command: str | None = None
+    pid: int | None = None
+    duration: float | None = None  # seconds; of a move: usable new address to the peer's confirmation
+    connections: int | None = None  # how many took part
+    epoch: int | None = None  # of the host that moved
+    count: int | None = None  # how many times, where one event stands for several
+    detail: str | None = None  # for people
+
+
+class CheckStatus(StrEnum):
+    """Outcome of one check of doctor."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One check of doctor."""
+
+    name: str  # stable, e.g. "kernel.nftables"
+    status: CheckStatus
+    found: str  # what is the case
+    hint: str | None = None  # what to do about it
+
+
+# ---------------------------------------------------------------------------------------------------------- requests
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    pass
+
+
+class StatusRequest(_Message, frozen=True, tag="status"):
+    """Answered by StatusReply.  Anybody may ask."""
+
+
+class ConnectionsRequest(_Message, frozen=True, tag="connections"):
+    """Answered by ConnectionsReply."""
+
+
+class PeersRequest(_Message, frozen=True, tag="peers"):
+    """Answered by PeersReply."""
+
+
+class IdentityRequest(_Message, frozen=True, tag="identity"):
+    """Answered by IdentityReply."""
+
+
+class ApproveRequest(_Message, frozen=True, tag="approve"):
+    """Answered by PeerReply."""
+
+    peer: str  # fingerprint, unique prefix of it, name or address; so below
+    name: str | None = None  # to call it from now on
+
+
+class RejectRequest(_Message, frozen=True, tag="reject"):
+    """Answered by PeerReply."""
+
+    peer: str
+
+
+class ForgetRequest(_Message, frozen=True, tag="forget"):
+    """Answered by PeerReply: the peer as it was."""
+
+    peer: str
+
+
+class ProtectRequest(_Message, frozen=True, tag="protect"):
+    """Answered by ConnectionsReply: what is opted in now because of it (a process may have none yet)."""
+
+    target: str  # PID or LOCAL-REMOTE
+
+
+class ReleaseRequest(_Message, frozen=True, tag="release"):
+    """Answered by ConnectionReply."""
+
+    connection: str  # id, unique prefix of it, or LOCAL-REMOTE; so below
+
+
+class KillRequest(_Message, frozen=True, tag="kill"):
+    """Answered by ConnectionReply."""
+
+    connection: str
+
+
+class AnnounceRequest(_Message, frozen=True, tag="announce"):
+    """Answered by AnnounceReply."""
+
+
+class EventsRequest(_Message, frozen=True, tag="events"):
+    """Answered by EventReply lines; see the top of this file."""
+
+    follow: bool = False
+    since: float | None = None  # epoch seconds; None: everything logged, or with `follow` only what comes
+
+
+class OptInRequest(_Message, frozen=True, tag="opt-in"):
+    """Answered by OptedIn.  Anybody may ask, for the process that asks."""
+
+
+class DoctorRequest(_Message, frozen=True, tag="doctor"):
+    """Answered by DoctorReply."""
+
+    peer: str | None = None
+
+
+Request: TypeAlias = (
+    StatusRequest
+    | ConnectionsRequest
+    | PeersRequest
+    | IdentityRequest
+    | ApproveRequest
+    | RejectRequest
+    | ForgetRequest
+    | ProtectRequest
+    | ReleaseRequest
+    | KillRequest
+    | AnnounceRequest
+    | EventsRequest
+    | OptInRequest
+    | DoctorRequest
+)
+
+
+# ----------------------------------------------------------------------------------------------------------- replies
+
+
+class ErrorCode(StrEnum):
+    """Kind of an error; the command line's exit codes follow it."""
+
+    FAILED = "failed"  # understood, but it cannot be done
+    USAGE = "usage"  # not understood
+    DENIED = "denied"  # the caller lacks the right
+
+
+class Hello(_Message, frozen=True, tag="hello"):
+    """What the daemon says first."""
+
+    version: str  # of the daemon
+    api: int = API_VERSION
+
+
+class StatusReply(_Message, frozen=True, tag="status"):
+    """To StatusRequest."""
+
+    status: Status
+
+
+class ConnectionsReply(_Message, frozen=True, tag="connections"):
+    """To ConnectionsRequest and ProtectRequest."""
+
+    connections: list[Connection]
+
+
+class ConnectionReply(_Message, frozen=True, tag="connection"):
+    """To ReleaseRequest and KillRequest."""
+
+    connection: Connection
+
+
+class PeersReply(_Message, frozen=True, tag="peers"):
+    """To PeersRequest."""
+
+    peers: list[Peer]
+
+
+class PeerReply(_Message, frozen=True, tag="peer"):
+    """To ApproveRequest, RejectRequest and ForgetRequest."""
+
+    peer: Peer
+
+
+class IdentityReply(_Message, frozen=True, tag="identity"):
+    """To IdentityRequest."""
+
+    fingerprint: str
+    picture: str  # lines of text
+
+
+class AnnounceReply(_Message, frozen=True, tag="announce"):
+    """To AnnounceRequest."""
+
+    peers: int  # told
+
+
+class OptedIn(_Message, frozen=True, tag="opted-in"):
+    """To OptInRequest: the process and the children it makes from now on are opted in."""
+
+
+class DoctorReply(_Message, frozen=True, tag="doctor"):
+    """To DoctorRequest."""
+
+    checks: list[Check]
+
+
+class EventReply(_Message, frozen=True, tag="event"):
+    """One of the answers to EventsRequest."""
+
+    event: Event
+
+
+class EventsEnd(_Message, frozen=True, tag="events-end"):
+    """Last answer to an EventsRequest that does not follow."""
+
+
+class Error(_Message, frozen=True, tag="error"):
+    """Instead of any reply."""
+
+    code: ErrorCode
+    what: str
+    why: str
+    hint: str  # what to do; may be empty
+
+
+Reply: TypeAlias = (
+    Hello
+    | StatusReply
+    | ConnectionsReply
+    | ConnectionReply
+    | PeersReply
+    | PeerReply
+    | IdentityReply
+    | AnnounceReply
+    | OptedIn
+    | DoctorReply
+    | EventReply
+    | EventsEnd
+    | Error
+)
+
+
+class RequestError(Exception):
+    """A request that was not carried out: handlers in the daemon raise it, the client raises it again."""
+
+    def __init__(self, what: str, why: str, hint: str = "", code: ErrorCode = ErrorCode.FAILED) -> None:
+        super().__init__("; ".join(part for part in (f"{what}: {why}", hint) if part))
+        self.error = Error(code=code, what=what, why=why, hint=hint)
+
+
+_encoder = msgspec.json.Encoder()
+_requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_replies: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
+
+
+def encode(message: Request | Reply) -> bytes:
+    """One line, line break included."""
+    return _encoder.encode(message) + b"\n"
+
+
+def decode_request(line: bytes) -> Request:
+    """Raises RequestError (usage) that says what is wrong with it."""
+    try:
+        return _requests.decode(line)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise RequestError("request", str(error), "see the protocol of the Unix socket", ErrorCode.USAGE) from None
+
+
+def decode_reply(line: bytes) -> Reply:
+    """Raises ValueError."""
+    try:
+        return _replies.decode(line)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from None
