@@ -1,0 +1,285 @@
+"""redirectd.toml: reading, checking, defaults.
+
+Every error is one line, ``FILE:LINE: key: why; what to do``.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NewType
+
+import msgspec
+
+DEFAULT_FILE: Final = Path("/etc/redirectctl/redirectd.toml")
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Address = NewType("Address", str)  # an IPv4 or IPv6 address as text
+HostPort = NewType("HostPort", str)  # "host:port", "[v6]:port"
+Duration = NewType("Duration", float)  # seconds; in the file a number and a unit, "10s"
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d|w)")
+_DAY: Final = 86400.0
+
+
+class ConfigError(Exception):
+    """What is wrong, where, and what to do, in one line."""
+
+    def __init__(self, file: str, line: int | None, key: str, why: str, hint: str) -> None:
+        key = key if key.isprintable() else repr(key)
+        super().__init__(": ".join(part for part in (file if line is None else f"{file}:{line}", key, why) if part))
+        self.args = (f"{self.args[0]}; {hint}",)
+        self.file = file
+        self.line = line
+        self.key = key
+
+
+class Control(msgspec.Struct, frozen=True):
+    """The UDP socket on which daemons talk to each other."""
+
+    port: Port = 7747
+    listen: tuple[Address, ...] = ()  # empty: all
+
+
+class Trust(msgspec.Struct, frozen=True):
+    """What to do with keys that are not known yet, or no longer met."""
+
+    first_contact: Literal["ask", "accept-new", "refuse"] = "ask"
+    forget_after: Duration = Duration(365 * _DAY)
+
+
+class Protect(msgspec.Struct, frozen=True):
+    """Which connections are protected, and when."""
+
+    scope: Literal["opted-in", "all"] = "opted-in"
+    ports: tuple[Port, ...] = ()  # remote ports that are always opted in
+    long_lived_after: Duration = Duration(10.0)  # may be 0
+    close_short_lived: bool = True  # at an address change
+    accept_ports: tuple[Port, ...] = ()  # local ports that peers may ask to protect; empty: all
+
+
+class Integrity(msgspec.Struct, frozen=True):
+    """Authentication of each packet."""
+
+    mode: Literal["off", "on"] = "off"
+
+
+class PathChoice(msgspec.Struct, frozen=True):
+    """How packets travel after a move."""
+
+    prefer: Literal["auto", "rewritten", "tunnel"] = "auto"
+
+
+class Outage(msgspec.Struct, frozen=True):
+    """What to do while there is no path."""
+
+    suspend_after: Duration = Duration(10.0)  # of silence
+    give_up_after: Duration = Duration(14 * _DAY)
+
+
+class Rendezvous(msgspec.Struct, frozen=True):
+    """Hosts that help two others to find each other."""
+
+    servers: tuple[HostPort, ...] = ()
+    serve: bool = False
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The whole file; each section has its defaults."""
+
+    control: Control = Control()
+    trust: Trust = Trust()
+    protect: Protect = Protect()
+    integrity: Integrity = Integrity()
+    path: PathChoice = PathChoice()
+    outage: Outage = Outage()
+    rendezvous: Rendezvous = Rendezvous()
+
+
+# Values that are right but ask for what this version cannot do.
+_NOT_AVAILABLE: Final = frozenset(
+    {
+        ("integrity", "mode"),
+        ("path", "prefer", "tunnel"),
+        ("outage", "suspend_after"),
+        ("outage", "give_up_after"),
+        ("rendezvous", "servers"),
+        ("rendezvous", "serve"),
+    }
+)
+_MAY_BE_ZERO: Final = frozenset({("protect", "long_lived_after")})
+
+
+def load(path: Path | None) -> Config:
+    """Read a named file, or with None the default file, whose absence means defaults.  Raises ConfigError."""
+    file = DEFAULT_FILE if path is None else path
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        if path is None:
+            return Config()
+        raise ConfigError(str(file), None, "", "no such file", "create it or name another with --config") from None
+    except OSError as error:
+        raise ConfigError(str(file), None, "", error.strerror or str(error), "make it readable") from None
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(str(file), line, "", "not UTF-8 text", "save it as UTF-8") from None
+    return parse(text, str(file))
+
+
+def parse(text: str, file: str = "redirectd.toml") -> Config:
+    """Check the text of a configuration; `file` is for messages.  Raises ConfigError about the first wrong line."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _syntax_error(text, file, str(error)) from None
+    return _Reader(text, file).read(document)
+
+
+class _Reader:
+    """Checks a parsed document, and collects what is wrong with it."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self._text = text
+        self._file = file
+        self._errors: list[ConfigError] = []
+
+    def read(self, document: dict[str, Any]) -> Config:
+        sections = {field.name: field.type for field in msgspec.structs.fields(Config)}
+        values = {}
+        for name, content in document.items():
+            if name not in sections:
+                self._wrong(name, None, "unknown section", f"sections are {', '.join(sections)}")
+            elif not isinstance(content, dict):
+                self._wrong(name, None, "is a section, not a key", f"write [{name}] on a line")
+            else:
+                values[name] = self._section(sections[name], name, content)
+        if self._errors:
+            raise min(self._errors, key=lambda error: error.line or 0)
+        return Config(**values)
+
+    def _section(self, kind: type[msgspec.Struct], section: str, content: dict[str, Any]) -> Any:
+        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        values = {}
+        for key, raw in content.items():
+            if key not in fields:
+                self._wrong(section, key, "unknown key", f"keys of [{section}] are {', '.join(fields)}")
+                continue
+            try:
+                value = _value(fields[key].type, raw, zero=(section, key) in _MAY_BE_ZERO)
+            except ValueError as error:
+                self._wrong(section, key, *error.args)
+                continue
+            values[key] = value
+            asked = {(section, key), (section, key, str(value))}
+            if value != fields[key].default and not _NOT_AVAILABLE.isdisjoint(asked):
+                why = f"{_toml(raw)} is not available in this version"
+                self._wrong(section, key, why, "remove the line to have the default")
+        return kind(**values)
+
+    def _wrong(self, section: str, key: str | None, why: str, hint: str) -> None:
+        name = section if key is None else f"{section}.{key}"
+        self._errors.append(ConfigError(self._file, _line_of(self._text, section, key), name, why, hint))
+
+
+def _value(kind: Any, raw: Any, *, zero: bool) -> Any:
+    """Convert what TOML gave.  Raises ValueError(why, what to do)."""
+    if kind is Duration:
+        return _duration(raw, zero=zero)
+    try:
+        value = msgspec.convert(raw, kind)
+    except msgspec.ValidationError:
+        raise ValueError(f"{_toml(raw)} is not a valid value", f"write {_expected(kind)}") from None
+    for item in value if isinstance(value, tuple) else ():
+        if kind == tuple[Address, ...]:
+            _check_address(item)
+        elif kind == tuple[HostPort, ...]:
+            _check_host_port(item)
+    return value
+
+
+def _duration(raw: Any, *, zero: bool) -> float:
+    match = _DURATION.fullmatch(raw) if isinstance(raw, str) else None
+    if match is None:
+        raise ValueError(f"{_toml(raw)} is not a duration", 'write a number and ms, s, m, h, d or w, as in "10s"')
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if seconds == 0 and not zero:
+        raise ValueError("must be longer than 0", "write a longer time")
+    return seconds
+
+
+def _check_address(text: str) -> None:
+    try:
+        ip_address(text)
+    except ValueError:
+        raise ValueError(f"{_toml(text)} is not an address", 'write addresses as in "192.0.2.1"') from None
+
+
+def _check_host_port(text: str) -> None:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{_toml(text)} is not HOST:PORT", 'write servers as in "rendezvous.example.net:7747"')
+
+
+_EXPECTED: Final[tuple[tuple[Any, str], ...]] = (
+    (Port, "a number from 1 to 65535"),
+    (bool, "true or false"),
+    (tuple[Port, ...], "a list of numbers from 1 to 65535, as in [22, 5432]"),
+    (tuple[Address, ...], 'a list of addresses, as in ["192.0.2.1"]'),
+    (tuple[HostPort, ...], 'a list of servers, as in ["rendezvous.example.net:7747"]'),
+)
+
+
+def _expected(kind: Any) -> str:
+    for candidate, text in _EXPECTED:
+        if kind == candidate:
+            return text
+    return " or ".join(f'"{choice}"' for choice in kind.__args__)  # a Literal
+
+
+def _toml(raw: Any) -> str:
+    """A value as it is written in the file, shortened for a message of one line."""
+    text = str(raw).lower() if isinstance(raw, bool) else repr(raw)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _syntax_error(text: str, file: str, message: str) -> ConfigError:
+    position = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", message)
+    line = int(position[1]) if position and position[1] else text.count("\n") + 1
+    why = message[: position.start()] if position else message
+    return ConfigError(file, line, "", f"not TOML: {why[:1].lower()}{why[1:]}", "correct the line")
+
+
+_HEADER: Final = re.compile(r"\s*\[+\s*(?P<name>[^\]#]*?)\s*\]")
+_KEY: Final = re.compile(r"\s*(?P<name>[A-Za-z0-9_\-\"'.\s]+?)\s*=")
+
+
+def _line_of(text: str, section: str, key: str | None) -> int:
+    """Where a key of a section, or the section, is written: tomllib does not say.  Lines count from 1.
+
+    Knows ``[section]`` followed by ``key =``, and ``section.key =``; of an inline table, the line of the section.
+    """
+    current: list[str] = []
+    of_section = 0
+    for number, line in enumerate(text.split("\n"), start=1):
+        if header := _HEADER.match(line):
+            current = _parts(header["name"])
+            path = current
+        elif assignment := _KEY.match(line):
+            path = current + _parts(assignment["name"])
+        else:
+            continue
+        if path[:1] == [section]:
+            of_section = of_section or number
+            if key is None or path[1:2] == [key]:
+                return number
+    return of_section or 1
+
+
+def _parts(name: str) -> list[str]:
+    return [part.strip().strip("\"'") for part in name.split(".")]

@@ -1,0 +1,166 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from redirectctl import config
+from redirectctl.config import Config, ConfigError
+
+# Word for word as the interface description has it, all values being the defaults.
+DEFAULTS = """\
+[control]
+port = 7747                  # UDP
+listen = []                  # addresses; empty = all
+[trust]
+first_contact = "ask"        # ask | accept-new | refuse
+forget_after = "365d"        # peers not met for this long
+[protect]
+scope = "opted-in"           # opted-in | all
+ports = []                   # remote ports that are always opted in
+long_lived_after = "10s"
+close_short_lived = true     # at an address change
+accept_ports = []            # local ports that peers may ask to protect; empty = all
+[integrity]
+mode = "off"                 # off | on
+[path]
+prefer = "auto"              # auto | rewritten | tunnel
+[outage]
+suspend_after = "10s"        # of silence
+give_up_after = "14d"
+[rendezvous]
+servers = []                 # "host:port"
+serve = false
+"""
+
+
+def refused(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text, "f.toml")
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_documented_file_is_the_defaults():
+    assert config.parse(DEFAULTS) == Config() == config.parse("")
+
+
+def test_values():
+    read = config.parse(
+        """
+        control = { port = 7000, listen = ["192.0.2.1", "2001:db8::1"] }
+        protect.ports = [22, 5432]
+        [trust]
+        first_contact = "accept-new"
+        forget_after = "2w"
+        ["path"]
+        'prefer' = "rewritten"
+        """
+    )
+    assert read.control.port == 7000
+    assert read.control.listen == ("192.0.2.1", "2001:db8::1")
+    assert read.protect.ports == (22, 5432)
+    assert read.protect.scope == "opted-in"
+    assert read.trust.first_contact == "accept-new"
+    assert read.trust.forget_after == 14 * 86400
+    assert read.path.prefer == "rewritten"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("500ms", 0.5), ("10s", 10), ("1.5s", 1.5), ("3m", 180), ("2h", 7200), ("365d", 31536000), ("0s", 0)],
+)
+def test_durations(text: str, seconds: float):
+    assert config.parse(f'[protect]\nlong_lived_after = "{text}"').protect.long_lived_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[control]\n\nprot = 1", "f.toml:3: control.prot: unknown key; keys of [control] are port, listen"),
+        ("# c\n[contrl]\nport = 1", "f.toml:2: contrl: unknown section; sections are control, trust, protect, "
+         "integrity, path, outage, rendezvous"),
+        ("control = 3", "f.toml:1: control: is a section, not a key; write [control] on a line"),
+        ("[control]\nport = 0", "f.toml:2: control.port: 0 is not a valid value; write a number from 1 to 65535"),
+        ("[control]\nport = true", "f.toml:2: control.port: true is not a valid value; "
+         "write a number from 1 to 65535"),
+        ('[control]\nport = "7747"', "f.toml:2: control.port: '7747' is not a valid value; "
+         "write a number from 1 to 65535"),
+        ('[control]\nlisten = ["eth0"]', "f.toml:2: control.listen: 'eth0' is not an address; "
+         'write addresses as in "192.0.2.1"'),
+        ('[trust]\nfirst_contact = "yes"', "f.toml:2: trust.first_contact: 'yes' is not a valid value; "
+         'write "ask" or "accept-new" or "refuse"'),
+        ("[trust]\nforget_after = 365", "f.toml:2: trust.forget_after: 365 is not a duration; "
+         'write a number and ms, s, m, h, d or w, as in "10s"'),
+        ('[trust]\nforget_after = "-1d"', "f.toml:2: trust.forget_after: '-1d' is not a duration; "
+         'write a number and ms, s, m, h, d or w, as in "10s"'),
+        ('[trust]\nforget_after = "0d"', "f.toml:2: trust.forget_after: must be longer than 0; write a longer time"),
+        ("[protect]\nports = [22, 65536]", "f.toml:2: protect.ports: [22, 65536] is not a valid value; "
+         "write a list of numbers from 1 to 65535, as in [22, 5432]"),
+        ("[protect]\nclose_short_lived = 1", "f.toml:2: protect.close_short_lived: 1 is not a valid value; "
+         "write true or false"),
+        ('[rendezvous]\nservers = ["here"]', "f.toml:2: rendezvous.servers: 'here' is not HOST:PORT; "
+         'write servers as in "rendezvous.example.net:7747"'),
+        ("protect.prots = 1", "f.toml:1: protect.prots: unknown key; keys of [protect] are scope, ports, "
+         "long_lived_after, close_short_lived, accept_ports"),
+        ("[control]\nport = 1\nport = 2", "f.toml:3: not TOML: cannot overwrite a value; correct the line"),
+    ],
+)  # fmt: skip
+def test_errors_name_key_and_line(text: str, message: str):
+    assert refused(text) == message
+
+
+def test_the_first_wrong_line_is_named():
+    assert refused('[protect]\nnope = 1\n[control]\nport = "x"').startswith("f.toml:2: protect.nope:")
+
+
+def test_a_line_break_in_a_key_or_value_stays_in_one_line():
+    assert refused('[control]\n"a\\nb" = 1').startswith("f.toml:1: 'control.a\\nb': unknown key")
+    assert "'a\\nb'" in refused('[integrity]\nmode = "a\\nb"')
+
+
+def test_unfinished_file():
+    assert refused('[control]\nlisten = [\n"192.0.2.1"').startswith("f.toml:3: not TOML: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[integrity]\nmode = "on"',
+        '[path]\nprefer = "tunnel"',
+        '[outage]\nsuspend_after = "11s"',
+        '[outage]\ngive_up_after = "1d"',
+        '[rendezvous]\nservers = ["r.example.net:7747"]',
+        "[rendezvous]\nserve = true",
+    ],
+)
+def test_what_later_versions_do_is_refused_clearly(text: str):
+    assert re.fullmatch(r"f\.toml:2: \w+\.\w+: .+ is not available in this version; remove the line .*", refused(text))
+
+
+def test_a_wrong_value_for_what_later_versions_do_is_a_wrong_value():
+    assert "is not a valid value" in refused('[integrity]\nmode = "maybe"')
+
+
+def test_missing_default_file_means_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "none.toml")
+    assert config.load(None) == Config()
+
+
+def test_default_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "redirectd.toml").write_text("[control]\nport = 1234\n")
+    monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "redirectd.toml")
+    assert config.load(None).control.port == 1234
+
+
+def test_missing_named_file_is_an_error(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no such file; create it"):
+        config.load(tmp_path / "none.toml")
+
+
+def test_directory_and_binary(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"Is a directory; make it readable"):
+        config.load(tmp_path)
+    (tmp_path / "b").write_bytes(b"[control]\n\xff\xfe")
+    with pytest.raises(ConfigError, match=r"b:2: not UTF-8 text; save it as UTF-8"):
+        config.load(tmp_path / "b")
