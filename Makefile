@@ -1,0 +1,70 @@
+# make demo, make test: on a fresh Debian-like machine with Python 3.11 these install what they need first.
+# PYTHON=/path/to/python3 chooses the Python.  PYTEST_ARGS="-k move" goes to pytest.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PREFIX := /opt/redirectctl
+LINKS := /usr/local/bin
+UNITS := /etc/systemd/system
+PYTEST_ARGS :=
+# Network namespaces need root.
+SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint setup packages install uninstall clean
+
+help:
+	@echo 'make demo       watch an ssh session live through address changes, in network namespaces of this machine'
+	@echo 'make test       all tests: unit, simulated, and on the real kernel in network namespaces'
+	@echo 'make lint       ruff, mypy --strict, import-linter'
+	@echo 'make install    into $(PREFIX), commands into $(LINKS), systemd unit into $(UNITS) (as root)'
+	@echo 'make uninstall  removes that; configuration and state stay'
+	@echo 'make clean      removes what the others made in this folder'
+
+demo: setup
+	$(SUDO) $(BIN)/redirectctl demo
+
+test: setup
+	$(SUDO) env $(if $(REDIRECTCTL_VECTORS),REDIRECTCTL_VECTORS='$(REDIRECTCTL_VECTORS)') $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	mkdir -p build/names
+	ln -sfn ../../tui build/names/redirectctl_tui
+	ln -sfn ../../wrappers build/names/redirectctl_wrappers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: packages $(VENV)/.complete
+
+packages:
+	@scripts/setup packages
+
+$(VENV)/.complete: pyproject.toml scripts/setup wrappers/launcher.py | packages
+	@scripts/setup venv $(VENV)
+	@touch $@
+
+install:
+	@scripts/setup packages run
+	@[ ! -e $(PREFIX) ] || [ -e $(PREFIX)/pyvenv.cfg ] || { echo '$(PREFIX) holds something else'; exit 1; }
+	rm -rf build/lib
+	"$$(scripts/setup python public)" -m venv --clear $(PREFIX)
+	$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check .
+	$(PREFIX)/bin/python -m redirectctl_wrappers.launcher $(PREFIX)/bin/redirect-run
+	install -d $(LINKS)
+	ln -sfn $(PREFIX)/bin/redirectd $(PREFIX)/bin/redirectctl $(PREFIX)/bin/redirect-run $(LINKS)/
+	if [ -d $(dir $(UNITS)) ]; then \
+	    install -d $(UNITS) && \
+	    sed 's|/usr/local/bin|$(LINKS)|' systemd/redirectd.service >$(UNITS)/redirectd.service; fi
+	if [ -d /run/systemd/system ]; then \
+	    systemctl daemon-reload; echo 'start it with: systemctl enable --now redirectd'; fi
+
+uninstall:
+	if [ -d /run/systemd/system ]; then systemctl disable --now redirectd || true; fi
+	rm -f $(LINKS)/redirectd $(LINKS)/redirectctl $(LINKS)/redirect-run $(UNITS)/redirectd.service
+	if [ -e $(PREFIX)/pyvenv.cfg ]; then rm -rf $(PREFIX); fi
+
+clean:
+	$(SUDO) rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	$(SUDO) find . -name __pycache__ -prune -exec rm -rf {} +
