@@ -1,0 +1,124 @@
+"""A connection that redirectctl knows of, and the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from redirectctl.flows.state import MOVABLE, TRANSITIONS, State
+from redirectctl.wire.addr import FourTuple, SockAddr
+
+
+class Flow(NamedTuple):
+    """What the kernel must know of a protected connection.  Equal tuples: not rewritten, only guarded."""
+
+    socket: FourTuple
+    wire: FourTuple
+
+
+@dataclass(slots=True)
+class Connection:
+    """State of one connection on this host.  Times are on the caller's clock."""
+
+    cid: bytes  # 8 random bytes, the same on both hosts
+    socket: FourTuple
+    wire: FourTuple
+    since: float  # when it was found
+    state: State = State.SHORT
+    reason: str | None = None  # why it is not protected, or why it ended
+    peer: bytes | None = None  # static public key
+    initiator: bool = True  # we asked the peer, not the peer us
+    local_epoch: int = 0  # our epoch when the connection was taken on
+    remote_epoch: int = 0  # the peer's newest epoch that has been applied; older ACMs change nothing
+    announced_epoch: int = 0  # the newest that it has announced with proof of who it is
+    moves: int = 0
+    lost_since: float | None = None  # no path since
+    peer_closed: bool = False  # the peer's socket is gone
+    pid: int | None = None
+    command: str | None = None
+    guarded: bool = False  # the kernel holds a Flow for it
+    history: list[tuple[float, State]] = field(default_factory=list)
+
+    @property
+    def flow(self) -> Flow:
+        """For the kernel."""
+        return Flow(self.socket, self.wire)
+
+    @property
+    def moved(self) -> bool:
+        """Addresses are rewritten."""
+        return self.wire != self.socket
+
+    @property
+    def movable(self) -> bool:
+        """Protected, whether there is a path now or not."""
+        return self.state in MOVABLE
+
+    def rewired(self, local: SockAddr | None = None, remote: SockAddr | None = None) -> Flow:
+        """The flow with one end of the wire tuple at another address."""
+        return Flow(self.socket, FourTuple(local or self.wire.local, remote or self.wire.remote))
+
+
+class InvalidTransitionError(RuntimeError):
+    """The engine is wrong: such a change of state is not in the table."""
+
+
+def change(connection: Connection, state: State, now: float, reason: str | None = None) -> None:
+    """The only place where a connection's state changes.  Raises InvalidTransitionError."""
+    if state not in TRANSITIONS[connection.state]:
+        raise InvalidTransitionError(f"{connection.cid.hex()}: {connection.state.value} -> {state.value}")
+    connection.state = state
+    connection.reason = reason
+    connection.history = [*connection.history[-31:], (now, state)]
+
+
+class Table:
+    """Connections by id, by socket tuple and by peer."""
+
+    def __init__(self) -> None:
+        self._by_cid: dict[bytes, Connection] = {}
+        self._by_socket: dict[FourTuple, Connection] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_cid)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(self._by_cid.values())
+
+    def get(self, cid: bytes) -> Connection | None:
+        """By id, ended ones included."""
+        return self._by_cid.get(cid)
+
+    def at(self, socket: FourTuple) -> Connection | None:
+        """By socket tuple; ended connections are not found."""
+        return self._by_socket.get(socket)
+
+    def add(self, connection: Connection) -> None:
+        """A new connection, or one whose id has changed."""
+        self._by_cid[connection.cid] = connection
+        self._by_socket[connection.socket] = connection
+
+    def rename(self, connection: Connection, cid: bytes) -> None:
+        """Both hosts took the connection on at once: one id wins."""
+        del self._by_cid[connection.cid]
+        connection.cid = cid
+        self._by_cid[cid] = connection
+
+    def end(self, connection: Connection) -> None:
+        """Its socket is gone: another connection may have the same tuple from now on."""
+        if self._by_socket.get(connection.socket) is connection:
+            del self._by_socket[connection.socket]
+
+    def bury(self, connection: Connection) -> None:
+        """Out of the listings."""
+        self.end(connection)
+        self._by_cid.pop(connection.cid, None)
+
+    def movable(self, peer: bytes | None = None) -> list[Connection]:
+        """Protected connections, of all peers or one."""
+        return [c for c in self._by_cid.values() if c.movable and (peer is None or c.peer == peer)]
+
+    def select(self, cids: Iterable[bytes]) -> list[Connection]:
+        """Those of the ids that are still there."""
+        return [c for cid in cids if (c := self._by_cid.get(cid)) is not None]

@@ -1,0 +1,313 @@
+"""The control port of one host: datagrams in, datagrams and events out.  No I/O, no clock.
+
+Call receive() for every datagram, tick() when next_timer() says so, and carry out what drain() returns, in order.
+Handshakes are in initiate.py and respond.py; here are sessions and what travels in them.
+
+A message that is refused leaves no trace but an events.Refused with a named reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from redirectctl.proto import constants, events
+from redirectctl.proto.cipher import TransportCipher
+from redirectctl.proto.errors import AuthError
+from redirectctl.proto.initiate import Initiator
+from redirectctl.proto.noise import Handshake, Rng, StaticKey
+from redirectctl.proto.peer import Peer, PeerState, Session
+from redirectctl.proto.respond import Responder
+from redirectctl.proto.timers import Timers
+from redirectctl.wire import datagram
+from redirectctl.wire import message as messages
+from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.datagram import MalformedError
+
+Admit = Callable[[bytes, SockAddr, bool], PeerState | None]  # key, where, did we contact it -> state, None: refuse
+
+
+class Endpoint:
+    """Sessions with peers.  ``admit`` decides about a key that is met for the first time."""
+
+    def __init__(
+        self,
+        static: StaticKey,
+        rng: Rng,
+        admit: Admit,
+        peers: dict[bytes, Peer] | None = None,
+        counter: int = 0,
+        versions: tuple[int, ...] = constants.VERSIONS,
+    ) -> None:
+        """``counter``: at least as high as any that a former run of this host used for IKpsk2 initiations."""
+        self.static = static
+        self.rng = rng
+        self.peers: dict[bytes, Peer] = peers if peers is not None else {}
+        self.versions = versions
+        self.timers: Timers[tuple[Any, ...]] = Timers()
+        self._admit = admit
+        self._counter = counter
+        self._out: list[events.Event] = []
+        self._sessions: dict[int, Session] = {}  # by our index
+        self._by_remote: dict[int, Session] = {}  # by the peer's index: for UNKNOWN
+        self._hinted: dict[bytes, float] = {}
+        self.initiator = Initiator(self)
+        self.responder = Responder(self)
+
+    # -- for the owner ------------------------------------------------------------------------------------------------
+
+    def drain(self) -> list[events.Event]:
+        """What has come of the calls since the last drain, in order."""
+        out, self._out = self._out, []
+        return out
+
+    def next_timer(self) -> float | None:
+        """When tick() is due."""
+        return self.timers.next()
+
+    def contact(self, now: float, to: SockAddr, source: IPAddress | None = None, key: bytes | None = None) -> None:
+        """Start a handshake; ``key`` is who must answer, None whoever is there."""
+        self.initiator.start(now, to, source, key)
+
+    def send(
+        self,
+        now: float,
+        peer: Peer,
+        message: messages.Message,
+        to: SockAddr | None = None,
+        source: IPAddress | None = None,
+    ) -> bool:
+        """Seal and send to where the peer is, or along the given path.  False: there is no session."""
+        session = peer.session(now)
+        if session is None:
+            return False
+        if to is None:
+            if peer.remote is None:
+                return False
+            to, source = peer.remote, peer.local
+        self._seal(session, messages.encode(message), to, source)
+        if session.old(now) and not self.initiator.under_way(peer.key):
+            self.initiator.start(now, to, source, peer.key)
+        return True
+
+    def receive(self, now: float, data: bytes, source: SockAddr, local: IPAddress) -> None:
+        """A datagram came from ``source`` to our address ``local``."""
+        key: list[bytes] = []
+        try:
+            message = datagram.decode(data)
+            self._dispatch(now, data, message, source, local, key)
+        except MalformedError as error:
+            self.emit(events.Refused(source, error.reason, key[0] if key else None))
+
+    def tick(self, now: float) -> None:
+        """Do what has become due."""
+        for kind, *rest in self.timers.due(now):
+            if kind == "attempt":
+                self.initiator.retry(now, *rest)
+            elif kind == "confirm":
+                self._confirm(now, *rest)
+            elif kind == "rekey":
+                self._rekey(now, *rest)
+            elif kind == "expire":
+                self._expire(*rest)
+
+    def forget(self, key: bytes) -> None:
+        """Drop a peer and its sessions."""
+        peer = self.peers.pop(key, None)
+        for session in list(peer.sessions) if peer is not None else []:
+            self._expire(session.local_index)
+
+    # -- for initiate.py and respond.py -------------------------------------------------------------------------------
+
+    def emit(self, event: events.Event) -> None:
+        """Queue for drain()."""
+        self._out.append(event)
+
+    def new_index(self) -> int:
+        """A random index that names no session and no handshake of ours."""
+        while True:
+            index = int.from_bytes(self.rng(4), "big")
+            if index and index not in self._sessions and index not in self.responder:
+                return index
+
+    def next_counter(self) -> int:
+        """For the first message of IKpsk2; grows with every use."""
+        self._counter += 1
+        return self._counter
+
+    def establish(
+        self,
+        now: float,
+        handshake: Handshake,
+        *,
+        version: int,
+        indices: tuple[int, int],
+        initiator: bool,
+        final: bytes | None,
+        path: tuple[IPAddress, SockAddr],
+        first_contact: bool,
+    ) -> None:
+        """A handshake is complete: make the session.  Raises MalformedError when the peer is not wanted."""
+        key = handshake.remote_static
+        if key is None:
+            raise MalformedError("no-static-key")
+        local, remote = path
+        peer = self.peers.get(key)
+        if peer is None:
+            peer = self._meet(now, key, remote, initiator)
+        elif peer.state is PeerState.REJECTED:
+            raise MalformedError("rejected-peer")
+        if first_contact:
+            rank = (now, handshake.handshake_hash)
+            # Two first contacts at once, one from each side, may end in either order: both ends keep the same secret.
+            if now - peer.secret_rank[0] > constants.SECRET_RACE or rank[1] > peer.secret_rank[1]:
+                peer.secret, peer.secret_rank = handshake.export_secret(constants.LABEL_PAIRWISE), rank
+                peer.greatest_counter = -1
+        keys = handshake.split()
+        ciphers = TransportCipher(keys.send), TransportCipher(keys.recv)
+        session = Session(key, version, initiator, *indices, *ciphers, created=now, usable=initiator, final=final)
+        first = peer.session(now) is None
+        self._add_session(now, peer, session)
+        if initiator:
+            peer.remote, peer.local, peer.last_contact = remote, local, now
+            self._confirm(now, session.local_index)
+            self.emit(events.PeerChanged(key))
+            self.emit(events.SessionUp(key, remote, first, initiator=True))
+        else:
+            self.emit(events.PeerChanged(key))
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _dispatch(
+        self, now: float, raw: bytes, message: datagram.Datagram, source: SockAddr, local: IPAddress, key: list[bytes]
+    ) -> None:
+        match message:
+            case datagram.Transport():
+                self._on_transport(now, message, source, local, key)
+            case datagram.Init():
+                self.responder.on_init(now, raw, message, source, local)
+            case datagram.Response():
+                self.initiator.on_response(now, message, source, local)
+            case datagram.FinalMessage():
+                if message.receiver not in self._sessions:  # else a repeated one whose session we have
+                    self.responder.on_final(now, message, source, local)
+            case datagram.Cookie():
+                self.initiator.on_cookie(now, message)
+            case datagram.Versions():
+                self.initiator.on_versions(now, message)
+            case datagram.Unknown():
+                self._on_unknown(now, message)
+
+    def _on_transport(
+        self, now: float, message: datagram.Transport, source: SockAddr, local: IPAddress, key: list[bytes]
+    ) -> None:
+        session = self._sessions.get(message.receiver)
+        if session is None:
+            if message.receiver not in self.responder:
+                self.responder.hint(now, source, local, datagram.Unknown(message.version, message.receiver))
+            raise MalformedError("unknown-session")
+        if session.expired(now):
+            raise MalformedError("expired-session")
+        if message.version != session.version:
+            raise MalformedError("unknown-version")
+        refusal = session.window.check(message.counter)
+        if refusal is not None:
+            raise MalformedError(str(refusal))
+        try:
+            plaintext = session.opening.open(message.counter, message.ciphertext, message.header)
+        except AuthError as error:
+            raise MalformedError(str(error.reason)) from error
+        session.window.commit(message.counter)
+        key.append(session.key)
+        peer = self.peers[session.key]
+        peer.last_contact = now
+        if not session.heard:
+            session.heard, session.final = True, None
+            self.timers.cancel(("confirm", session.local_index))
+        if not session.usable:
+            self._first_heard(now, peer, session, source, local)
+        if plaintext:
+            self.emit(events.Received(session.key, messages.decode(plaintext), source, local))
+
+    def _first_heard(self, now: float, peer: Peer, session: Session, source: SockAddr, local: IPAddress) -> None:
+        """The initiator has shown that it holds the keys, and its address that it receives: we may send."""
+        first = peer.session(now) is None
+        session.usable = True
+        peer.remote, peer.local = source, local
+        self._seal(session, b"", source, local)
+        self.emit(events.PeerChanged(peer.key))
+        self.emit(events.SessionUp(peer.key, source, first, initiator=False))
+
+    def _on_unknown(self, now: float, message: datagram.Unknown) -> None:
+        if self.initiator.on_unknown(now, message.receiver):
+            return
+        session = self._by_remote.get(message.receiver)
+        if session is None:
+            raise MalformedError("no-such-session")
+        if now - self._hinted.get(session.key, float("-inf")) < constants.UNKNOWN_HINT_PAUSE:
+            return
+        self._hinted[session.key] = now
+        peer = self.peers[session.key]
+        if peer.remote is not None:  # the old session stays: the hint proves nothing
+            self.initiator.start(now, peer.remote, peer.local, peer.key)
+
+    def _meet(self, now: float, key: bytes, at: SockAddr, initiator: bool) -> Peer:
+        state = self._admit(key, at, initiator)
+        if state is None:
+            raise MalformedError("unknown-peer")
+        pending = [p for p in self.peers.values() if p.state is PeerState.PENDING]
+        if len(pending) >= constants.PENDING_MAX:
+            oldest = min(pending, key=lambda p: p.last_contact or 0.0)
+            self.emit(events.Refused(at, "too-many-pending", oldest.key))
+            self.forget(oldest.key)
+        peer = self.peers[key] = Peer(key, state, last_contact=now)
+        self.emit(events.PeerMet(key, at, initiator))
+        return peer
+
+    def _add_session(self, now: float, peer: Peer, session: Session) -> None:
+        self._sessions[session.local_index] = session
+        self._by_remote[session.remote_index] = session
+        peer.sessions.insert(0, session)
+        for old in peer.sessions[constants.SESSIONS_PER_PEER :]:
+            self._expire(old.local_index)
+        self.timers.set(("expire", session.local_index), now + constants.REJECT_AFTER_TIME)
+        renew = constants.REKEY_AFTER_TIME if session.initiator else constants.REKEY_AFTER_TIME_RESPONDER
+        self.timers.set(("rekey", session.local_index), now + renew)
+
+    def _confirm(self, now: float, index: int) -> None:
+        """An empty message shows the responder that we hold the keys; its answer ends the repeats."""
+        session = self._sessions.get(index)
+        peer = self.peers.get(session.key) if session is not None else None
+        if session is None or peer is None or session.heard or peer.remote is None:
+            return
+        if session.final is not None and session.confirms:
+            self.emit(events.Transmit(peer.local, peer.remote, session.final))
+        self._seal(session, b"", peer.remote, peer.local)
+        if session.confirms < len(constants.CONFIRM_RETRIES):
+            self.timers.set(("confirm", index), now + constants.CONFIRM_RETRIES[session.confirms])
+        session.confirms += 1
+
+    def _rekey(self, now: float, index: int) -> None:
+        session = self._sessions.get(index)
+        peer = self.peers.get(session.key) if session is not None else None
+        if session is None or peer is None or not peer.keep or peer.sessions[0] is not session or peer.remote is None:
+            return
+        self.initiator.start(now, peer.remote, peer.local, peer.key)
+
+    def _expire(self, index: int) -> None:
+        session = self._sessions.pop(index, None)
+        if session is None:
+            return
+        if self._by_remote.get(session.remote_index) is session:
+            del self._by_remote[session.remote_index]
+        peer = self.peers.get(session.key)
+        if peer is not None and session in peer.sessions:
+            peer.sessions.remove(session)
+        for kind in ("confirm", "rekey", "expire"):
+            self.timers.cancel((kind, index))
+
+    def _seal(self, session: Session, plaintext: bytes, to: SockAddr, source: IPAddress | None) -> None:
+        counter, session.counter = session.counter, session.counter + 1
+        shell = datagram.Transport(session.version, session.remote_index, counter, b"")
+        sealed = session.sealing.seal(counter, plaintext, shell.header)
+        self.emit(events.Transmit(source, to, shell.header + sealed))

@@ -1,0 +1,217 @@
+"""Handshakes that we start.
+
+    start ──INIT──► waits ──RESPONSE──► session (XX: FINAL is sent and repeated until the peer is heard)
+                    │ ▲
+        no answer, COOKIE, UNKNOWN, VERSIONS: INIT again, as the hint says; after the last try ContactFailed
+
+Every try is a handshake of its own, and an answer to any of the last ones completes: on a slow path the answer to
+the first may come after the second was sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from redirectctl.proto import constants, events
+from redirectctl.proto.cookie import CookieJar
+from redirectctl.proto.errors import CookieError, HandshakeError
+from redirectctl.proto.noise import Handshake
+from redirectctl.proto.noise import Pattern as NoisePattern
+from redirectctl.wire import datagram
+from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.datagram import MalformedError, Pattern
+
+if TYPE_CHECKING:
+    from redirectctl.proto.endpoint import Endpoint
+
+NOISE = {Pattern.XX: NoisePattern.XX, Pattern.IKPSK2: NoisePattern.IKPSK2}
+
+
+def prologue(version: int, pattern: Pattern, offered: tuple[int, ...]) -> bytes:
+    """Binds what travels in the clear: the version used, and all that the initiator offered."""
+    return constants.LABEL_PROLOGUE + bytes((version, pattern)) + datagram.pack_versions(offered)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A handshake that we started, over one path."""
+
+    to: SockAddr
+    source: IPAddress | None
+    key: bytes | None  # who must answer
+    pattern: Pattern
+    version: int
+    jar: CookieJar
+    tries: int = 0
+    handshakes: dict[int, Handshake] = field(default_factory=dict)  # by our index, oldest first
+
+
+class Initiator:
+    """All the attempts under way."""
+
+    KEPT = 3  # tries of an attempt whose answer may still come
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._e = endpoint
+        self._attempts: dict[tuple[SockAddr, IPAddress | None], Attempt] = {}
+        self._by_index: dict[int, Attempt] = {}
+
+    def under_way(self, key: bytes) -> bool:
+        """Whether a handshake with this peer has been started."""
+        return any(a.key == key for a in self._attempts.values())
+
+    def start(self, now: float, to: SockAddr, source: IPAddress | None, key: bytes | None) -> None:
+        """Begin, unless the same is under way.  ContactFailed follows if nothing comes of it."""
+        if (to, source) in self._attempts:
+            return
+        if len(self._attempts) >= constants.ATTEMPTS_MAX:
+            self._e.emit(events.ContactFailed(to, key, "too-many-handshakes"))
+            return
+        peer = self._e.peers.get(key) if key is not None else None
+        known = peer is not None and peer.secret is not None
+        attempt = Attempt(
+            to,
+            source,
+            key,
+            Pattern.IKPSK2 if known else Pattern.XX,
+            self._e.versions[0],
+            CookieJar(key if known else None),
+        )
+        self._attempts[to, source] = attempt
+        self._send(now, attempt)
+
+    def retry(self, now: float, to: SockAddr, source: IPAddress | None) -> None:
+        """The timer of an attempt has run out."""
+        attempt = self._attempts.get((to, source))
+        if attempt is None:
+            return
+        if attempt.tries >= len(constants.HANDSHAKE_RETRIES):
+            self._fail(attempt, "no-answer")
+            return
+        self._send(now, attempt)
+
+    def on_response(self, now: float, message: datagram.Response, source: SockAddr, local: IPAddress) -> None:
+        """The peer's answer: a session, if it is genuine."""
+        attempt = self._by_index.get(message.receiver)
+        if attempt is None or message.pattern is not attempt.pattern or message.version != attempt.version:
+            raise MalformedError("no-such-handshake")
+        handshake = attempt.handshakes[message.receiver]
+        try:
+            payload = handshake.read_message(message.noise)
+        except HandshakeError as error:
+            raise MalformedError("forged-response") from error
+        theirs = datagram.unpack_versions(payload)
+        common = [v for v in self._e.versions if v in theirs]
+        if not common or common[0] != attempt.version:
+            # Both speak something better: whoever told us otherwise is not the peer.
+            self._fail(attempt, "version-downgrade")
+            raise MalformedError("version-downgrade")
+        final = None
+        if attempt.pattern is Pattern.XX:
+            final = datagram.FinalMessage(attempt.version, message.sender, handshake.write_message()).encode()
+        seen = handshake.remote_static
+        if seen is None or seen == self._e.static.public:
+            self._fail(attempt, "own-key")
+            raise MalformedError("own-key")
+        self._finish(attempt)
+        if attempt.key is not None and seen != attempt.key:
+            self._e.emit(events.KeyChanged(attempt.to, attempt.key, seen))
+            self._e.emit(events.ContactFailed(attempt.to, attempt.key, "key-changed"))
+            return
+        if final is not None:
+            self._e.emit(events.Transmit(local, source, final))
+        self._e.establish(
+            now,
+            handshake,
+            version=attempt.version,
+            indices=(message.receiver, message.sender),
+            initiator=True,
+            final=final,
+            path=(local, source),
+            first_contact=attempt.pattern is Pattern.XX,
+        )
+
+    def on_cookie(self, now: float, message: datagram.Cookie) -> None:
+        """Under load the peer wants to see that we receive what is sent to us."""
+        attempt = self._matching(message.receiver)
+        try:
+            attempt.jar.consume_reply(message.nonce + message.sealed, now)
+        except CookieError as error:
+            raise MalformedError("forged-cookie") from error
+        attempt.tries = max(0, attempt.tries - 1)  # it is there: this try does not count
+        self._send(now, attempt)
+
+    def on_unknown(self, now: float, receiver: int) -> bool:
+        """The peer does not know us any more: the full handshake, in which it must still hold the key we know."""
+        attempt = self._by_index.get(receiver)
+        if attempt is None or attempt.pattern is Pattern.XX:
+            return attempt is not None
+        attempt.pattern, attempt.jar = Pattern.XX, CookieJar(None)
+        self._drop_handshakes(attempt)
+        self._send(now, attempt)
+        return True
+
+    def on_versions(self, now: float, message: datagram.Versions) -> None:
+        """The peer does not speak the version tried.  The handshake proves later that this was not made up."""
+        attempt = self._matching(message.receiver)
+        lower = [v for v in self._e.versions if v in message.versions and v < attempt.version]
+        if not lower:
+            self._fail(attempt, "no-common-version")
+            return
+        attempt.version = lower[0]
+        self._drop_handshakes(attempt)
+        self._send(now, attempt)
+
+    def _matching(self, receiver: int) -> Attempt:
+        attempt = self._by_index.get(receiver)
+        if attempt is None:
+            raise MalformedError("no-such-handshake")
+        return attempt
+
+    def _send(self, now: float, attempt: Attempt) -> None:
+        e = self._e
+        if attempt.pattern is Pattern.IKPSK2 and attempt.tries == len(constants.HANDSHAKE_RETRIES) - 2:
+            # The pairwise secrets may differ (a backup was restored): the last two tries do without.
+            attempt.pattern, attempt.jar = Pattern.XX, CookieJar(None)
+        peer = e.peers.get(attempt.key) if attempt.key is not None else None
+        known = attempt.pattern is Pattern.IKPSK2 and peer is not None
+        handshake = Handshake(
+            NOISE[attempt.pattern],
+            True,
+            e.static,
+            e.rng,
+            prologue(attempt.version, attempt.pattern, e.versions),
+            remote_static=attempt.key if known else None,
+            psk=peer.secret if known and peer is not None else None,
+        )
+        payload = e.next_counter().to_bytes(8, "big") if known else bytes(constants.XX_PADDING)
+        index = e.new_index()
+        while len(attempt.handshakes) >= self.KEPT:
+            self._forget(attempt, next(iter(attempt.handshakes)))
+        attempt.handshakes[index] = handshake
+        self._by_index[index] = attempt
+        init = datagram.Init(attempt.version, attempt.pattern, index, e.versions, handshake.write_message(payload))
+        stamped = attempt.jar.stamp(init.body(), now)
+        e.emit(events.Transmit(attempt.source, attempt.to, stamped))
+        e.timers.set(("attempt", attempt.to, attempt.source), now + constants.HANDSHAKE_RETRIES[attempt.tries])
+        attempt.tries += 1
+
+    def _forget(self, attempt: Attempt, index: int) -> None:
+        del attempt.handshakes[index]
+        del self._by_index[index]
+
+    def _drop_handshakes(self, attempt: Attempt) -> None:
+        for index in list(attempt.handshakes):
+            self._forget(attempt, index)
+        attempt.tries = min(attempt.tries, 2)
+
+    def _finish(self, attempt: Attempt) -> None:
+        for index in list(attempt.handshakes):
+            self._forget(attempt, index)
+        del self._attempts[attempt.to, attempt.source]
+        self._e.timers.cancel(("attempt", attempt.to, attempt.source))
+
+    def _fail(self, attempt: Attempt, reason: str) -> None:
+        self._finish(attempt)
+        self._e.emit(events.ContactFailed(attempt.to, attempt.key, reason))

@@ -1,0 +1,70 @@
+"""What we know of another host, and the sessions that we have with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from redirectctl.proto import constants
+from redirectctl.proto.cipher import TransportCipher
+from redirectctl.proto.replay import ReplayWindow
+from redirectctl.wire.addr import IPAddress, SockAddr
+
+
+class PeerState(Enum):
+    """As in listings."""
+
+    PENDING = "pending"  # met, waits for a person
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    CHANGED = "changed"  # answered at an address where we know another key
+
+
+@dataclass(slots=True)
+class Session:
+    """Keys agreed with a peer, for at most REJECT_AFTER_TIME."""
+
+    key: bytes  # the peer's static public key
+    version: int
+    initiator: bool
+    local_index: int
+    remote_index: int
+    sealing: TransportCipher
+    opening: TransportCipher
+    created: float
+    usable: bool  # the responder may send only when the initiator has shown that it holds the keys
+    heard: bool = False  # a message has been received
+    confirms: int = 0  # how often the initiator has shown that it holds the keys
+    counter: int = 0  # of the next message that we send
+    window: ReplayWindow = field(default_factory=ReplayWindow)
+    final: bytes | None = None  # XX initiator: third handshake message, repeated until the peer is heard
+
+    def expired(self, now: float) -> bool:
+        """No message may be sent or accepted any more."""
+        return now - self.created >= constants.REJECT_AFTER_TIME or self.counter >= constants.REJECT_AFTER_MESSAGES
+
+    def old(self, now: float) -> bool:
+        """Time for a new handshake.  The responder waits longer, so that usually one side only starts one."""
+        limit = constants.REKEY_AFTER_TIME if self.initiator else constants.REKEY_AFTER_TIME_RESPONDER
+        return now - self.created >= limit or self.counter >= constants.REKEY_AFTER_MESSAGES
+
+
+@dataclass(slots=True)
+class Peer:
+    """A host that we have met, known by its static public key."""
+
+    key: bytes
+    state: PeerState
+    secret: bytes | None = None  # pairwise, from the first contact; the PSK of later handshakes
+    secret_rank: tuple[float, bytes] = (float("-inf"), b"")  # when and by which handshake it was made
+    identity: set[IPAddress] = field(default_factory=set)  # addresses that we contacted and where it answered
+    greatest_counter: int = -1  # of its IKpsk2 initiations: a replayed one is not greater
+    remote: SockAddr | None = None  # where its control port was last proven to be
+    local: IPAddress | None = None  # the address that we used for that
+    last_contact: float | None = None
+    sessions: list[Session] = field(default_factory=list)  # newest first
+    keep: bool = False  # renew sessions before they end
+
+    def session(self, now: float) -> Session | None:
+        """The newest one that may be used for sending."""
+        return next((s for s in self.sessions if s.usable and not s.expired(now)), None)

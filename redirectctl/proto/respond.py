@@ -1,0 +1,166 @@
+"""Handshakes that others start.
+
+A stranger can make us spend one handshake's arithmetic, within the rate of its address, and hold one of HALF_OPEN_MAX
+entries for HALF_OPEN_TIME.  Under load it must first show by a cookie that it receives at the address it sends from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from redirectctl.proto import constants, events
+from redirectctl.proto.cookie import CookieChecker
+from redirectctl.proto.errors import HandshakeError
+from redirectctl.proto.initiate import NOISE, prologue
+from redirectctl.proto.noise import Handshake
+from redirectctl.proto.peer import PeerState
+from redirectctl.proto.ratelimit import RateLimiter
+from redirectctl.wire import datagram
+from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.datagram import MalformedError, Pattern
+
+if TYPE_CHECKING:
+    from redirectctl.proto.endpoint import Endpoint
+
+
+@dataclass(slots=True)
+class HalfOpen:
+    """An XX handshake that waits for its third message."""
+
+    handshake: Handshake
+    version: int
+    remote_index: int
+    since: float
+
+
+class Responder:
+    """Answers INIT and FINAL."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._e = endpoint
+        self._half_open: dict[int, HalfOpen] = {}  # by our index, oldest first
+        self._cookies = CookieChecker(endpoint.static.public, endpoint.rng)
+        self._limit = RateLimiter()
+        self._second = (-1, 0)  # the running second, and the handshakes answered in it
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._half_open
+
+    def hint(
+        self, now: float, source: SockAddr, local: IPAddress, answer: datagram.Unknown | datagram.Versions
+    ) -> None:
+        """An answer that costs no state, within the rate of its address."""
+        if self._limit.allow(source.host, now):
+            self._e.emit(events.Transmit(local, source, answer.encode()))
+
+    def on_init(self, now: float, raw: bytes, message: datagram.Init, source: SockAddr, local: IPAddress) -> None:
+        """Raises MalformedError with the reason why there is no answer."""
+        e = self._e
+        if message.version not in e.versions:
+            self.hint(now, source, local, datagram.Versions(message.sender, e.versions))
+            raise MalformedError("unknown-version")
+        first_contact = message.pattern is Pattern.XX
+        if not self._cookies.verify_mac1(raw, first_contact):
+            raise MalformedError("bad-mac1")
+        if self._loaded(now) and not self._cookies.verify_mac2(raw, source, now):
+            reply = self._cookies.make_reply(raw, source, now, first_contact)
+            nonce, sealed = reply[: constants.COOKIE_NONCE_LEN], reply[constants.COOKIE_NONCE_LEN :]
+            e.emit(
+                events.Transmit(local, source, datagram.Cookie(message.version, message.sender, nonce, sealed).encode())
+            )
+            raise MalformedError("cookie-required")
+        if not self._limit.allow(source.host, now):
+            raise MalformedError("rate-limited")
+        self._count(now)
+        handshake = Handshake(
+            NOISE[message.pattern], False, e.static, e.rng, prologue(message.version, message.pattern, message.versions)
+        )
+        try:
+            payload = handshake.read_message(message.noise)
+        except HandshakeError as error:
+            raise MalformedError("forged-init") from error
+        index = e.new_index()
+        if first_contact:
+            self._make_room(now)
+            self._half_open[index] = HalfOpen(handshake, message.version, message.sender, now)
+        else:
+            self._accept_known(now, handshake, payload, message, source, local)
+        noise = handshake.write_message(datagram.pack_versions(e.versions))
+        response = datagram.Response(message.version, message.pattern, index, message.sender, noise)
+        e.emit(events.Transmit(local, source, response.encode()))
+        if not first_contact:
+            e.establish(
+                now,
+                handshake,
+                version=message.version,
+                indices=(index, message.sender),
+                initiator=False,
+                final=None,
+                path=(local, source),
+                first_contact=False,
+            )
+
+    def on_final(self, now: float, message: datagram.FinalMessage, source: SockAddr, local: IPAddress) -> None:
+        """Third message of XX: now we know who it is."""
+        half_open = self._half_open.get(message.receiver)
+        if half_open is None or half_open.version != message.version:
+            raise MalformedError("no-such-handshake")
+        try:
+            half_open.handshake.read_message(message.noise)
+        except HandshakeError as error:
+            raise MalformedError("forged-final") from error
+        del self._half_open[message.receiver]
+        if half_open.handshake.remote_static == self._e.static.public:
+            raise MalformedError("own-key")
+        self._e.establish(
+            now,
+            half_open.handshake,
+            version=half_open.version,
+            indices=(message.receiver, half_open.remote_index),
+            initiator=False,
+            final=None,
+            path=(local, source),
+            first_contact=True,
+        )
+
+    def _accept_known(
+        self,
+        now: float,
+        handshake: Handshake,
+        payload: bytes,
+        message: datagram.Init,
+        source: SockAddr,
+        local: IPAddress,
+    ) -> None:
+        """Who sends the first message of IKpsk2, and may it?"""
+        key = handshake.remote_static
+        peer = self._e.peers.get(key) if key is not None else None
+        if peer is None or peer.secret is None:
+            self.hint(now, source, local, datagram.Unknown(message.version, message.sender))
+            raise MalformedError("unknown-peer")
+        if peer.state is PeerState.REJECTED:
+            raise MalformedError("rejected-peer")
+        counter = int.from_bytes(payload, "big")
+        if len(payload) != 8:
+            raise MalformedError("bad-length")
+        if counter <= peer.greatest_counter:
+            raise MalformedError("replayed-handshake")
+        peer.greatest_counter = counter
+        self._e.emit(events.PeerChanged(peer.key))
+        handshake.set_psk(peer.secret)
+
+    def _make_room(self, now: float) -> None:
+        for index in [i for i, h in self._half_open.items() if now - h.since > constants.HALF_OPEN_TIME]:
+            del self._half_open[index]
+        while len(self._half_open) >= constants.HALF_OPEN_MAX:
+            del self._half_open[next(iter(self._half_open))]
+
+    def _count(self, now: float) -> None:
+        second, n = self._second
+        self._second = (int(now), n + 1 if second == int(now) else 1)
+
+    def _loaded(self, now: float) -> bool:
+        second, n = self._second
+        busy = second == int(now) and n >= constants.LOAD_HANDSHAKES
+        return busy or len(self._half_open) >= constants.HALF_OPEN_MAX // 2

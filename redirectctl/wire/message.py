@@ -1,0 +1,487 @@
+"""Messages inside a session (the plaintext of a TRANSPORT datagram).  Network byte order.
+
+    address: 16 bytes, IPv4 as ::ffff:a.b.c.d
+    tuple: address (16), port (2), address (16), port (2); the sender's end first
+
+    HELLO (1)           | trust (1) |
+    PROTECT (2)         | request (4) | n (1) | n x { cid (8), epoch (8), tuple (36) } |
+    PROTECTED (3)       | request (4) | n (1) | n x { cid (8), epoch (8), status (1) } |
+    ACM (4)             | epoch (8) | new (16) | n (1) | n x { old (16), destination (16), sport (2), dport (2) } |
+    ACM_ACK (5)         | epoch (8) | status (1) | connections (4) |
+    PATH_CHALLENGE (6)  | epoch (8) | data (8) |
+    PATH_RESPONSE (7)   | epoch (8) | data (8) |
+    RST_QUERY (8)       | request (4) | cid (8) |
+    RST_REPLY (9)       | request (4) | alive (1) |
+    END (10)            | request (4) | what (1) | n (1) | n x cid (8) |
+    DONE (11)           | request (4) |
+    SYNC (12)           | request (4) | n (1) | n x cid (8) |
+    SYNC_REPLY (13)     | request (4) | n (1) | n x cid (8) |
+
+Each starts with its type (1).  The ACM has the fields of the paper's figure 2; its authentication is the AEAD
+tag of the TRANSPORT datagram, its nonce that datagram's counter together with the epoch.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import ClassVar, Final, TypeAlias
+
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr, unmap
+from redirectctl.wire.datagram import MalformedError
+
+MAX_PLAINTEXT: Final = 1200  # with header and tag it fits MAX_DATAGRAM
+MAX_PROTECT: Final = 22
+MAX_PROTECTED: Final = 64
+MAX_ENTRIES: Final = 32
+MAX_CIDS: Final = 128
+
+_V4_MAPPED: Final = b"\0" * 10 + b"\xff\xff"
+ANY: Final = b"\0" * 16
+
+
+class Trust(IntEnum):
+    """What the sender of a HELLO thinks of the receiver."""
+
+    PENDING = 0
+    APPROVED = 1
+    REJECTED = 2
+
+
+class Status(IntEnum):
+    """Answer to one connection of a PROTECT."""
+
+    OK = 0
+    PENDING = 1  # a person must approve first
+    REJECTED = 2  # the peer is refused
+    NO_SOCKET = 3  # there is no such connection here
+    NOT_YOURS = 4  # the connection's other end is not where this peer is
+    PORT = 5  # accept_ports does not list the port
+    LIMIT = 6  # too many connections protected already
+    CONFLICT = 7  # another peer has this connection
+
+
+class AcmStatus(IntEnum):
+    """Answer to an ACM."""
+
+    APPLIED = 0
+    STALE = 1  # every connection that it names has moved on since
+    NO_CONNECTION = 2  # it names none that we protect with this peer
+    UNUSABLE = 3  # an address that no host can have, or of the wrong family
+    FAILED = 4  # the kernel refused
+
+
+class End(IntEnum):
+    """Why a connection is no longer protected."""
+
+    CLOSED = 0
+    RELEASED = 1
+    KILL = 2  # and close it over there too
+
+
+def pack_ip(address: IPAddress | None) -> bytes:
+    """16 bytes; None is all zeros (any)."""
+    if address is None:
+        return ANY
+    return _V4_MAPPED + address.packed if isinstance(address, IPv4Address) else address.packed
+
+
+def unpack_ip(field: bytes) -> IPAddress | None:
+    """Reverse of pack_ip."""
+    return None if field == ANY else unmap(IPv6Address(field))
+
+
+def _need_ip(field: bytes) -> IPAddress:
+    address = unpack_ip(field)
+    if address is None:
+        raise MalformedError("no-address")
+    return address
+
+
+_REQ_N = struct.Struct("!IB")
+_PROTECT = struct.Struct("!8sQ16sH16sH")
+_PROTECTED = struct.Struct("!8sQB")
+_ACM = struct.Struct("!Q16sB")
+_ENTRY = struct.Struct("!16s16sHH")
+_ACM_ACK = struct.Struct("!QBI")
+_PATH = struct.Struct("!Q8s")
+_RST_QUERY = struct.Struct("!I8s")
+_REQ_U8 = struct.Struct("!IB")
+_END = struct.Struct("!IBB")
+_REQ = struct.Struct("!I")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of a session, and again when trust changes."""
+
+    TYPE: ClassVar[int] = 1
+    trust: Trust
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return bytes((self.trust,))
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Hello:
+        """Raises MalformedError."""
+        if len(body) != 1:
+            raise MalformedError("bad-length")
+        return cls(Trust(body[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One connection of a PROTECT: its id, the claimant's epoch, its tuple as the claimant sees it."""
+
+    cid: bytes
+    epoch: int
+    tuple: FourTuple
+
+
+@dataclass(frozen=True, slots=True)
+class Protect:
+    """Ask the peer to protect connections."""
+
+    TYPE: ClassVar[int] = 2
+    request: int
+    claims: tuple[Claim, ...]
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        parts = [_REQ_N.pack(self.request, len(self.claims))]
+        for c in self.claims:
+            (local, lport), (remote, rport) = c.tuple
+            parts.append(_PROTECT.pack(c.cid, c.epoch, pack_ip(local), lport, pack_ip(remote), rport))
+        return b"".join(parts)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Protect:
+        """Raises MalformedError."""
+        (request, n), rest = _counted(_REQ_N, body, _PROTECT, MAX_PROTECT)
+        del n
+        claims = []
+        for cid, epoch, local, lport, remote, rport in _PROTECT.iter_unpack(rest):
+            here, there = _need_ip(local), _need_ip(remote)
+            if here.version != there.version or not lport or not rport:
+                raise MalformedError("bad-tuple")
+            claims.append(Claim(cid, epoch, FourTuple(SockAddr(here, lport), SockAddr(there, rport))))
+        return cls(request, tuple(claims))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Answer to one claim; epoch is that of the answering host when it took the connection on."""
+
+    cid: bytes
+    epoch: int
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """Answer to PROTECT."""
+
+    TYPE: ClassVar[int] = 3
+    request: int
+    verdicts: tuple[Verdict, ...]
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return _REQ_N.pack(self.request, len(self.verdicts)) + b"".join(
+            _PROTECTED.pack(v.cid, v.epoch, v.status) for v in self.verdicts
+        )
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Protected:
+        """Raises MalformedError."""
+        (request, _), rest = _counted(_REQ_N, body, _PROTECTED, MAX_PROTECTED)
+        return cls(request, tuple(Verdict(c, e, Status(s)) for c, e, s in _PROTECTED.iter_unpack(rest)))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Which connections an ACM moves: those born at ``old`` (the sender's end of the socket tuple) and, where given,
+    to ``destination`` and with these ports.  None and 0 mean any."""
+
+    old: IPAddress
+    destination: IPAddress | None = None
+    sport: int = 0
+    dport: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Acm:
+    """Address Change Message (paper, figure 2): from this epoch on my end of these connections is at ``new``."""
+
+    TYPE: ClassVar[int] = 4
+    epoch: int
+    new: IPAddress
+    entries: tuple[Entry, ...]
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return _ACM.pack(self.epoch, pack_ip(self.new), len(self.entries)) + b"".join(
+            _ENTRY.pack(pack_ip(e.old), pack_ip(e.destination), e.sport, e.dport) for e in self.entries
+        )
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Acm:
+        """Raises MalformedError."""
+        (epoch, new, _), rest = _counted(_ACM, body, _ENTRY, MAX_ENTRIES)
+        entries = tuple(
+            Entry(_need_ip(old), unpack_ip(dst), sport, dport) for old, dst, sport, dport in _ENTRY.iter_unpack(rest)
+        )
+        if not entries:
+            raise MalformedError("empty")
+        return cls(epoch, _need_ip(new), entries)
+
+
+@dataclass(frozen=True, slots=True)
+class AcmAck:
+    """Answer to an ACM, after the new address has been validated."""
+
+    TYPE: ClassVar[int] = 5
+    epoch: int
+    status: AcmStatus
+    connections: int
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return _ACM_ACK.pack(self.epoch, self.status, self.connections)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> AcmAck:
+        """Raises MalformedError."""
+        epoch, status, connections = _exact(_ACM_ACK, body)
+        return cls(epoch, AcmStatus(status), connections)
+
+
+@dataclass(frozen=True, slots=True)
+class PathChallenge:
+    """Sent to the address that an ACM announces (after RFC 9000, section 8.2)."""
+
+    TYPE: ClassVar[int] = 6
+    epoch: int
+    data: bytes
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return _PATH.pack(self.epoch, self.data)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> PathChallenge:
+        """Raises MalformedError."""
+        return cls(*_exact(_PATH, body))
+
+
+@dataclass(frozen=True, slots=True)
+class PathResponse:
+    """The challenge's data, from the announced address."""
+
+    TYPE: ClassVar[int] = 7
+    epoch: int
+    data: bytes
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return _PATH.pack(self.epoch, self.data)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> PathResponse:
+        """Raises MalformedError."""
+        return cls(*_exact(_PATH, body))
+
+
+@dataclass(frozen=True, slots=True)
+class RstQuery:
+    """A RST came for this connection: is your socket gone?"""
+
+    TYPE: ClassVar[int] = 8
+    request: int
+    cid: bytes
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return _RST_QUERY.pack(self.request, self.cid)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> RstQuery:
+        """Raises MalformedError."""
+        return cls(*_exact(_RST_QUERY, body))
+
+
+@dataclass(frozen=True, slots=True)
+class RstReply:
+    """Whether the socket is still there."""
+
+    TYPE: ClassVar[int] = 9
+    request: int
+    alive: bool
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return _REQ_U8.pack(self.request, self.alive)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> RstReply:
+        """Raises MalformedError."""
+        request, alive = _exact(_REQ_U8, body)
+        if alive > 1:
+            raise MalformedError("bad-value")
+        return cls(request, bool(alive))
+
+
+@dataclass(frozen=True, slots=True)
+class EndOf:
+    """These connections are no longer protected here."""
+
+    TYPE: ClassVar[int] = 10
+    request: int
+    what: End
+    cids: tuple[bytes, ...]
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return _END.pack(self.request, self.what, len(self.cids)) + b"".join(self.cids)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> EndOf:
+        """Raises MalformedError."""
+        (request, what, _), rest = _counted(_END, body, _CID, MAX_CIDS)
+        return cls(request, End(what), _split_cids(rest))
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Acknowledges an END."""
+
+    TYPE: ClassVar[int] = 11
+    request: int
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return _REQ.pack(self.request)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Done:
+        """Raises MalformedError."""
+        return cls(*_exact(_REQ, body))
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """After a restart: these connections are protected here."""
+
+    TYPE: ClassVar[int] = 12
+    request: int
+    cids: tuple[bytes, ...]
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return _REQ_N.pack(self.request, len(self.cids)) + b"".join(self.cids)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Sync:
+        """Raises MalformedError."""
+        (request, _), rest = _counted(_REQ_N, body, _CID, MAX_CIDS)
+        return cls(request, _split_cids(rest))
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReply:
+    """Those of them that are not protected over here."""
+
+    TYPE: ClassVar[int] = 13
+    request: int
+    cids: tuple[bytes, ...]
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return _REQ_N.pack(self.request, len(self.cids)) + b"".join(self.cids)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> SyncReply:
+        """Raises MalformedError."""
+        (request, _), rest = _counted(_REQ_N, body, _CID, MAX_CIDS)
+        return cls(request, _split_cids(rest))
+
+
+Message: TypeAlias = (
+    Hello
+    | Protect
+    | Protected
+    | Acm
+    | AcmAck
+    | PathChallenge
+    | PathResponse
+    | RstQuery
+    | RstReply
+    | EndOf
+    | Done
+    | Sync
+    | SyncReply
+)
+
+_CID = struct.Struct("!8s")
+_TYPES: Final = {
+    cls.TYPE: cls
+    for cls in (
+        Hello,
+        Protect,
+        Protected,
+        Acm,
+        AcmAck,
+        PathChallenge,
+        PathResponse,
+        RstQuery,
+        RstReply,
+        EndOf,
+        Done,
+        Sync,
+        SyncReply,
+    )
+}
+
+
+def encode(message: Message) -> bytes:
+    """The plaintext of a TRANSPORT datagram."""
+    return bytes((message.TYPE,)) + message.pack()
+
+
+def decode(plaintext: bytes) -> Message:
+    """Raises MalformedError with a named reason; never anything else."""
+    if not plaintext:
+        raise MalformedError("empty")
+    cls = _TYPES.get(plaintext[0])
+    if cls is None:
+        raise MalformedError("unknown-message")
+    try:
+        return cls.unpack(plaintext[1:])
+    except MalformedError:
+        raise
+    except ValueError:  # an enum value that we do not know
+        raise MalformedError("bad-value") from None
+
+
+def _exact(layout: struct.Struct, body: bytes) -> tuple:  # type: ignore[type-arg]
+    if len(body) != layout.size:
+        raise MalformedError("bad-length")
+    return layout.unpack(body)
+
+
+def _counted(head: struct.Struct, body: bytes, item: struct.Struct, most: int) -> tuple:  # type: ignore[type-arg]
+    """Head fields (the last one is the count) and the bytes of exactly that many items."""
+    if len(body) < head.size:
+        raise MalformedError("bad-length")
+    fields = head.unpack_from(body)
+    rest = body[head.size :]
+    if fields[-1] > most or len(rest) != fields[-1] * item.size:
+        raise MalformedError("bad-length")
+    return fields, rest
+
+
+def _split_cids(rest: bytes) -> tuple[bytes, ...]:
+    return tuple(cid for (cid,) in _CID.iter_unpack(rest))
