@@ -1,0 +1,70 @@
+"""What the store keeps, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from redirectctl.wire.addr import FourTuple, IPAddress
+
+
+class StoreError(Exception):
+    """The state directory cannot be used, or SQLite failed: ``what: why; what to do``."""
+
+    def __init__(self, what: str, why: str, hint: str) -> None:
+        super().__init__(f"{what}: {why}; {hint}")
+        self.what = what
+        self.why = why
+        self.hint = hint
+
+
+class PeerState(StrEnum):
+    """What was decided about a peer's key."""
+
+    PENDING = "pending"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    CHANGED = "changed"  # an address of a known peer presented this other key
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """An address at which a peer was met."""
+
+    address: IPAddress
+    first_seen: float  # epoch seconds, as all times here
+    last_seen: float
+    identity: bool = False  # we contacted the peer at it: another key there is a changed key
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRecord:
+    """One line of known peers."""
+
+    public: bytes  # static key, 32 bytes
+    fingerprint: str
+    state: PeerState
+    first_seen: float
+    name: str | None = None
+    secret: bytes | None = None  # pairwise, 32 bytes, from first contact
+    addresses: tuple[PeerAddress, ...] = ()  # latest first
+    last_contact: float | None = None
+    handshake_timestamp: int = 0  # greatest seen, 64 bits without sign; only grows
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionRecord:
+    """A protected connection, as needed to take it up after a restart."""
+
+    cid: bytes  # 8 bytes
+    peer: bytes  # public key of a stored peer
+    socket: FourTuple
+    wire: FourTuple
+    initiator: bool
+    local_epoch: int  # 64 bits without sign
+    remote_epoch: int
+    opened_at: float
+    moves: int = 0
+    state: str = "protected"
+    command: str | None = None
+    pid: int | None = None

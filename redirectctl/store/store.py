@@ -1,0 +1,278 @@
+"""What survives a restart, in SQLite.
+
+Calls are synchronous: most take well below a millisecond (a batch of 1,000 connections some 10 ms).  Each is one
+transaction, so that a daemon killed at any moment leaves the state before it or after it.  What must also survive a
+power failure (own key, epochs, decisions about peers) is synced to disk; connections are not, they end with the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from redirectctl.store.database import DATABASE, explained, lock_directory, open_database, prepare_directory
+from redirectctl.store.records import ConnectionRecord, PeerAddress, PeerRecord, PeerState
+from redirectctl.wire.addr import FourTuple, SockAddr
+
+MAX_UNDECIDED: Final = 64  # peers that are pending or changed: anybody can make us keep one; a person can look through
+MAX_ADDRESSES: Final = 32  # of one peer, the latest: a laptop's networks of some weeks
+EPOCHS_AT_ONCE: Final = 16  # epochs reserved by one sync, so that a move hardly ever waits for the disk
+
+
+class Store:
+    """The state directory of one daemon.  For use by one thread."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open it, made if missing.  Raises StoreError: not permitted, in use, written by a newer version, damaged."""
+        prepare_directory(directory)
+        self.path = directory / DATABASE
+        self._lock = lock_directory(directory)
+        try:
+            self._database = open_database(directory)
+            with explained(self.path):
+                self._reserved: int = self._scalar("SELECT epoch FROM own")
+                self._epoch: int = self._reserved
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database and give the directory free."""
+        self._database.close()
+        os.close(self._lock)
+
+    # ------------------------------------------------------------------------------------------------------- own
+
+    def load_identity(self, rng: Callable[[int], bytes]) -> bytes:
+        """Own private static key, 32 bytes; made from rng(32) when there is none yet.  Raises StoreError."""
+        with self._transaction(durable=True):
+            self._database.execute("UPDATE own SET private = ? WHERE private IS NULL", (rng(32),))
+            return bytes(self._scalar("SELECT private FROM own"))
+
+    @property
+    def epoch(self) -> int:
+        """The latest epoch given out; after a restart the greatest one that may have been."""
+        return self._epoch
+
+    def next_epoch(self) -> int:
+        """An epoch greater than any given out before, by earlier runs too: on disk before it is returned.
+
+        Epochs may skip some at a restart.  Raises StoreError.
+        """
+        if self._epoch == self._reserved:
+            with self._transaction(durable=True):
+                self._database.execute("UPDATE own SET epoch = ?", (self._reserved + EPOCHS_AT_ONCE,))
+            self._reserved += EPOCHS_AT_ONCE
+        self._epoch += 1
+        return self._epoch
+
+    # ----------------------------------------------------------------------------------------------------- peers
+
+    def peers(self) -> list[PeerRecord]:
+        """All peers, those met first at the top.  Raises StoreError."""
+        addresses: dict[bytes, list[PeerAddress]] = {}
+        with explained(self.path):
+            for public, address, first_seen, last_seen, identity in self._database.execute(
+                "SELECT public, address, first_seen, last_seen, identity FROM peer_addresses ORDER BY last_seen DESC"
+            ):
+                entry = PeerAddress(ip_address(address), first_seen, last_seen, bool(identity))
+                addresses.setdefault(public, []).append(entry)
+            rows = self._database.execute(
+                "SELECT public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp"
+                " FROM peers ORDER BY first_seen"
+            ).fetchall()
+        return [
+            PeerRecord(
+                public=public,
+                fingerprint=fingerprint,
+                state=PeerState(state),
+                first_seen=first_seen,
+                name=name,
+                secret=secret,
+                addresses=tuple(addresses.get(public, ())),
+                last_contact=last_contact,
+                handshake_timestamp=int.from_bytes(handshake_timestamp),
+            )
+            for public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp in rows
+        ]
+
+    def put_peer(self, peer: PeerRecord) -> list[bytes]:
+        """Add a peer or replace what is kept of it, addresses included (the latest MAX_ADDRESSES).
+
+        The handshake timestamp only grows.  Returns the public keys of undecided peers, oldest first, that were
+        removed to keep at most MAX_UNDECIDED.  Raises StoreError.
+        """
+        with self._transaction(durable=True):
+            self._database.execute(
+                "INSERT INTO peers"
+                " (public, fingerprint, name, state, secret, first_seen, last_contact, handshake_timestamp)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
+                " fingerprint = excluded.fingerprint, name = excluded.name, state = excluded.state,"
+                " secret = excluded.secret, first_seen = excluded.first_seen, last_contact = excluded.last_contact,"
+                " handshake_timestamp = max(handshake_timestamp, excluded.handshake_timestamp)",
+                (
+                    peer.public,
+                    peer.fingerprint,
+                    peer.name,
+                    peer.state.value,
+                    peer.secret,
+                    peer.first_seen,
+                    peer.last_contact,
+                    _u64(peer.handshake_timestamp),
+                ),
+            )
+            self._put_addresses(peer)
+            evicted = self._keys(
+                "SELECT public FROM peers WHERE state IN ('pending', 'changed') AND public IS NOT ?"
+                " ORDER BY first_seen DESC LIMIT -1 OFFSET ?",
+                (peer.public, MAX_UNDECIDED - (peer.state in {PeerState.PENDING, PeerState.CHANGED})),
+            )
+            self._delete_peers(evicted)
+        return evicted
+
+    def delete_peer(self, public: bytes) -> None:
+        """Forget a peer and its connections.  Raises StoreError."""
+        with self._transaction(durable=True):
+            self._delete_peers([public])
+
+    def record_handshake_timestamp(self, public: bytes, timestamp: int) -> bool:
+        """Keep a peer's latest handshake timestamp.  False, and nothing kept, if one as great was seen: a replay.
+
+        timestamp: 64 bits without sign.  Raises StoreError.
+        """
+        with self._transaction():
+            changed = self._database.execute(
+                "UPDATE peers SET handshake_timestamp = ?2 WHERE public = ?1 AND handshake_timestamp < ?2",
+                (public, _u64(timestamp)),
+            )
+            return changed.rowcount == 1
+
+    def prune(self, now: float, forget_after: float) -> list[bytes]:
+        """Forget peers that were not met for forget_after seconds and have no connection; returns their public keys.
+
+        Raises StoreError.
+        """
+        with self._transaction(durable=True):
+            forgotten = self._keys(
+                "SELECT public FROM peers WHERE coalesce(last_contact, first_seen) < ?"
+                " AND public NOT IN (SELECT peer FROM connections)",
+                (now - forget_after,),
+            )
+            self._delete_peers(forgotten)
+        return forgotten
+
+    # ----------------------------------------------------------------------------------------------- connections
+
+    def connections(self) -> list[ConnectionRecord]:
+        """All stored connections, the oldest first.  Raises StoreError."""
+        with explained(self.path):
+            rows = self._database.execute(
+                "SELECT cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,"
+                " opened_at, moves, state, command, pid FROM connections ORDER BY opened_at"
+            ).fetchall()
+        return [
+            ConnectionRecord(
+                cid=cid,
+                peer=peer,
+                socket=FourTuple(SockAddr.parse(local), SockAddr.parse(remote)),
+                wire=FourTuple(SockAddr.parse(wire_local), SockAddr.parse(wire_remote)),
+                initiator=bool(initiator),
+                local_epoch=int.from_bytes(local_epoch),
+                remote_epoch=int.from_bytes(remote_epoch),
+                opened_at=opened_at,
+                moves=moves,
+                state=state,
+                command=command,
+                pid=pid,
+            )
+            for (
+                cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,
+                opened_at, moves, state, command, pid,
+            ) in rows
+        ]  # fmt: skip
+
+    def put_connections(self, batch: Iterable[ConnectionRecord]) -> None:
+        """Add connections or replace what is kept of them: all of the batch or none.  Raises StoreError."""
+        rows = [
+            (
+                record.cid,
+                record.peer,
+                str(record.socket.local),
+                str(record.socket.remote),
+                str(record.wire.local),
+                str(record.wire.remote),
+                record.initiator,
+                _u64(record.local_epoch),
+                _u64(record.remote_epoch),
+                record.opened_at,
+                record.moves,
+                record.state,
+                # A command line may hold bytes that are not UTF-8, which SQLite refuses.
+                record.command and record.command.encode(errors="replace").decode(),
+                record.pid,
+            )
+            for record in batch
+        ]
+        with self._transaction():
+            self._database.executemany(
+                "INSERT OR REPLACE INTO connections (cid, peer, local, remote, wire_local, wire_remote, initiator,"
+                " local_epoch, remote_epoch, opened_at, moves, state, command, pid)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+
+    def delete_connections(self, cids: Iterable[bytes]) -> None:
+        """Forget connections; unknown ones are passed over.  Raises StoreError."""
+        with self._transaction():
+            self._database.executemany("DELETE FROM connections WHERE cid = ?", [(cid,) for cid in cids])
+
+    # --------------------------------------------------------------------------------------------------- helpers
+
+    @contextmanager
+    def _transaction(self, *, durable: bool = False) -> Iterator[None]:
+        """All or nothing.  durable: on disk at the end, with all that was committed before."""
+        with explained(self.path):
+            self._database.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def _scalar(self, query: str) -> Any:
+        return self._database.execute(query).fetchone()[0]
+
+    def _keys(self, query: str, parameters: Sequence[Any]) -> list[bytes]:
+        return [public for (public,) in self._database.execute(query, parameters)]
+
+    def _delete_peers(self, publics: Iterable[bytes]) -> None:
+        self._database.executemany("DELETE FROM peers WHERE public = ?", [(public,) for public in publics])
+
+    def _put_addresses(self, peer: PeerRecord) -> None:
+        latest = sorted(peer.addresses, key=lambda entry: entry.last_seen, reverse=True)[:MAX_ADDRESSES]
+        self._database.execute("DELETE FROM peer_addresses WHERE public = ?", (peer.public,))
+        self._database.executemany(
+            "INSERT OR REPLACE INTO peer_addresses (public, address, first_seen, last_seen, identity)"
+            " VALUES (?, ?, ?, ?, ?)",
+            [(peer.public, str(e.address), e.first_seen, e.last_seen, e.identity) for e in latest],
+        )
+
+
+def _u64(number: int) -> bytes:
+    return number.to_bytes(8)

@@ -1,0 +1,290 @@
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from redirectctl.store.database import DATABASE
+from redirectctl.store.records import ConnectionRecord, PeerAddress, PeerRecord, PeerState, StoreError
+from redirectctl.store.store import EPOCHS_AT_ONCE, MAX_ADDRESSES, MAX_UNDECIDED, Store
+from redirectctl.wire.addr import FourTuple, SockAddr
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(32)
+
+
+def peer(number: int, state: PeerState = PeerState.APPROVED, first_seen: float = 1000.0) -> PeerRecord:
+    return PeerRecord(public=key(number), fingerprint=f"SHA256:{number}", state=state, first_seen=first_seen)
+
+
+def connection(number: int, of: int = 1, moves: int = 0) -> ConnectionRecord:
+    socket = FourTuple(SockAddr.parse(f"192.0.2.1:{1024 + number}"), SockAddr.parse("198.51.100.1:22"))
+    wire = FourTuple(SockAddr.parse(f"203.0.113.9:{1024 + number}"), socket.remote)
+    return ConnectionRecord(
+        cid=number.to_bytes(8),
+        peer=key(of),
+        socket=socket,
+        wire=wire,
+        initiator=True,
+        local_epoch=2**64 - 1,
+        remote_epoch=3,
+        opened_at=float(number),
+        moves=moves,
+        command="ssh host",
+        pid=42,
+    )
+
+
+class TestOwn:
+    def test_identity_is_made_once(self, directory: Path):
+        with Store(directory) as store:
+            first = store.load_identity(lambda n: b"\x01" * n)
+            assert first == b"\x01" * 32
+            assert store.load_identity(lambda n: b"\x02" * n) == first
+        with Store(directory) as store:
+            assert store.load_identity(lambda n: b"\x03" * n) == first
+
+    def test_epochs_only_grow(self, directory: Path):
+        given = []
+        for run in range(4):
+            with Store(directory) as store:
+                assert store.epoch >= (given[-1] if given else 0)
+                given += [store.next_epoch() for _ in range(run * EPOCHS_AT_ONCE // 2 + 1)]
+                assert store.epoch == given[-1]
+        assert given == sorted(set(given))
+
+    def test_epochs_are_on_disk_before_they_are_returned(self, directory: Path, tmp_path: Path):
+        with Store(directory) as store:
+            for number in range(2 * EPOCHS_AT_ONCE):
+                epoch = store.next_epoch()
+                copy = tmp_path / f"copy{number}"  # as a crash would leave it
+                shutil.copytree(directory, copy)
+                with Store(copy) as crashed:
+                    assert crashed.next_epoch() > epoch
+
+
+class TestPeers:
+    def test_round_trip(self, directory: Path):
+        full = PeerRecord(
+            public=key(1),
+            fingerprint="SHA256:abc",
+            state=PeerState.APPROVED,
+            first_seen=1.5,
+            name="büro\n",
+            secret=b"s" * 32,
+            addresses=(
+                PeerAddress(ip_address("2001:db8::1"), 2.0, 9.0, identity=True),
+                PeerAddress(ip_address("192.0.2.1"), 1.0, 3.0),
+            ),
+            last_contact=9.0,
+            handshake_timestamp=2**64 - 1,
+        )
+        with Store(directory) as store:
+            store.put_peer(full)
+            store.put_peer(peer(2, PeerState.CHANGED, first_seen=0.5))
+        with Store(directory) as store:
+            assert store.peers() == [peer(2, PeerState.CHANGED, first_seen=0.5), full]
+
+    def test_replacing_keeps_connections_and_never_lowers_the_timestamp(self, directory: Path):
+        with Store(directory) as store:
+            store.put_peer(replace(peer(1), handshake_timestamp=7))
+            store.put_connections([connection(1)])
+            store.put_peer(replace(peer(1), name="new", handshake_timestamp=5))
+            assert store.peers() == [replace(peer(1), name="new", handshake_timestamp=7)]
+            assert store.connections() == [connection(1)]
+
+    def test_latest_addresses_are_kept(self, directory: Path):
+        many = tuple(PeerAddress(ip_address(n), 0.0, float(n)) for n in range(MAX_ADDRESSES + 5))
+        with Store(directory) as store:
+            store.put_peer(replace(peer(1), addresses=many))
+            assert store.peers()[0].addresses == many[:4:-1]
+            store.put_peer(replace(peer(1), addresses=many[:1]))
+            assert store.peers()[0].addresses == many[:1]
+
+    def test_undecided_peers_are_bounded_decided_ones_are_not_touched(self, directory: Path):
+        with Store(directory) as store:
+            store.put_peer(peer(1, PeerState.APPROVED, first_seen=0))
+            store.put_peer(peer(2, PeerState.REJECTED, first_seen=0))
+            for number in range(100, 100 + MAX_UNDECIDED):
+                state = PeerState.CHANGED if number % 2 else PeerState.PENDING
+                assert store.put_peer(peer(number, state, first_seen=number)) == []
+            assert store.put_peer(peer(5, PeerState.PENDING, first_seen=5)) == [key(100)]  # itself the oldest by now
+            assert store.put_peer(peer(999, PeerState.PENDING, first_seen=999)) == [key(5)]
+            assert len(store.peers()) == MAX_UNDECIDED + 2
+            assert {peer.public for peer in store.peers()} >= {key(1), key(2), key(999)}
+
+    def test_a_handshake_timestamp_is_taken_once(self, directory: Path):
+        with Store(directory) as store:
+            store.put_peer(peer(1))
+            assert store.record_handshake_timestamp(key(1), 10)
+            assert not store.record_handshake_timestamp(key(1), 10)
+            assert not store.record_handshake_timestamp(key(1), 9)
+            assert store.record_handshake_timestamp(key(1), 2**63 + 1)
+            assert not store.record_handshake_timestamp(key(2), 10)
+        with Store(directory) as store:
+            assert not store.record_handshake_timestamp(key(1), 2**63)
+
+    def test_prune(self, directory: Path):
+        with Store(directory) as store:
+            store.put_peer(replace(peer(1, first_seen=0), last_contact=950.0))
+            store.put_peer(replace(peer(2, first_seen=0), last_contact=899.0))
+            store.put_peer(peer(3, PeerState.PENDING, first_seen=0))
+            store.put_peer(replace(peer(4, first_seen=0), last_contact=5.0))
+            store.put_connections([connection(1, of=4)])
+            assert sorted(store.prune(now=1000.0, forget_after=100.0)) == [key(2), key(3)]
+            assert {peer.public for peer in store.peers()} == {key(1), key(4)}
+
+    def test_delete_peer_takes_addresses_and_connections_with_it(self, directory: Path):
+        with Store(directory) as store:
+            store.put_peer(replace(peer(1), addresses=(PeerAddress(ip_address("192.0.2.1"), 1.0, 1.0),)))
+            store.put_connections([connection(1)])
+            store.delete_peer(key(1))
+            assert store.peers() == []
+            assert store.connections() == []
+            store.put_peer(peer(1))
+            assert store.peers() == [peer(1)]
+
+
+class TestConnections:
+    def test_round_trip(self, directory: Path):
+        six = FourTuple(SockAddr.parse("[2001:db8::1]:5"), SockAddr.parse("[2001:db8::2]:6"))
+        other = replace(connection(2), socket=six, wire=six, initiator=False, command=None, pid=None, state="x")
+        with Store(directory) as store:
+            store.put_peer(peer(1))
+            store.put_connections([other, connection(1)])
+        with Store(directory) as store:
+            assert store.connections() == [connection(1), other]
+            store.put_connections([connection(1, moves=3)])
+            store.delete_connections([other.cid, b"unknown!"])
+            assert store.connections() == [connection(1, moves=3)]
+
+    def test_a_batch_with_one_wrong_record_changes_nothing(self, directory: Path):
+        with Store(directory) as store:
+            store.put_peer(peer(1))
+            store.put_connections([connection(1)])
+            with pytest.raises(StoreError, match="FOREIGN KEY"):
+                store.put_connections([connection(1, moves=1), connection(2, of=2)])
+            assert store.connections() == [connection(1)]
+
+    def test_a_command_that_is_not_utf8(self, directory: Path):
+        with Store(directory) as store:
+            store.put_peer(peer(1))
+            store.put_connections([replace(connection(1), command="scp \udcff")])
+            assert store.connections()[0].command == "scp ?"
+
+
+class TestOpening:
+    def test_modes(self, directory: Path):
+        with Store(directory) as store:
+            store.put_peer(peer(1))
+            assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+            modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in directory.iterdir()}
+        assert modes == {"lock": 0o600, DATABASE: 0o600, f"{DATABASE}-wal": 0o600, f"{DATABASE}-shm": 0o600}
+
+    def test_directory_that_others_may_write_to(self, directory: Path):
+        directory.mkdir()
+        directory.chmod(0o777)
+        with pytest.raises(StoreError, match="others may write to it; chown it to root and chmod 700"):
+            Store(directory)
+        assert list(directory.iterdir()) == []
+
+    def test_two_daemons(self, directory: Path):
+        with Store(directory), pytest.raises(StoreError, match=rf"another redirectd \(process {os.getpid()}\) uses it"):
+            Store(directory)
+        Store(directory).close()
+
+    def test_newer_schema_is_refused_and_not_touched(self, directory: Path):
+        with Store(directory) as store:
+            store.put_peer(peer(1))
+        database = sqlite3.connect(directory / DATABASE)
+        database.execute("PRAGMA user_version = 99")
+        database.close()
+        before = {file.name: file.read_bytes() for file in directory.iterdir()}
+        with pytest.raises(
+            StoreError, match=r"newer redirectctl \(schema 99, this one knows 1\); install that version"
+        ):
+            Store(directory)
+        after = {file.name: file.read_bytes() for file in directory.iterdir()}
+        del before["lock"], after["lock"]
+        assert before == after
+
+    def test_newer_schema_that_is_only_in_the_wal(self, directory: Path, tmp_path: Path):
+        Store(directory).close()
+        database = sqlite3.connect(directory / DATABASE)
+        database.execute("PRAGMA user_version = 99")
+        shutil.copytree(directory, tmp_path / "crashed")
+        database.close()
+        with pytest.raises(StoreError, match="newer redirectctl"):
+            Store(tmp_path / "crashed")
+        database = sqlite3.connect(tmp_path / "crashed" / DATABASE)
+        assert database.execute("PRAGMA user_version").fetchone() == (99,)
+        assert database.execute("SELECT count(*) FROM own").fetchone() == (1,)
+        database.close()
+
+    def test_damaged(self, directory: Path):
+        directory.mkdir(mode=0o700)
+        (directory / DATABASE).write_bytes(b"\x00" * 50 + b"no database" * 500)
+        with pytest.raises(StoreError, match=r"(?i)not a database; put back a copy"):
+            Store(directory)
+
+    def test_not_a_directory(self, tmp_path: Path):
+        (tmp_path / "file").touch()
+        with pytest.raises(StoreError, match="File exists; see to"):
+            Store(tmp_path / "file")
+
+
+# Writes for ever: batch N sets `moves` of all 40 connections to N and takes an epoch; each is reported when committed.
+WRITER = """
+import sys
+sys.path[:0] = [{tests!r}]
+from pathlib import Path
+from test_store import connection, peer
+from redirectctl.store.store import Store
+
+store = Store(Path(sys.argv[1]))
+store.put_peer(peer(1))
+start = int(sys.argv[2])
+for number in range(start, start + 1_000_000):
+    store.put_connections(connection(n, moves=number) for n in range(40))
+    print(number, store.next_epoch(), flush=True)
+"""
+
+
+def test_killed_at_any_moment(directory: Path):
+    chance = random.Random(7747)
+    committed = epoch = 0
+    for _ in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER.format(tests=str(Path(__file__).parent)), directory, str(committed + 1)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        for _ in range(chance.randrange(1, 40)):
+            committed, epoch = map(int, process.stdout.readline().split())
+        process.send_signal(signal.SIGKILL)
+        for line in process.stdout:  # reported before the signal arrived
+            committed, epoch = map(int, line.split())
+        assert process.wait() == -signal.SIGKILL
+        with Store(directory) as store:
+            records = store.connections()
+            moves = records[0].moves
+            assert moves in {committed, committed + 1}
+            assert records == [connection(n, moves=moves) for n in range(40)]
+            assert store.epoch >= epoch
+            assert store.next_epoch() > epoch
+            assert store.peers() == [peer(1)]
