@@ -205,15 +205,19 @@ class Store:
         ]  # fmt: skip
 
     def put_connections(self, batch: Iterable[ConnectionRecord]) -> None:
-        """Add connections or replace what is kept of them: all of the batch or none.  Raises StoreError."""
+        """Add connections or bring them up to date: all of the batch or none.  Raises StoreError.
+
+        What a connection is born with (peer, socket tuple, initiator, opened_at) is kept from the first time.
+        """
+        text = _AddressText()
         rows = [
             (
                 record.cid,
                 record.peer,
-                str(record.socket.local),
-                str(record.socket.remote),
-                str(record.wire.local),
-                str(record.wire.remote),
+                text(record.socket.local),
+                text(record.socket.remote),
+                text(record.wire.local),
+                text(record.wire.remote),
                 record.initiator,
                 _u64(record.local_epoch),
                 _u64(record.remote_epoch),
@@ -228,9 +232,12 @@ class Store:
         ]
         with self._transaction():
             self._database.executemany(
-                "INSERT OR REPLACE INTO connections (cid, peer, local, remote, wire_local, wire_remote, initiator,"
+                "INSERT INTO connections (cid, peer, local, remote, wire_local, wire_remote, initiator,"
                 " local_epoch, remote_epoch, opened_at, moves, state, command, pid)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (cid) DO UPDATE SET"
+                " wire_local = excluded.wire_local, wire_remote = excluded.wire_remote,"
+                " local_epoch = excluded.local_epoch, remote_epoch = excluded.remote_epoch,"
+                " moves = excluded.moves, state = excluded.state, command = excluded.command, pid = excluded.pid",
                 rows,
             )
 
@@ -272,6 +279,23 @@ class Store:
             " VALUES (?, ?, ?, ?, ?)",
             [(peer.public, str(e.address), e.first_seen, e.last_seen, e.identity) for e in latest],
         )
+
+
+class _AddressText:
+    """str() of socket addresses, each host's text made once: the batch of a big move has few hosts.
+
+    ipaddress formats at 1.5 us and hashes slowly; 1,000 connections took 10 ms for it, this way 1 ms.
+    """
+
+    def __init__(self) -> None:
+        self._hosts: dict[bytes, str] = {}
+
+    def __call__(self, address: SockAddr) -> str:
+        key = address.host.packed
+        text = self._hosts.get(key)
+        if text is None:
+            text = self._hosts[key] = f"[{address.host}]" if address.host.version == 6 else str(address.host)
+        return f"{text}:{address.port}"
 
 
 def _u64(number: int) -> bytes:

@@ -45,5 +45,3 @@ CREATE TABLE connections (
     command      TEXT,
     pid          INTEGER
 ) STRICT, WITHOUT ROWID;
-
-CREATE INDEX connections_by_peer ON connections (peer);
