@@ -1,0 +1,183 @@
+import asyncio
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from redirectctl.api.schema import Event, EventName
+from redirectctl.daemon import eventlog
+from redirectctl.daemon.eventlog import FILES, FLOOD_BURST, QUEUE, EventLog
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def everything(log: EventLog, since: float | None = None) -> list[Event]:
+    with log.history(since) as history:
+        return history.read(1_000_000)
+
+
+def test_the_line_is_what_scripts_read(tmp_path: Path, clock: Clock):
+    clock.now = 1700000000.123456789
+    log = EventLog(tmp_path, clock)
+    log.record(EventName.MOVE_FINISHED, peer="SHA256:x", duration=0.25, connections=3)
+    log.record(EventName.DAEMON_STOPPED)
+    log.close()
+    assert (tmp_path / "events.jsonl").read_text() == (
+        '{"time":1700000000.123457,"event":"move.finished","peer":"SHA256:x","duration":0.25,"connections":3}\n'
+        '{"time":1700000000.123457,"event":"daemon.stopped"}\n'
+    )
+    assert stat.S_IMODE((tmp_path / "events.jsonl").stat().st_mode) == 0o600
+
+
+def test_rotation_and_since(tmp_path: Path, clock: Clock):
+    log = EventLog(tmp_path, clock, max_file=1000)
+    recorded = []
+    for _ in range(200):
+        clock.now += 1
+        recorded.append(log.record(EventName.ADDRESS_ADDED, address="192.0.2.1", interface="eth0"))
+        assert everything(log)[-1] == recorded[-1]
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["events.jsonl", "events.jsonl.1", "events.jsonl.2", "events.jsonl.3"]
+    assert len(names) == FILES
+    assert all(file.stat().st_size <= 1000 for file in tmp_path.iterdir())
+    kept = everything(log)
+    assert 30 < len(kept) < 200
+    assert kept == recorded[-len(kept) :]
+    assert everything(log, since=1195.0) == recorded[-6:]
+    assert everything(log, since=5000.0) == []
+    log.close()
+    again = EventLog(tmp_path, clock, max_file=1000)
+    assert everything(again) == kept
+    again.close()
+
+
+def test_history_is_of_one_moment(tmp_path: Path, clock: Clock):
+    log = EventLog(tmp_path, clock, max_file=300)
+    before = [log.record(EventName.RST_HELD, connection=str(n)) for n in range(5)]
+    with log.history(None) as history:
+        first = history.read(1)
+        for _ in range(50):
+            log.record(EventName.DAEMON_STARTED)
+        assert first + history.read(2) + history.read(100) == before
+        assert history.read(1) == []
+    log.close()
+
+
+def test_a_line_cut_short_is_passed_over(tmp_path: Path, clock: Clock):
+    log = EventLog(tmp_path, clock)
+    first = log.record(EventName.DAEMON_STARTED)
+    log.close()
+    with (tmp_path / "events.jsonl").open("ab") as file:
+        file.write(b'{"time":1000.0,"event":"move.sta')
+    log = EventLog(tmp_path, clock)
+    second = log.record(EventName.DAEMON_STARTED)
+    assert everything(log) == [first, second]
+    log.close()
+
+
+def test_lines_of_another_version_are_passed_over(tmp_path: Path, clock: Clock):
+    (tmp_path / "events.jsonl").write_bytes(
+        b'{"time":1.0,"event":"from.future"}\n\xff\xfe\n{"time":2,"event":"rst.held"}\n'
+    )
+    log = EventLog(tmp_path, clock)
+    assert [event.event for event in everything(log)] == [EventName.RST_HELD]
+    log.close()
+
+
+def test_a_flood_of_refused_packets_is_counted_not_logged(tmp_path: Path, clock: Clock):
+    log = EventLog(tmp_path, clock)
+    taken = [log.record(EventName.PACKET_REFUSED, reason="mac1") is not None for _ in range(1000)]
+    assert taken == [True] * FLOOD_BURST + [False] * (1000 - FLOOD_BURST)
+    other = log.record(EventName.PACKET_REFUSED, reason="truncated")
+    assert other is not None
+    assert other.count is None
+    clock.now += 1
+    after = log.record(EventName.PACKET_REFUSED, reason="mac1")
+    assert after is not None
+    assert after.count == 1000 - FLOOD_BURST + 1
+    assert log.record(EventName.PACKET_REFUSED, reason="mac1") is None
+    assert log.record(EventName.RST_HELD) is not None
+    for number in range(10 * eventlog.FLOOD_REASONS):
+        log.record(EventName.PACKET_REFUSED, reason=str(number))
+    assert len(log._flood) <= eventlog.FLOOD_REASONS
+    log.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_does_not_stop_events(tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture):
+    async def check() -> None:
+        log = EventLog(tmp_path, clock)
+        with log.subscribe() as subscription:
+            full = os.open("/dev/full", os.O_RDWR)
+            real = os.dup(log._descriptor)
+            os.dup2(full, log._descriptor)
+            first = log.record(EventName.DAEMON_STARTED)
+            second = log.record(EventName.RST_HELD)
+            os.dup2(real, log._descriptor)
+            third = log.record(EventName.MOVE_STARTED)
+            assert await subscription.get() == [first, second, third]
+            assert everything(log) == [third]
+        assert len([line for line in caplog.messages if "No space left" in line]) == 1
+        os.close(full)
+        os.close(real)
+        log.close()
+
+    asyncio.run(check())
+
+
+def test_subscribers(tmp_path: Path, clock: Clock):
+    async def check() -> None:
+        log = EventLog(tmp_path, clock)
+        log.record(EventName.DAEMON_STARTED)
+        with log.subscribe() as one, log.subscribe() as other:
+            waiting = asyncio.ensure_future(one.get())
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            first = log.record(EventName.MOVE_STARTED)
+            assert await waiting == [first]
+            second = log.record(EventName.MOVE_FINISHED)
+            assert await one.get() == [second]
+            assert await other.get() == [first, second]
+        log.record(EventName.DAEMON_STOPPED)
+        assert not one._arrived.is_set()
+        log.close()
+
+    asyncio.run(check())
+
+
+def test_a_slow_subscriber_is_told_what_it_missed(tmp_path: Path, clock: Clock):
+    async def check() -> None:
+        log = EventLog(tmp_path, clock)
+        with log.subscribe() as subscription:
+            recorded = [log.record(EventName.RST_HELD, connection=str(n)) for n in range(QUEUE + 7)]
+            got = await subscription.get()
+            assert got[:-1] == recorded[:QUEUE]
+            assert got[-1] == Event(time=1000.0, event=EventName.EVENTS_MISSED, count=7)
+            last = log.record(EventName.DAEMON_STOPPED)
+            assert await subscription.get() == [last]
+        log.close()
+
+    asyncio.run(check())
+
+
+def test_record_takes_every_field_of_an_event():
+    fields = set(Event.__struct_fields__) - {"time", "event"}
+    assert fields == set(eventlog.EventFields.__annotations__)
+
+
+def test_an_event_round_trips():
+    event = Event(time=1.5, event=EventName.PATH_CHANGED, connection="c", local="192.0.2.1:5")
+    assert msgspec.json.decode(msgspec.json.encode(event), type=Event) == event
