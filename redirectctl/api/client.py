@@ -111,6 +111,8 @@ class Client:
     def _send(self, request: schema.Request) -> None:
         try:
             self._socket.sendall(schema.encode(request), socket.MSG_NOSIGNAL)
+        except BrokenPipeError:
+            pass  # the daemon refused before it had read all; what it said is still to be read
         except OSError as error:
             raise self._lost(error) from None
 

@@ -231,9 +231,12 @@ class Subscription:
             self._missed_at = event.time
         self._arrived.set()
 
-    async def get(self) -> list[Event]:
-        """What arrived, at least one event.  If some were left out, `events.missed` with their number comes last."""
+    async def wait(self) -> None:
+        """Until take() has something to give."""
         await self._arrived.wait()
+
+    def take(self) -> list[Event]:
+        """What waits now.  If some were left out, `events.missed` with their number comes last."""
         self._arrived.clear()
         events = list(self._waiting)
         self._waiting.clear()

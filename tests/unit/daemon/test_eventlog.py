@@ -128,7 +128,7 @@ def test_a_full_disk_does_not_stop_events(tmp_path: Path, clock: Clock, caplog: 
             second = log.record(EventName.RST_HELD)
             os.dup2(real, log._descriptor)
             third = log.record(EventName.MOVE_STARTED)
-            assert await subscription.get() == [first, second, third]
+            assert subscription.take() == [first, second, third]
             assert everything(log) == [third]
         assert len([line for line in caplog.messages if "No space left" in line]) == 1
         os.close(full)
@@ -143,16 +143,17 @@ def test_subscribers(tmp_path: Path, clock: Clock):
         log = EventLog(tmp_path, clock)
         log.record(EventName.DAEMON_STARTED)
         with log.subscribe() as one, log.subscribe() as other:
-            waiting = asyncio.ensure_future(one.get())
+            waiting = asyncio.ensure_future(one.wait())
             await asyncio.sleep(0)
             assert not waiting.done()
             first = log.record(EventName.MOVE_STARTED)
-            assert await waiting == [first]
+            await waiting
+            assert one.take() == [first]
             second = log.record(EventName.MOVE_FINISHED)
-            assert await one.get() == [second]
-            assert await other.get() == [first, second]
+            assert one.take() == [second]
+            assert other.take() == [first, second]
         log.record(EventName.DAEMON_STOPPED)
-        assert not one._arrived.is_set()
+        assert one.take() == other.take() == []
         log.close()
 
     asyncio.run(check())
@@ -163,11 +164,11 @@ def test_a_slow_subscriber_is_told_what_it_missed(tmp_path: Path, clock: Clock):
         log = EventLog(tmp_path, clock)
         with log.subscribe() as subscription:
             recorded = [log.record(EventName.RST_HELD, connection=str(n)) for n in range(QUEUE + 7)]
-            got = await subscription.get()
+            got = subscription.take()
             assert got[:-1] == recorded[:QUEUE]
             assert got[-1] == Event(time=1000.0, event=EventName.EVENTS_MISSED, count=7)
             last = log.record(EventName.DAEMON_STOPPED)
-            assert await subscription.get() == [last]
+            assert subscription.take() == [last]
         log.close()
 
     asyncio.run(check())

@@ -1,0 +1,397 @@
+"""The Unix socket: who asks, whether they may, and which handler answers.
+
+Everybody may connect.  `status` and `opt-in` (of the process that asks) are for all; everything else is for root, the
+user that the daemon runs as, and the group `redirectctl`.  Callers are known from the kernel (SO_PEERCRED,
+SO_PEERGROUPS), not from what they say.  Refusals are logged with a named reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import logging
+import os
+import socket
+import stat
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+from redirectctl.api import schema
+from redirectctl.api.schema import ErrorCode, RequestError
+from redirectctl.daemon.eventlog import EventLog
+
+ADMIN_GROUP: Final = "redirectctl"
+BACKLOG: Final = 128  # connections that the kernel keeps until we accept them; many redirect-run may start at once
+MAX_CLIENTS: Final = 256  # at once, each with buffers of some 64 KiB
+MAX_CLIENTS_PER_USER: Final = 64  # so that one user cannot shut out the others
+REQUEST_TIMEOUT: Final = 10.0  # seconds for the first request to arrive
+IDLE_TIMEOUT: Final = 300.0  # seconds between two requests of one client
+WRITE_TIMEOUT: Final = 10.0  # seconds for a client to read its reply
+EVENTS_AT_ONCE: Final = 500  # of the log, read in a thread between two waits for the client
+
+_SO_PEERGROUPS: Final = 59  # asm-generic/socket.h; Python has no name for it.  Linux 4.13
+_GROUPS_SIZE: Final = 1024  # bytes, the most that Python's getsockopt reads: 256 groups
+
+_log = logging.getLogger(__name__)
+
+
+class Refusal(StrEnum):
+    """Why a client was refused."""
+
+    TOO_MANY = "too-many-clients"
+    TOO_LONG = "request-too-long"
+    TOO_SLOW = "request-too-slow"
+    MALFORMED = "request-malformed"
+    NO_RIGHT = "no-right"
+    NOT_READING = "reply-not-read"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The process at the other end, as the kernel knows it."""
+
+    pid: int  # 0 if it is in a process namespace that we do not see
+    uid: int
+    groups: frozenset[int]
+
+    def __str__(self) -> str:
+        return f"process {self.pid} of user {self.uid}"
+
+
+class Service(Protocol):
+    """What the daemon does when asked.  Every method may raise RequestError, which becomes the reply."""
+
+    async def status(self, request: schema.StatusRequest, caller: Caller) -> schema.StatusReply:
+        """The daemon in a few numbers."""
+        ...
+
+    async def connections(self, request: schema.ConnectionsRequest, caller: Caller) -> schema.ConnectionsReply:
+        """All connections."""
+        ...
+
+    async def peers(self, request: schema.PeersRequest, caller: Caller) -> schema.PeersReply:
+        """All peers."""
+        ...
+
+    async def identity(self, request: schema.IdentityRequest, caller: Caller) -> schema.IdentityReply:
+        """Own fingerprint."""
+        ...
+
+    async def approve(self, request: schema.ApproveRequest, caller: Caller) -> schema.PeerReply:
+        """Trust a peer's key."""
+        ...
+
+    async def reject(self, request: schema.RejectRequest, caller: Caller) -> schema.PeerReply:
+        """Never trust a peer's key."""
+        ...
+
+    async def forget(self, request: schema.ForgetRequest, caller: Caller) -> schema.PeerReply:
+        """Know nothing of a peer."""
+        ...
+
+    async def protect(self, request: schema.ProtectRequest, caller: Caller) -> schema.ConnectionsReply:
+        """Opt a running process or one connection in."""
+        ...
+
+    async def release(self, request: schema.ReleaseRequest, caller: Caller) -> schema.ConnectionReply:
+        """Stop protecting a connection."""
+        ...
+
+    async def kill(self, request: schema.KillRequest, caller: Caller) -> schema.ConnectionReply:
+        """Close a connection on both hosts."""
+        ...
+
+    async def announce(self, request: schema.AnnounceRequest, caller: Caller) -> schema.AnnounceReply:
+        """Say our addresses to all peers."""
+        ...
+
+    async def opt_in(self, request: schema.OptInRequest, caller: Caller) -> schema.OptedIn:
+        """Opt the calling process in."""
+        ...
+
+    async def doctor(self, request: schema.DoctorRequest, caller: Caller) -> schema.DoctorReply:
+        """Check everything that can be checked from inside the daemon."""
+        ...
+
+
+class Right(Enum):
+    """Who may ask."""
+
+    ANYBODY = "anybody"
+    ADMIN = "admin"
+
+
+class Route(NamedTuple):
+    """Which method of Service answers, and who may ask."""
+
+    method: str
+    right: Right
+
+
+ROUTES: Final[dict[type[schema.Request], Route]] = {
+    schema.StatusRequest: Route("status", Right.ANYBODY),
+    schema.OptInRequest: Route("opt_in", Right.ANYBODY),
+    schema.ConnectionsRequest: Route("connections", Right.ADMIN),
+    schema.PeersRequest: Route("peers", Right.ADMIN),
+    schema.IdentityRequest: Route("identity", Right.ADMIN),
+    schema.ApproveRequest: Route("approve", Right.ADMIN),
+    schema.RejectRequest: Route("reject", Right.ADMIN),
+    schema.ForgetRequest: Route("forget", Right.ADMIN),
+    schema.ProtectRequest: Route("protect", Right.ADMIN),
+    schema.ReleaseRequest: Route("release", Right.ADMIN),
+    schema.KillRequest: Route("kill", Right.ADMIN),
+    schema.AnnounceRequest: Route("announce", Right.ADMIN),
+    schema.DoctorRequest: Route("doctor", Right.ADMIN),
+    schema.EventsRequest: Route("", Right.ADMIN),  # answered here, by any number of replies
+}
+
+
+class ApiError(Exception):
+    """The socket cannot be made: ``what: why; what to do``."""
+
+
+class ApiServer:
+    """Answers requests on a Unix socket."""
+
+    def __init__(
+        self,
+        service: Service,
+        events: EventLog,
+        version: str,
+        *,
+        request_timeout: float = REQUEST_TIMEOUT,
+        max_clients_per_user: int = MAX_CLIENTS_PER_USER,
+    ) -> None:
+        """version: of the daemon, for clients."""
+        self._service = service
+        self._events = events
+        self._hello = schema.encode(schema.Hello(version=version))
+        self._request_timeout = request_timeout
+        self._max_clients_per_user = max_clients_per_user
+        self._admin_group = admin_group()
+        self._clients: dict[asyncio.Task[None], int] = {}  # with the user's id
+        self._users: Counter[int] = Counter()
+        self._server: asyncio.Server | None = None
+        self._path = Path()
+        self._inode = 0
+
+    async def start(self, path: Path) -> None:
+        """Serve on `path`; its directory is made if missing.  Raises ApiError."""
+        listener, self._inode = _listen(path, self._admin_group)
+        self._path = path
+        self._server = await asyncio.start_unix_server(
+            self._accept, sock=listener, limit=schema.MAX_REQUEST, backlog=BACKLOG
+        )
+
+    async def close(self) -> None:
+        """End all clients, followers after they were told what was logged, and remove the socket."""
+        if self._server is None:
+            return
+        self._server.close()
+        with contextlib.suppress(OSError):
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+        clients = list(self._clients)
+        for task in clients:
+            task.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+        self._server = None
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        caller = _caller(writer.get_extra_info("socket"))
+        if caller is None:
+            writer.transport.abort()
+            return
+        task = asyncio.create_task(self._serve(reader, writer, caller), name=f"api client, {caller}")
+        self._clients[task] = caller.uid
+        self._users[caller.uid] += 1
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        uid = self._clients.pop(task)
+        self._users[uid] -= 1
+        if not self._users[uid]:
+            del self._users[uid]
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("%s failed", task.get_name(), exc_info=error)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller) -> None:
+        """One client from beginning to end."""
+        try:
+            if len(self._clients) > MAX_CLIENTS or self._users[caller.uid] > self._max_clients_per_user:
+                why = "too many programs talk to it at once"
+                self._refuse(writer, caller, Refusal.TOO_MANY, RequestError("daemon", why, "end some or wait"))
+            else:
+                writer.write(self._hello)
+                await self._converse(reader, writer, caller)
+            writer.close()
+            async with asyncio.timeout(WRITE_TIMEOUT):
+                await writer.wait_closed()
+        except TimeoutError:
+            _log.warning("api: %s: %s", caller, Refusal.NOT_READING)
+        except OSError:
+            _log.debug("api: %s went away", caller)
+        finally:
+            writer.transport.abort()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller) -> None:
+        """Requests and replies until the client ends or is refused."""
+        timeout = self._request_timeout
+        while True:
+            try:
+                async with asyncio.timeout(timeout):
+                    line = await reader.readuntil(b"\n")
+                request = schema.decode_request(line)
+            except asyncio.IncompleteReadError:
+                return
+            except asyncio.LimitOverrunError:
+                why = f"longer than {schema.MAX_REQUEST} bytes"
+                error = RequestError("request", why, "shorten it", ErrorCode.USAGE)
+                self._refuse(writer, caller, Refusal.TOO_LONG, error)
+                return
+            except TimeoutError:
+                error = RequestError("request", f"none within {timeout:g} s", "connect again", ErrorCode.USAGE)
+                self._refuse(writer, caller, Refusal.TOO_SLOW, error)
+                return
+            except RequestError as error:
+                self._refuse(writer, caller, Refusal.MALFORMED, error)
+                return
+            try:
+                self._check_right(request, caller)
+            except RequestError as error:
+                self._refuse(writer, caller, Refusal.NO_RIGHT, error)
+            else:
+                if isinstance(request, schema.EventsRequest):
+                    await self._send_events(request, reader, writer)
+                    if request.follow:
+                        return
+                else:
+                    writer.write(schema.encode(await self._answer(request, caller)))
+            async with asyncio.timeout(WRITE_TIMEOUT):
+                await writer.drain()
+            timeout = IDLE_TIMEOUT
+
+    def _refuse(self, writer: asyncio.StreamWriter, caller: Caller, refusal: Refusal, error: RequestError) -> None:
+        _log.warning("api: %s: %s: %s", caller, refusal, error)
+        writer.write(schema.encode(error.error))
+
+    def _check_right(self, request: schema.Request, caller: Caller) -> None:
+        route = ROUTES[type(request)]
+        name = type(request).__struct_config__.tag
+        if isinstance(request, schema.OptInRequest) and caller.pid <= 0:
+            why = "this process is in a process namespace that the daemon does not see"
+            raise RequestError(str(name), why, "run it outside of the container", ErrorCode.DENIED)
+        if route.right is Right.ADMIN and not self._is_admin(caller):
+            hint = f"ask as root or as a member of the group {ADMIN_GROUP}"
+            raise RequestError(str(name), "not permitted", hint, ErrorCode.DENIED)
+
+    def _is_admin(self, caller: Caller) -> bool:
+        return caller.uid in {0, os.geteuid()} or self._admin_group in caller.groups
+
+    async def _answer(self, request: schema.Request, caller: Caller) -> schema.Reply:
+        try:
+            reply: schema.Reply = await getattr(self._service, ROUTES[type(request)].method)(request, caller)
+        except RequestError as error:
+            return error.error
+        except Exception as error:
+            name = str(type(request).__struct_config__.tag)
+            _log.exception("api: %s, asked for by %s, failed", name, caller)
+            return schema.Error(
+                code=ErrorCode.FAILED, what=name, why=str(error) or repr(error), hint="see redirectd's log"
+            )
+        return reply
+
+    async def _send_events(
+        self, request: schema.EventsRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """The log, and with follow what comes until the client sends something or goes away."""
+        with contextlib.ExitStack() as stack:
+            subscription = stack.enter_context(self._events.subscribe()) if request.follow else None
+            if not request.follow or request.since is not None:
+                history = stack.enter_context(self._events.history(request.since))
+                while batch := await asyncio.to_thread(history.read, EVENTS_AT_ONCE):
+                    _write_events(writer, batch)
+                    await writer.drain()  # as slow as a person at a pager
+            if subscription is None:
+                writer.write(schema.encode(schema.EventsEnd()))
+                return
+            gone = asyncio.ensure_future(reader.read(1))
+            try:
+                while not gone.done():
+                    arrived = asyncio.ensure_future(subscription.wait())
+                    try:
+                        await asyncio.wait({gone, arrived}, return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        arrived.cancel()
+                    _write_events(writer, subscription.take())
+                    await writer.drain()  # the subscription is bounded
+            finally:
+                gone.cancel()
+                _write_events(writer, subscription.take())  # at shutdown: that it stops
+
+
+def admin_group() -> int | None:
+    """Id of the group whose members may do everything; None if this machine has no such group."""
+    try:
+        return grp.getgrnam(ADMIN_GROUP).gr_gid
+    except KeyError:
+        return None
+
+
+def _write_events(writer: asyncio.StreamWriter, events: list[schema.Event]) -> None:
+    if events:
+        writer.write(b"".join(schema.encode(schema.EventReply(event)) for event in events))
+
+
+def _caller(sock: socket.socket) -> Caller | None:
+    """Who connected; None if the connection is gone already."""
+    try:
+        pid, uid, gid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    except OSError:
+        return None
+    try:
+        packed = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_SIZE)
+    except OSError:  # more than 256 groups, or a kernel that does not say: the primary group has to do
+        packed = b""
+    return Caller(pid, uid, frozenset({gid, *struct.unpack(f"{len(packed) // 4}I", packed)}))
+
+
+def _listen(path: Path, group: int | None) -> tuple[socket.socket, int]:
+    """A bound socket that everybody may connect to, and its inode.  One that nobody listens on is replaced."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _remove_stale(path)
+        sock.bind(str(path))
+        if group is not None and os.geteuid() == 0:
+            os.chown(path, -1, group)
+        path.chmod(0o666)
+        inode = path.stat().st_ino
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):
+            raise ApiError(f"{path}: {error.strerror or error}; name another with --socket") from error
+        raise
+    return sock, inode
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ApiError(f"{path}: exists and is no socket; remove it or name another with --socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        else:
+            raise ApiError(f"{path}: another redirectd listens there; stop it or name another with --socket")
