@@ -1,0 +1,121 @@
+"""What one connection is in the sets and maps of `skeleton`, as the bytes that nf_tables compares.
+
+A key is the concatenation source, port, destination, port of a packet; each part is in network order and padded to
+four bytes (nft_set_elem keys of concatenated types):
+
+    IPv4  4 source | 2 port | 2 zero | 4 destination | 2 port | 2 zero          16 bytes
+    IPv6 16 source | 2 port | 2 zero | 16 destination | 2 port | 2 zero         40 bytes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, TypeAlias
+
+from redirectctl.kernel.nft import Command
+from redirectctl.kernel.skeleton import MAPS, SETS, TABLE
+from redirectctl.wire.addr import FourTuple, SockAddr
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFlow:
+    """A protected connection.  With wire == socket it has not moved and only its RSTs are looked at."""
+
+    socket: FourTuple
+    wire: FourTuple
+
+
+Place: TypeAlias = tuple[str, bytes]  # where an element is: name of the set or map, key
+_NAMES = {version: {kind: f"{kind}{version}" for kind in (*SETS, *MAPS)} for version in (4, 6)}
+
+
+def guard_place(socket: FourTuple) -> Place:
+    """The element that every protected connection has; no two have the same."""
+    return _NAMES[socket.version]["ask"], _end(socket.remote) + _end(socket.local)
+
+
+def elements(flow: KernelFlow) -> list[tuple[Place, bytes]]:
+    """The elements of one connection, guard_place first and alone if it has not moved.
+
+    The value of an element of a set is empty, of a map a packed address.  Written for speed: a move calls it for each
+    connection.
+    """
+    names = _NAMES[flow.socket.version]
+    local, remote = _end(flow.socket.local), _end(flow.socket.remote)
+    wire_local, wire_remote = _end(flow.wire.local), _end(flow.wire.remote)
+    incoming = remote + local
+    found = [((names["ask"], incoming), b"")]
+    if wire_local == local and wire_remote == remote:
+        return found
+    found.append(((names["hold"], incoming), b""))
+    found.append(((names["src"], wire_remote + wire_local), remote[:-4]))
+    if wire_local != local:
+        found.append(((names["dst"], remote + wire_local), local[:-4]))
+        found.append(((names["osrc"], local + wire_remote), wire_local[:-4]))
+        found.append(((names["wire"], wire_local + wire_remote), b""))
+    if wire_remote != remote:
+        found.append(((names["odst"], local + remote), wire_remote[:-4]))
+    return found
+
+
+def probe_place(socket: FourTuple) -> Place:
+    """Where an outgoing socket tuple is in the set of probes."""
+    return _NAMES[socket.version]["probe"], _end(socket.local) + _end(socket.remote)
+
+
+def _end(address: SockAddr) -> bytes:
+    return address.host.packed + address.port.to_bytes(2, "big") + b"\0\0"
+
+
+def _parse(end: bytes) -> SockAddr:
+    return SockAddr(ip_address(end[:-4]), int.from_bytes(end[-4:-2], "big"))
+
+
+def describe(place: Place) -> str:
+    """`SET SOURCE-DESTINATION`, for error messages."""
+    name, key = place
+    half = len(key) // 2
+    return f"{name} {_parse(key[:half])}-{_parse(key[half:])}"
+
+
+def add_commands(wanted: Iterable[tuple[Place, bytes]], timeout: int | None = None) -> list[Command]:
+    """The elements as libnftables commands, one a set: half the time of one an element.  ``timeout`` in seconds."""
+    lists: dict[str, list[Any]] = {}
+    for (name, packed), value in wanted:
+        half = len(packed) // 2
+        ends = (_parse(packed[:half]), _parse(packed[half:]))
+        key: Any = {"concat": [part for end in ends for part in (str(end.host), end.port)]}
+        if timeout is not None:
+            key = {"elem": {"val": key, "timeout": timeout}}
+        lists.setdefault(name, []).append([key, str(ip_address(value))] if value else key)
+    return [{"add": {"element": {**TABLE, "name": name, "elem": items}}} for name, items in lists.items()]
+
+
+def flows_in(listing: list[Command]) -> frozenset[KernelFlow]:
+    """The connections that the sets and maps of a listed table stand for."""
+    found: dict[str, dict[tuple[SockAddr, SockAddr], Any]] = {
+        f"{kind}{version}": {} for kind in (*SETS, *MAPS) for version in (4, 6)
+    }
+    for item in listing:
+        description = item.get("set") or item.get("map")
+        if description and description["name"] in found:
+            for element in description.get("elem", ()):
+                key, value = element if isinstance(element, list) else (element, None)
+                if "concat" in key:
+                    host, port, other, other_port = key["concat"]
+                    pair = (SockAddr(ip_address(host), port), SockAddr(ip_address(other), other_port))
+                    found[description["name"]][pair] = value
+    flows = []
+    for version in (4, 6):
+        destinations = found[f"dst{version}"]
+        moved = set()
+        for (wire_remote, wire_local), text in found[f"src{version}"].items():
+            remote = SockAddr(ip_address(text), wire_remote.port)
+            local = SockAddr(ip_address(destinations.get((remote, wire_local), str(wire_local.host))), wire_local.port)
+            moved.add((remote, local))
+            flows.append(KernelFlow(FourTuple(local, remote), FourTuple(wire_local, wire_remote)))
+        for remote, local in found[f"ask{version}"].keys() - moved:
+            flows.append(KernelFlow(FourTuple(local, remote), FourTuple(local, remote)))
+    return frozenset(flows)

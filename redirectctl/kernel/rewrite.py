@@ -1,0 +1,207 @@
+"""The rewriting of moved connections and the RST guard of all protected ones: nftables table `inet redirectctl`.
+
+`skeleton` has the table and what its sets are for, `elements` what a connection is in them.  A packet of a moved
+connection goes through
+
+    incoming  in (prerouting, raw - 10): wire tuple -> socket tuple, MARK_MOVED
+    outgoing  out (output, mangle, type route): socket tuple -> wire tuple, then routed again
+
+Both addresses are changed in `out` and not one of them in postrouting, so that the new route is one for packets from
+the new source address (`ip rule from ...` of hosts with several uplinks).
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import Counter
+from collections.abc import Container, Iterable
+from typing import NamedTuple
+
+from redirectctl.kernel.elements import (
+    KernelFlow,
+    Place,
+    add_commands,
+    describe,
+    elements,
+    flows_in,
+    guard_place,
+    probe_place,
+)
+from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.nfbatch import BatchError, ElementSocket
+from redirectctl.kernel.nft import Nft, NftError
+from redirectctl.kernel.queues import IptablesQueues, nft_has_queue, nft_queue_commands
+from redirectctl.kernel.skeleton import NOTHING, TABLE, Shape, base_rules, skeleton
+from redirectctl.wire.addr import FourTuple
+
+__all__ = ["PROBE_SECONDS", "KernelFlow", "Rewriter"]
+
+PROBE_SECONDS = 5.0  # how long a probe waits for its ACK: the local stack answers within microseconds
+
+_TABLE_NAME = {"family": TABLE["family"], "name": TABLE["table"]}
+
+
+class _Entry(NamedTuple):
+    """A flow that the kernel has."""
+
+    flow: KernelFlow
+    elements: list[tuple[Place, bytes]]
+
+    @property
+    def guard(self) -> Place:
+        return self.elements[0][0]
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """IP version, and whether packets are rewritten."""
+        return self.flow.socket.version, len(self.elements) > 1
+
+
+class Rewriter:
+    """Keeps the table equal to a set of KernelFlows; not thread-safe, synchronous.
+
+    It works in the network namespace of the thread that makes it.  All methods raise KernelError; one that raises has
+    changed nothing.  `setup` and `teardown` may run iptables (tens of ms).
+    """
+
+    def __init__(self) -> None:
+        self._nft = Nft()
+        self._netlink = ElementSocket(TABLE["table"])
+        self._queues: IptablesQueues | None = None if nft_has_queue(self._nft) else IptablesQueues()
+        self._entries: dict[Place, _Entry] = {}
+        self._installed: dict[Place, bytes] = {}
+        self._counts: Counter[tuple[int, bool]] = Counter()
+        self._shape = NOTHING
+        self._probes: dict[FourTuple, float] = {}
+
+    def close(self) -> None:
+        """Let go of the kernel's interfaces; the table stays and goes on working."""
+        self._nft.close()
+        self._netlink.close()
+
+    def setup(self, flows: Iterable[KernelFlow] = ()) -> None:
+        """Replace whatever table of ours there is by one for exactly ``flows``, in one transaction: without a gap.
+
+        libnftables takes about 0.1 s for 1,000 flows.
+        """
+        entries: dict[Place, _Entry] = {}
+        installed: dict[Place, bytes] = {}
+        for flow in flows:
+            entry = _Entry(flow, elements(flow))
+            if entries.setdefault(entry.guard, entry) is entry:
+                _claim(entry, installed, {}, {})
+            elif entries[entry.guard].flow != flow:
+                raise _conflict(flow, "the connection is listed twice")
+        counts = Counter(entry.kind for entry in entries.values())
+        commands = skeleton()
+        if self._queues:
+            self._queues.install()
+        else:
+            commands += nft_queue_commands(TABLE)
+        self._nft.run(commands + base_rules(_shape(counts)) + add_commands(installed.items()))
+        self._entries, self._installed, self._counts, self._shape = entries, installed, counts, _shape(counts)
+        self._probes = {}
+
+    def apply(self, add: Iterable[KernelFlow] = (), remove: Iterable[KernelFlow] = ()) -> None:
+        """Take ``remove`` out and put ``add`` in, in one transaction; a move is both with one socket tuple.
+
+        What is not there need not be removed.  Raises KernelError if two flows would share a tuple on the wire.
+        If the table has been removed by somebody (`nft flush ruleset`), it is set up anew.
+        """
+        gone: dict[Place, _Entry] = {}
+        for flow in remove:
+            entry = self._entries.get(guard_place(flow.socket))
+            if entry is not None and entry.flow == flow:
+                gone[entry.guard] = entry
+        old = {place: value for entry in gone.values() for place, value in entry.elements}
+        new: dict[Place, _Entry] = {}
+        fresh: dict[Place, bytes] = {}
+        for flow in add:
+            entry = _Entry(flow, elements(flow))
+            present = new.get(entry.guard) or (None if entry.guard in gone else self._entries.get(entry.guard))
+            if present is None:
+                _claim(entry, fresh, self._installed, old)
+                new[entry.guard] = entry
+            elif present.flow != flow:
+                raise _conflict(flow, f"it is {present.flow.wire} on the wire now")
+        counts = self._counts.copy()
+        counts.subtract(entry.kind for entry in gone.values())
+        counts.update(entry.kind for entry in new.values())
+        delete = {place: value for place, value in old.items() if fresh.get(place) != value}
+        create = {place: value for place, value in fresh.items() if old.get(place) != value}
+        try:
+            self._change(_shape(counts), delete, create)
+        except BatchError as error:
+            if error.code != errno.ENOENT:
+                raise
+            remaining = {guard: entry for guard, entry in self._entries.items() if guard not in gone} | new
+            self.setup(entry.flow for entry in remaining.values())
+            return
+        for place in delete:
+            del self._installed[place]
+        self._installed |= create
+        for guard in gone:
+            del self._entries[guard]
+        self._entries |= new
+        self._counts = counts
+
+    def probe(self, sockets: Iterable[FourTuple]) -> None:
+        """For PROBE_SECONDS give outgoing pure ACKs of these socket tuples MARK_PROBE, which leads to QUEUE_PROBE."""
+        now = time.monotonic()
+        self._probes = {socket: end for socket, end in self._probes.items() if end > now}
+        self._probes.update(dict.fromkeys(sockets, now + PROBE_SECONDS))
+        # An element that is there already would keep its old timeout, so all are put in anew.
+        flush = [{"flush": {"set": {**TABLE, "name": f"probe{version}"}}} for version in (4, 6)]
+        places = ((probe_place(socket), b"") for socket in self._probes)
+        self._nft.run(flush + add_commands(places, timeout=int(PROBE_SECONDS)))
+
+    def flows(self) -> frozenset[KernelFlow]:
+        """What the kernel has, read back; empty without a table."""
+        return flows_in(self._nft.run([{"list": {"table": _TABLE_NAME}}])) if self._netlink.has_table() else frozenset()
+
+    def intact(self) -> bool:
+        """Whether the table is still there; takes 0.05 ms."""
+        return self._netlink.has_table()
+
+    def teardown(self) -> None:
+        """Remove the table and the rules to NFQUEUE; what is not there is no error."""
+        self._nft.run([{"add": {"table": _TABLE_NAME}}, {"delete": {"table": _TABLE_NAME}}])
+        if self._queues:
+            self._queues.remove()
+        self._entries, self._installed, self._counts, self._shape = {}, {}, Counter(), NOTHING
+        self._probes = {}
+
+    def _change(self, shape: Shape, delete: dict[Place, bytes], create: dict[Place, bytes]) -> None:
+        """Rules that look in empty maps harm nobody: they come before the first element and go after the last."""
+        wider = Shape(shape.guarded | self._shape.guarded, shape.moved | self._shape.moved)
+        self._reshape(wider)
+        self._netlink.change(delete.items(), create.items())
+        self._reshape(shape)
+
+    def _reshape(self, shape: Shape) -> None:
+        if shape != self._shape:
+            try:
+                self._nft.run(base_rules(shape))
+            except NftError as error:
+                if self.intact():
+                    raise
+                raise BatchError(errno.ENOENT, error.why) from error
+            self._shape = shape
+
+
+def _claim(entry: _Entry, fresh: dict[Place, bytes], installed: Container[Place], leaving: Container[Place]) -> None:
+    """Enter a flow's elements into ``fresh``; none may be another's: two flows would be one on the wire."""
+    for place, value in entry.elements:
+        if place in fresh or (place in installed and place not in leaving):
+            raise _conflict(entry.flow, f"{describe(place)} belongs to another connection")
+        fresh[place] = value
+
+
+def _conflict(flow: KernelFlow, why: str) -> KernelError:
+    return KernelError(f"rewrite {flow.socket} as {flow.wire}", why, "close one of the two connections")
+
+
+def _shape(counts: Counter[tuple[int, bool]]) -> Shape:
+    there = [kind for kind, count in counts.items() if count > 0]
+    return Shape(frozenset(version for version, _ in there), frozenset(version for version, moved in there if moved))
