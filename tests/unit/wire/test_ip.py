@@ -1,0 +1,216 @@
+"""Packets of wire/ip.py against hand-checked bytes and against scapy."""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP, TCP, TCPerror
+from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop, IPv6ExtHdrRouting
+from scapy.packet import Raw
+from scapy.utils import checksum as scapy_checksum
+
+from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.ip import (
+    BadPacket,
+    PacketError,
+    TcpFlags,
+    build_ip,
+    build_tcp,
+    build_unreachable,
+    checksum,
+    parse_ip,
+    parse_tcp,
+    parse_unreachable,
+)
+
+V4 = FourTuple(SockAddr.parse("192.0.2.1:40000"), SockAddr.parse("198.51.100.7:22"))
+V6 = FourTuple(SockAddr.parse("[2001:db8::1]:40000"), SockAddr.parse("[2001:db8:ffff::7]:22"))
+
+
+def test_a_syn_byte_for_byte() -> None:
+    packet = build_tcp(V4.remote, V4.local, seq=0x01020304, flags=TcpFlags.SYN)
+    assert packet.hex(" ", 4) == (
+        "45000028 00004000 ff068f93 c6336407 c0000201 "  # 198.51.100.7 -> 192.0.2.1, ttl 255, DF
+        "00169c40 01020304 00000000 50020000 234a0000"
+    )
+    assert scapy_checksum(packet[:20]) == 0
+    assert IP(packet)[TCP].seq == 0x01020304
+
+
+def test_the_example_of_rfc_1071() -> None:
+    # Section 3: the words 0001 f203 f4f5 f6f7 add up to ddf2.
+    assert checksum(bytes.fromhex("0001f203f4f5f6f7")) == 0xDDF2 ^ 0xFFFF
+
+
+@pytest.mark.parametrize(("data", "expected"), [(b"", 0xFFFF), (b"\0\0", 0xFFFF), (b"\xff\xff", 0), (b"\x01", 0xFEFF)])
+def test_checksum_corner_cases(data: bytes, expected: int) -> None:
+    assert checksum(data) == expected
+
+
+@given(st.binary(max_size=200))
+def test_checksum_agrees_with_scapy(data: bytes) -> None:
+    assert checksum(data) == scapy_checksum(data)
+
+
+def socket_addresses(version: int) -> st.SearchStrategy[SockAddr]:
+    return st.builds(SockAddr, st.ip_addresses(v=version), st.integers(0, 65535))
+
+
+tuples = st.sampled_from((4, 6)).flatmap(lambda v: st.builds(FourTuple, socket_addresses(v), socket_addresses(v)))
+words = st.integers(0, 0xFFFF_FFFF)
+
+
+@given(
+    tuples,
+    words,
+    words,
+    st.integers(0, 255).map(TcpFlags),
+    st.integers(0, 65535),
+    st.sampled_from([b"", b"\x01\x01\x01\x00", b"\xfd\x08\xa1\xb2token"[:8], b"\x01" * 40]),
+    st.binary(max_size=99),
+)
+def test_built_segments_are_what_scapy_builds(
+    connection: FourTuple, seq: int, ack: int, flags: TcpFlags, window: int, options: bytes, data: bytes
+) -> None:
+    packet = build_tcp(*connection, seq=seq, ack=ack, flags=flags, window=window, options=options, data=data)
+    layer = IP if connection.version == 4 else IPv6
+    theirs = layer(packet)
+    built = theirs[TCP].chksum
+    assert (str(ip_address(theirs.src)), theirs[TCP].sport) == (str(connection.local.host), connection.local.port)
+    assert (theirs[TCP].seq, theirs[TCP].ack, int(theirs[TCP].flags)) == (seq, ack, flags)
+    del theirs[TCP].chksum
+    if connection.version == 4:
+        del theirs.chksum
+    rebuilt = bytes(theirs)
+    # A sum of zero has two ones'-complement forms; both verify.
+    assert rebuilt == packet or {built, layer(rebuilt)[TCP].chksum} == {0, 0xFFFF}
+
+    segment = parse_tcp(packet)
+    assert segment.sender_tuple == connection
+    assert (segment.seq, segment.ack, segment.flags, segment.window) == (seq, ack, flags, window)
+    assert (segment.options, segment.data_length) == (options, len(data))
+
+
+@pytest.mark.parametrize("length", [2, 41, 44])
+def test_options_that_do_not_fit_are_refused(length: int) -> None:
+    with pytest.raises(ValueError, match="bytes of TCP options"):
+        build_tcp(*V4, seq=0, flags=TcpFlags.ACK, options=b"\x01" * length)
+
+
+def test_mixed_families_are_refused() -> None:
+    with pytest.raises(ValueError, match="different families"):
+        build_ip(V4.local.host, V6.local.host, 6, b"")
+
+
+@pytest.mark.parametrize(
+    ("flags", "data", "pure"),
+    [
+        (TcpFlags.ACK, b"", True),
+        (TcpFlags.ACK | TcpFlags.ECE, b"", True),
+        (TcpFlags.ACK, b"x", False),
+        (TcpFlags.ACK | TcpFlags.FIN, b"", False),
+        (TcpFlags.ACK | TcpFlags.RST, b"", False),
+        (TcpFlags.ACK | TcpFlags.SYN, b"", False),
+        (TcpFlags.RST, b"", False),
+    ],
+)
+def test_pure_ack(flags: TcpFlags, data: bytes, pure: bool) -> None:
+    assert parse_tcp(build_tcp(*V6, seq=1, ack=1, flags=flags, data=data)).is_pure_ack is pure
+
+
+def test_data_that_was_not_copied_still_counts() -> None:
+    packet = build_tcp(*V4, seq=1, flags=TcpFlags.ACK, data=bytes(1000))
+    assert parse_tcp(packet[:60]).data_length == 1000
+
+
+def test_unreachable_v4_is_what_scapy_builds() -> None:
+    theirs = IP(build_unreachable(V4, 0xDEADBEEF))
+    assert (theirs.src, theirs.dst, theirs.ttl) == ("192.0.2.1", "192.0.2.1", 255)
+    assert (theirs[ICMP].type, theirs[ICMP].code) == (3, 1)
+    assert (theirs[TCPerror].sport, theirs[TCPerror].dport, theirs[TCPerror].seq) == (40000, 22, 0xDEADBEEF)
+    check = theirs[ICMP].chksum
+    del theirs[ICMP].chksum
+    assert IP(bytes(theirs))[ICMP].chksum == check
+
+
+def test_unreachable_v6_is_what_scapy_builds() -> None:
+    theirs = IPv6(build_unreachable(V6, 0xDEADBEEF))
+    assert (theirs.src, theirs.dst, theirs.hlim) == ("2001:db8::1", "2001:db8::1", 255)
+    assert (theirs[ICMPv6DestUnreach].code, theirs[TCPerror].seq) == (0, 0xDEADBEEF)
+    check = theirs[ICMPv6DestUnreach].cksum
+    del theirs[ICMPv6DestUnreach].cksum
+    assert IPv6(bytes(theirs))[ICMPv6DestUnreach].cksum == check
+
+
+@given(tuples, words)
+def test_unreachable_reads_back(connection: FourTuple, seq: int) -> None:
+    error = parse_unreachable(build_unreachable(connection, seq))
+    assert (error.quoted, error.seq) == (connection, seq)
+    assert error.source == error.destination == connection.local.host
+
+
+def test_unreachable_with_a_flipped_bit_is_refused() -> None:
+    for connection in (V4, V6):
+        packet = bytearray(build_unreachable(connection, 5))
+        packet[-1] ^= 1
+        with pytest.raises(PacketError) as caught:
+            parse_unreachable(bytes(packet))
+        assert caught.value.reason is BadPacket.CHECKSUM
+
+
+def test_extension_headers_are_skipped() -> None:
+    chain = IPv6(src="2001:db8::1", dst="2001:db8::2") / IPv6ExtHdrHopByHop() / IPv6ExtHdrRouting() / TCP(seq=7) / b"abc"
+    segment = parse_tcp(bytes(chain))
+    assert (segment.seq, segment.data_length) == (7, 3)
+
+
+def ipv4(**fields: object) -> bytes:
+    return bytes(IP(src="192.0.2.1", dst="192.0.2.2", **fields) / TCP())
+
+
+@pytest.mark.parametrize(
+    ("packet", "reason"),
+    [
+        (b"", BadPacket.EMPTY),
+        (b"\x50" + bytes(40), BadPacket.VERSION),
+        (b"\x45" + bytes(10), BadPacket.TRUNCATED),
+        (b"\x60" + bytes(10), BadPacket.TRUNCATED),
+        (b"\x41" + ipv4()[1:], BadPacket.HEADER_LENGTH),
+        (ipv4(len=10), BadPacket.HEADER_LENGTH),
+        (ipv4(chksum=1), BadPacket.CHECKSUM),
+        (ipv4(flags="MF"), BadPacket.FRAGMENT),
+        (ipv4(frag=3), BadPacket.FRAGMENT),
+        (bytes(IPv6() / IPv6ExtHdrFragment() / TCP()), BadPacket.FRAGMENT),
+        (bytes(IPv6(nh=0)), BadPacket.TRUNCATED),
+        (bytes(IPv6(nh=0) / Raw(b"\x06\xff" + bytes(20))), BadPacket.HEADER_LENGTH),
+        (ipv4()[:30], BadPacket.TRUNCATED),
+        (bytes(IP() / ICMP()), BadPacket.PROTOCOL),
+        (bytes(IP() / TCP(dataofs=4)), BadPacket.HEADER_LENGTH),
+        (bytes(IP() / TCP(dataofs=15)), BadPacket.HEADER_LENGTH),
+    ],
+)
+def test_bad_packets_are_named(packet: bytes, reason: BadPacket) -> None:
+    with pytest.raises(PacketError) as caught:
+        parse_tcp(packet)
+    assert caught.value.reason is reason
+
+
+@given(st.binary(max_size=120))
+def test_random_bytes_never_do_more_than_a_packet_error(data: bytes) -> None:
+    for first in (b"", b"\x45", b"\x60"):
+        for parse in (parse_ip, parse_tcp, parse_unreachable):
+            try:
+                parse(first + data)
+            except PacketError as error:
+                assert isinstance(error.reason, BadPacket)
+
+
+def test_addresses_come_back_as_their_family() -> None:
+    assert isinstance(parse_ip(build_ip(V4.local.host, V4.remote.host, 6, b"")).source, IPv4Address)
+    packet = build_ip(V6.local.host, V6.remote.host, 6, b"abcd")
+    assert isinstance(parse_ip(packet).source, IPv6Address)
+    assert struct.unpack_from("!H", packet, 4) == (4,)
