@@ -203,11 +203,20 @@ def _value(kind: Any, raw: Any, *, zero: bool) -> Any:
     return value
 
 
-def _duration(raw: Any, *, zero: bool) -> float:
-    match = _DURATION.fullmatch(raw) if isinstance(raw, str) else None
+def parse_duration(text: str) -> float:
+    """Seconds of "500ms", "10s", "3m", "2h", "365d", "2w".  Raises ValueError."""
+    match = _DURATION.fullmatch(text)
     if match is None:
-        raise ValueError(f"{_toml(raw)} is not a duration", 'write a number and ms, s, m, h, d or w, as in "10s"')
-    seconds = float(match[1]) * _UNITS[match[2]]
+        raise ValueError(f"{text!r} is not a duration")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _duration(raw: Any, *, zero: bool) -> float:
+    try:
+        seconds = parse_duration(raw)
+    except (TypeError, ValueError):
+        hint = 'write a number and ms, s, m, h, d or w, as in "10s"'
+        raise ValueError(f"{_toml(raw)} is not a duration", hint) from None
     if seconds == 0 and not zero:
         raise ValueError("must be longer than 0", "write a longer time")
     return seconds

@@ -1,0 +1,20 @@
+"""redirectctl approve."""
+
+from __future__ import annotations
+
+import argparse
+
+from redirectctl.api.schema import ApproveRequest, PeerReply
+from redirectctl.cli.common import ask
+from redirectctl.cli.peers import show_decision
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which peer."""
+    parser.add_argument("peer", metavar="PEER", help="fingerprint, unique prefix of it, name or address")
+    parser.add_argument("--name", metavar="NAME", help="call it so from now on")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trust a peer's key."""
+    return show_decision(args, "approved", ask(args, ApproveRequest(args.peer, args.name), PeerReply))

@@ -1,0 +1,24 @@
+"""redirectctl kill."""
+
+from __future__ import annotations
+
+import argparse
+
+from redirectctl.api.schema import ConnectionReply, KillRequest
+from redirectctl.cli.common import ExitCode, ask
+from redirectctl.cli.output import clean, print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which connection."""
+    parser.add_argument("connection", metavar="CONN", help="id, unique prefix of it, or LOCAL-REMOTE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Close a connection on both hosts."""
+    connection = ask(args, KillRequest(args.connection), ConnectionReply).connection
+    if args.json:
+        print_json(connection)
+    else:
+        print(clean(f"closed {connection.id} ({connection.local}-{connection.remote})"))
+    return ExitCode.DONE

@@ -1,0 +1,178 @@
+"""stdout: one JSON document, or plain aligned tables for people.
+
+Text from the daemon may come from other hosts and other users' programs (names, commands): whatever could steer a
+terminal is shown escaped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import unicodedata
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+ELLIPSIS: Final = "…"
+MIN_WIDTH: Final = 8  # below this a column is not shortened
+_HIDDEN: Final = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, direction, surrogate, private, separators
+
+
+class Colour(Enum):
+    """How a value is meant; the number is the terminal's (ECMA-48 SGR)."""
+
+    GOOD = 32
+    WAITING = 33
+    BAD = 31
+    PLAIN = 0
+
+
+COLOUR_OF: Final = {
+    "protected": Colour.GOOD,
+    "approved": Colour.GOOD,
+    "negotiating": Colour.WAITING,
+    "pending": Colour.WAITING,
+    "suspended": Colour.WAITING,
+    "unsupported": Colour.WAITING,
+    "refused": Colour.BAD,
+    "rejected": Colour.BAD,
+    "changed": Colour.BAD,
+}
+
+
+class Column(NamedTuple):
+    """Of a table."""
+
+    title: str
+    shorten: bool = False  # when the terminal is narrow
+    right: bool = False
+    optional: bool = False  # left out when no row has anything there
+
+
+def clean(text: str) -> str:
+    """Text that cannot steer a terminal: control characters and their like escaped as in Python."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in _HIDDEN else character
+        for character in text
+    )
+
+
+def print_json(value: Any) -> None:
+    """One document on one line.  JSON escapes C0 controls itself; the others are escaped here."""
+    text = msgspec.json.encode(value).decode()
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(_json_escape(c) if unicodedata.category(c) in _HIDDEN else c for c in text)
+    print(text, flush=True)
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """An aligned table with a line of titles, no wider than the terminal if that can be."""
+    cells = [[clean(text) for text in row] for row in rows]
+    shown = [n for n, column in enumerate(columns) if not column.optional or any(row[n] for row in cells)]
+    columns = [columns[n] for n in shown]
+    cells = [[column.title for column in columns]] + [[row[n] for n in shown] for row in cells]
+    widths = [max(_width(row[n]) for row in cells) for n in range(len(columns))]
+    _fit(columns, widths)
+    for number, row in enumerate(cells):
+        parts = []
+        for column, text, width in zip(columns, row, widths, strict=True):
+            short = _shortened(text, width)
+            padding = " " * (width - _width(short))
+            coloured = paint(short) if number else short
+            parts.append(padding + coloured if column.right else coloured + padding)
+        print("  ".join(parts).rstrip())
+
+
+def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
+    """Lines of a name and a value."""
+    pairs = list(pairs)
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        print(f"{name:<{width}}  {clean(value)}")
+
+
+def paint(text: str) -> str:
+    """Text in the colour of the state that it names, where colour is wanted."""
+    colour = COLOUR_OF.get(text, Colour.PLAIN)
+    if colour is Colour.PLAIN or not _colours():
+        return text
+    return f"\x1b[{colour.value}m{text}\x1b[0m"
+
+
+def duration(seconds: float) -> str:
+    """For people: the two greatest units."""
+    if seconds < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{int(seconds)}s"
+    rest = int(seconds)
+    for unit, size, below, smaller in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if rest >= size:
+            count, left = divmod(rest, size)
+            return f"{count}{unit} {left // smaller}{below}" if left >= smaller else f"{count}{unit}"
+    return f"{rest}s"
+
+
+def moment(epoch: float | None) -> str:
+    """Local date and time for people."""
+    return "never" if epoch is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch))
+
+
+def _colours() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _terminal_width() -> int | None:
+    if not sys.stdout.isatty():
+        return None
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isascii() and columns.isdigit() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except OSError:
+        return None
+
+
+def _fit(columns: Sequence[Column], widths: list[int]) -> None:
+    """Take from the widest column that may be shortened until the table fits, or nothing more can be taken."""
+    limit = _terminal_width()
+    if limit is None:
+        return
+    excess = sum(widths) + 2 * (len(widths) - 1) - limit
+    while excess > 0:
+        candidates = [n for n, column in enumerate(columns) if column.shorten and widths[n] > MIN_WIDTH]
+        if not candidates:
+            return
+        widest = max(candidates, key=widths.__getitem__)
+        widths[widest] -= 1
+        excess -= 1
+
+
+def _width(text: str) -> int:
+    """Cells of a terminal: wide characters take two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+    )
+
+
+def _shortened(text: str, width: int) -> str:
+    if _width(text) <= width:
+        return text
+    while _width(text) > width - 1:
+        text = text[:-1]
+    return text + ELLIPSIS
+
+
+def _json_escape(character: str) -> str:
+    code = ord(character)
+    if code <= 0xFFFF:
+        return f"\\u{code:04x}"
+    code -= 0x10000
+    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"

@@ -1,0 +1,61 @@
+"""redirectctl peers."""
+
+from __future__ import annotations
+
+import argparse
+
+from redirectctl.api.schema import Peer, PeerReply, PeersReply, PeersRequest
+from redirectctl.cli.common import ExitCode, ask
+from redirectctl.cli.output import Column, clean, moment, print_json, print_table
+
+COLUMNS = (
+    Column("FINGERPRINT"),
+    Column("NAME", shorten=True, optional=True),
+    Column("STATE"),
+    Column("CONNECTIONS", right=True),
+    Column("LAST CONTACT"),
+    Column("ADDRESSES", shorten=True, optional=True),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """List all peers."""
+    peers = ask(args, PeersRequest(), PeersReply).peers
+    if args.json:
+        print_json(peers)
+    elif peers:
+        print_table(COLUMNS, [_row(peer) for peer in peers])
+    else:
+        print("no peers")
+    return ExitCode.DONE
+
+
+def show_decision(args: argparse.Namespace, verb: str, reply: PeerReply) -> int:
+    """What was done to one peer."""
+    peer = reply.peer
+    if args.json:
+        print_json(peer)
+    else:
+        print(f"{verb} {clean(describe(peer))}")
+    return ExitCode.DONE
+
+
+def describe(peer: Peer) -> str:
+    """Fingerprint, and in brackets the name or an address."""
+    label = peer.name or (peer.addresses[0] if peer.addresses else "")
+    return f"{peer.fingerprint} ({label})" if label else peer.fingerprint
+
+
+def _row(peer: Peer) -> tuple[str, ...]:
+    return (
+        peer.fingerprint,
+        peer.name or "",
+        peer.state,
+        str(peer.connections),
+        moment(peer.last_contact),
+        ", ".join(peer.addresses),
+    )

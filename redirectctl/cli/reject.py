@@ -1,0 +1,19 @@
+"""redirectctl reject."""
+
+from __future__ import annotations
+
+import argparse
+
+from redirectctl.api.schema import PeerReply, RejectRequest
+from redirectctl.cli.common import ask
+from redirectctl.cli.peers import show_decision
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which peer."""
+    parser.add_argument("peer", metavar="PEER", help="fingerprint, unique prefix of it, name or address")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Never trust a peer's key."""
+    return show_decision(args, "rejected", ask(args, RejectRequest(args.peer), PeerReply))

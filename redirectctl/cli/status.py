@@ -1,0 +1,33 @@
+"""redirectctl status."""
+
+from __future__ import annotations
+
+import argparse
+
+from redirectctl.api.schema import StatusReply, StatusRequest
+from redirectctl.cli.common import ExitCode, ask
+from redirectctl.cli.output import duration, print_json, print_pairs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the daemon in a few lines."""
+    status = ask(args, StatusRequest(), StatusReply).status
+    if args.json:
+        print_json(status)
+        return ExitCode.DONE
+    counts = [f"{count} {state}" for state, count in status.connections.items() if count]
+    print_pairs(
+        (
+            ("redirectd", f"{status.version}, process {status.pid}, up {duration(status.uptime)}"),
+            ("identity", status.identity),
+            ("addresses", ", ".join(status.addresses) or "none"),
+            ("control port", f"UDP {status.control_port}"),
+            ("connections", ", ".join(counts) or "none"),
+            ("peers", str(status.peers)),
+        )
+    )
+    return ExitCode.DONE
