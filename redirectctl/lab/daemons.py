@@ -59,6 +59,7 @@ class Daemon:
                     stderr=log,
                     env=os.environ | {"NOTIFY_SOCKET": str(notify)},
                 )
+            self.host.sandbox.graceful.append(self.process)
             wait_until(lambda: self._is_ready(listener), START_PATIENCE, f"READY=1 of redirectd on {self.host.name}")
 
     def _is_ready(self, listener: socket.socket) -> bool:

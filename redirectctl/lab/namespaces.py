@@ -137,6 +137,7 @@ class Sandbox:
         sweep()
         self.tag = f"{PREFIX}{os.getpid()}-{next(_serial)}"
         self.processes: list[subprocess.Popen[str]] = []
+        self.graceful: list[subprocess.Popen[str]] = []  # those that close() lets end by SIGTERM; it kills the others
         self._pid = os.getpid()
         self._numbers = itertools.count(1)
         self._identities: set[Identity] = set()  # of its namespaces
@@ -182,16 +183,14 @@ class Sandbox:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _terminate(self) -> None:
-        running = [process for process in self.processes if process.poll() is None]
-        for process in running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)  # it leads a session and so a group
+        for process in self.graceful:
+            process.terminate()
         deadline = time.monotonic() + STOP_PATIENCE
-        for process in running:
+        for process in self.graceful:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-            if process.poll() is None:
-                process.kill()
+        for process in self.processes:
+            process.kill()
 
     def __enter__(self) -> Sandbox:
         return self

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
 
 import pexpect
 
@@ -12,6 +16,14 @@ from redirectctl.lab.namespaces import LabError
 from redirectctl.lab.topology import Host
 
 START_PATIENCE = 20.0  # seconds until the shell answers
+
+
+class Answer(NamedTuple):
+    """What a command typed into a terminal came to."""
+
+    time: float  # time.monotonic() when its output was complete
+    status: int
+    output: str
 
 
 class Terminal:
@@ -55,6 +67,20 @@ class Terminal:
             reason = "ended" if isinstance(error, pexpect.EOF) else f"does not answer within {timeout:g} s"
             raise LabError(f"the terminal {reason}; it said last: {self._child.before!r}") from error
         return int(self._child.match.group(1)), self._child.before.replace("\r\n", "\n")
+
+    def read_later(self, timeout: float = START_PATIENCE) -> Future[Answer]:
+        """read() in the background, so that the moment of the answer is known whatever the caller does meanwhile."""
+        answer: Future[Answer] = Future()
+
+        def wait() -> None:
+            try:
+                status, output = self.read(timeout)
+                answer.set_result(Answer(time.monotonic(), status, output))
+            except LabError as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=wait, name="terminal", daemon=True).start()
+        return answer
 
     def alive(self) -> bool:
         """Whether the command runs still."""

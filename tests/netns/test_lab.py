@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -251,36 +251,44 @@ with ended_by_signals(), Lab() as lab:
 """
 
 
-def start_child() -> tuple[subprocess.Popen[str], str, Path]:
-    child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[str]]:
+    """A process with a lab of its own; it printed the lab's tag and directory."""
+    process = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def printed(child: subprocess.Popen[str]) -> tuple[str, Path]:
     assert child.stdout is not None
     tag, directory = child.stdout.readline().split()
     assert list(namespaces.NETNS_DIRECTORY.glob(f"{tag}-*"))
-    return child, tag, Path(directory)
+    return tag, Path(directory)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_nothing_is_left_after_a_signal(number: signal.Signals) -> None:
-    child, tag, directory = start_child()
+def test_nothing_is_left_after_a_signal(child: subprocess.Popen[str], number: signal.Signals) -> None:
+    tag, directory = printed(child)
     child.send_signal(number)
-    child.communicate(timeout=20)
+    child.wait(20)
     assert child.returncode in (128 + number, -number)
     assert list(namespaces.NETNS_DIRECTORY.glob(f"{tag}-*")) == []
     assert not directory.exists()
 
 
-def test_sweep_removes_what_a_killed_one_left() -> None:
-    child, tag, directory = start_child()
-    (process,) = wait_until(Namespace(_named(tag), "client").processes, 10, "the process")
+def test_sweep_removes_what_a_killed_one_left(child: subprocess.Popen[str], lab: Lab) -> None:
+    tag, directory = printed(child)
+    sandbox = Sandbox()
+    sandbox.tag = tag
+    (process,) = wait_until(Namespace(sandbox, "client").processes, 10, "the process")
     child.kill()
     child.wait(20)
     assert {f"{tag}-client", f"{tag}-router", directory.name} <= set(namespaces.sweep())
     assert list(namespaces.NETNS_DIRECTORY.glob(f"{tag}-*")) == []
     assert not directory.exists()
     assert not Path(f"/proc/{process}/ns/net").exists()
-
-
-def _named(tag: str) -> Sandbox:
-    sandbox = Sandbox.__new__(Sandbox)
-    sandbox.tag = tag
-    return sandbox
+    assert lab.sandbox.left()  # that of a living process is not touched
+    sandbox.close()
