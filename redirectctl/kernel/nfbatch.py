@@ -1,8 +1,8 @@
 """Changes of set elements as one nf_tables transaction, written to netlink directly.
 
-A move of 1,000 connections is up to 8,000 changes of elements.  libnftables needs about 20 us for each (measured on a busy
-machine: 0.17 s IPv4, 0.47 s IPv6), this module and the kernel 4 us (0.04 s).  It knows elements only; sets, chains
-and rules are libnftables' business.
+A move of 1,000 connections is up to 8,000 changes of elements.  libnftables needs about 20 us for each (measured on a
+busy machine: 0.17 s IPv4, 0.47 s IPv6), this module and the kernel 4 us (0.04 s).  It knows elements only; sets,
+chains and rules are libnftables' business.
 
     nlmsghdr  length | type | flags | sequence | port           linux/netlink.h
     nfgenmsg  family | version 0 | resource id (big endian)     linux/netfilter/nfnetlink.h
