@@ -49,6 +49,11 @@ class Rewrite:
 
 
 @dataclass(frozen=True, slots=True)
+class FindRoutes:
+    """Look up routes to all of remotes(), then call network_changed()."""
+
+
+@dataclass(frozen=True, slots=True)
 class Kick:
     """The path is there again: undo the back-off of these sockets."""
 
@@ -97,6 +102,7 @@ Command: TypeAlias = (
     | SaveConnections
     | DropConnections
     | Rewrite
+    | FindRoutes
     | Kick
     | CheckSockets
     | Destroy

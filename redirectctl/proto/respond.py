@@ -76,17 +76,17 @@ class Responder:
         handshake = Handshake(
             NOISE[message.pattern], False, e.static, e.rng, prologue(message.version, message.pattern, message.versions)
         )
+        index = e.new_index()
         try:
             payload = handshake.read_message(message.noise)
+            if not first_contact:
+                self._accept_known(now, handshake, payload, message, source, local)
+            noise = handshake.write_message(datagram.pack_versions(e.versions))
         except HandshakeError as error:
             raise MalformedError("forged-init") from error
-        index = e.new_index()
         if first_contact:
             self._make_room(now)
             self._half_open[index] = HalfOpen(handshake, message.version, message.sender, now)
-        else:
-            self._accept_known(now, handshake, payload, message, source, local)
-        noise = handshake.write_message(datagram.pack_versions(e.versions))
         response = datagram.Response(message.version, message.pattern, index, message.sender, noise)
         e.emit(events.Transmit(local, source, response.encode()))
         if not first_contact:

@@ -61,6 +61,7 @@ class Status(IntEnum):
     PORT = 5  # accept_ports does not list the port
     LIMIT = 6  # too many connections protected already
     CONFLICT = 7  # another peer has this connection
+    FAILED = 8  # the kernel refused
 
 
 class AcmStatus(IntEnum):

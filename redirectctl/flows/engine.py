@@ -1,0 +1,320 @@
+"""One host: what happens to its connections.  No I/O, no clock.
+
+The shell tells the engine what happened (a datagram, a timer, a socket found or gone, addresses changed, a person's
+decision), and after each call carries out drain(): commands in order.  The work is in
+
+    protection.py   taking connections on: threshold, contact, claims, trust, ending
+    mobility.py     address changes: ours and those of peers
+    resets.py       RSTs that may not be the peer's
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from redirectctl.flows import commands, constants
+from redirectctl.flows.commands import Command, Notice
+from redirectctl.flows.connection import Connection, Table, change
+from redirectctl.flows.mobility import Mobility
+from redirectctl.flows.protection import Protection
+from redirectctl.flows.requests import Requests
+from redirectctl.flows.resets import Resets
+from redirectctl.flows.state import State
+from redirectctl.proto import events
+from redirectctl.proto.endpoint import Endpoint
+from redirectctl.proto.noise import Rng, StaticKey
+from redirectctl.proto.peer import Peer, PeerState
+from redirectctl.proto.timers import Timers
+from redirectctl.wire import message as messages
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The part of the configuration that the engine needs."""
+
+    control_port: int = constants.CONTROL_PORT
+    first_contact: str = "ask"  # ask | accept-new | refuse
+    long_lived_after: float = 10.0
+    close_short_lived: bool = True
+    accept_ports: frozenset[int] = frozenset()  # empty: all
+
+
+class Network(NamedTuple):
+    """Where this host is now."""
+
+    usable: frozenset[IPAddress] = frozenset()  # not tentative, link up
+    sources: Mapping[IPAddress, tuple[IPAddress, ...]] = {}  # remote address: ours from which it is routed, best first
+
+
+class Engine:
+    """Everything about one host that needs no I/O."""
+
+    def __init__(
+        self,
+        static: StaticKey,
+        rng: Rng,
+        generation: int,
+        policy: Policy,
+        peers: Iterable[Peer] = (),
+    ) -> None:
+        """``generation``: how often this host's daemon has started, stored before it is used.
+
+        Epochs and handshake counters begin at generation * 2**32, so they never repeat after a crash.
+        """
+        self.policy = policy
+        self.rng = rng
+        self.epoch = generation << 32
+        self.table = Table()
+        self.network = Network()
+        self.timers: Timers[tuple[Any, ...]] = Timers()
+        self._out: list[Command] = []
+        self.endpoint = Endpoint(static, rng, self._admit, {p.key: p for p in peers}, counter=generation << 32)
+        self.requests = Requests(self)
+        self.protection = Protection(self)
+        self.mobility = Mobility(self)
+        self.resets = Resets(self)
+
+    @property
+    def peers(self) -> dict[bytes, Peer]:
+        """By static public key."""
+        return self.endpoint.peers
+
+    # -- what happened ------------------------------------------------------------------------------------------------
+
+    def receive(self, now: float, data: bytes, source: SockAddr, local: IPAddress) -> None:
+        """A datagram on the control port."""
+        self.endpoint.receive(now, data, source, local)
+        self._relay(now)
+
+    def tick(self, now: float) -> None:
+        """A timer is due."""
+        self.endpoint.tick(now)
+        self._relay(now)
+        for kind, *rest in self.timers.due(now):
+            match kind:
+                case "request":
+                    self.requests.retry(now, *rest)
+                case "acm" | "challenge":
+                    self.mobility.timer(now, kind, *rest)
+                case _:
+                    self.protection.timer(now, kind, *rest)
+        self._relay(now)
+
+    def remotes(self) -> frozenset[IPAddress]:
+        """The remote addresses to which network_changed() must know the routes."""
+        short = {c.socket.remote.host for c in self.table if c.state is State.SHORT}
+        return frozenset(short | {c.wire.remote.host for c in self.table.movable()})
+
+    def next_timer(self) -> float | None:
+        """When tick() is due."""
+        times = [t for t in (self.endpoint.next_timer(), self.timers.next()) if t is not None]
+        return min(times, default=None)
+
+    def found(
+        self, now: float, socket: FourTuple, *, age: float = 0.0, pid: int | None = None, command: str | None = None
+    ) -> None:
+        """An opted-in connection exists."""
+        self.protection.found(now, socket, age, pid, command)
+        self._relay(now)
+
+    def gone(self, now: float, socket: FourTuple) -> None:
+        """A connection's socket no longer exists."""
+        self.protection.gone(now, socket)
+        self._relay(now)
+
+    def network_changed(self, now: float, network: Network) -> None:
+        """Addresses or routes changed, or may have."""
+        self.network = network
+        self.mobility.network_changed(now)
+        self._relay(now)
+
+    def rewritten(self, now: float, token: tuple[Any, ...], error: str | None = None) -> None:
+        """A Rewrite is done, or the kernel refused."""
+        owner = self.protection if token[0] == "guard" else self.mobility
+        owner.rewritten(now, token, error)
+        self._relay(now)
+
+    def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple]) -> None:
+        """Answer to CheckSockets."""
+        if token[0] == "rst":
+            self.resets.checked(now, token, present)
+        else:
+            self.protection.checked(now, token, present)
+        self._relay(now)
+
+    def rst(self, now: float, socket: FourTuple, token: int) -> None:
+        """A RST is held for this connection; a Verdict follows."""
+        self.resets.held(now, socket, token)
+        self._relay(now)
+
+    def restore(self, now: float, connections: Iterable[Connection]) -> None:
+        """At start: what an earlier run protected and whose sockets still exist, with its rules in the kernel."""
+        self.protection.restore(now, connections)
+        self._relay(now)
+
+    # -- what a person decided ----------------------------------------------------------------------------------------
+
+    def approve(self, now: float, key: bytes) -> None:
+        """Trust this peer."""
+        self.protection.approve(now, key)
+        self._relay(now)
+
+    def reject(self, now: float, key: bytes) -> None:
+        """Refuse this peer."""
+        self.protection.reject(now, key)
+        self._relay(now)
+
+    def forget(self, now: float, key: bytes) -> None:
+        """As if never met."""
+        self.protection.forget(now, key)
+        self._relay(now)
+
+    def release(self, now: float, cid: bytes) -> None:
+        """Stop protecting a connection."""
+        self.protection.release(now, cid)
+        self._relay(now)
+
+    def kill(self, now: float, cid: bytes) -> None:
+        """Close a connection on both hosts."""
+        self.protection.kill(now, cid)
+        self._relay(now)
+
+    def announce(self, now: float) -> int:
+        """Tell all peers of protected connections where we are.  Returns how many peers."""
+        count = self.mobility.announce(now)
+        self._relay(now)
+        return count
+
+    # -- for the parts ------------------------------------------------------------------------------------------------
+
+    def drain(self) -> list[Command]:
+        """Commands since the last drain, in order."""
+        out, self._out = self._out, []
+        return out
+
+    def emit(self, command: Command) -> None:
+        """Queue for drain(), behind what the endpoint has queued."""
+        self._out.append(command)
+
+    def notice(
+        self,
+        name: str,
+        connection: Connection | None = None,
+        *,
+        peer: bytes | None = None,
+        reason: str | None = None,
+        address: IPAddress | None = None,
+        **details: Any,
+    ) -> None:
+        """Queue an event for the log."""
+        if connection is not None:
+            peer = peer or connection.peer
+            details.setdefault("local", str(connection.socket.local))
+            details.setdefault("remote", str(connection.socket.remote))
+            details.setdefault("state", connection.state.value)
+        self.emit(Notice(name, connection.cid if connection else None, peer, reason, address, details))
+
+    def send(
+        self,
+        now: float,
+        key: bytes,
+        message: messages.Message,
+        to: SockAddr | None = None,
+        source: IPAddress | None = None,
+    ) -> bool:
+        """To a peer, if there is a session."""
+        peer = self.peers.get(key)
+        if peer is None:
+            return False
+        sent = self.endpoint.send(now, peer, message, to, source)
+        self._transmit()
+        return sent
+
+    def contact(self, now: float, to: SockAddr, source: IPAddress | None = None, key: bytes | None = None) -> None:
+        """Start a handshake."""
+        self.endpoint.contact(now, to, source, key)
+        self._transmit()
+
+    def next_epoch(self) -> int:
+        """A number greater than all that this host has used."""
+        self.epoch += 1
+        return self.epoch
+
+    def finish(self, now: float, connection: Connection, reason: str | None) -> None:
+        """A connection has ended."""
+        if connection.state is not State.CLOSED:
+            change(connection, State.CLOSED, now, reason)
+            self.notice("connection.closed", connection, reason=reason)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _transmit(self) -> None:
+        """Move what the endpoint wants sent into our order; keep its other events for _relay."""
+        rest: list[events.Event] = []
+        for event in self.endpoint.drain():
+            if isinstance(event, events.Transmit):
+                self.emit(event)
+            elif isinstance(event, events.PeerChanged):
+                self._save_peer(event.key)
+            else:
+                rest.append(event)
+        for event in rest:
+            self.endpoint.emit(event)
+
+    def _save_peer(self, key: bytes) -> None:
+        peer = self.peers.get(key)
+        if peer is not None:
+            self.emit(commands.SavePeer(peer))
+
+    def _relay(self, now: float) -> None:
+        """Handle what the endpoint reports, and what comes of that, until it is quiet."""
+        while pending := self.endpoint.drain():
+            for event in pending:
+                self._handle(now, event)
+
+    def _handle(self, now: float, event: events.Event) -> None:
+        match event:
+            case events.Transmit():
+                self.emit(event)
+            case events.PeerChanged(key):
+                self._save_peer(key)
+            case events.Received():
+                self._received(now, event)
+            case events.SessionUp():
+                self.protection.session_up(now, event)
+                self.mobility.session_up(now, event.key)
+            case events.ContactFailed(to, key, reason):
+                self.protection.contact_failed(now, to, key, reason)
+            case events.PeerMet(key, at, initiator):
+                state = self.peers[key].state
+                self.notice("peer.first_contact", peer=key, address=at.host, initiator=initiator, trust=state.value)
+                if state is PeerState.APPROVED:
+                    self.notice("peer.approved", peer=key, reason="accept-new")
+            case events.KeyChanged(at, known, seen):
+                self.protection.key_changed(now, at, known, seen)
+            case events.Refused(source, reason, key):
+                name = "redirect.refused" if reason in ("replayed", "too-old") else "packet.refused"
+                self.notice(name, peer=key, reason=reason, address=source.host, source=str(source))
+
+    def _received(self, now: float, event: events.Received) -> None:
+        key, message = event.key, event.message
+        match message:
+            case messages.Hello() | messages.Protect() | messages.EndOf() | messages.Sync():
+                self.protection.received(now, event)
+            case messages.Acm() | messages.AcmAck() | messages.PathChallenge() | messages.PathResponse():
+                self.mobility.received(now, event)
+            case messages.RstQuery():
+                self.resets.asked(now, event)
+            case messages.Protected() | messages.RstReply() | messages.Done() | messages.SyncReply():
+                self.requests.answer(now, key, message.request, message)
+
+    def _admit(self, key: bytes, at: SockAddr, initiator: bool) -> PeerState | None:
+        match self.policy.first_contact:
+            case "accept-new":
+                return PeerState.APPROVED
+            case "refuse":
+                return None
+        return PeerState.PENDING

@@ -1,0 +1,574 @@
+"""Taking connections on, and letting them go.
+
+    found ─ threshold ─► contact ─► trust on both sides ─► PROTECT ─► the peer looks for the socket ─► guarded
+
+Which host asks does not matter; the one that asks names the connection by its own view of the tuple and sends the claim
+between the very addresses of the connection, so a host can only claim what it is at the other end of.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from redirectctl.flows import commands, constants
+from redirectctl.flows.connection import Connection, change
+from redirectctl.flows.state import State
+from redirectctl.proto import events
+from redirectctl.proto.peer import Peer, PeerState
+from redirectctl.wire import message as messages
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+from redirectctl.wire.message import Claim, End, Status, Trust, Verdict
+
+if TYPE_CHECKING:
+    from redirectctl.flows.engine import Engine
+
+_TRUST = {PeerState.APPROVED: Trust.APPROVED, PeerState.REJECTED: Trust.REJECTED}
+
+_REASONS = {
+    Status.PENDING: "approval-pending-there",
+    Status.REJECTED: "rejected-there",
+    Status.NO_SOCKET: "no-such-connection-there",
+    Status.NOT_YOURS: "not-proven",
+    Status.PORT: "port-not-accepted",
+    Status.LIMIT: "too-many-connections",
+    Status.CONFLICT: "claimed-by-another",
+    Status.FAILED: "kernel-refused-there",
+}
+
+
+class Protection:
+    """Which connections are protected, and with whom."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._e = engine
+        self._waiting: dict[IPAddress, set[bytes]] = defaultdict(set)  # connections, by the address being contacted
+        self._unsupported: dict[IPAddress, tuple[float, str]] = {}  # until when to leave an address alone, and why
+        self._claims: dict[int, tuple[bytes, SockAddr, IPAddress, int, list[Claim], list[Verdict]]] = {}
+        self._claim_number = 0
+
+    # -- the life of a connection -------------------------------------------------------------------------------------
+
+    def found(self, now: float, socket: FourTuple, age: float, pid: int | None, command: str | None) -> None:
+        """An opted-in connection: short-lived until the threshold."""
+        known = self._e.table.at(socket)
+        if known is not None:
+            known.pid, known.command = known.pid or pid, known.command or command
+            return
+        if len(self._e.table) >= constants.MAX_CONNECTIONS:
+            self._e.notice(
+                "connection.refused", reason="too-many-connections", local=str(socket.local), remote=str(socket.remote)
+            )
+            return
+        connection = Connection(self._e.rng(8), socket, socket, now - age, pid=pid, command=command)
+        connection.history.append((now, State.SHORT))
+        self._e.table.add(connection)
+        self._e.notice("connection.found", connection, pid=pid, command=command)
+        self._e.timers.set(("long", connection.cid), connection.since + self._e.policy.long_lived_after)
+
+    def gone(self, now: float, socket: FourTuple) -> None:
+        """Its socket no longer exists.  Rewriting goes on for as long as packets may be under way."""
+        connection = self._e.table.at(socket)
+        if connection is None:
+            return
+        e, was_movable = self._e, connection.movable
+        e.table.end(connection)
+        e.timers.cancel(("long", connection.cid))
+        e.timers.cancel(("poll", connection.cid))
+        e.finish(now, connection, "closed")
+        if was_movable and connection.peer is not None:
+            self._tell_end(now, connection.peer, End.CLOSED, (connection.cid,))
+        if connection.guarded:
+            linger = constants.LINGER if connection.moved and not connection.peer_closed else constants.LINGER_BOTH
+            e.timers.set(("linger", connection.cid), now + (linger if connection.moved else 0.0))
+        e.timers.set(("bury", connection.cid), now + constants.LISTED)
+        e.emit(commands.DropConnections((connection.cid,)))
+        self._update_keep(connection.peer)
+
+    def timer(self, now: float, kind: str, *rest: Any) -> None:
+        """Timers of this module: long, poll, retry, linger, bury, reach."""
+        if kind == "reach":
+            self._reach(now, rest[0])
+            return
+        if kind == "retry":
+            left_alone = (c for c in self._e.table if c.state is State.UNSUPPORTED)
+            self._negotiate(now, [c for c in left_alone if c.socket.remote.host == rest[0]])
+            return
+        connection = self._e.table.get(rest[0])
+        if connection is None:
+            return
+        match kind:
+            case "long":
+                self._e.notice("connection.long", connection)
+                self._negotiate(now, [connection])
+            case "poll":
+                if connection.state is State.PENDING:
+                    self._negotiate(now, [connection])
+            case "linger":
+                self._unguard([connection])
+            case "bury":
+                self._e.table.bury(connection)
+
+    def _unguard(self, connections: Iterable[Connection]) -> None:
+        gone = [c for c in connections if c.guarded]
+        for connection in gone:
+            connection.guarded = False
+        if gone:
+            self._e.emit(commands.Rewrite(("guard", ()), remove=tuple(c.flow for c in gone)))
+
+    # -- contact ------------------------------------------------------------------------------------------------------
+
+    def _negotiate(self, now: float, connections: Iterable[Connection]) -> None:
+        ready: dict[bytes, list[Connection]] = defaultdict(list)
+        for connection in connections:
+            if connection.state is State.CLOSED:
+                continue
+            change(connection, State.NEGOTIATING, now)
+            address = connection.socket.remote.host
+            until, why = self._unsupported.get(address, (0.0, ""))
+            if now < until:
+                self._unsupport(now, connection, why)
+                continue
+            peer = self._peer_at(now, address)
+            if peer is not None and peer.session(now) is not None:
+                ready[peer.key].append(connection)
+                continue
+            self._waiting[address].add(connection.cid)
+            to = SockAddr(address, self._e.policy.control_port)
+            self._e.contact(now, to, connection.socket.local.host, peer.key if peer is not None else None)
+        for key, of_peer in ready.items():
+            self._met(now, self._e.peers[key], of_peer)
+
+    def _peer_at(self, now: float, address: IPAddress) -> Peer | None:
+        """Who is known to be at an address: who answered there when we called, or who is there right now."""
+        peers = self._e.peers.values()
+        called = (p for p in peers if address in p.identity and p.state is not PeerState.CHANGED)
+        present = (p for p in peers if p.remote is not None and p.remote.host == address and p.session(now) is not None)
+        return next(called, None) or next(present, None)
+
+    def session_up(self, now: float, event: events.SessionUp) -> None:
+        """Keys are agreed: go on with what waited for them."""
+        e, peer = self._e, self._e.peers.get(event.key)
+        if peer is None:
+            return
+        e.send(now, peer.key, messages.Hello(_TRUST.get(peer.state, Trust.PENDING)))
+        self._unsupported.pop(event.remote.host, None)
+        e.timers.cancel(("reach", peer.key))
+        if event.initiator:
+            waiting = e.table.select(self._waiting.pop(event.remote.host, set()))
+            if waiting:
+                peer.identity.add(event.remote.host)
+                e.emit(commands.SavePeer(peer))
+            self._met(now, peer, [c for c in waiting if c.state is State.NEGOTIATING])
+        if event.first and e.table.movable(peer.key):
+            self.sync(now, peer.key)
+
+    def contact_failed(self, now: float, to: SockAddr, key: bytes | None, reason: str) -> None:
+        """No session with that address: its connections stay as they are."""
+        known = key is not None
+        lasting = constants.UNANSWERED_TIME if known else constants.UNSUPPORTED_TIME
+        waiting = self._e.table.select(self._waiting.pop(to.host, set()))
+        if waiting and reason != "key-changed":
+            if len(self._unsupported) >= constants.MAX_CONNECTIONS:
+                self._unsupported.clear()
+            self._unsupported[to.host] = (now + lasting, reason)
+            if known:
+                self._e.timers.set(("retry", to.host), now + lasting)
+        for connection in waiting:
+            if connection.state is not State.NEGOTIATING:
+                continue
+            if reason == "key-changed":
+                self._refuse(now, connection, reason)
+            else:
+                self._unsupport(now, connection, reason)
+        if key is not None and self._e.table.movable(key):
+            self._e.timers.set(("reach", key), now + constants.REACH_PAUSE)
+
+    def _reach(self, now: float, key: bytes) -> None:
+        """Protected connections are without a session: try again where the peer was last."""
+        peer = self._e.peers.get(key)
+        if peer is None or peer.session(now) is not None or peer.remote is None or not self._e.table.movable(key):
+            return
+        self._e.contact(now, peer.remote, None, key)
+
+    def key_changed(self, now: float, at: SockAddr, known: bytes, seen: bytes) -> None:
+        """As with ssh: loud, and nothing goes on until a person has looked."""
+        e = self._e
+        e.notice("peer.key_changed", peer=seen, reason="key-changed", address=at.host, known=known.hex())
+        if seen not in e.peers:
+            e.peers[seen] = Peer(seen, PeerState.CHANGED, identity={at.host}, last_contact=now)
+            e.emit(commands.SavePeer(e.peers[seen]))
+
+    # -- trust --------------------------------------------------------------------------------------------------------
+
+    def _met(self, now: float, peer: Peer, connections: list[Connection]) -> None:
+        """There is a session; may these connections be protected with this peer?"""
+        for connection in connections:
+            connection.peer = peer.key
+        if not connections:
+            return
+        if peer.state is PeerState.APPROVED:
+            self._claim(now, peer, connections)
+            return
+        for connection in connections:
+            if peer.state is PeerState.PENDING:
+                change(connection, State.PENDING, now, "approval-pending-here")
+            else:
+                self._refuse(now, connection, "peer-rejected" if peer.state is PeerState.REJECTED else "key-changed")
+
+    def approve(self, now: float, key: bytes) -> None:
+        """A person, or the policy, trusts this key."""
+        peer = self._e.peers.get(key)
+        if peer is None or peer.state is PeerState.APPROVED:
+            return
+        peer.state = PeerState.APPROVED
+        self._e.emit(commands.SavePeer(peer))
+        self._e.notice("peer.approved", peer=key)
+        self._e.send(now, key, messages.Hello(Trust.APPROVED))
+        again = (State.PENDING, State.REFUSED)
+        self._negotiate(
+            now, [c for c in self._e.table if c.peer == key and c.state in again and c.reason != "released"]
+        )
+
+    def reject(self, now: float, key: bytes) -> None:
+        """Never again; what was protected with it no longer is."""
+        peer = self._e.peers.get(key)
+        if peer is None:
+            return
+        peer.state = PeerState.REJECTED
+        self._e.emit(commands.SavePeer(peer))
+        self._e.notice("peer.rejected", peer=key)
+        self._e.send(now, key, messages.Hello(Trust.REJECTED))
+        self._leave(now, key, "peer-rejected")
+
+    def forget(self, now: float, key: bytes) -> None:
+        """As if never met."""
+        self._leave(now, key, "peer-forgotten")
+        self._e.endpoint.forget(key)
+        self._e.emit(commands.DropPeer(key))
+
+    def _leave(self, now: float, key: bytes, reason: str) -> None:
+        """Everything with this peer becomes unprotected."""
+        movable = self._e.table.movable(key)
+        for start in range(0, len(movable), messages.MAX_CIDS):
+            self._tell_end(now, key, End.RELEASED, tuple(c.cid for c in movable[start : start + messages.MAX_CIDS]))
+        for connection in list(self._e.table):
+            if (
+                connection.peer == key
+                and connection.state is not State.CLOSED
+                and connection.state is not State.REFUSED
+            ):
+                self._unprotect(now, connection, reason)
+
+    # -- asking the peer ----------------------------------------------------------------------------------------------
+
+    def _claim(self, now: float, peer: Peer, connections: list[Connection]) -> None:
+        """PROTECT, from the connection's own address to the other end's, in batches."""
+        by_path: dict[tuple[IPAddress, IPAddress], list[Connection]] = defaultdict(list)
+        for connection in connections:
+            connection.local_epoch = self._e.epoch
+            by_path[connection.socket.local.host, connection.socket.remote.host].append(connection)
+        port = peer.remote.port if peer.remote is not None else self._e.policy.control_port
+        for (local, remote), on_path in by_path.items():
+            for start in range(0, len(on_path), messages.MAX_PROTECT):
+                batch = on_path[start : start + messages.MAX_PROTECT]
+                claims = tuple(Claim(c.cid, c.local_epoch, c.socket) for c in batch)
+                cids = [c.cid for c in batch]
+                self._e.requests.ask(
+                    now,
+                    peer.key,
+                    lambda number, claims=claims: messages.Protect(number, claims),  # type: ignore[misc]
+                    lambda at, reply, key=peer.key: self._answered(at, key, reply),  # type: ignore[misc]
+                    lambda at, cids=cids: self._unanswered(at, cids),  # type: ignore[misc]
+                    (SockAddr(remote, port), local),
+                )
+
+    def _answered(self, now: float, key: bytes, reply: messages.Message) -> None:
+        if not isinstance(reply, messages.Protected):
+            return
+        good = []
+        for verdict in reply.verdicts:
+            connection = self._e.table.get(verdict.cid)
+            if connection is None or connection.peer != key or connection.state is not State.NEGOTIATING:
+                continue
+            if verdict.status is Status.OK:
+                connection.remote_epoch = max(connection.remote_epoch, verdict.epoch)
+                good.append(connection)
+            elif verdict.status is Status.PENDING:
+                change(connection, State.PENDING, now, _REASONS[verdict.status])
+                self._e.timers.set(("poll", connection.cid), now + constants.PENDING_POLL)
+            else:
+                self._refuse(now, connection, _REASONS[verdict.status])
+        self._guard(now, good)
+
+    def _unanswered(self, now: float, cids: list[bytes]) -> None:
+        for connection in self._e.table.select(cids):
+            if connection.state is State.NEGOTIATING:
+                self._unsupport(now, connection, "no-answer")
+                self._e.timers.set(("retry", connection.socket.remote.host), now + constants.UNANSWERED_TIME)
+
+    def _guard(self, now: float, connections: list[Connection]) -> None:
+        """From here on an RST is held and asked about; when the kernel has it the connection is protected."""
+        if connections:
+            self._e.emit(commands.SaveConnections(tuple(connections)))
+            token = ("guard", tuple(c.cid for c in connections))
+            self._e.emit(commands.Rewrite(token, add=tuple(c.flow for c in connections if not c.guarded)))
+
+    def confirm(self, now: float, connections: list[Connection]) -> None:
+        """The peer announces a move of connections that we are still asking it for: its answer was lost."""
+        self._guard(now, [c for c in connections if c.state is State.NEGOTIATING and c.initiator])
+
+    def rewritten(self, now: float, token: tuple[Any, ...], error: str | None) -> None:
+        """The kernel has (or has not) the guard of new connections."""
+        connections = self._e.table.select(token[1])
+        for connection in connections:
+            if error is not None:
+                self._refuse(now, connection, f"kernel: {error}")
+                continue
+            connection.guarded = True
+            if connection.state is State.CLOSED:  # ended meanwhile
+                self._unguard([connection])
+            elif connection.state is State.NEGOTIATING:
+                self._protected(now, connection)
+        if len(token) > 2:
+            self._reply(now, token[2], failed=error is not None)
+
+    def _protected(self, now: float, connection: Connection) -> None:
+        change(connection, State.PROTECTED, now)
+        self._e.notice("connection.protected", connection)
+        self._update_keep(connection.peer)
+        self._e.mobility.reconsider(now)
+
+    # -- asked by a peer ----------------------------------------------------------------------------------------------
+
+    def received(self, now: float, event: events.Received) -> None:
+        """Hello, Protect, EndOf, Sync."""
+        match event.message:
+            case messages.Hello(trust):
+                self._on_hello(now, event.key, trust)
+            case messages.Protect():
+                self._on_protect(now, event, event.message)
+            case messages.EndOf():
+                self._on_end(now, event, event.message)
+            case messages.Sync(request, cids):
+                mine = {
+                    c.cid for c in self._e.table if c.peer == event.key and (c.movable or c.state is State.NEGOTIATING)
+                }
+                unknown = tuple(cid for cid in cids if cid not in mine)
+                self._e.send(now, event.key, messages.SyncReply(request, unknown), event.source, event.local)
+
+    def _on_hello(self, now: float, key: bytes, trust: Trust) -> None:
+        peer = self._e.peers[key]
+        if trust is Trust.REJECTED:
+            for connection in [
+                c for c in self._e.table if c.peer == key and c.state in (State.PENDING, State.NEGOTIATING)
+            ]:
+                self._refuse(now, connection, "rejected-there")
+        elif trust is Trust.APPROVED and peer.state is PeerState.APPROVED:
+            self._negotiate(now, [c for c in self._e.table if c.peer == key and c.state is State.PENDING])
+
+    def _on_protect(self, now: float, event: events.Received, message: messages.Protect) -> None:
+        """Check what can be checked without the socket table, then look there."""
+        peer = self._e.peers[event.key]
+        verdicts: list[Verdict] = []
+        claims: list[Claim] = []
+        for claim in message.claims:
+            status = self._judge(peer, claim, event)
+            if status is None:
+                claims.append(claim)
+            else:
+                verdicts.append(Verdict(claim.cid, 0, status))
+                if status not in (Status.PENDING, Status.REJECTED):
+                    self._e.notice(
+                        "connection.refused", peer=peer.key, reason=_REASONS[status],
+                        local=str(claim.tuple.remote), remote=str(claim.tuple.local), source=str(event.source),
+                    )  # fmt: skip
+        self._claim_number += 1
+        if len(self._claims) >= constants.MAX_REQUESTS:
+            self._claims.pop(next(iter(self._claims)))
+        self._claims[self._claim_number] = (peer.key, event.source, event.local, message.request, claims, verdicts)
+        sockets = tuple(c.tuple.mirrored for c in claims)
+        self._e.emit(commands.CheckSockets(("protect", self._claim_number), sockets))
+
+    def _judge(self, peer: Peer, claim: Claim, event: events.Received) -> Status | None:
+        """A refusal, or None to go on."""
+        if peer.state is not PeerState.APPROVED:
+            return Status.REJECTED if peer.state is PeerState.REJECTED else Status.PENDING
+        known = self._e.table.at(claim.tuple.mirrored)
+        if known is not None and known.cid == claim.cid and known.peer == peer.key and known.movable:
+            return None  # asked again because our answer was lost
+        if claim.tuple.local.host != event.source.host or claim.tuple.remote.host != event.local:
+            return Status.NOT_YOURS
+        if known is not None and known.movable:
+            return Status.CONFLICT
+        if self._e.policy.accept_ports and claim.tuple.remote.port not in self._e.policy.accept_ports:
+            return Status.PORT
+        if (
+            len(self._e.table) >= constants.MAX_CONNECTIONS
+            or len(self._e.table.movable(peer.key)) >= constants.MAX_PER_PEER
+        ):
+            return Status.LIMIT
+        return None
+
+    def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple]) -> None:
+        """The socket table has been read: take the claimed connections on."""
+        number = token[1]
+        if number not in self._claims:
+            return
+        key, _, _, _, claims, verdicts = self._claims[number]
+        taken: list[Connection] = []
+        for claim in claims:
+            socket = claim.tuple.mirrored
+            if socket not in present:
+                verdicts.append(Verdict(claim.cid, 0, Status.NO_SOCKET))
+                continue
+            connection = self._take(now, key, claim, socket)
+            taken.append(connection)
+            verdicts.append(Verdict(connection.cid, connection.local_epoch, Status.OK))
+        fresh = [c for c in taken if not c.guarded]
+        if fresh:
+            self._e.emit(commands.SaveConnections(tuple(fresh)))
+            add = tuple(c.flow for c in fresh)
+            self._e.emit(commands.Rewrite(("guard", tuple(c.cid for c in fresh), number), add=add))
+        else:
+            self._reply(now, number)
+
+    def _take(self, now: float, key: bytes, claim: Claim, socket: FourTuple) -> Connection:
+        connection = self._e.table.at(socket)
+        if connection is None or connection.state is State.CLOSED:
+            connection = Connection(claim.cid, socket, socket, now, initiator=False)
+            self._e.table.add(connection)
+        elif connection.movable:
+            return connection
+        elif connection.peer != key or claim.cid < connection.cid or connection.state is not State.NEGOTIATING:
+            self._e.table.rename(connection, claim.cid)  # both hosts asked at once: the smaller id wins on both
+        connection.peer = key
+        connection.local_epoch = self._e.epoch
+        connection.remote_epoch = max(connection.remote_epoch, claim.epoch)
+        if connection.state is not State.NEGOTIATING:
+            change(connection, State.NEGOTIATING, now)
+        return connection
+
+    def _reply(self, now: float, number: int, failed: bool = False) -> None:
+        if number not in self._claims:
+            return
+        key, source, local, request, _, verdicts = self._claims.pop(number)
+        if failed:
+            verdicts = [Verdict(v.cid, 0, Status.FAILED) if v.status is Status.OK else v for v in verdicts]
+        self._e.send(now, key, messages.Protected(request, tuple(verdicts)), source, local)
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def _on_end(self, now: float, event: events.Received, message: messages.EndOf) -> None:
+        for connection in self._e.table.select(message.cids):
+            if connection.peer != event.key:
+                self._e.notice("redirect.refused", connection, peer=event.key, reason="not-your-connection")
+                continue
+            connection.peer_closed = True
+            if connection.state is State.CLOSED:
+                if self._e.timers.armed(("linger", connection.cid)):
+                    self._e.timers.set(("linger", connection.cid), now + constants.LINGER_BOTH)
+            elif message.what is End.KILL:
+                self._e.emit(commands.Destroy((connection.socket,)))
+                self._e.finish(now, connection, "killed-there")
+                self.gone(now, connection.socket)
+            elif message.what is End.RELEASED:
+                self._unprotect(now, connection, "released-there")
+        self._e.send(now, event.key, messages.Done(message.request), event.source, event.local)
+
+    def release(self, now: float, cid: bytes) -> None:
+        """A person wants it left alone.  A moved connection stays rewritten: it would die without."""
+        connection = self._e.table.get(cid)
+        if connection is None or connection.state is State.CLOSED:
+            return
+        if connection.movable and connection.peer is not None:
+            self._tell_end(now, connection.peer, End.RELEASED, (cid,))
+        self._unprotect(now, connection, "released")
+
+    def kill(self, now: float, cid: bytes) -> None:
+        """Close on both hosts."""
+        connection = self._e.table.get(cid)
+        if connection is None or connection.state is State.CLOSED:
+            return
+        if connection.movable and connection.peer is not None:
+            self._tell_end(now, connection.peer, End.KILL, (cid,))
+        self._e.emit(commands.Destroy((connection.socket,)))
+        self._e.finish(now, connection, "killed")
+        self.gone(now, connection.socket)
+
+    def _unprotect(self, now: float, connection: Connection, reason: str) -> None:
+        self._e.timers.cancel(("long", connection.cid))
+        if connection.state is not State.REFUSED:
+            self._refuse(now, connection, reason)
+        if not connection.moved:
+            self._unguard([connection])
+        self._e.emit(commands.DropConnections((connection.cid,)) if not connection.moved else
+                     commands.SaveConnections((connection,)))  # fmt: skip
+        self._update_keep(connection.peer)
+
+    def _tell_end(self, now: float, key: bytes, what: End, cids: tuple[bytes, ...]) -> None:
+        peer = self._e.peers.get(key)
+        if peer is None or (peer.session(now) is None and peer.remote is None):
+            return
+        if peer.session(now) is None and peer.remote is not None:
+            self._e.contact(now, peer.remote, peer.local, key)
+        self._e.requests.ask(now, key, lambda n: messages.EndOf(n, what, cids), lambda *_: None, lambda _: None)
+
+    # -- after a restart ----------------------------------------------------------------------------------------------
+
+    def restore(self, now: float, connections: Iterable[Connection]) -> None:
+        """The kernel has their flows already; agree with the peers again."""
+        keys = set()
+        for connection in connections:
+            connection.guarded = True
+            self._e.table.add(connection)
+            if connection.movable and connection.peer is not None:
+                keys.add(connection.peer)
+        for key in keys:
+            self._update_keep(key)
+            self._reach(now, key)
+
+    def sync(self, now: float, key: bytes) -> None:
+        """Which of our connections does the peer still have?"""
+        movable = [c.cid for c in self._e.table.movable(key)]
+        for start in range(0, len(movable), messages.MAX_CIDS):
+            cids = tuple(movable[start : start + messages.MAX_CIDS])
+            self._e.requests.ask(
+                now,
+                key,
+                lambda n, cids=cids: messages.Sync(n, cids),  # type: ignore[misc]
+                lambda at, reply: self._synced(at, key, reply),
+                lambda _: None,
+            )
+
+    def _synced(self, now: float, key: bytes, reply: messages.Message) -> None:
+        """What the peer has lost is claimed again where it can be: not moved; else it stays as it is, unprotected."""
+        if not isinstance(reply, messages.SyncReply):
+            return
+        lost = [c for c in self._e.table.select(reply.cids) if c.peer == key and c.movable]
+        again = [c for c in lost if not c.moved]
+        for connection in lost:
+            if connection.moved:
+                self._unprotect(now, connection, "lost-there")
+        for connection in again:
+            change(connection, State.NEGOTIATING, now)
+        self._unguard(again)
+        self._met(now, self._e.peers[key], again)
+
+    # -- common -------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, now: float, connection: Connection, reason: str) -> None:
+        if connection.state is State.CLOSED:
+            return
+        change(connection, State.REFUSED, now, reason)
+        self._e.notice("connection.refused", connection, reason=reason)
+
+    def _unsupport(self, now: float, connection: Connection, reason: str) -> None:
+        change(connection, State.UNSUPPORTED, now, reason)
+        self._e.notice("connection.unsupported", connection, reason=reason)
+
+    def _update_keep(self, key: bytes | None) -> None:
+        peer = self._e.peers.get(key) if key is not None else None
+        if peer is not None:
+            peer.keep = bool(self._e.table.movable(peer.key))

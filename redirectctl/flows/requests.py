@@ -1,0 +1,75 @@
+"""Requests inside a session: sent until answered, for a bounded time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from redirectctl.flows import constants
+from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.message import Message
+
+if TYPE_CHECKING:
+    from redirectctl.flows.engine import Engine
+
+Answered = Callable[[float, Message], None]
+Failed = Callable[[float], None]
+
+
+@dataclass(slots=True)
+class _Request:
+    key: bytes
+    message: Message
+    path: tuple[SockAddr | None, IPAddress | None]
+    answered: Answered
+    failed: Failed
+    tries: int = 0
+
+
+class Requests:
+    """Unanswered requests of this host."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._open: dict[int, _Request] = {}
+        self._last = 0
+
+    def ask(
+        self,
+        now: float,
+        key: bytes,
+        build: Callable[[int], Message],
+        answered: Answered,
+        failed: Failed,
+        path: tuple[SockAddr | None, IPAddress | None] = (None, None),
+    ) -> None:
+        """Send ``build(request id)`` to a peer until it answers: then ``answered`` is called, else ``failed``."""
+        if len(self._open) >= constants.MAX_REQUESTS:
+            failed(now)
+            return
+        self._last = (self._last + 1) & 0xFFFFFFFF
+        self._open[self._last] = _Request(key, build(self._last), path, answered, failed)
+        self.retry(now, self._last)
+
+    def retry(self, now: float, number: int) -> None:
+        """The timer of a request."""
+        request = self._open.get(number)
+        if request is None:
+            return
+        if request.tries >= len(constants.REQUEST_RETRIES):
+            del self._open[number]
+            request.failed(now)
+            return
+        self._engine.send(now, request.key, request.message, *request.path)
+        self._engine.timers.set(("request", number), now + constants.REQUEST_RETRIES[request.tries])
+        request.tries += 1
+
+    def answer(self, now: float, key: bytes, number: int, message: Message) -> None:
+        """An answer came; only from the peer that was asked does it count."""
+        request = self._open.get(number)
+        if request is None or request.key != key:
+            return
+        del self._open[number]
+        self._engine.timers.cancel(("request", number))
+        request.answered(now, message)

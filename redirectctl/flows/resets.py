@@ -1,0 +1,100 @@
+"""RSTs.  Whoever has a peer's old address answers our segments with RST (paper, section 2), and the kernel believes it.
+
+So an RST for a protected connection is held, and the peer's daemon is asked over the session whether its socket is
+gone.  Only if it says so the RST passes; otherwise it is dropped and rst.held tells.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from redirectctl.flows import commands, constants
+from redirectctl.flows.connection import Connection
+from redirectctl.flows.state import State
+from redirectctl.proto import events
+from redirectctl.wire import message as messages
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+
+if TYPE_CHECKING:
+    from redirectctl.flows.engine import Engine
+
+
+class Resets:
+    """Held RSTs, and peers' questions about ours."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._e = engine
+        self._held: dict[bytes, int] = {}  # connection: token of its one held RST
+        self._told: dict[bytes, float] = {}  # when rst.held was last reported
+        self._asked: dict[int, tuple[bytes, SockAddr, IPAddress, int]] = {}
+        self._number = 0
+
+    def held(self, now: float, socket: FourTuple, token: int) -> None:
+        """Decide, or ask the peer."""
+        connection = self._e.table.at(socket)
+        if connection is None or not connection.movable or connection.peer is None:
+            self._e.emit(commands.Verdict(token, accept=True))
+            return
+        cid = connection.cid
+        if connection.state is State.SUSPENDED:
+            self._drop(now, connection, token, "no-path")
+        elif cid in self._held or len(self._held) >= constants.MAX_RST_QUESTIONS:
+            self._drop(now, connection, token, "being-asked")
+        else:
+            self._held[cid] = token
+            self._e.requests.ask(
+                now,
+                connection.peer,
+                lambda n: messages.RstQuery(n, cid),
+                lambda at, reply: self._answered(at, cid, reply),
+                lambda at: self._decide(at, cid, gone=False, reason="peer-unreachable"),
+            )
+
+    def _answered(self, now: float, cid: bytes, reply: messages.Message) -> None:
+        gone = isinstance(reply, messages.RstReply) and not reply.alive
+        self._decide(now, cid, gone=gone, reason="peer-alive")
+
+    def _decide(self, now: float, cid: bytes, *, gone: bool, reason: str) -> None:
+        token = self._held.pop(cid, None)
+        if token is None:
+            return
+        connection = self._e.table.get(cid)
+        if gone or connection is None or not connection.movable:
+            self._e.emit(commands.Verdict(token, accept=True))
+        else:
+            self._drop(now, connection, token, reason)
+
+    def _drop(self, now: float, connection: Connection, token: int, reason: str) -> None:
+        self._e.emit(commands.Verdict(token, accept=False))
+        if now - self._told.get(connection.cid, float("-inf")) >= constants.HELD_PAUSE:
+            if len(self._told) >= constants.MAX_CONNECTIONS:
+                self._told.clear()
+            self._told[connection.cid] = now
+            self._e.notice("rst.held", connection, reason=reason)
+
+    # -- a peer asks about our socket ---------------------------------------------------------------------------------
+
+    def asked(self, now: float, event: events.Received) -> None:
+        """Look it up; only who shares the connection learns about it."""
+        message = event.message
+        if not isinstance(message, messages.RstQuery):
+            return
+        connection = self._e.table.get(message.cid)
+        if connection is not None and connection.peer != event.key:
+            self._e.notice("redirect.refused", connection, peer=event.key, reason="not-your-connection")
+            return
+        if connection is None:
+            self._e.send(now, event.key, messages.RstReply(message.request, alive=False), event.source, event.local)
+            return
+        self._number += 1
+        if len(self._asked) >= constants.MAX_RST_QUESTIONS:
+            self._asked.pop(next(iter(self._asked)))
+        self._asked[self._number] = (event.key, event.source, event.local, message.request)
+        self._e.emit(commands.CheckSockets(("rst", self._number), (connection.socket,)))
+
+    def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple]) -> None:
+        """The socket table has been read."""
+        asked = self._asked.pop(token[1], None)
+        if asked is not None:
+            key, source, local, request = asked
+            self._e.send(now, key, messages.RstReply(request, alive=bool(present)), source, local)
