@@ -1,0 +1,127 @@
+"""Packets made here for a socket of this host, as if they came from the network.
+
+They leave by a raw socket and come back by the loopback device, and never reach the wire: the address of the socket is
+first seen to be delivered locally. MARK_MOVED lets the routing rules find old addresses that only moved connections
+still use. The route that the output side found stays with the packet, so reverse-path filters do not see it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from typing import Protocol
+
+from redirectctl.kernel.constants import MARK_MOVED
+from redirectctl.kernel.errors import KernelError
+from redirectctl.wire.addr import FourTuple, IPAddress
+from redirectctl.wire.ip import TcpFlags, build_tcp, build_unreachable
+
+_NLMSG = struct.Struct("=IHHII")
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_ATTRIBUTE = struct.Struct("=HH")
+_RTM_NEWROUTE, _RTM_GETROUTE, _NLM_F_REQUEST = 24, 26, 1
+_RTA_DST, _RTA_MARK = 1, 16
+_RTN_LOCAL = 2
+_SO_MARK = 36
+
+
+class Injector(Protocol):
+    """What others use of RawInjector: tests give a fake of this."""
+
+    def delivered_here(self, addresses: Iterable[IPAddress]) -> set[IPAddress]:
+        """Those of the addresses for which an injected packet stays on this host."""
+
+    def syn(self, connection: FourTuple) -> None:
+        """Ask the socket to say where it is."""
+
+    def ack(self, connection: FourTuple, *, seq: int, ack: int, window: int) -> None:
+        """Repeat the peer's last acknowledgement."""
+
+    def unreachable(self, connection: FourTuple, seq: int, times: int) -> None:
+        """Say that a segment found no way."""
+
+
+class RawInjector:
+    """Raw sockets of the current network namespace.  Each packet costs some 10 microseconds, sending never blocks."""
+
+    def __init__(self, *, mark: int = MARK_MOVED) -> None:
+        """Raises KernelError without CAP_NET_RAW and CAP_NET_ADMIN.  A host without IPv6 is fine."""
+        self._mark = mark
+        self._raw: dict[int, socket.socket] = {}
+        try:
+            self._netlink = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+            )
+            self._open(4, socket.AF_INET)
+            if os.path.exists("/proc/thread-self/net/if_inet6"):
+                self._open(6, socket.AF_INET6)
+        except OSError as error:
+            self.close()
+            why = os.strerror(error.errno or 0)
+            raise KernelError("opening raw sockets", why, "it needs CAP_NET_RAW and CAP_NET_ADMIN") from error
+
+    def _open(self, version: int, family: int) -> None:
+        # IPPROTO_RAW: the header is ours, in both families (raw(7), rawv6_sendmsg).
+        raw = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
+        self._raw[version] = raw
+        raw.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # an IPPROTO_RAW socket receives nothing anyway
+
+    def close(self) -> None:
+        """Close the sockets."""
+        for raw in self._raw.values():
+            raw.close()
+        self._netlink.close()
+
+    def delivered_here(self, addresses: Iterable[IPAddress]) -> set[IPAddress]:
+        """Those of ``addresses`` that the routing rules call local for a packet with our mark (RTM_GETROUTE)."""
+        return {address for address in set(addresses) if address.version in self._raw and self._is_local(address)}
+
+    def _is_local(self, address: IPAddress) -> bool:
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        body = (
+            _RTMSG.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+            + _ATTRIBUTE.pack(_ATTRIBUTE.size + len(address.packed), _RTA_DST)
+            + address.packed
+            + _ATTRIBUTE.pack(8, _RTA_MARK)
+            + struct.pack("=I", self._mark)
+        )
+        self._netlink.send(_NLMSG.pack(_NLMSG.size + len(body), _RTM_GETROUTE, _NLM_F_REQUEST, 0, 0) + body)
+        reply = self._netlink.recv(65536)
+        if len(reply) < _NLMSG.size + _RTMSG.size or _NLMSG.unpack_from(reply)[1] != _RTM_NEWROUTE:
+            return False
+        return bool(_RTMSG.unpack_from(reply, _NLMSG.size)[7] == _RTN_LOCAL)
+
+    def syn(self, connection: FourTuple) -> None:
+        """A SYN as if from the peer: the socket answers with an ACK that carries its snd_nxt and rcv_nxt.
+
+        RFC 5961 section 4 (`tcp_validate_incoming`): whatever its sequence number, a SYN for a connection that exists
+        is thrown away and answered with a challenge ACK, at most one each 500 ms (net.ipv4.tcp_invalid_ratelimit).
+        Any other segment needs a sequence number outside the window, or its data would be taken for the peer's.
+        """
+        self._send(connection, build_tcp(connection.remote, connection.local, seq=0, flags=TcpFlags.SYN))
+
+    def ack(self, connection: FourTuple, *, seq: int, ack: int, window: int) -> None:
+        """A pure ACK as if from the peer.  ``window``: as it stands in the header."""
+        packet = build_tcp(connection.remote, connection.local, seq=seq, ack=ack, flags=TcpFlags.ACK, window=window)
+        self._send(connection, packet)
+
+    def unreachable(self, connection: FourTuple, seq: int, times: int) -> None:
+        """So many ICMP host unreachable (ICMPv6: no route) about the socket's segment with number ``seq``."""
+        packet = build_unreachable(connection, seq)
+        for _ in range(times):
+            self._send(connection, packet)
+
+    def _send(self, connection: FourTuple, packet: bytes) -> None:
+        raw = self._raw.get(connection.version)
+        if raw is None:
+            raise KernelError("injecting a packet", "this host has no IPv6", "enable it")
+        try:
+            # The port of a raw IPv6 socket address must be 0 or the protocol number (`rawv6_sendmsg`).
+            raw.sendto(packet, (str(connection.local.host), 0))
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            hint = "does a firewall refuse packets on the loopback device?"
+            raise KernelError(f"injecting a packet for {connection}", why, hint) from error

@@ -1,0 +1,230 @@
+"""Set stalled connections going again, once there is a path.
+
+TCP waits longer and longer between its attempts: after an outage of 30 s the next one may be 25 s away. What ends the
+wait depends on what the socket waits for.
+
+- Segments in flight were lost; the retransmission timer is backed off. RFC 6069 (`tcp_ld_RTO_revert`): an ICMP host
+  unreachable that quotes exactly snd_una takes back one step, and retransmits at once when the shortened time-out has
+  run out already. One ICMP for each step and one more (a retransmission adds a step) leave no back-off at all.
+- Nothing is in flight, because the host itself found no way to send; the window probe timer is backed off. An
+  acknowledgement makes TCP try (`tcp_ack_probe`, `tcp_data_snd_check`): repeat the peer's last one, with the numbers
+  and the window that the socket already knows.
+- The peer waits for our last ACK or window update, which was lost. Only we can help: make the socket send an ACK.
+
+The first two need the socket's sequence numbers. A SYN, which a connection always refuses, makes it send an ACK (RFC
+5961 section 4) with snd_nxt and rcv_nxt. That ACK is read in NFQUEUE and let go: it is genuine, and the peer may be
+waiting for it. The numbers move together with the counters of tcp_info (`tcp_snd_una_update`, `tcp_rcv_nxt_update`), so that
+they are asked for once in the life of a connection:
+
+::
+
+    snd_una = send_base + bytes_acked          send_base = snd_nxt - in flight - bytes_acked
+    rcv_nxt = receive_base + bytes_received
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable
+from itertools import islice
+from typing import NamedTuple
+
+from redirectctl.kernel.diag import CONNECTED, SocketInfo, Sockets, Timer
+from redirectctl.kernel.inet_filter import SocketFilter
+from redirectctl.kernel.inject import Injector
+from redirectctl.kernel.nfqueue import QueuedPacket
+from redirectctl.wire.addr import FourTuple
+from redirectctl.wire.ip import SEQ_MASK, PacketError, TcpSegment, parse_tcp
+
+MAX_REMEMBERED = 65_536  # connections whose numbers are kept, oldest forgotten first: some 10 MB
+PROBE_TIMEOUT = 0.1  # seconds; the ACK comes from this host, the time goes into reading it
+ROUNDS = 3  # a socket that its program was just using ignores an ICMP (`sock_owned_by_user`)
+
+_LISTED_SINGLY = 32  # sockets; above, one listing is quicker
+_BATCH = 128  # injected packets before the event loop gets its turn
+
+
+class Numbers(NamedTuple):
+    """What never changes in a connection."""
+
+    send_base: int
+    receive_base: int
+
+    def snd_una(self, one: SocketInfo) -> int:
+        """The first byte that the peer has not acknowledged."""
+        return (self.send_base + (one.info.bytes_acked if one.info else 0)) & SEQ_MASK
+
+    def rcv_nxt(self, one: SocketInfo) -> int:
+        """The next byte that we expect."""
+        return (self.receive_base + (one.info.bytes_received if one.info else 0)) & SEQ_MASK
+
+
+class Kicker:
+    """Keeps the sequence numbers it has learnt; lives as long as the daemon."""
+
+    def __init__(self, sockets: Sockets, injector: Injector, probe: Callable[[Iterable[FourTuple]], None]) -> None:
+        """``probe`` sends pure ACKs of these sockets to the NFQUEUE of which on_ack is the handler, for a while."""
+        self._sockets = sockets
+        self._injector = injector
+        self._probe = probe
+        self._numbers: dict[int, Numbers] = {}
+        self._learning = asyncio.Lock()
+        self._wanted: set[FourTuple] = set()
+        self._answers: dict[FourTuple, TcpSegment] = {}
+        self._answered = asyncio.Event()
+
+    async def kick(self, connections: Collection[FourTuple]) -> int:
+        """Set going what is stalled, and let all others tell their peers where they are.
+
+        ``connections``: socket tuples.  Returns how many were stalled and no longer wait longer than they would on a
+        fresh connection.  Raises KernelError.
+        """
+        found = self._look(connections)
+        await self._ask(one for one in found if not is_stalled(one))
+        stalled = {one.cookie: one for one in found if is_stalled(one)}
+        left = dict(stalled)
+        for turn in range(ROUNDS):
+            if not left:
+                break
+            if turn:  # they did not react: perhaps the numbers were of an earlier life of the socket
+                for cookie in left:
+                    self._numbers.pop(cookie, None)
+            await self._learn([one for one in left.values() if one.cookie not in self._numbers])
+            await self._push(left.values())
+            now = {one.cookie: one for one in self._look([one.tuple for one in left.values()])}
+            left = {cookie: now[cookie] for cookie, was in left.items() if cookie in now and _unmoved(was, now[cookie])}
+        return len(stalled) - len(left)
+
+    async def learn(self, connections: Collection[FourTuple]) -> None:
+        """Get the sequence numbers now, so that a later kick is quicker.
+
+        Works for connections in which nothing happens for a millisecond; others are asked when they are kicked.
+        """
+        found = self._look(connections)
+        await self._learn([one for one in found if one.cookie not in self._numbers])
+
+    def numbers(self, one: SocketInfo) -> Numbers | None:
+        """What is known of a connection."""
+        return self._numbers.get(one.cookie)
+
+    def forget(self, cookie: int) -> None:
+        """The socket is gone."""
+        self._numbers.pop(cookie, None)
+
+    def on_ack(self, packet: QueuedPacket) -> None:
+        """Handler of the probe queue."""
+        # Genuine, and news to a peer that missed our last one.
+        packet.accept()
+        try:
+            segment = parse_tcp(packet.payload)
+        except PacketError:
+            return
+        connection = segment.sender_tuple
+        if segment.is_pure_ack and connection in self._wanted:
+            self._wanted.discard(connection)
+            self._answers[connection] = segment
+            if not self._wanted:
+                self._answered.set()
+
+    def _look(self, connections: Collection[FourTuple]) -> list[SocketInfo]:
+        """Those that exist and that we can send to."""
+        if len(connections) <= _LISTED_SINGLY:
+            found = [one for connection in set(connections) if (one := self._sockets.get(connection))]
+        else:
+            wanted = set(connections)
+            ours = SocketFilter(local_addresses=frozenset(connection.local.host for connection in wanted))
+            found = [one for one in self._sockets.dump(ours) if one.tuple in wanted]
+        here = self._injector.delivered_here({one.tuple.local.host for one in found})
+        return [one for one in found if one.state in CONNECTED and one.tuple.local.host in here]
+
+    async def _ask(self, sockets: Iterable[SocketInfo]) -> None:
+        """Make sockets send an ACK."""
+        todo = iter(sockets)
+        while batch := list(islice(todo, _BATCH)):
+            for one in batch:
+                self._injector.syn(one.tuple)
+            await asyncio.sleep(0)
+
+    async def _learn(self, sockets: list[SocketInfo]) -> None:
+        if not sockets:
+            return
+        async with self._learning:
+            before = {one.tuple: one for one in sockets}
+            self._answers.clear()
+            self._wanted = set(before)
+            self._answered.clear()
+            self._probe(before)
+            try:
+                await self._ask(sockets)
+                async with asyncio.timeout(PROBE_TIMEOUT):
+                    await self._answered.wait()
+            except TimeoutError:
+                pass  # what has answered is enough
+            finally:
+                self._wanted.clear()
+            for now in self._look(self._answers):
+                was = before.get(now.tuple)
+                if was and now.info and _position(was) == _position(now):
+                    answer = self._answers[now.tuple]
+                    self._remember(
+                        now.cookie,
+                        Numbers(
+                            (answer.seq - now.in_flight - now.info.bytes_acked) & SEQ_MASK,
+                            (answer.ack - now.info.bytes_received) & SEQ_MASK,
+                        ),
+                    )
+            self._answers.clear()
+
+    def _remember(self, cookie: int, numbers: Numbers) -> None:
+        self._numbers[cookie] = numbers
+        while len(self._numbers) > MAX_REMEMBERED:
+            del self._numbers[next(iter(self._numbers))]
+
+    async def _push(self, sockets: Iterable[SocketInfo]) -> None:
+        sent = 0
+        for one in sockets:
+            numbers = self._numbers.get(one.cookie)
+            if numbers is None or one.info is None:
+                continue
+            if is_backed_off(one):
+                times = one.info.backoff + 1
+                self._injector.unreachable(one.tuple, numbers.snd_una(one), times)
+                sent += times
+            else:
+                window = one.info.send_window >> one.info.send_scale
+                self._injector.ack(one.tuple, seq=numbers.rcv_nxt(one), ack=numbers.snd_una(one), window=window)
+                sent += 1
+            if sent >= _BATCH:
+                sent = 0
+                await asyncio.sleep(0)
+
+
+def is_backed_off(one: SocketInfo) -> bool:
+    """Segments in flight, and the retransmission timer doubled at least once.
+
+    Not a socket with IP_RECVERR: its program would see the ICMP as an error (`tcp_v4_err`).
+    """
+    info = one.info
+    return bool(info and info.retransmits and info.backoff and info.unacked) and not one.wants_errors
+
+
+def is_held_back(one: SocketInfo) -> bool:
+    """Something to send that would fit into the peer's window, nothing in flight, the probe timer running."""
+    info = one.info
+    return bool(info and one.timer == Timer.PROBE and not info.unacked and one.write_queue and info.send_window)
+
+
+def is_stalled(one: SocketInfo) -> bool:
+    """Waits for a timer that was backed off; a kick helps."""
+    return is_backed_off(one) or is_held_back(one)
+
+
+def _position(one: SocketInfo) -> tuple[int, int, int]:
+    """Where the connection is; unchanged as long as nothing new was sent, acknowledged or received."""
+    info = one.info
+    return (one.in_flight, info.bytes_acked, info.bytes_received) if info else (0, 0, 0)
+
+
+def _unmoved(was: SocketInfo, now: SocketInfo) -> bool:
+    """Still stalled as before the push."""
+    return is_stalled(now) and _position(was) == _position(now)
