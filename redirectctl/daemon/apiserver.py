@@ -271,7 +271,7 @@ class ApiServer:
                     if request.follow:
                         return
                 else:
-                    writer.write(schema.encode(await self._answer(request, caller)))
+                    writer.write(await self._answer(request, caller))
             async with asyncio.timeout(WRITE_TIMEOUT):
                 await writer.drain()
             timeout = IDLE_TIMEOUT
@@ -293,18 +293,18 @@ class ApiServer:
     def _is_admin(self, caller: Caller) -> bool:
         return caller.uid in {0, os.geteuid()} or self._admin_group in caller.groups
 
-    async def _answer(self, request: schema.Request, caller: Caller) -> schema.Reply:
+    async def _answer(self, request: schema.Request, caller: Caller) -> bytes:
+        """The reply as a line."""
         try:
             reply: schema.Reply = await getattr(self._service, ROUTES[type(request)].method)(request, caller)
+            return schema.encode(reply)
         except RequestError as error:
-            return error.error
+            return schema.encode(error.error)
         except Exception as error:
             name = str(type(request).__struct_config__.tag)
             _log.exception("api: %s, asked for by %s, failed", name, caller)
-            return schema.Error(
-                code=ErrorCode.FAILED, what=name, why=str(error) or repr(error), hint="see redirectd's log"
-            )
-        return reply
+            why = ascii(error)
+            return schema.encode(RequestError(name, f"the daemon failed: {why}", "see redirectd's log").error)
 
     async def _send_events(
         self, request: schema.EventsRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

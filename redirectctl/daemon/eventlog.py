@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self, TypedDict, Unpack
+from typing import Any, BinaryIO, Final, Self, TypedDict, Unpack
 
 import msgspec
 
@@ -91,7 +91,12 @@ class EventLog:
             if count > 1:
                 fields["count"] = fields.get("count", 1) + count - 1
         entry = Event(time=round(now, 6), event=event, **fields)
-        self._write(_encode(entry) + b"\n")
+        try:
+            line = _encode(entry)
+        except UnicodeEncodeError:  # a command line may hold bytes that are not UTF-8
+            entry = Event(**{key: _utf8(value) for key, value in msgspec.structs.asdict(entry).items()})
+            line = _encode(entry)
+        self._write(line + b"\n")
         for subscription in self._subscriptions:
             subscription.put(entry)
         return entry
@@ -244,6 +249,10 @@ class Subscription:
             events.append(Event(time=self._missed_at, event=EventName.EVENTS_MISSED, count=self._missed))
             self._missed = 0
         return events
+
+
+def _utf8(value: Any) -> Any:
+    return value.encode(errors="replace").decode() if type(value) is str else value
 
 
 def _open(path: Path) -> int:

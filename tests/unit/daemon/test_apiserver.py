@@ -169,9 +169,13 @@ def test_a_handler_that_fails_is_an_error_not_the_end(bench: Bench, caplog: pyte
                 "type": "error",
                 "code": "failed",
                 "what": "peers",
-                "why": "oh",
+                "why": "the daemon failed: ZeroDivisionError('oh')",
                 "hint": "see redirectd's log",
             }
+            assert answers[1]["type"] == "announce"
+            bench.service.replies["identity"] = schema.IdentityReply("SHA256:\udcff", "")
+            answers = await bench.say(b'{"type":"identity"}\n{"type":"announce"}\n')
+            assert answers[0]["why"].startswith("the daemon failed: UnicodeEncodeError(")
             assert answers[1]["type"] == "announce"
 
     asyncio.run(check())

@@ -174,6 +174,14 @@ def test_a_slow_subscriber_is_told_what_it_missed(tmp_path: Path, clock: Clock):
     asyncio.run(check())
 
 
+def test_a_command_that_is_not_utf8(tmp_path: Path, clock: Clock):
+    log = EventLog(tmp_path, clock)
+    entry = log.record(EventName.CONNECTION_FOUND, command="scp \udcff", pid=5)
+    assert entry == Event(time=1000.0, event=EventName.CONNECTION_FOUND, command="scp ?", pid=5)
+    assert everything(log) == [entry]
+    log.close()
+
+
 def test_record_takes_every_field_of_an_event():
     fields = set(Event.__struct_fields__) - {"time", "event"}
     assert fields == set(eventlog.EventFields.__annotations__)
