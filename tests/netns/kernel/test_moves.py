@@ -1,0 +1,138 @@
+"""Real TCP connections live through moves when both kernels rewrite them."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from two_hosts import Connection, Host, Net, Side, address, until
+
+from redirectctl.kernel.rewrite import KernelFlow
+
+pytestmark = pytest.mark.netns
+both_families = pytest.mark.parametrize("version", [4, 6])
+
+
+def protect(connection: Connection, bob: Host, alice: Host) -> tuple[Side, Side]:
+    sides = Side(bob), Side(alice)
+    rewrite(connection, sides, 1, 3)
+    return sides
+
+
+def rewrite(connection: Connection, sides: tuple[Side, Side], bob_net: int, alice_net: int) -> None:
+    wire = connection.wire(bob_net, alice_net)
+    sides[0].rewrite((connection.tuple, wire))
+    sides[1].rewrite((connection.tuple.mirrored, wire.mirrored))
+
+
+@both_families
+def test_without_rewriting_a_move_stops_the_connection(net: Net, bob: Host, alice: Host, version: int) -> None:
+    connection = Connection(bob, alice, version)
+    assert connection.works()
+    net.leave(bob, 1)
+    net.join(bob, 2, 10)
+    connection.alice.settimeout(1)
+    with pytest.raises(TimeoutError):
+        connection.works(10)
+
+
+@both_families
+def test_client_moves(net: Net, bob: Host, alice: Host, version: int) -> None:
+    connection = Connection(bob, alice, version)
+    sides = protect(connection, bob, alice)
+    assert connection.works()
+    net.leave(bob, 1)
+    net.join(bob, 2, 10)
+    rewrite(connection, sides, 2, 3)
+    assert connection.works()
+
+
+@both_families
+def test_server_moves(net: Net, bob: Host, alice: Host, version: int) -> None:
+    connection = Connection(bob, alice, version)
+    sides = protect(connection, bob, alice)
+    net.leave(alice, 3)
+    net.join(alice, 4, 10)
+    rewrite(connection, sides, 1, 4)
+    assert connection.works()
+
+
+@both_families
+def test_both_move_then_one_after_the_other_and_back(net: Net, bob: Host, alice: Host, version: int) -> None:
+    connection = Connection(bob, alice, version)
+    sides = protect(connection, bob, alice)
+    net.leave(bob, 1)
+    net.leave(alice, 3)
+    net.join(bob, 2, 10)
+    net.join(alice, 4, 10)
+    rewrite(connection, sides, 2, 4)
+    assert connection.works()
+    net.leave(bob, 2)
+    net.join(bob, 4, 20)  # alice's own network: another interface, another gateway
+    wire = connection.wire(2, 4)
+    wire = wire._replace(local=wire.local._replace(host=address(4, 20, version)))
+    sides[0].rewrite((connection.tuple, wire))
+    sides[1].rewrite((connection.tuple.mirrored, wire.mirrored))
+    assert connection.works()
+    net.leave(bob, 4)
+    net.join(bob, 1, 10)
+    rewrite(connection, sides, 1, 4)
+    assert connection.works()
+    net.leave(alice, 4)
+    net.join(alice, 3, 10)
+    rewrite(connection, sides, 1, 3)
+    assert connection.works()
+    for side, sock in zip(sides, (connection.tuple, connection.tuple.mirrored), strict=True):
+        assert side.host.do(side.rewriter.flows) == {KernelFlow(sock, sock)}
+        assert side.host.run(side.keeper.kept()) == set()
+        assert "map @src" not in side.host.sh("nft list chain inet redirectctl in")
+
+
+@both_families
+def test_a_move_within_bulk_transfer(net: Net, bob: Host, alice: Host, version: int) -> None:
+    connection = Connection(bob, alice, version)
+    sides = protect(connection, bob, alice)
+    net.join(bob, 2, 10, default=False)
+    size = 4_000_000
+    received = bytearray()
+
+    def receive() -> None:
+        while len(received) < size:
+            received.extend(connection.alice.recv(1 << 16))
+
+    reader = threading.Thread(target=receive)
+    reader.start()
+    data = bytes(range(256)) * (size // 256)
+    connection.bob.sendall(data[: size // 2])
+    bob.sh(
+        f"ip route replace default via {address(2, 1, 4)}; ip -6 route replace default via {address(2, 1, 6)};"
+        "ip link del net1"
+    )
+    rewrite(connection, sides, 2, 3)
+    connection.bob.sendall(data[size // 2 :])
+    reader.join(30)
+    assert bytes(received) == data
+
+
+@both_families
+def test_the_old_address_belongs_to_a_stranger(net: Net, bob: Host, alice: Host, version: int) -> None:
+    connection = Connection(bob, alice, version)
+    sides = protect(connection, bob, alice)
+    alice.sh(
+        "nft add table inet t; nft 'add chain inet t c { type filter hook prerouting priority -305; }';"
+        "nft add rule inet t c meta mark and 0x20000000 != 0 counter drop;"
+    )
+    net.leave(bob, 1)
+    stranger = net.host("stranger")
+    net.join(stranger, 1, 10)
+    connection.alice.sendall(b"to whoever has the address")
+    until(lambda: "packets 0" not in alice.sh("nft list chain inet t c"))  # its RST came and was marked
+    net.join(bob, 2, 10)
+    rewrite(connection, sides, 2, 3)
+    assert connection.bob.recv(100) == b"to whoever has the address"
+    assert connection.works()
+    # The stranger is reached at the address that bob's connection still uses, from both ends.
+    other = Connection(bob, stranger, version, bob_net=2, alice_net=1)
+    assert other.works()
+    assert Connection(alice, stranger, version, bob_net=3, alice_net=1).works()
+    assert connection.works()

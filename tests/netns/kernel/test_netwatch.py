@@ -1,0 +1,151 @@
+"""The kernel's events become changes; none is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from two_hosts import Host, Net, Side, address
+
+from redirectctl.kernel.netlink import NetChange, NetState, NetWatch
+from redirectctl.wire.addr import parse_ip
+
+pytestmark = pytest.mark.netns
+OLD, NEW = parse_ip("192.0.2.50"), parse_ip("2001:db8:3::50")
+
+
+def watched(host: Host, scenario: Callable[[NetWatch, list[NetChange]], Awaitable[Any]], **options: Any) -> Any:
+    async def run() -> Any:
+        changes: list[NetChange] = []
+        watch = NetWatch(changes.append, **options)
+        await watch.start()
+        try:
+            return await scenario(watch, changes)
+        finally:
+            watch.close()
+
+    return host.run(run())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - polled, as everything in these tests
+            await asyncio.sleep(0.01)
+
+
+async def sh(host: Host, command: str) -> None:
+    process = await asyncio.create_subprocess_exec("nsenter", f"--net=/run/netns/{host.ns}", "sh", "-ec", command)
+    assert await process.wait() == 0
+
+
+def test_addresses_come_and_go(alice: Host) -> None:
+    async def scenario(watch: NetWatch, changes: list[NetChange]) -> None:
+        assert {address(3, 10, 4), address(3, 10, 6)} <= {a.ip for a in watch.state.candidates}
+        await sh(alice, f"ip addr add {OLD}/24 dev net3")
+        await until(lambda: any(OLD in change.added and OLD in change.usable for change in changes))
+        assert await watch.usable(OLD, address(1, 10, 4))
+        await sh(alice, f"ip addr del {OLD}/24 dev net3")
+        await until(lambda: any(OLD in change.removed and OLD in change.unusable for change in changes))
+        assert not await watch.usable(OLD, address(1, 10, 4))
+
+    watched(alice, scenario)
+
+
+def test_a_tentative_address_is_not_usable_until_it_is_unique(alice: Host) -> None:
+    async def scenario(watch: NetWatch, changes: list[NetChange]) -> None:
+        await sh(alice, f"ip -6 addr add {NEW}/64 dev net3")
+        await until(lambda: any(NEW in change.added for change in changes))
+        assert all(NEW not in change.usable for change in changes if NEW in change.added)
+        await until(lambda: any(NEW in change.usable for change in changes))
+
+    watched(alice, scenario)
+
+
+def test_an_address_that_another_host_has_is_never_usable(net: Net, alice: Host) -> None:
+    other = net.host("other")
+    net.join(other, 3, 50)
+
+    async def scenario(watch: NetWatch, changes: list[NetChange]) -> None:
+        await sh(alice, f"ip -6 addr add {NEW}/64 dev net3")
+        await until(lambda: any(a.ip == NEW and a.dadfailed for a in watch.state.addresses))
+        assert all(NEW not in change.usable for change in changes)
+
+    watched(alice, scenario)
+
+
+def test_link_down_makes_addresses_unusable(net: Net, alice: Host) -> None:
+    async def scenario(watch: NetWatch, changes: list[NetChange]) -> None:
+        mine = address(3, 10, 4)
+        ports = "for port in $(ip -o link show master br3 | cut -d: -f2 | cut -d@ -f1); do ip link set $port {}; done"
+        await sh(net.router, ports.format("down"))
+        await until(lambda: any(mine in change.unusable and mine not in change.removed for change in changes))
+        await sh(net.router, ports.format("up"))
+        await until(lambda: any(mine in change.usable for change in changes))
+
+    watched(alice, scenario)
+
+
+def test_kept_loopback_and_link_local_addresses_are_no_candidates(alice: Host) -> None:
+    side = Side(alice)
+    old = address(1, 10, 4)
+    alice.run(side.keeper.keep(old))
+
+    async def scenario(watch: NetWatch, _: list[NetChange]) -> NetState:
+        return watch.state
+
+    state = watched(alice, scenario)
+    assert {str(a.ip) for a in state.candidates} == {str(address(3, 10, 4)), str(address(3, 10, 6))}
+    (kept,) = (a for a in state.addresses if a.ip == old)
+    assert state.ours(kept)
+    assert kept.deprecated
+    assert any(a.ip.is_link_local for a in state.addresses)
+
+
+def test_routes(net: Net, alice: Host) -> None:
+    side = Side(alice)
+
+    async def scenario(watch: NetWatch, changes: list[NetChange]) -> None:
+        route = await watch.route(address(1, 10, 4))
+        assert route is not None
+        assert (route.source, route.gateway) == (address(3, 10, 4), address(3, 1, 4))
+        assert await watch.route(address(1, 10, 4), source=address(1, 99, 4)) is None  # not this host's
+        changes.clear()
+        await sh(alice, "ip route del default; ip -6 route del default")
+        await until(lambda: any(change.routes for change in changes))
+        assert await watch.route(address(1, 10, 4)) is None
+        assert await watch.route(address(1, 10, 6)) is None
+        await side.keeper.fallback(address(1, 10, 4))
+        await side.keeper.fallback(address(1, 10, 6))
+        assert await watch.route(address(1, 10, 4)) is None  # ours leads nowhere
+        assert await watch.route(address(1, 10, 6)) is None
+        assert not await watch.usable(address(3, 10, 4), address(1, 10, 4))
+
+    watched(alice, scenario)
+
+
+def test_our_own_routes_are_no_news(alice: Host) -> None:
+    side = Side(alice)
+
+    async def scenario(watch: NetWatch, changes: list[NetChange]) -> None:
+        await side.keeper.fallback(address(1, 10, 4))
+        await side.keeper.keep(address(1, 10, 6))
+        await sh(alice, f"ip addr add {OLD}/24 dev net3")
+        await until(lambda: any(OLD in change.added for change in changes))
+        assert not any(change.routes for change in changes if OLD not in change.added)
+
+    watched(alice, scenario)
+
+
+def test_an_overflow_loses_nothing(alice: Host) -> None:
+    async def scenario(watch: NetWatch, changes: list[NetChange]) -> None:
+        # Without a turn of the event loop the small buffer overflows.
+        alice.sh("; ".join(f"ip addr add 192.0.2.{n}/24 dev net3" for n in range(50, 90)))
+        wanted = {parse_ip(f"192.0.2.{n}") for n in range(50, 90)}
+        await until(lambda: wanted <= {a.ip for a in watch.state.addresses})
+        assert wanted <= frozenset().union(*(change.added for change in changes))
+        await sh(alice, f"ip addr del {OLD}/24 dev net3")
+        await until(lambda: any(OLD in change.removed for change in changes))  # it goes on watching
+
+    watched(alice, scenario, receive_buffer=1)
