@@ -469,11 +469,11 @@ class Mobility:
             return
         peer = self._e.peers[key]
         peer.remote, peer.local = to, validation.local
-        self._e.emit(commands.SavePeer(peer))
         self._e.notice(
             "move.received", peer=key, address=validation.new, connections=len(connections), epoch=validation.epoch
         )
         self._arrived(now, [c for c in connections if c.movable])
+        self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
         self.reconsider(now)
 
     def _ack(self, now: float, event: events.Received, epoch: int, status: AcmStatus, count: int = 0) -> None:

@@ -89,6 +89,12 @@ def in_our_network(pid: int, *, proc: Path = PROC) -> bool | None:
     return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
 
 
+def sockets_of(pid: int, *, proc: Path = PROC) -> frozenset[int]:
+    """The inode numbers of the sockets that a process has open; empty when it ended or we may not see."""
+    links = (link for link in _descriptors(pid, proc) if link.startswith("socket:["))
+    return frozenset(int(link[8:-1]) for link in links)
+
+
 def owners(
     inodes: Collection[int],
     *,

@@ -1,0 +1,190 @@
+"""Finding opted-in connections, and noticing when they end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from redirectctl.config import Protect
+from redirectctl.flows.connection import Connection
+from redirectctl.flows.engine import Engine
+from redirectctl.flows.state import State
+from redirectctl.kernel import procs
+from redirectctl.kernel.cgroup import Cgroup, CgroupTree
+from redirectctl.kernel.diag import Destroyed, DestroyWatch, SockDiag, SocketInfo, TcpState
+from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.inet_filter import SocketFilter
+from redirectctl.wire.addr import FourTuple, IPAddress
+
+_log = logging.getLogger(__name__)
+
+BEAT = 1.0  # seconds; the threshold is ten times that: a connection younger than two beats need never be seen
+AUDIT = 30.0  # seconds between looks whether known connections still exist, in case a notification was lost
+KEEP_ID = 60.0  # seconds for which the id of a removed cgroup is still asked for: its sockets may live on
+OPEN = (TcpState.ESTABLISHED, TcpState.CLOSE_WAIT)
+ALIVE = (
+    TcpState.ESTABLISHED,
+    TcpState.FIN_WAIT1,
+    TcpState.FIN_WAIT2,
+    TcpState.CLOSE_WAIT,
+    TcpState.LAST_ACK,
+    TcpState.CLOSING,
+)
+
+
+@dataclass(slots=True)
+class _Group:
+    cgroup: Cgroup
+    last_seen: float
+
+
+class Finder:
+    """Looks at the socket table, at a slow beat and only while something is opted in."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Protect,
+        own_addresses: Callable[[], frozenset[IPAddress]],
+        changed: Callable[[], None],
+    ) -> None:
+        """``changed`` is called after the engine was told something.  Raises KernelError."""
+        self._engine = engine
+        self.settings = settings
+        self._own_addresses = own_addresses
+        self._changed = changed
+        self.diag = SockDiag()
+        self._destroyed = DestroyWatch(self._on_destroyed, self._audit)
+        self._groups: dict[int, _Group] = {}
+        self._extra: set[FourTuple] = set()  # single connections that somebody asked to protect
+        try:
+            self._tree: CgroupTree | None = CgroupTree()
+        except KernelError as error:
+            _log.warning("%s; only ports and single connections can be opted in", error)
+            self._tree = None
+        self._wake = asyncio.Event()
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Watch, and take up what an earlier run opted in."""
+        self._destroyed.start(loop)
+        if self._tree is not None:
+            self._tree.sweep()
+            for cgroup in self._tree.find_all():
+                self._groups[cgroup.id] = _Group(cgroup, loop.time())
+        self._wake.set()
+
+    def close(self) -> None:
+        """Stop; cgroups with processes stay."""
+        self._destroyed.close()
+        self.diag.close()
+        if self._tree is not None:
+            self._tree.sweep()
+
+    def opt_in(self, pid: int, start_time: int | None = None) -> Cgroup:
+        """A process and its future children.  Raises KernelError."""
+        if self._tree is None:
+            self._tree = CgroupTree()
+        cgroup = self._tree.opt_in(pid, start_time=start_time)
+        self._groups[cgroup.id] = _Group(cgroup, asyncio.get_running_loop().time())
+        self._wake.set()
+        return cgroup
+
+    def opt_in_sockets(self, sockets: Iterable[SocketInfo]) -> list[FourTuple]:
+        """Connections that are open already; those that cannot be protected are left out."""
+        taken = [s for s in sockets if self._eligible(s.tuple)]
+        self._tell(taken)
+        return [s.tuple for s in taken]
+
+    def eligible(self, socket: FourTuple) -> bool:
+        """Whether a connection leaves this host, so that it could be protected."""
+        return self._eligible(socket)
+
+    async def run(self) -> None:
+        """The beat, until cancelled."""
+        loop = asyncio.get_running_loop()
+        last_audit = loop.time()
+        while True:
+            if not (self._groups or self.settings.ports or self.settings.scope == "all" or len(self._engine.table)):
+                self._wake.clear()
+                await self._wake.wait()
+            self._look(loop.time())
+            if loop.time() - last_audit >= AUDIT:
+                last_audit = loop.time()
+                self._audit()
+                self._sweep(loop.time())
+            await asyncio.sleep(BEAT)
+
+    def _look(self, now: float) -> None:
+        if self.settings.scope == "all":
+            wanted = SocketFilter()
+        elif self._groups or self.settings.ports:
+            wanted = SocketFilter(cgroups=frozenset(self._groups), remote_ports=frozenset(self.settings.ports))
+        else:
+            return
+        found = self.diag.dump(wanted, states=OPEN)
+        for one in found:
+            if one.cgroup_id in self._groups:
+                self._groups[one.cgroup_id].last_seen = now
+        self._tell([s for s in found if self._engine.table.at(s.tuple) is None and self._eligible(s.tuple)])
+
+    def _tell(self, fresh: list[SocketInfo]) -> None:
+        if not fresh:
+            return
+        now = asyncio.get_running_loop().time()
+        owners = procs.owners([s.inode for s in fresh], likely=self._likely())
+        for one in fresh:
+            owner = owners.get(one.inode)
+            pid, command = (owner.pid, owner.command) if owner is not None else (None, None)
+            self._engine.found(now, one.tuple, pid=pid, command=command)
+        self._changed()
+
+    def _likely(self) -> list[int]:
+        if self._tree is None:
+            return []
+        return [pid for group in self._groups.values() for pid in self._tree.processes(group.cgroup)]
+
+    def name(self, connection: Connection) -> None:
+        """Find out which program has a connection that the peer asked us to protect."""
+        info = self.diag.get(connection.socket)
+        owner = procs.owners([info.inode]).get(info.inode) if info is not None else None
+        if owner is not None:
+            connection.pid, connection.command = owner.pid, owner.command
+
+    def _eligible(self, socket: FourTuple) -> bool:
+        remote = socket.remote.host
+        if remote.is_loopback or remote.is_link_local or socket.local.host.is_link_local:
+            return False
+        return remote not in self._own_addresses()
+
+    def present(self, sockets: Iterable[FourTuple]) -> frozenset[FourTuple]:
+        """Those of them that exist and are not closed altogether."""
+        wanted = list(sockets)
+        if len(wanted) <= 32:
+            return frozenset(s for s in wanted if (info := self.diag.get(s)) is not None and info.state in ALIVE)
+        alive = {info.tuple for info in self.diag.dump(states=ALIVE)}
+        return frozenset(s for s in wanted if s in alive)
+
+    def _on_destroyed(self, gone: Destroyed) -> None:
+        if self._engine.table.at(gone.tuple) is not None and not self.present([gone.tuple]):
+            self._engine.gone(asyncio.get_running_loop().time(), gone.tuple)
+            self._changed()
+
+    def _audit(self) -> None:
+        """Connections that have ended without our being told."""
+        known = [c.socket for c in self._engine.table if c.state is not State.CLOSED]
+        present = self.present(known)
+        now = asyncio.get_running_loop().time()
+        for socket in known:
+            if socket not in present:
+                self._engine.gone(now, socket)
+        self._changed()
+
+    def _sweep(self, now: float) -> None:
+        if self._tree is None:
+            return
+        self._tree.sweep()
+        for number, group in list(self._groups.items()):
+            if not group.cgroup.path.exists() and now - group.last_seen > KEEP_ID:
+                del self._groups[number]

@@ -1,0 +1,94 @@
+"""redirectd: the privileged daemon, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from redirectctl import __version__, config
+from redirectctl.api.optin import socket_path
+from redirectctl.config import Config, ConfigError
+from redirectctl.daemon.apiserver import ApiError, ApiServer
+from redirectctl.daemon.notify import notify
+from redirectctl.daemon.runtime import Runtime
+from redirectctl.daemon.service import DaemonService
+from redirectctl.daemon.udp import ControlPortError
+from redirectctl.kernel.errors import KernelError
+from redirectctl.store.records import StoreError
+
+STATE_DIRECTORY = Path("/var/lib/redirectctl")
+
+_log = logging.getLogger("redirectd")
+
+
+def main() -> int:
+    """Entry point.  Exit status: 0 stopped, 1 cannot start, 2 usage or configuration."""
+    args = _parser().parse_args()
+    logging.basicConfig(level=args.log_level.upper(), format="redirectd: %(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        settings = config.load(args.config)
+    except ConfigError as error:
+        print(f"redirectd: {error}", file=sys.stderr)
+        return 2
+    if args.check:
+        return 0
+    if os.geteuid() != 0:
+        print("redirectd: start: needs to rewrite packets of other programs; run it as root", file=sys.stderr)
+        return 1
+    try:
+        asyncio.run(_run(settings, args))
+    except (KernelError, StoreError, ControlPortError, ApiError, OSError) as error:
+        print(f"redirectd: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="redirectd", description="Keeps TCP connections alive across address changes."
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"configuration (default {config.DEFAULT_FILE})")
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", default=STATE_DIRECTORY, help="keys and connections")
+    parser.add_argument("--socket", metavar="PATH", help="Unix socket for redirectctl and redirect-run")
+    levels = ["debug", "info", "warning", "error"]
+    parser.add_argument("--log-level", metavar="LEVEL", choices=levels, default="info", help=", ".join(levels))
+    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--version", action="version", version=f"redirectd {__version__}")
+    return parser
+
+
+async def _run(settings: Config, args: argparse.Namespace) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    runtime = Runtime(settings, args.state_dir)
+    server = ApiServer(DaemonService(runtime), runtime.log, __version__)
+    loop.add_signal_handler(signal.SIGHUP, _reload, runtime, args.config)
+    await runtime.start()
+    await server.start(Path(socket_path(args.socket)))
+    notify("READY=1")
+    _log.info("serving; control port %d/udp", settings.control.port)
+    await stop.wait()
+    notify("STOPPING=1")
+    runtime.announce_stop()
+    await server.close()
+    await runtime.stop()
+
+
+def _reload(runtime: Runtime, path: Path | None) -> None:
+    try:
+        runtime.reload(config.load(path))
+    except ConfigError as error:
+        _log.error("configuration not changed: %s", error)
+        return
+    _log.info("configuration read again")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Where this host is: addresses that can be used, and routes from them to the peers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from redirectctl.api.schema import EventName
+from redirectctl.daemon.eventlog import EventLog
+from redirectctl.flows.engine import Network
+from redirectctl.kernel.netlink import NetChange, NetWatch
+from redirectctl.wire.addr import IPAddress
+
+Remotes = Callable[[], frozenset[IPAddress]]
+OnNetwork = Callable[[float, Network], None]
+
+
+class NetworkView:
+    """Turns netlink's events into Network, computed when something changed and not before."""
+
+    def __init__(self, log: EventLog, remotes: Remotes, on_network: OnNetwork) -> None:
+        self._log = log
+        self._remotes = remotes
+        self._on_network = on_network
+        self._watch = NetWatch(self._changed)
+        self._dirty = asyncio.Event()
+        self._since: float | None = None  # when the oldest change came that has not been reported
+
+    async def start(self) -> None:
+        """Read everything once.  Raises KernelError."""
+        await self._watch.start()
+        self.refresh()
+
+    def close(self) -> None:
+        """Stop."""
+        self._watch.close()
+
+    def addresses(self) -> list[IPAddress]:
+        """Usable addresses of this host."""
+        return sorted({a.ip for a in self._watch.state.candidates}, key=lambda a: (a.version, a))
+
+    def all_addresses(self) -> frozenset[IPAddress]:
+        """Every address that the system (not redirectctl) has."""
+        state = self._watch.state
+        return frozenset(a.ip for a in state.addresses if not state.ours(a))
+
+    async def interface_to(self, remote: IPAddress) -> int | None:
+        """The interface by which packets to ``remote`` leave."""
+        route = await self._watch.route(remote)
+        return route.ifindex if route is not None else None
+
+    def refresh(self) -> None:
+        """Look up routes again: the remotes are others now."""
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """Report each change, until cancelled."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            since, self._since = self._since, None
+            network = await self._look()
+            self._on_network(since if since is not None else asyncio.get_running_loop().time(), network)
+
+    async def _look(self) -> Network:
+        usable = frozenset(a.ip for a in self._watch.state.candidates)
+        sources = {remote: await self._sources(remote, usable) for remote in self._remotes()}
+        return Network(usable, sources)
+
+    async def _sources(self, remote: IPAddress, usable: frozenset[IPAddress]) -> tuple[IPAddress, ...]:
+        """Ours with a route to ``remote``; first the one that the kernel would choose itself."""
+        preferred = await self._watch.route(remote)
+        first = preferred.source if preferred is not None else None
+        others = [a for a in usable if a.version == remote.version and a != first]
+        routed = [a for a in others if await self._watch.route(remote, source=a) is not None]
+        return (*([first] if first in usable and first is not None else []), *sorted(routed))
+
+    def _changed(self, change: NetChange) -> None:
+        if self._since is None:
+            self._since = asyncio.get_running_loop().time()
+        names = {
+            a.ip: change.state.links[a.ifindex].name for a in change.state.addresses if a.ifindex in change.state.links
+        }
+        for address in sorted(change.unusable, key=str):
+            self._log.record(EventName.ADDRESS_REMOVED, address=str(address))
+        for address in sorted(change.usable, key=str):
+            self._log.record(EventName.ADDRESS_ADDED, address=str(address), interface=names.get(address, "?"))
+        self._dirty.set()

@@ -1,0 +1,129 @@
+"""Between the engine's objects and the store's records, and the listings of the Unix socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from redirectctl.api import schema
+from redirectctl.flows.connection import Connection
+from redirectctl.flows.state import State
+from redirectctl.proto.fingerprint import fingerprint
+from redirectctl.proto.peer import Peer, PeerState
+from redirectctl.store import records
+from redirectctl.store.records import ConnectionRecord, PeerAddress, PeerRecord
+from redirectctl.wire.addr import SockAddr
+
+
+def peer_record(peer: Peer, before: PeerRecord | None, now: float) -> PeerRecord:
+    """What to store of a peer; ``now`` in epoch seconds."""
+    known = {a.address: a for a in before.addresses} if before is not None else {}
+    here = peer.remote.host if peer.remote is not None else None
+    wanted = dict.fromkeys([*([here] if here is not None else []), *peer.identity, *known])
+    addresses = []
+    for address in wanted:
+        old = known.get(address)
+        seen = now if address == here or old is None else old.last_seen
+        first = old.first_seen if old is not None else now
+        addresses.append(PeerAddress(address, first, seen, address in peer.identity))
+    return PeerRecord(
+        public=peer.key,
+        fingerprint=fingerprint(peer.key),
+        state=records.PeerState(peer.state.value),
+        first_seen=before.first_seen if before is not None else now,
+        name=before.name if before is not None else None,
+        secret=peer.secret,
+        addresses=tuple(addresses),
+        last_contact=now if peer.last_contact is not None else None,
+        handshake_timestamp=peer.greatest_counter + 1,
+    )
+
+
+def restored_peer(record: PeerRecord, port: int) -> Peer:
+    """A peer of an earlier run."""
+    latest = record.addresses[0].address if record.addresses else None
+    return Peer(
+        record.public,
+        PeerState(record.state.value),
+        record.secret,
+        identity={a.address for a in record.addresses if a.identity},
+        greatest_counter=record.handshake_timestamp - 1,
+        remote=SockAddr(latest, port) if latest is not None else None,
+    )
+
+
+def connection_records(connections: Iterable[Connection], offset: float) -> list[ConnectionRecord]:
+    """What to store of connections; ``offset``: epoch time minus the engine's clock."""
+    return [
+        ConnectionRecord(
+            cid=c.cid,
+            peer=c.peer,
+            socket=c.socket,
+            wire=c.wire,
+            initiator=c.initiator,
+            local_epoch=c.local_epoch,
+            remote_epoch=c.remote_epoch,
+            opened_at=c.since + offset,
+            moves=c.moves,
+            state=c.state.value,
+            command=c.command,
+            pid=c.pid,
+        )
+        for c in connections
+        if c.peer is not None
+    ]
+
+
+def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
+    """A connection of an earlier run.  One that was just being taken on counts as protected: the peer may say no."""
+    state = State(record.state)
+    return Connection(
+        record.cid,
+        record.socket,
+        record.wire,
+        record.opened_at - offset,
+        state=state if state is State.REFUSED else State.PROTECTED,
+        reason="released" if state is State.REFUSED else None,
+        peer=record.peer,
+        initiator=record.initiator,
+        local_epoch=record.local_epoch,
+        remote_epoch=record.remote_epoch,
+        announced_epoch=record.remote_epoch,
+        moves=record.moves,
+        pid=record.pid,
+        command=record.command,
+    )
+
+
+def listed_connection(c: Connection, now: float) -> schema.Connection:
+    """For `connections`."""
+    return schema.Connection(
+        id=c.cid.hex(),
+        state=schema.ConnectionState(c.state.value),
+        path=schema.PathName.REWRITTEN if c.moved else schema.PathName.ORIGINAL,
+        local=str(c.socket.local),
+        remote=str(c.socket.remote),
+        wire_local=str(c.wire.local),
+        wire_remote=str(c.wire.remote),
+        age=round(max(0.0, now - c.since), 3),
+        peer=fingerprint(c.peer) if c.peer is not None else None,
+        pid=c.pid,
+        command=c.command,
+        moves=c.moves,
+        integrity=False,
+        suspended_for=round(now - c.lost_since, 3) if c.lost_since is not None else None,
+        reason=c.reason,
+    )
+
+
+def listed_peer(record: PeerRecord, connections: int) -> schema.Peer:
+    """For `peers`."""
+    latest = sorted(record.addresses, key=lambda a: a.last_seen, reverse=True)
+    return schema.Peer(
+        fingerprint=record.fingerprint,
+        name=record.name,
+        state=schema.PeerState(record.state.value),
+        addresses=[str(a.address) for a in latest],
+        first_seen=record.first_seen,
+        last_contact=record.last_contact,
+        connections=connections,
+    )

@@ -1,0 +1,134 @@
+"""What moved connections need of the kernel besides the nftables maps: kept addresses, fallback routes, ports.
+
+Everything here is a function of the set of flows, so that a restarted daemon arrives at the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from redirectctl.flows.connection import Flow
+from redirectctl.kernel.keep import Keeper
+from redirectctl.kernel.ports import ReservedPorts
+from redirectctl.kernel.rewrite import KernelFlow, Rewriter
+from redirectctl.wire.addr import IPAddress
+
+InterfaceTo = Callable[[IPAddress], Awaitable[int | None]]
+
+
+class Rewriting:
+    """Makes the kernel equal to a set of flows, one change at a time."""
+
+    def __init__(self, state: Path, interface_to: InterfaceTo) -> None:
+        """``state``: the directory where reserved ports are noted.  Raises KernelError."""
+        self._interface_to = interface_to
+        self._noted = state / "reserved-ports"
+        self.rewriter = Rewriter()
+        self.keeper = Keeper()
+        self._ports = ReservedPorts(self._read_noted())
+        self._kept: Counter[IPAddress] = Counter()
+        self._fallbacks: Counter[IPAddress] = Counter()
+        self._reserved: Counter[int] = Counter()
+        self._arrivals: dict[IPv4Address, int] = {}
+
+    def close(self) -> None:
+        """Let go; what the kernel has stays and goes on working."""
+        self.rewriter.close()
+        self.keeper.close()
+
+    async def take_over(self, flows: Iterable[Flow]) -> None:
+        """At start: exactly these flows, without a gap for those that are there already.  Raises KernelError."""
+        flows = list(flows)
+        self._count(flows, 1)
+        await self.keeper.setup()
+        arrivals: dict[IPv4Address, int] = {}
+        for flow in flows:
+            await self._find_arrival(flow, arrivals)
+        await self.keeper.reconcile(+self._kept, +self._fallbacks, arrivals)
+        self._arrivals = arrivals
+        self._ports.reconcile(+self._reserved)
+        self._note()
+        self.rewriter.setup(KernelFlow(*flow) for flow in flows)
+
+    async def apply(self, add: Iterable[Flow], remove: Iterable[Flow]) -> None:
+        """One change: what packets need comes before the maps, what they needed goes after.  Raises KernelError."""
+        add, remove = list(add), list(remove)
+        before = set(self._kept), set(self._fallbacks), set(self._reserved)
+        self._count(add, 1)
+        try:
+            for address in set(self._kept) - before[0]:
+                await self.keeper.keep(address)
+            for address in set(self._fallbacks) - before[1]:
+                await self.keeper.fallback(address)
+            for flow in {(f.socket.remote.host, f.wire.remote.host): f for f in add}.values():
+                await self._arrive(flow)
+            if set(self._reserved) - before[2]:
+                self._ports.reserve(set(self._reserved) - before[2])
+                self._note()
+            self.rewriter.apply([KernelFlow(*f) for f in add], [KernelFlow(*f) for f in remove])
+        except BaseException:
+            self._count(add, -1)
+            await self._tidy(*before)
+            raise
+        held = set(self._kept), set(self._fallbacks), set(self._reserved)
+        self._count(remove, -1)
+        await self._tidy(*held)
+
+    async def _tidy(self, kept: set[IPAddress], fallbacks: set[IPAddress], reserved: set[int]) -> None:
+        """Give back what no flow needs any more, of what was there a moment ago."""
+        for address in kept - set(self._kept):
+            await self.keeper.drop(address)
+        for address in fallbacks - set(self._fallbacks):
+            await self.keeper.drop_fallback(address)
+            if isinstance(address, IPv4Address) and (interface := self._arrivals.pop(address, None)) is not None:
+                await self.keeper.drop_arrival(address, interface)
+        if gone := reserved - set(self._reserved):
+            self._ports.release(gone)
+            self._note()
+
+    def _count(self, flows: Iterable[Flow], by: int) -> None:
+        for socket, wire in flows:
+            if wire.local.host != socket.local.host:
+                self._kept[socket.local.host] += by
+                self._reserved[wire.local.port] += by
+            if wire.remote.host != socket.remote.host:
+                self._fallbacks[socket.remote.host] += by
+        for counter in (self._kept, self._fallbacks, self._reserved):
+            for key in [k for k, n in counter.items() if n <= 0]:
+                del counter[key]
+
+    async def _arrive(self, flow: Flow) -> None:
+        found: dict[IPv4Address, int] = {}
+        await self._find_arrival(flow, found)
+        for address, interface in found.items():
+            previous = self._arrivals.get(address)
+            if previous == interface:
+                continue
+            if previous is not None:
+                await self.keeper.drop_arrival(address, previous)
+            await self.keeper.arrive(address, interface)
+            self._arrivals[address] = interface
+
+    async def _find_arrival(self, flow: Flow, found: dict[IPv4Address, int]) -> None:
+        """Rewritten packets seem to come from the old address: by another interface than its route (rp_filter)."""
+        old = flow.socket.remote.host
+        if isinstance(old, IPv4Address) and flow.wire.remote.host != old:
+            interface = await self._interface_to(flow.wire.remote.host)
+            if interface is not None:
+                found[old] = interface
+
+    def _read_noted(self) -> list[int]:
+        try:
+            return [int(word) for word in self._noted.read_text().split()]
+        except (FileNotFoundError, ValueError):
+            return []
+
+    def _note(self) -> None:
+        """A daemon that takes over must know which reserved ports are ours to release."""
+        temporary = self._noted.with_suffix(".new")
+        temporary.write_text(" ".join(map(str, sorted(self._ports.ours))))
+        os.replace(temporary, self._noted)

@@ -1,0 +1,294 @@
+"""The running daemon: events go into the engine, its commands are carried out, one after the other.
+
+Nothing calls upward: kernel, control port and clients call the engine and `wake`; `_carry_out_all` does what comes of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import time
+from pathlib import Path
+
+from redirectctl.api import schema
+from redirectctl.config import Config
+from redirectctl.daemon import records
+from redirectctl.daemon.eventlog import EventFields, EventLog
+from redirectctl.daemon.finder import Finder
+from redirectctl.daemon.network import NetworkView
+from redirectctl.daemon.rewriting import Rewriting
+from redirectctl.daemon.tasks import Tasks
+from redirectctl.daemon.udp import ControlPort
+from redirectctl.flows import commands
+from redirectctl.flows.engine import Engine, Network, Policy
+from redirectctl.kernel.constants import QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST
+from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.inject import RawInjector
+from redirectctl.kernel.kick import Kicker
+from redirectctl.kernel.nfqueue import PacketQueue, QueuedPacket
+from redirectctl.proto.events import Transmit
+from redirectctl.proto.fingerprint import fingerprint
+from redirectctl.proto.noise import StaticKey
+from redirectctl.store.records import PeerRecord
+from redirectctl.store.store import Store
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+from redirectctl.wire.ip import PacketError, parse_tcp
+
+_log = logging.getLogger(__name__)
+
+PRUNE = 86400.0  # seconds between looks for peers not met for long
+
+
+class Runtime:
+    """Everything that a daemon has while it runs."""
+
+    def __init__(self, config: Config, state: Path) -> None:
+        """Open the store and the kernel's interfaces.  Raises StoreError, KernelError, ControlPortError, OSError."""
+        self.config = config
+        self.state = state
+        self.store = Store(state)
+        self.log = EventLog(state, time.time)
+        self.started = time.time()
+        self.pid = os.getpid()
+        self.tasks = Tasks()
+        self.peer_records: dict[bytes, PeerRecord] = {r.public: r for r in self.store.peers()}
+        self.forget_old_peers()
+        peers = [records.restored_peer(r, config.control.port) for r in self.peer_records.values()]
+        static = StaticKey.from_private(self.store.load_identity(os.urandom))
+        self.engine = Engine(static, os.urandom, self.store.next_epoch(), policy(config), peers)
+        self.port = ControlPort(config.control.port, config.control.listen, self._on_datagram)
+        self.network = NetworkView(self.log, self.engine.remotes, self._on_network)
+        self.rewriting = Rewriting(state, self.network.interface_to)
+        self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.wake)
+        self.kicker = Kicker(self.finder.diag, RawInjector(), self.rewriting.rewriter.probe)
+        self._queues: list[PacketQueue] = []
+        self._held: dict[int, QueuedPacket] = {}
+        self._held_number = 0
+        self._awake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def now(self) -> float:
+        """The engine's clock."""
+        return asyncio.get_running_loop().time()
+
+    @property
+    def offset(self) -> float:
+        """Epoch time minus the engine's clock."""
+        return time.time() - self.now
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take up what an earlier run left, then begin.  Raises KernelError."""
+        loop = asyncio.get_running_loop()
+        await self.network.start()
+        restored = [records.restored_connection(r, self.offset) for r in self.store.connections()]
+        present = self.finder.present([c.socket for c in restored])
+        ended = [c for c in restored if c.socket not in present]
+        restored = [c for c in restored if c.socket in present and c.peer in self.engine.peers]
+        await self.rewriting.take_over([c.flow for c in restored if c.movable or c.moved])
+        self.store.delete_connections([c.cid for c in ended])
+        self._queues = [
+            PacketQueue(QUEUE_RST, self._on_rst, on_error=self._on_queue_error),
+            PacketQueue(QUEUE_HOLD, self._on_rst, on_error=self._on_queue_error),
+            PacketQueue(QUEUE_PROBE, self.kicker.on_ack, on_error=self._on_queue_error),
+        ]
+        for queue in self._queues:
+            queue.start(loop)
+        self.tasks.start(self._carry_out_all(), "commands")
+        self.tasks.start(self.network.run(), "network")
+        self.tasks.start(self.finder.run(), "finder")
+        self.tasks.start(self._prune(), "prune")
+        self.port.start(loop)
+        self.finder.start(loop)
+        self.engine.restore(self.now, restored)
+        self.wake()
+        self.log.record(schema.EventName.DAEMON_STARTED, connections=len(restored))
+
+    def announce_stop(self) -> None:
+        """For those who follow the events."""
+        self.log.record(schema.EventName.DAEMON_STOPPED, connections=len(self.engine.table.movable()))
+
+    async def stop(self) -> None:
+        """Stop within a moment; rewritten connections go on, their rules stay."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.tasks.cancel()
+        for queue in self._queues:
+            queue.close()
+        if not any(c.guarded for c in self.engine.table):
+            try:
+                self.rewriting.rewriter.teardown()
+                await self.rewriting.keeper.teardown()
+            except KernelError as error:
+                _log.warning("%s", error)
+        self.finder.close()
+        self.network.close()
+        self.port.close()
+        self.rewriting.close()
+        self.log.close()
+        self.store.close()
+
+    def reload(self, config: Config) -> None:
+        """SIGHUP: everything but the control port changes at once."""
+        if config.control != self.config.control:
+            _log.warning("[control] changes at the next start only")
+        self.config = config
+        self.engine.policy = policy(config)
+        self.finder.settings = config.protect
+
+    def wake(self) -> None:
+        """The engine was told something: carry out what it wants."""
+        self._awake.set()
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def _on_datagram(self, data: bytes, source: SockAddr, local: IPAddress) -> None:
+        self.engine.receive(self.now, data, source, local)
+        self.wake()
+
+    def _on_network(self, now: float, network: Network) -> None:
+        self.engine.network_changed(now, network)
+        self.wake()
+
+    def _on_rst(self, packet: QueuedPacket) -> None:
+        try:
+            segment = parse_tcp(packet.payload)
+        except PacketError:
+            packet.drop()  # a RST that cannot be read cannot be asked about
+            return
+        self._held_number += 1
+        self._held[self._held_number] = packet
+        here = FourTuple(segment.destination, segment.source)
+        self.engine.rst(self.now, here, self._held_number)
+        self.wake()
+
+    def _on_queue_error(self, error: Exception) -> None:
+        _log.error("a queued packet was dropped", exc_info=error)
+
+    # -- commands -----------------------------------------------------------------------------------------------------
+
+    async def _carry_out_all(self) -> None:
+        while True:
+            await self._awake.wait()
+            self._awake.clear()
+            while todo := self.engine.drain():
+                for command in todo:
+                    try:
+                        await self._carry_out(command)
+                    except Exception:
+                        _log.exception("could not carry out %s", type(command).__name__)
+            self._set_timer()
+
+    async def _carry_out(self, command: commands.Command) -> None:
+        match command:
+            case Transmit(source, to, data):
+                self.port.send(source, to, data)
+            case commands.Rewrite(token, add, remove):
+                error = None
+                try:
+                    await self.rewriting.apply(add, remove)
+                except KernelError as refused:
+                    error = str(refused)
+                self.engine.rewritten(self.now, token, error)
+            case commands.SaveConnections(connections):
+                self.store.put_connections(records.connection_records(connections, self.offset))
+            case commands.DropConnections(cids):
+                self.store.delete_connections(cids)
+            case commands.CheckSockets(token, sockets):
+                self.engine.checked(self.now, token, self.finder.present(sockets))
+            case commands.Kick(sockets):
+                self.tasks.start(self.kicker.kick(sockets), "kick")
+            case commands.FindRoutes():
+                self.network.refresh()
+            case commands.Verdict(token, accept):
+                packet = self._held.pop(token, None)
+                if packet is not None:
+                    (packet.accept if accept else packet.drop)()
+            case commands.Destroy(sockets):
+                for socket in sockets:
+                    self.finder.diag.destroy(socket)
+            case commands.SavePeer(peer):
+                self.save_peer(peer.key)
+            case commands.DropPeer(key):
+                self.store.delete_peer(key)
+                self.peer_records.pop(key, None)
+            case commands.Notice():
+                self._record(command)
+
+    def save_peer(self, key: bytes) -> None:
+        """Write down what the engine knows of a peer."""
+        peer = self.engine.peers.get(key)
+        if peer is None:
+            return
+        record = records.peer_record(peer, self.peer_records.get(key), time.time())
+        self.peer_records[key] = record
+        for evicted in self.store.put_peer(record):
+            self.peer_records.pop(evicted, None)
+            self.engine.forget(self.now, evicted)
+
+    def rename(self, key: bytes, name: str) -> None:
+        """What a person calls this peer."""
+        self.peer_records[key] = dataclasses.replace(self.peer_records[key], name=name)
+
+    def _record(self, notice: commands.Notice) -> None:
+        fields: EventFields = dict(notice.details)  # type: ignore[assignment]
+        allowed = EventFields.__annotations__
+        extra = {name: fields.pop(name) for name in list(fields) if name not in allowed}  # type: ignore[misc]
+        if extra:
+            fields["detail"] = ", ".join(f"{name} {value}" for name, value in extra.items())
+        if notice.connection is not None:
+            fields["connection"] = notice.connection.hex()
+        if notice.peer is not None:
+            fields["peer"] = fingerprint(notice.peer)
+        if notice.reason is not None:
+            fields["reason"] = notice.reason
+        if notice.address is not None:
+            fields["address"] = str(notice.address)
+        self.log.record(schema.EventName(notice.name), **fields)
+        if notice.name == "connection.protected" and notice.connection is not None:
+            connection = self.engine.table.get(notice.connection)
+            if connection is not None and connection.pid is None:
+                self.finder.name(connection)
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at = self.engine.next_timer()
+        if at is not None:
+            self._timer = asyncio.get_running_loop().call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.engine.tick(self.now)
+        self.wake()
+
+    # -- housekeeping -------------------------------------------------------------------------------------------------
+
+    def forget_old_peers(self) -> None:
+        """Drop peers that were not met for as long as the configuration says."""
+        for public in self.store.prune(time.time(), self.config.trust.forget_after):
+            self.peer_records.pop(public, None)
+
+    async def _prune(self) -> None:
+        while True:
+            await asyncio.sleep(PRUNE)
+            self.forget_old_peers()
+            for key in set(self.engine.peers) - set(self.peer_records):
+                self.engine.forget(self.now, key)
+            self.wake()
+
+
+def policy(config: Config) -> Policy:
+    """The part of the configuration that the engine needs."""
+    return Policy(
+        control_port=config.control.port,
+        first_contact=config.trust.first_contact,
+        long_lived_after=config.protect.long_lived_after,
+        close_short_lived=config.protect.close_short_lived,
+        accept_ports=frozenset(config.protect.accept_ports),
+    )

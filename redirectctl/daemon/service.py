@@ -1,0 +1,211 @@
+"""What the daemon answers to its clients.  Rights have been checked by the API server; arguments are checked here."""
+
+from __future__ import annotations
+
+import time
+
+from redirectctl import __version__
+from redirectctl.api import schema
+from redirectctl.api.schema import RequestError
+from redirectctl.daemon import doctor, records
+from redirectctl.daemon.apiserver import Caller
+from redirectctl.daemon.runtime import Runtime
+from redirectctl.flows.connection import Connection
+from redirectctl.flows.state import State
+from redirectctl.kernel import procs
+from redirectctl.kernel.diag import SocketInfo
+from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.inet_filter import SocketFilter
+from redirectctl.proto.fingerprint import fingerprint, matches, picture
+from redirectctl.store.records import PeerRecord, PeerState
+from redirectctl.wire.addr import FourTuple, SockAddr
+
+
+class DaemonService:
+    """The Service of apiserver.py."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._r = runtime
+
+    async def status(self, request: schema.StatusRequest, caller: Caller) -> schema.StatusReply:
+        """The daemon in a few numbers."""
+        r = self._r
+        counts: dict[schema.ConnectionState, int] = {}
+        for connection in r.engine.table:
+            state = schema.ConnectionState(connection.state.value)
+            counts[state] = counts.get(state, 0) + 1
+        status = schema.Status(
+            version=__version__,
+            uptime=round(time.time() - r.started, 3),
+            identity=fingerprint(r.engine.endpoint.static.public),
+            addresses=[str(a) for a in r.network.addresses()],
+            control_port=r.port.port,
+            connections=counts,
+            peers=len(r.peer_records),
+            pid=r.pid,
+        )
+        return schema.StatusReply(status=status)
+
+    async def connections(self, request: schema.ConnectionsRequest, caller: Caller) -> schema.ConnectionsReply:
+        """All connections."""
+        now = self._r.now
+        return schema.ConnectionsReply(connections=[records.listed_connection(c, now) for c in self._r.engine.table])
+
+    async def peers(self, request: schema.PeersRequest, caller: Caller) -> schema.PeersReply:
+        """All peers."""
+        return schema.PeersReply(peers=[self._listed(p) for p in self._r.peer_records.values()])
+
+    async def identity(self, request: schema.IdentityRequest, caller: Caller) -> schema.IdentityReply:
+        """Own fingerprint."""
+        public = self._r.engine.endpoint.static.public
+        return schema.IdentityReply(fingerprint=fingerprint(public), picture=picture(public, "redirectctl"))
+
+    async def approve(self, request: schema.ApproveRequest, caller: Caller) -> schema.PeerReply:
+        """Trust a peer's key."""
+        peer = self._peer("approve", request.peer)
+        if peer.state is PeerState.CHANGED:
+            raise RequestError(
+                f"approve {peer.fingerprint}",
+                "this key answered where another host's key is known",
+                "compare it with `redirectctl identity` there; then `redirectctl forget` the old one, and connect again",
+            )
+        if request.name is not None:
+            self._r.rename(peer.public, request.name)
+        self._r.engine.approve(self._r.now, peer.public)
+        return self._decided(peer.public)
+
+    async def reject(self, request: schema.RejectRequest, caller: Caller) -> schema.PeerReply:
+        """Never trust a peer's key."""
+        peer = self._peer("reject", request.peer)
+        self._r.engine.reject(self._r.now, peer.public)
+        return self._decided(peer.public)
+
+    async def forget(self, request: schema.ForgetRequest, caller: Caller) -> schema.PeerReply:
+        """Know nothing of a peer."""
+        peer = self._peer("forget", request.peer)
+        listed = self._listed(peer)
+        self._r.engine.forget(self._r.now, peer.public)
+        self._r.wake()
+        return schema.PeerReply(peer=listed)
+
+    async def protect(self, request: schema.ProtectRequest, caller: Caller) -> schema.ConnectionsReply:
+        """Opt a running process or one connection in."""
+        r, what = self._r, f"protect {request.target}"
+        try:
+            if request.target.isascii() and request.target.isdigit():
+                found = self._sockets_of(int(request.target))
+                r.finder.opt_in(int(request.target))
+            else:
+                found = [s for s in [r.finder.diag.get(_connection(what, request.target))] if s is not None]
+                if not found:
+                    raise RequestError(what, "no such connection", "see `ss -tn` for LOCAL-REMOTE, or name a process")
+        except KernelError as error:
+            raise RequestError(what, f"{error.what}: {error.why}", error.hint) from error
+        taken = r.finder.opt_in_sockets(found)
+        if found and not taken:
+            raise RequestError(
+                what, "the connection does not leave this host", "only connections to other hosts can move"
+            )
+        listed = [c for s in taken if (c := r.engine.table.at(s)) is not None]
+        return schema.ConnectionsReply(connections=[records.listed_connection(c, r.now) for c in listed])
+
+    async def release(self, request: schema.ReleaseRequest, caller: Caller) -> schema.ConnectionReply:
+        """Stop protecting a connection."""
+        connection = self._connection("release", request.connection)
+        self._r.engine.release(self._r.now, connection.cid)
+        self._r.wake()
+        return schema.ConnectionReply(connection=records.listed_connection(connection, self._r.now))
+
+    async def kill(self, request: schema.KillRequest, caller: Caller) -> schema.ConnectionReply:
+        """Close a connection on both hosts."""
+        connection = self._connection("kill", request.connection)
+        self._r.engine.kill(self._r.now, connection.cid)
+        self._r.wake()
+        return schema.ConnectionReply(connection=records.listed_connection(connection, self._r.now))
+
+    async def announce(self, request: schema.AnnounceRequest, caller: Caller) -> schema.AnnounceReply:
+        """Say our addresses to all peers."""
+        peers = self._r.engine.announce(self._r.now)
+        self._r.wake()
+        return schema.AnnounceReply(peers=peers)
+
+    async def opt_in(self, request: schema.OptInRequest, caller: Caller) -> schema.OptedIn:
+        """Opt the calling process in: the kernel says which it is."""
+        what = "opt in"
+        if caller.pid <= 0:
+            raise RequestError(what, "the caller is in a process namespace that redirectd does not see")
+        started = procs.start_time(caller.pid)
+        if procs.in_our_network(caller.pid) is False:
+            raise RequestError(what, "the caller is in another network namespace", "run redirectd there as well")
+        try:
+            self._r.finder.opt_in(caller.pid, started)
+        except KernelError as error:
+            raise RequestError(what, f"{error.what}: {error.why}", error.hint) from error
+        return schema.OptedIn()
+
+    async def doctor(self, request: schema.DoctorRequest, caller: Caller) -> schema.DoctorReply:
+        """Check what can be checked from inside the daemon."""
+        peer = self._peer("doctor", request.peer) if request.peer is not None else None
+        return schema.DoctorReply(checks=await doctor.examine(self._r, peer.public if peer is not None else None))
+
+    # -- arguments ----------------------------------------------------------------------------------------------------
+
+    def _peer(self, verb: str, text: str) -> PeerRecord:
+        """By fingerprint, unique prefix of it, name or address."""
+        peers = list(self._r.peer_records.values())
+        what = f"{verb} {text}"
+        for found in (
+            [p for p in peers if text in (p.fingerprint, p.name)],
+            [p for p in peers if matches(p.fingerprint, text)],
+            [p for p in peers if text in (str(a.address) for a in p.addresses)],
+        ):
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise RequestError(
+                    what, f"{len(found)} peers match", "give more of the fingerprint; see `redirectctl peers`"
+                )
+        raise RequestError(what, "no such peer", "see `redirectctl peers`")
+
+    def _connection(self, verb: str, text: str) -> Connection:
+        """By id, unique prefix of it, or LOCAL-REMOTE."""
+        what = f"{verb} {text}"
+        alive = [c for c in self._r.engine.table if c.state is not State.CLOSED]
+        found = [c for c in alive if str(c.socket) == text] or [
+            c for c in alive if text and c.cid.hex().startswith(text)
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise RequestError(
+                what, f"{len(found)} connections match", "give more of the id; see `redirectctl connections`"
+            )
+        raise RequestError(what, "no such connection", "see `redirectctl connections`")
+
+    def _sockets_of(self, pid: int) -> list[SocketInfo]:
+        if procs.start_time(pid) is None:
+            raise RequestError(f"protect {pid}", "no such process", "see `ps`")
+        if procs.in_our_network(pid) is False:
+            raise RequestError(f"protect {pid}", "it is in another network namespace", "run redirectd there as well")
+        everything = self._r.finder.diag.dump(SocketFilter())
+        owned = procs.sockets_of(pid)
+        return [s for s in everything if s.inode in owned]
+
+    def _listed(self, peer: PeerRecord) -> schema.Peer:
+        return records.listed_peer(peer, len(self._r.engine.table.movable(peer.public)))
+
+    def _decided(self, public: bytes) -> schema.PeerReply:
+        """The engine has changed the peer; the store follows before the answer goes out."""
+        self._r.save_peer(public)
+        self._r.wake()
+        return schema.PeerReply(peer=self._listed(self._r.peer_records[public]))
+
+
+def _connection(what: str, text: str) -> FourTuple:
+    local, separator, remote = text.partition("-")
+    try:
+        if not separator:
+            raise ValueError(f"{text!r} is neither a process number nor LOCAL-REMOTE")
+        return FourTuple(SockAddr.parse(local), SockAddr.parse(remote))
+    except ValueError as error:
+        raise RequestError(what, str(error), "as in 192.0.2.1:40000-198.51.100.2:22", schema.ErrorCode.USAGE) from None

@@ -1,0 +1,132 @@
+"""The control port: UDP over both families, with a say in the source address of every datagram (RFC 3542, ip(7))."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, IPv6Address
+
+from redirectctl.wire.addr import IPAddress, SockAddr, parse_ip
+
+_log = logging.getLogger(__name__)
+
+_IN_PKTINFO = struct.Struct("=I4s4s")  # ipi_ifindex, ipi_spec_dst, ipi_addr
+_IN6_PKTINFO = struct.Struct("=16sI")  # ipi6_addr, ipi6_ifindex
+_IP_PKTINFO = 8
+_ANCILLARY = socket.CMSG_SPACE(max(_IN_PKTINFO.size, _IN6_PKTINFO.size))
+_RECEIVE = 2048  # longer ones are cut, and refused as too long
+_BATCH = 64  # datagrams before the event loop gets its turn
+
+OnDatagram = Callable[[bytes, SockAddr, IPAddress], None]
+
+
+class ControlPortError(Exception):
+    """The port cannot be had: ``what: why; what to do``."""
+
+
+class ControlPort:
+    """Sends and receives datagrams; calls ``on_datagram(data, source, our address)``."""
+
+    def __init__(self, port: int, listen: Iterable[str], on_datagram: OnDatagram) -> None:
+        """Bind; an empty ``listen`` is all addresses.  Raises ControlPortError."""
+        self.port = port
+        self._on_datagram = on_datagram
+        self._sockets: list[tuple[socket.socket, IPAddress | None]] = []
+        wanted: list[IPAddress | None] = [parse_ip(a) for a in listen]
+        try:
+            if wanted:
+                for address in wanted:
+                    if address is not None:
+                        self._bind(address.version, str(address), address)
+            else:
+                self._bind(4, "0.0.0.0", None)
+                if socket.has_ipv6:
+                    self._bind_v6_if_there_is()
+        except OSError as error:
+            self.close()
+            why = error.strerror or str(error)
+            raise ControlPortError(
+                f"control port {port}/udp: {why}; is another redirectd running? else set control.port or control.listen"
+            ) from error
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to call back."""
+        for sock, address in self._sockets:
+            loop.add_reader(sock.fileno(), self._read, sock, address)
+
+    def close(self) -> None:
+        """Give the port free."""
+        for sock, _ in self._sockets:
+            if sock.fileno() >= 0:
+                with contextlib.suppress(RuntimeError):  # never started
+                    asyncio.get_running_loop().remove_reader(sock.fileno())
+                sock.close()
+        self._sockets = []
+
+    def send(self, source: IPAddress | None, to: SockAddr, data: bytes) -> None:
+        """Send, from ``source`` where given.  What cannot be sent is lost, as on any network."""
+        version = to.host.version
+        sock = next((s for s, a in self._sockets if _version(s) == version and a in (None, source)), None)
+        sock = sock or next((s for s, _ in self._sockets if _version(s) == version), None)
+        if sock is None:
+            return
+        ancillary = []
+        if isinstance(source, IPv4Address):
+            ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(0, source.packed, bytes(4)))]
+        elif isinstance(source, IPv6Address):
+            ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(source.packed, 0))]
+        try:
+            sock.sendmsg([data], ancillary, 0, (str(to.host), to.port))
+        except OSError as error:
+            _log.debug("datagram to %s from %s: %s", to, source, error)
+
+    def _bind(self, version: int, host: str, address: IPAddress | None) -> None:
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._sockets.append((sock, address))
+        if version == 4:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        sock.bind((host, self.port))
+
+    def _bind_v6_if_there_is(self) -> None:
+        try:
+            self._bind(6, "::", None)
+        except OSError as error:
+            sock, _ = self._sockets.pop() if len(self._sockets) > 1 else (None, None)
+            if sock is not None:
+                sock.close()
+            _log.info("no IPv6 control port: %s", error)
+
+    def _read(self, sock: socket.socket, bound: IPAddress | None) -> None:
+        for _ in range(_BATCH):
+            try:
+                data, ancillary, _, sender = sock.recvmsg(_RECEIVE, _ANCILLARY)
+            except BlockingIOError:
+                return
+            except OSError as error:  # an ICMP error about an earlier datagram
+                _log.debug("control port: %s", error)
+                continue
+            local = bound or _destination(ancillary)
+            if local is not None:
+                host = sender[0].partition("%")[0]  # link-local addresses carry their interface
+                self._on_datagram(data, SockAddr(parse_ip(host), sender[1]), local)
+
+
+def _version(sock: socket.socket) -> int:
+    return 4 if sock.family == socket.AF_INET else 6
+
+
+def _destination(ancillary: list[tuple[int, int, bytes]]) -> IPAddress | None:
+    for level, kind, data in ancillary:
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO and len(data) >= _IN_PKTINFO.size:
+            return IPv4Address(_IN_PKTINFO.unpack_from(data)[2])
+        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and len(data) >= _IN6_PKTINFO.size:
+            return IPv6Address(_IN6_PKTINFO.unpack_from(data)[0])
+    return None
