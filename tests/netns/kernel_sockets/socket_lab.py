@@ -16,16 +16,15 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 
-from redirectctl.kernel.constants import MARK_PROBE, QUEUE_PROBE
+from redirectctl.kernel.constants import MARK_MOVED, MARK_PROBE, QUEUE_PROBE
 from redirectctl.kernel.diag import SockDiag, SocketInfo
 from redirectctl.kernel.inject import RawInjector
 from redirectctl.kernel.kick import Kicker
 from redirectctl.kernel.nfqueue import PacketQueue
-from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.addr import FourTuple, SockAddr, parse_ip
 
 _CLONE_NEWNET = 0x4000_0000
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -64,16 +63,17 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 async def until_async(condition: Callable[[], bool], seconds: float = 20) -> None:
     end = time.monotonic() + seconds
-    while not condition():
+    for _ in iter(condition, True):
         if time.monotonic() > end:
             raise AssertionError(f"not so within {seconds} s")
-        await asyncio.sleep(0.005)  # noqa: ASYNC110 - what is waited for is in the kernel
+        await asyncio.sleep(0.005)
 
 
 @dataclass
 class Host:
     name: str  # of the namespace
     device: str
+    mac: str
     addresses: dict[int, str]
 
     def run(self, *command: str, check: bool = True) -> str:
@@ -89,6 +89,14 @@ class Host:
     def mend(self) -> None:
         self.nft("delete table inet cut")
 
+    def refuse_to_send(self) -> None:
+        """Sending fails at once, as without a route."""
+        refuse = f"oifname {self.device} drop"
+        self.nft(f"table inet mute {{\nchain c {{ type filter hook output priority -200;\n{refuse};\n}}\n}}")
+
+    def send_again(self) -> None:
+        self.nft("delete table inet mute")
+
 
 @dataclass
 class Connection:
@@ -98,7 +106,7 @@ class Connection:
 
     def __post_init__(self) -> None:
         local, remote = self.client.getsockname(), self.client.getpeername()
-        self.tuple = FourTuple(SockAddr(ip_address(local[0]), local[1]), SockAddr(ip_address(remote[0]), remote[1]))
+        self.tuple = FourTuple(SockAddr(parse_ip(local[0]), local[1]), SockAddr(parse_ip(remote[0]), remote[1]))
 
     def close(self) -> None:
         self.client.close()
@@ -112,17 +120,21 @@ class Wire:
     connections: list[Connection] = field(default_factory=list)
     listeners: dict[int, socket.socket] = field(default_factory=dict)
 
-    def connect(self, version: int = 4) -> Connection:
-        """alice connects to bob."""
+    def connect(self, version: int = 4, *, dual_stack: bool = False, receive_buffer: int = 0) -> Connection:
+        """alice connects to bob.  ``dual_stack``: IPv4 through an IPv6 socket; ``receive_buffer``: bob's, small."""
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         if version not in self.listeners:
             with inside(self.bob.name):
                 self.listeners[version] = socket.create_server((self.bob.addresses[version], 0), family=family)
                 self.listeners[version].listen(4096)
+        listener = self.listeners[version]
+        if receive_buffer:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         with inside(self.alice.name):
-            client = socket.socket(family, socket.SOCK_STREAM)
+            client = socket.socket(socket.AF_INET6 if dual_stack else family, socket.SOCK_STREAM)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.connect(self.listeners[version].getsockname()[:2])
+        host, port = listener.getsockname()[:2]
+        client.connect((f"::ffff:{host}" if dual_stack else host, port))
         server, _ = self.listeners[version].accept()
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connections.append(Connection(client, server))
@@ -157,7 +169,12 @@ class Tools:
             " set p6 { type ipv6_addr . inet_service . ipv6_addr . inet_service; flags timeout; }\n"
             " chain out { type filter hook output priority -310;\n"
             f" ip saddr . tcp sport . ip daddr . tcp dport @p4 {ack} meta mark set meta mark | {MARK_PROBE:#x};\n"
-            f" ip6 saddr . tcp sport . ip6 daddr . tcp dport @p6 {ack} meta mark set meta mark | {MARK_PROBE:#x}; }}\n }}"
+            f" ip6 saddr . tcp sport . ip6 daddr . tcp dport @p6 {ack} meta mark set meta mark | {MARK_PROBE:#x};\n"
+            " }\n"
+            # Else conntrack calls an injected SYN invalid, which many firewalls drop even from the loopback device.
+            " chain raw { type filter hook output priority -300;\n"
+            f" meta l4proto tcp meta mark & {MARK_MOVED:#x} != 0 notrack;\n"
+            " }\n}"
         )
         for program in ("iptables", "ip6tables"):
             mark = f"{MARK_PROBE:#x}/{MARK_PROBE:#x}"
@@ -194,7 +211,6 @@ def tools_on(host: Host) -> Iterator[Tools]:
     tools = Tools(host)
     try:
         yield tools
+        assert not tools.errors
     finally:
         tools.close()
-        with suppress(AssertionError):
-            assert not tools.errors
