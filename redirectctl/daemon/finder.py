@@ -58,7 +58,6 @@ class Finder:
         self.diag = SockDiag()
         self._destroyed = DestroyWatch(self._on_destroyed, self._audit)
         self._groups: dict[int, _Group] = {}
-        self._extra: set[FourTuple] = set()  # single connections that somebody asked to protect
         try:
             self._tree: CgroupTree | None = CgroupTree()
         except KernelError as error:
@@ -94,7 +93,7 @@ class Finder:
     def opt_in_sockets(self, sockets: Iterable[SocketInfo]) -> list[FourTuple]:
         """Connections that are open already; those that cannot be protected are left out."""
         taken = [s for s in sockets if self._eligible(s.tuple)]
-        self._tell(taken)
+        self._tell(taken, age=self.settings.long_lived_after)  # somebody asked: no waiting for the threshold
         return [s.tuple for s in taken]
 
     def eligible(self, socket: FourTuple) -> bool:
@@ -129,7 +128,7 @@ class Finder:
                 self._groups[one.cgroup_id].last_seen = now
         self._tell([s for s in found if self._engine.table.at(s.tuple) is None and self._eligible(s.tuple)])
 
-    def _tell(self, fresh: list[SocketInfo]) -> None:
+    def _tell(self, fresh: list[SocketInfo], age: float = 0.0) -> None:
         if not fresh:
             return
         now = asyncio.get_running_loop().time()
@@ -137,7 +136,7 @@ class Finder:
         for one in fresh:
             owner = owners.get(one.inode)
             pid, command = (owner.pid, owner.command) if owner is not None else (None, None)
-            self._engine.found(now, one.tuple, pid=pid, command=command)
+            self._engine.found(now, one.tuple, age=age, pid=pid, command=command)
         self._changed()
 
     def _likely(self) -> list[int]:

@@ -1,6 +1,6 @@
 """The running daemon: events go into the engine, its commands are carried out, one after the other.
 
-Nothing calls upward: kernel, control port and clients call the engine and `wake`; `_carry_out_all` does what comes of it.
+Nothing calls upward: kernel, control port and clients call the engine and `wake`; `_carry_out_all` does the rest.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class DaemonService:
             raise RequestError(
                 f"approve {peer.fingerprint}",
                 "this key answered where another host's key is known",
-                "compare it with `redirectctl identity` there; then `redirectctl forget` the old one, and connect again",
+                "compare it with `redirectctl identity` there, `redirectctl forget` the old one, and connect again",
             )
         if request.name is not None:
             self._r.rename(peer.public, request.name)
