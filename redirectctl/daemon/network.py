@@ -73,7 +73,9 @@ class NetworkView:
         first = preferred.source if preferred is not None else None
         others = [a for a in usable if a.version == remote.version and a != first]
         routed = [a for a in others if await self._watch.route(remote, source=a) is not None]
-        return (*([first] if first in usable and first is not None else []), *sorted(routed))
+        deprecated = {a.ip for a in self._watch.state.addresses if a.deprecated}
+        routed.sort(key=lambda a: (a in deprecated, a))  # on their way out (RFC 4862, section 5.5.4): the last resort
+        return (*([first] if first in usable and first is not None else []), *routed)
 
     def _changed(self, change: NetChange) -> None:
         if self._since is None:

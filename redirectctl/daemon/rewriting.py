@@ -57,7 +57,7 @@ class Rewriting:
     async def apply(self, add: Iterable[Flow], remove: Iterable[Flow]) -> None:
         """One change: what packets need comes before the maps, what they needed goes after.  Raises KernelError."""
         add, remove = list(add), list(remove)
-        before = set(self._kept), set(self._fallbacks), set(self._reserved)
+        before = self._needed()
         self._count(add, 1)
         try:
             for address in set(self._kept) - before[0]:
@@ -71,12 +71,17 @@ class Rewriting:
                 self._note()
             self.rewriter.apply([KernelFlow(*f) for f in add], [KernelFlow(*f) for f in remove])
         except BaseException:
-            self._count(add, -1)
-            await self._tidy(*before)
+            await self._release(add)
             raise
-        held = set(self._kept), set(self._fallbacks), set(self._reserved)
-        self._count(remove, -1)
+        await self._release(remove)
+
+    async def _release(self, flows: Iterable[Flow]) -> None:
+        held = self._needed()
+        self._count(flows, -1)
         await self._tidy(*held)
+
+    def _needed(self) -> tuple[set[IPAddress], set[IPAddress], set[int]]:
+        return set(self._kept), set(self._fallbacks), set(self._reserved)
 
     async def _tidy(self, kept: set[IPAddress], fallbacks: set[IPAddress], reserved: set[int]) -> None:
         """Give back what no flow needs any more, of what was there a moment ago."""

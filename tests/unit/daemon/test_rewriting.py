@@ -1,0 +1,178 @@
+"""Kept addresses, fallback routes and reserved ports follow the set of flows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redirectctl.daemon import rewriting
+from redirectctl.daemon.rewriting import Rewriting
+from redirectctl.flows.connection import Flow
+from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.rewrite import KernelFlow
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+
+
+class FakeKeeper:
+    def __init__(self) -> None:
+        self.kept_now: set[IPAddress] = set()
+        self.fallbacks: set[IPAddress] = set()
+        self.arrivals: dict[IPv4Address, int] = {}
+
+    async def setup(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    async def reconcile(self, keep: Iterable[IPAddress], fallback: Iterable[IPAddress], arrivals: Any) -> None:
+        self.kept_now, self.fallbacks, self.arrivals = set(keep), set(fallback), dict(arrivals)
+
+    async def keep(self, address: IPAddress) -> None:
+        assert address not in self.kept_now
+        self.kept_now.add(address)
+
+    async def drop(self, address: IPAddress) -> None:
+        self.kept_now.remove(address)
+
+    async def fallback(self, address: IPAddress) -> None:
+        self.fallbacks.add(address)
+
+    async def drop_fallback(self, address: IPAddress) -> None:
+        self.fallbacks.remove(address)
+
+    async def arrive(self, address: IPv4Address, interface: int) -> None:
+        self.arrivals[address] = interface
+
+    async def drop_arrival(self, address: IPv4Address, interface: int) -> None:
+        assert self.arrivals.pop(address) == interface
+
+
+class FakeRewriter:
+    def __init__(self) -> None:
+        self.flows: set[KernelFlow] = set()
+        self.transactions = 0
+        self.refuses = False
+
+    def setup(self, flows: Iterable[KernelFlow]) -> None:
+        self.flows = set(flows)
+
+    def apply(self, add: Iterable[KernelFlow], remove: Iterable[KernelFlow]) -> None:
+        if self.refuses:
+            raise KernelError("rewrite", "no space", "nothing")
+        self.transactions += 1
+        self.flows = self.flows - set(remove) | set(add)
+
+
+class FakePorts:
+    def __init__(self, inherited: Iterable[int] = ()) -> None:
+        self.ours = set(inherited)
+
+    def reserve(self, ports: Iterable[int]) -> None:
+        self.ours |= set(ports)
+
+    def release(self, ports: Iterable[int]) -> None:
+        self.ours -= set(ports)
+
+    def reconcile(self, ports: Iterable[int]) -> None:
+        self.ours = set(ports)
+
+
+def flow(old: str, wire: str, port: int = 40000, peer: str = "192.0.2.1", peer_wire: str = "192.0.2.1") -> Flow:
+    here, there = SockAddr(ip_address(old), port), SockAddr(ip_address(peer), 22)
+    return Flow(
+        FourTuple(here, there), FourTuple(SockAddr(ip_address(wire), port), SockAddr(ip_address(peer_wire), 22))
+    )
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewriting, "Rewriter", FakeRewriter)
+    monkeypatch.setattr(rewriting, "Keeper", FakeKeeper)
+    monkeypatch.setattr(rewriting, "ReservedPorts", FakePorts)
+
+
+def made(tmp_path: Path) -> Any:
+    async def interface_to(remote: IPAddress) -> int | None:
+        return 7
+
+    return Rewriting(tmp_path, interface_to)
+
+
+OLD, NEW, NEWER = "198.51.100.2", "203.0.113.9", "203.0.113.10"
+
+
+@pytest.mark.usefixtures("kernel")
+def test_an_old_address_is_kept_once_for_all_its_connections_and_given_back_with_the_last(tmp_path: Path) -> None:
+    async def story() -> None:
+        it = made(tmp_path)
+        first, second = flow(OLD, OLD, 1), flow(OLD, OLD, 2)
+        await it.apply([first, second], [])
+        assert it.keeper.kept_now == set()
+        moved = [flow(OLD, NEW, 1), flow(OLD, NEW, 2)]
+        await it.apply(moved, [first, second])
+        assert it.keeper.kept_now == {ip_address(OLD)}
+        assert it._ports.ours == {1, 2}
+        again = [flow(OLD, NEWER, 1), flow(OLD, NEWER, 2)]
+        await it.apply(again, moved)
+        assert it.keeper.kept_now == {ip_address(OLD)}
+        await it.apply([], again[:1])
+        assert it.keeper.kept_now == {ip_address(OLD)}
+        assert it._ports.ours == {2}
+        await it.apply([], again[1:])
+        assert it.keeper.kept_now == set()
+        assert it._ports.ours == set()
+        assert it.rewriter.flows == set()
+
+    asyncio.run(story())
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_peer_that_moved_has_a_fallback_route_and_an_arrival(tmp_path: Path) -> None:
+    async def story() -> None:
+        it = made(tmp_path)
+        there = flow(OLD, OLD, peer_wire="192.0.2.77")
+        await it.apply([there], [])
+        assert it.keeper.fallbacks == {ip_address("192.0.2.1")}
+        assert it.keeper.arrivals == {ip_address("192.0.2.1"): 7}
+        await it.apply([], [there])
+        assert it.keeper.fallbacks == set()
+        assert it.keeper.arrivals == {}
+
+    asyncio.run(story())
+
+
+@pytest.mark.usefixtures("kernel")
+def test_what_the_kernel_refuses_is_undone(tmp_path: Path) -> None:
+    async def story() -> None:
+        it = made(tmp_path)
+        before = flow(OLD, OLD)
+        await it.apply([before], [])
+        it.rewriter.refuses = True
+        with pytest.raises(KernelError):
+            await it.apply([flow(OLD, NEW)], [before])
+        assert it.keeper.kept_now == set()
+        assert it._ports.ours == set()
+        it.rewriter.refuses = False
+        await it.apply([flow(OLD, NEW)], [before])
+        assert it.keeper.kept_now == {ip_address(OLD)}
+
+    asyncio.run(story())
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_restarted_daemon_knows_which_reserved_ports_are_its_own(tmp_path: Path) -> None:
+    async def story() -> None:
+        it = made(tmp_path)
+        await it.apply([flow(OLD, NEW, 40001)], [])
+        again = made(tmp_path)
+        assert again._ports.ours == {40001}
+        await again.take_over([flow(OLD, NEW, 40001)])
+        await again.apply([], [flow(OLD, NEW, 40001)])
+        assert again._ports.ours == set()
+        assert made(tmp_path)._ports.ours == set()
+
+    asyncio.run(story())
