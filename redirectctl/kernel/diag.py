@@ -358,7 +358,14 @@ class DestroyWatch:
 
     _BATCH = 64  # messages before the event loop gets its turn
 
-    def __init__(self, on_destroyed: Callable[[Destroyed], None], on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        on_destroyed: Callable[[Destroyed], None],
+        on_lost: Callable[[], None],
+        *,
+        receive_buffer: int = 1 << 20,
+    ) -> None:
+        """``receive_buffer``: bytes, some 1,000 for each notification not yet read.  Raises KernelError."""
         self._on_destroyed = on_destroyed
         self._on_lost = on_lost
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -370,7 +377,7 @@ class DestroyWatch:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_SOCK_DIAG
         )
         try:
-            self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             self._netlink.bind((0, 0))
             for group in (GROUP_TCP_DESTROY, GROUP_TCP6_DESTROY):
                 self._netlink.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)

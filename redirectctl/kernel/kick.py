@@ -13,13 +13,18 @@ wait depends on what the socket waits for.
 
 The first two need the socket's sequence numbers. A SYN, which a connection always refuses, makes it send an ACK (RFC
 5961 section 4) with snd_nxt and rcv_nxt. That ACK is read in NFQUEUE and let go: it is genuine, and the peer may be
-waiting for it. The numbers move together with the counters of tcp_info (`tcp_snd_una_update`, `tcp_rcv_nxt_update`), so that
-they are asked for once in the life of a connection:
+waiting for it. The numbers move together with the counters of tcp_info (`tcp_snd_una_update`, `tcp_rcv_nxt_update`),
+so they are asked for once in the life of a connection:
 
 ::
 
     snd_una = send_base + bytes_acked          send_base = snd_nxt - in flight - bytes_acked
     rcv_nxt = receive_base + bytes_received
+
+What a kick cannot hurry is the first time-out, some 200 ms after the segment was sent: RFC 6069 begins with the second.
+Nothing that is true makes Linux retransmit earlier: a time-out comes from its timer, a fast retransmission needs an
+acknowledgement of something later, and an ICMP "fragmentation needed" is about large segments only. A host that knows
+of the outage had better refuse to send (no route, or a drop in the output hook): then nothing is ever in flight.
 """
 
 from __future__ import annotations
