@@ -21,6 +21,7 @@ from redirectctl.wire.addr import FourTuple, IPAddress
 _log = logging.getLogger(__name__)
 
 BEAT = 1.0  # seconds; the threshold is ten times that: a connection younger than two beats need never be seen
+BUSY = 20.0  # a look takes at most this part of our time
 AUDIT = 30.0  # seconds between looks whether known connections still exist, in case a notification was lost
 KEEP_ID = 60.0  # seconds for which the id of a removed cgroup is still asked for: its sockets may live on
 OPEN = (TcpState.ESTABLISHED, TcpState.CLOSE_WAIT)
@@ -108,12 +109,14 @@ class Finder:
             if not (self._groups or self.settings.ports or self.settings.scope == "all" or len(self._engine.table)):
                 self._wake.clear()
                 await self._wake.wait()
-            self._look(loop.time())
+            began = loop.time()
+            self._look(began)
             if loop.time() - last_audit >= AUDIT:
                 last_audit = loop.time()
                 self._audit()
                 self._sweep(loop.time())
-            await asyncio.sleep(BEAT)
+            # With scope = "all" and tens of thousands of sockets a look takes a third of a second.
+            await asyncio.sleep(max(BEAT, BUSY * (loop.time() - began)))
 
     def _look(self, now: float) -> None:
         if self.settings.scope == "all":

@@ -22,6 +22,7 @@ from redirectctl.daemon.rewriting import Rewriting
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.daemon.udp import ControlPort
 from redirectctl.flows import commands
+from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
 from redirectctl.kernel.constants import QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST
 from redirectctl.kernel.errors import KernelError
@@ -38,6 +39,7 @@ from redirectctl.wire.ip import PacketError, parse_tcp
 
 _log = logging.getLogger(__name__)
 
+LEARN_AFTER = 0.2  # seconds in which other connections become protected too: one batch for all
 PRUNE = 86400.0  # seconds between looks for peers not met for long
 
 
@@ -66,6 +68,7 @@ class Runtime:
         self._queues: list[PacketQueue] = []
         self._held: dict[int, QueuedPacket] = {}
         self._held_number = 0
+        self._unstudied: set[FourTuple] = set()
         self._awake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -251,8 +254,21 @@ class Runtime:
         self.log.record(schema.EventName(notice.name), **fields)
         if notice.name == "connection.protected" and notice.connection is not None:
             connection = self.engine.table.get(notice.connection)
-            if connection is not None and connection.pid is None:
-                self.finder.name(connection)
+            if connection is not None:
+                self._study(connection)
+
+    def _study(self, connection: Connection) -> None:
+        """What is good to know of a newly protected connection before it moves: its program, its sequence numbers."""
+        if connection.pid is None:
+            self.finder.name(connection)
+        if not self._unstudied:
+            self.tasks.start(self._learn(), "learn")
+        self._unstudied.add(connection.socket)
+
+    async def _learn(self) -> None:
+        await asyncio.sleep(LEARN_AFTER)
+        sockets, self._unstudied = self._unstudied, set()
+        await self.kicker.learn(sockets)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
