@@ -32,7 +32,7 @@ from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.nfbatch import BatchError, ElementSocket
 from redirectctl.kernel.nft import Nft, NftError
 from redirectctl.kernel.queues import IptablesQueues, nft_has_queue, nft_queue_commands
-from redirectctl.kernel.skeleton import NOTHING, TABLE, Shape, base_rules, skeleton
+from redirectctl.kernel.skeleton import TABLE, reshape, skeleton
 from redirectctl.wire.addr import FourTuple
 
 __all__ = ["PROBE_SECONDS", "KernelFlow", "Rewriter"]
@@ -52,11 +52,6 @@ class _Entry(NamedTuple):
     def guard(self) -> Place:
         return self.elements[0][0]
 
-    @property
-    def kind(self) -> tuple[int, bool]:
-        """IP version, and whether packets are rewritten."""
-        return self.flow.socket.version, len(self.elements) > 1
-
 
 class Rewriter:
     """Keeps the table equal to a set of KernelFlows; not thread-safe, synchronous.
@@ -71,8 +66,8 @@ class Rewriter:
         self._queues: IptablesQueues | None = None if nft_has_queue(self._nft) else IptablesQueues()
         self._entries: dict[Place, _Entry] = {}
         self._installed: dict[Place, bytes] = {}
-        self._counts: Counter[tuple[int, bool]] = Counter()
-        self._shape = NOTHING
+        self._counts: Counter[str] = Counter()  # elements by set
+        self._shape: frozenset[str] = frozenset()  # sets that the base chains look in
         self._probes: dict[FourTuple, float] = {}
 
     def close(self) -> None:
@@ -93,14 +88,15 @@ class Rewriter:
                 _claim(entry, installed, {}, {})
             elif entries[entry.guard].flow != flow:
                 raise _conflict(flow, "the connection is listed twice")
-        counts = Counter(entry.kind for entry in entries.values())
+        counts = Counter(name for name, _ in installed)
+        shape = frozenset(counts)
         commands = skeleton()
         if self._queues:
             self._queues.install()
         else:
             commands += nft_queue_commands(TABLE)
-        self._nft.run(commands + base_rules(_shape(counts)) + add_commands(installed.items()))
-        self._entries, self._installed, self._counts, self._shape = entries, installed, counts, _shape(counts)
+        self._nft.run(commands + reshape(frozenset(), shape) + add_commands(installed.items()))
+        self._entries, self._installed, self._counts, self._shape = entries, installed, counts, shape
         self._probes = {}
 
     def apply(self, add: Iterable[KernelFlow] = (), remove: Iterable[KernelFlow] = ()) -> None:
@@ -125,13 +121,13 @@ class Rewriter:
                 new[entry.guard] = entry
             elif present.flow != flow:
                 raise _conflict(flow, f"it is {present.flow.wire} on the wire now")
-        counts = self._counts.copy()
-        counts.subtract(entry.kind for entry in gone.values())
-        counts.update(entry.kind for entry in new.values())
         delete = {place: value for place, value in old.items() if fresh.get(place) != value}
         create = {place: value for place, value in fresh.items() if old.get(place) != value}
+        counts = self._counts.copy()
+        counts.subtract(name for name, _ in delete)
+        counts.update(name for name, _ in create)
         try:
-            self._change(_shape(counts), delete, create)
+            self._change(+counts, delete, create)
         except BatchError as error:
             if error.code != errno.ENOENT:
                 raise
@@ -151,10 +147,13 @@ class Rewriter:
         now = time.monotonic()
         self._probes = {socket: end for socket, end in self._probes.items() if end > now}
         self._probes.update(dict.fromkeys(sockets, now + PROBE_SECONDS))
+        places = [(probe_place(socket), b"") for socket in self._probes]
         # An element that is there already would keep its old timeout, so all are put in anew.
         flush = [{"flush": {"set": {**TABLE, "name": f"probe{version}"}}} for version in (4, 6)]
-        places = ((probe_place(socket), b"") for socket in self._probes)
-        self._nft.run(flush + add_commands(places, timeout=int(PROBE_SECONDS)))
+        shape = frozenset(+self._counts) | {name for (name, _), _ in places}
+        commands = reshape(self._shape, shape) + flush + add_commands(places, timeout=int(PROBE_SECONDS))
+        self._nft.run(commands)
+        self._shape = shape
 
     def flows(self) -> frozenset[KernelFlow]:
         """What the kernel has, read back; empty without a table."""
@@ -169,25 +168,28 @@ class Rewriter:
         self._nft.run([{"add": {"table": _TABLE_NAME}}, {"delete": {"table": _TABLE_NAME}}])
         if self._queues:
             self._queues.remove()
-        self._entries, self._installed, self._counts, self._shape = {}, {}, Counter(), NOTHING
+        self._entries, self._installed, self._counts, self._shape = {}, {}, Counter(), frozenset()
         self._probes = {}
 
-    def _change(self, shape: Shape, delete: dict[Place, bytes], create: dict[Place, bytes]) -> None:
-        """Rules that look in empty maps harm nobody: they come before the first element and go after the last."""
-        wider = Shape(shape.guarded | self._shape.guarded, shape.moved | self._shape.moved)
-        self._reshape(wider)
+    def _change(self, counts: Counter[str], delete: dict[Place, bytes], create: dict[Place, bytes]) -> None:
+        """Rules that look in empty sets harm nobody: they come before the first element and go after the last."""
+        now = time.monotonic()
+        probing = {probe_place(socket)[0] for socket, end in self._probes.items() if end > now}
+        shape = frozenset(counts) | probing
+        self._reshape(shape | self._shape)
         self._netlink.change(delete.items(), create.items())
         self._reshape(shape)
 
-    def _reshape(self, shape: Shape) -> None:
-        if shape != self._shape:
-            try:
-                self._nft.run(base_rules(shape))
-            except NftError as error:
-                if self.intact():
-                    raise
-                raise BatchError(errno.ENOENT, error.why) from error
-            self._shape = shape
+    def _reshape(self, shape: frozenset[str]) -> None:
+        if shape == self._shape:
+            return
+        try:
+            self._nft.run(reshape(self._shape, shape))
+        except NftError as error:
+            if self.intact():
+                raise
+            raise BatchError(errno.ENOENT, error.why) from error
+        self._shape = shape
 
 
 def _claim(entry: _Entry, fresh: dict[Place, bytes], installed: Container[Place], leaving: Container[Place]) -> None:
@@ -200,8 +202,3 @@ def _claim(entry: _Entry, fresh: dict[Place, bytes], installed: Container[Place]
 
 def _conflict(flow: KernelFlow, why: str) -> KernelError:
     return KernelError(f"rewrite {flow.socket} as {flow.wire}", why, "close one of the two connections")
-
-
-def _shape(counts: Counter[tuple[int, bool]]) -> Shape:
-    there = [kind for kind, count in counts.items() if count > 0]
-    return Shape(frozenset(version for version, _ in there), frozenset(version for version, moved in there if moved))

@@ -12,13 +12,17 @@ an IPv4 and an IPv6 form, `NAME4` and `NAME6`:
     wire  outgoing wire tuples that no new local connection may take
     probe outgoing socket tuples whose next pure ACK is wanted; elements time out
 
-The base chains `in`, `out` and `probe` have rules only for what there are connections for, so that nothing is looked
-up in a map before a connection has moved.
+The base chains are there only while sets have elements that they must look up, and have only the rules for those:
+a host without protected connections has no hook, and nothing is looked up before a connection has moved.
+
+    in     prerouting, raw - 10    RSTs to chain rst; src and dst applied, MARK_MOVED
+    probe  output, raw - 10        MARK_PROBE
+    out    output, mangle          type route: odst and osrc applied, then routed again
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from redirectctl.kernel.constants import MARK_ASK, MARK_HOLD, MARK_MOVED, MARK_PROBE, NFT_TABLE, TUN_DEVICE
 from redirectctl.kernel.nft import Command
@@ -26,7 +30,7 @@ from redirectctl.kernel.nft import Command
 TABLE = {"family": "inet", "table": NFT_TABLE}
 
 SETS = ("ask", "hold", "wire", "probe")
-MAPS = ("src", "dst", "odst", "osrc")
+MAPS = {"src": "saddr", "dst": "daddr", "odst": "daddr", "osrc": "saddr"}  # what each of them changes
 
 _BEFORE_RAW = -310  # NF_IP_PRI_RAW - 10: before conntrack (-200), so that it sees the socket tuple
 _MANGLE = -150  # NF_IP_PRI_MANGLE: chains of type route at output re-route what they have changed
@@ -35,18 +39,15 @@ _FLAGS = {"payload": {"protocol": "tcp", "field": "flags"}}
 _FAMILIES = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 
 
-class Shape(NamedTuple):
-    """What the base chains must look after: address families (4, 6) of the connections there are."""
-
-    guarded: frozenset[int]
-    moved: frozenset[int]
-
-
-NOTHING = Shape(frozenset(), frozenset())
+_BASES = {
+    "in": {"type": "filter", "hook": "prerouting", "prio": _BEFORE_RAW, "policy": "accept"},
+    "probe": {"type": "filter", "hook": "output", "prio": _BEFORE_RAW, "policy": "accept"},
+    "out": {"type": "route", "hook": "output", "prio": _MANGLE, "policy": "accept"},
+}
 
 
 def skeleton() -> list[Command]:
-    """Replace the whole table, whatever it was, by one without elements; base chains have no rules."""
+    """Replace the whole table, whatever it was, by one without elements and base chains."""
     name = {"family": TABLE["family"], "name": NFT_TABLE}
     commands: list[Command] = [{"add": {"table": name}}, {"delete": {"table": name}}, {"add": {"table": name}}]
     for version, (_, address) in _FAMILIES.items():
@@ -56,78 +57,79 @@ def skeleton() -> list[Command]:
             commands.append({"add": {"set": {**TABLE, "name": f"{kind}{version}", "type": key, **flags}}})
         for kind in MAPS:
             commands.append({"add": {"map": {**TABLE, "name": f"{kind}{version}", "type": key, "map": address}}})
-    for version in _FAMILIES:
         for chain, rules in _subchains(version).items():
             commands.append({"add": {"chain": {**TABLE, "name": chain}}})
             commands += [_rule(chain, expr) for expr in rules]
-    for chain, kind, hook, priority in (
-        ("in", "filter", "prerouting", _BEFORE_RAW),
-        ("probe", "filter", "output", _BEFORE_RAW),
-        ("out", "route", "output", _MANGLE),
-    ):
-        base = {"type": kind, "hook": hook, "prio": priority, "policy": "accept"}
-        commands.append({"add": {"chain": {**TABLE, "name": chain, **base}}})
     return commands
 
 
-def base_rules(shape: Shape) -> list[Command]:
-    """Make the rules of the base chains those that ``shape`` needs."""
-    commands: list[Command] = [{"flush": {"chain": {**TABLE, "name": chain}}} for chain in ("in", "probe", "out")]
-    for version in sorted(shape.guarded):
-        commands += [_rule("in", expr) for expr in _in_guarded(version)]
-        acks = _in_family(version, _flags_are("ack"), _is_in(version, "probe"), _goto("pure", version))
-        commands.append(_rule("probe", acks))
-    for version in sorted(shape.moved):
-        commands += [_rule("in", expr) for expr in _in_moved(version)]
-        commands += [_rule("out", expr) for expr in _out_moved(version)]
-    if shape.moved:
+def reshape(before: frozenset[str], after: frozenset[str]) -> list[Command]:
+    """Change base chains from what the sets named in ``before`` need to what those in ``after`` need."""
+    commands: list[Command] = []
+    old, new = _base_rules(before), _base_rules(after)
+    for chain, base in _BASES.items():
+        if old[chain] == new[chain]:
+            continue
+        if not new[chain]:
+            commands.append({"delete": {"chain": {**TABLE, "name": chain}}})
+        elif old[chain]:
+            commands.append({"flush": {"chain": {**TABLE, "name": chain}}})
+        else:
+            commands.append({"add": {"chain": {**TABLE, "name": chain, **base}}})
+        commands += [_rule(chain, expr) for expr in new[chain]]
+    return commands
+
+
+def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
+    """The rules of the base chains when the sets and maps in ``filled`` may have elements.
+
+    Packets of moved connections leave each chain as early as can be.
+    """
+    rules: dict[str, list[list[Command]]] = {chain: [] for chain in _BASES}
+    for version in (4, 6):
+        here = {kind for kind in (*SETS, *MAPS) if f"{kind}{version}" in filled}
+        if "ask" in here:
+            rules["in"].append(_in_family(version, _has_flag("rst"), {"jump": {"target": f"rst{version}"}}))
+        if "src" in here:
+            last = _goto("dst", version) if "dst" in here else {"accept": None}
+            rules["in"].append(_in_family(version, _apply(version, "src"), _or_mark(MARK_MOVED), last))
+        if "odst" in here:
+            last = _goto("osrc", version) if "osrc" in here else {"accept": None}
+            rules["out"].append(_in_family(version, _apply(version, "odst"), last))
+        if "osrc" in here:
+            rules["out"].append(_in_family(version, _apply(version, "osrc"), {"accept": None}))
+        if "wire" in here:
+            refuse = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
+            rules["out"].append(_in_family(version, _flags_are("syn"), _is_in(version, "wire"), refuse))
+        if "probe" in here:
+            wanted = _flags_are("ack"), _is_in(version, "probe"), _goto("pure", version)
+            rules["probe"].append(_in_family(version, *wanted))
+    if rules["out"]:
         # FALLBACK_TABLE leads every packet to an old remote address here; those that are not ours are told what they
         # would be told without us: there is no route.
-        device = {"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": TUN_DEVICE}}
-        commands.append(_rule("out", [device, {"reject": {"type": "icmpx", "expr": "no-route"}}]))
-    return commands
-
-
-def _in_guarded(version: int) -> list[list[Command]]:
-    return [_in_family(version, _has_flag("rst"), {"jump": {"target": f"rst{version}"}})]
-
-
-def _in_moved(version: int) -> list[list[Command]]:
-    return [_in_family(version, _set_address(version, "saddr", "src"), _or_mark(MARK_MOVED), _goto("moved", version))]
-
-
-def _out_moved(version: int) -> list[list[Command]]:
-    refuse = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
-    return [
-        _in_family(version, _flags_are("syn"), _is_in(version, "wire"), refuse),
-        _in_family(version, _set_address(version, "daddr", "odst"), _goto("outsrc", version)),
-        _in_family(version, _set_address(version, "saddr", "osrc"), {"accept": None}),
-    ]
+        device = _equals({"meta": {"key": "oifname"}}, TUN_DEVICE)
+        rules["out"].append([device, {"reject": {"type": "icmpx", "expr": "no-route"}}])
+    return rules
 
 
 def _subchains(version: int) -> dict[str, list[list[Command]]]:
-    """Chains that do not depend on the Shape, by name."""
-    length = "length"  # of the packet in IPv4, of what follows the IPv6 header in IPv6
-    fixed = 20 if version == 4 else 0
+    """Chains that are always there, by name."""
+    fixed = 20 if version == 4 else 0  # `length` is the packet's in IPv4, that of what follows the header in IPv6
     return {
+        f"dst{version}": [[_apply(version, "dst")]],
+        f"osrc{version}": [[_apply(version, "osrc")], [{"accept": None}]],
+        # An RST on the wire path of a moved connection is rewritten here, so that other packets need no second test.
         f"rst{version}": [
             [_is_in(version, "hold"), _or_mark(MARK_HOLD), {"return": None}],
-            [_is_in(version, "ask"), _or_mark(MARK_ASK)],
-        ],
-        f"moved{version}": [
-            [_set_address(version, "daddr", "dst")],
-            [_has_flag("rst"), _or_mark(MARK_HOLD)],
-        ],
-        f"outsrc{version}": [
-            [_set_address(version, "saddr", "osrc")],
-            [{"accept": None}],
+            [_is_in(version, "ask"), _or_mark(MARK_ASK), {"return": None}],
+            [_apply(version, "src"), _or_mark(MARK_MOVED | MARK_HOLD), _goto("dst", version)],
         ],
         # Without payload: one rule a header length.  A set of the pairs would be one rule, but nft 1.0.6 aborts
         # when it lists a concatenation with the four bits of the data offset (mergesort.c).
         f"pure{version}": [
             [
                 _equals({"payload": {"protocol": "tcp", "field": "doff"}}, words),
-                _equals(_address(version, length), fixed + 4 * words),
+                _equals(_address(version, "length"), fixed + 4 * words),
                 _or_mark(MARK_PROBE),
             ]
             for words in _TCP_HEADER_WORDS
@@ -161,10 +163,10 @@ def _is_in(version: int, kind: str) -> Command:
     return _equals(_key(version), f"@{kind}{version}")
 
 
-def _set_address(version: int, field: str, kind: str) -> Command:
-    """Set an address from a map; a packet that is not in the map leaves the rule here (NFT_BREAK)."""
+def _apply(version: int, kind: str) -> Command:
+    """Set an address to what a map says; a packet that is not in the map leaves the rule here (NFT_BREAK)."""
     value = {"map": {"key": _key(version), "data": f"@{kind}{version}"}}
-    return {"mangle": {"key": _address(version, field), "value": value}}
+    return {"mangle": {"key": _address(version, MAPS[kind]), "value": value}}
 
 
 def _or_mark(bit: int) -> Command:

@@ -181,19 +181,26 @@ def test_the_mark_adds_to_other_marks(net: Net, bob: Host, alice: Host, version:
 def test_nothing_is_looked_up_for_connections_that_have_not_moved(bob: Host, alice: Host) -> None:
     connection = Connection(bob, alice, 4)
     side = Side(alice)
+    sock, wire = connection.tuple.mirrored, connection.wire(2, 3).mirrored
 
-    def chains() -> str:
-        return "".join(alice.sh(f"nft list chain inet redirectctl {chain}") for chain in ("in", "out", "probe"))
+    def rules(chain: str) -> str:
+        return alice.sh(f"nft list chain inet redirectctl {chain}", check=False)
 
-    assert "map" not in chains()
-    assert "tcp" not in chains()
-    side.rewrite((connection.tuple.mirrored, connection.tuple.mirrored))
-    assert "map" not in chains()
-    assert "rst" in chains()
-    assert "ip6" not in chains()
-    side.rewrite((connection.tuple.mirrored, connection.wire(2, 3).mirrored))
-    assert "map @src4" in chains()
-    assert "map @src6" not in chains()
+    assert rules("in") == rules("out") == rules("probe") == ""  # no hook at all
+    side.rewrite((sock, sock))
+    assert "rst" in rules("in")
+    assert "map" not in rules("in")
+    assert "ip6" not in rules("in")
+    assert rules("out") == rules("probe") == ""
+    alice.do(side.rewriter.probe, [sock])
+    assert "@probe4" in rules("probe")
+    side.rewrite((sock, wire))
+    assert "map @src4" in rules("in")
+    assert "map @src6" not in rules("in")
+    assert "map @odst4" in rules("out")
+    assert "map @osrc4" not in rules("out")  # only the peer has moved
+    alice.do(side.rewriter.apply, [], [KernelFlow(sock, wire)])
+    assert rules("in") == rules("out") == ""
 
 
 def flow(number: int, wire_local: str = "192.0.2.1", wire_remote: str = "203.0.113.1") -> KernelFlow:

@@ -86,6 +86,7 @@ def test_both_move_then_one_after_the_other_and_back(net: Net, bob: Host, alice:
         assert side.host.do(side.rewriter.flows) == {KernelFlow(sock, sock)}
         assert side.host.run(side.keeper.kept()) == set()
         assert "map @src" not in side.host.sh("nft list chain inet redirectctl in")
+        assert "chain out" not in side.host.sh("nft list table inet redirectctl")
 
 
 @both_families
