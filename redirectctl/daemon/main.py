@@ -30,6 +30,7 @@ def main() -> int:
     """Entry point.  Exit status: 0 stopped, 1 cannot start, 2 usage or configuration."""
     args = _parser().parse_args()
     logging.basicConfig(level=args.log_level.upper(), format="redirectd: %(levelname)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("pyroute2").setLevel(logging.INFO)  # else each netlink message is several lines
     try:
         settings = config.load(args.config)
     except ConfigError as error:

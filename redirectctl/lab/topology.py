@@ -361,7 +361,9 @@ def _host_sysctls(dad: bool, rp_filter: int) -> dict[str, object]:
 def _bridge(network: Network) -> list[str]:
     (v4, length4), (v6, length6) = _with_length(network.addresses(1))
     return [
-        f"link add name {network.bridge} type bridge mcast_snooping 0",  # without a querier it only delays
+        # Snooping without a querier only delays.  Left alone, a bridge's address is the lowest of its ports' and changes
+        # as hosts come and go; the others there would send to the old one for seconds.
+        f"link add name {network.bridge} address 02:00:00:00:00:{v6.packed[5]:02x} type bridge mcast_snooping 0",
         f"link set {network.bridge} up",
         f"address add {v4}/{length4} dev {network.bridge}",
         f"address add {v6}/{length6} dev {network.bridge} nodad",
