@@ -73,6 +73,19 @@ def test_no_new_connection_takes_the_old_address(net: Net, bob: Host, alice: Hos
     other.close()
 
 
+def test_the_old_address_is_not_chosen_for_an_interface_without_one(net: Net, bob: Host, alice: Host) -> None:
+    """inet_select_addr then takes an address of any interface, in the order in which they were made."""
+    moved(net, bob, alice, 4)
+    net.leave(bob, 2)
+    net.join(bob, 4, 10)
+    net.join(bob, 2, 11, default=False)
+    bob.sh("ip addr flush dev net4; ip route add default dev net4")
+    other = bob.do(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    bob.do(other.connect, (str(address(3, 10, 4)), 9))
+    assert other.getsockname()[0] == str(address(2, 11, 4))
+    other.close()
+
+
 @both_families
 def test_a_peer_address_without_route(net: Net, bob: Host, alice: Host, version: int) -> None:
     """Rewriting works though nothing routes to the socket's peer; others are told at once that there is no route."""
