@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, TypeAlias
@@ -42,10 +42,47 @@ class LabError(Exception):
     """The lab could not be built or one of its commands failed; the text says which and why."""
 
 
+class _Uninterrupted:
+    """Steps of the main thread that `ended_by_signals` does not break: what they make is noted, or not made."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._waiting: BaseException | None = None
+
+    def strike(self, end: BaseException) -> None:
+        """Raise this: now, or after the steps."""
+        if not self._depth:
+            raise end
+        self._waiting = end
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._depth -= 1
+            if not self._depth and self._waiting is not None:
+                end, self._waiting = self._waiting, None
+                raise end
+
+
+uninterrupted = _Uninterrupted()
+
+
 def call(argv: Sequence[str], *, stdin: str | None = None) -> str:
     """Run a command of the lab's own (ip, nft) and return its output.  Raises LabError with what it said."""
     try:
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=False)
+        with uninterrupted:
+            done = subprocess.run(
+                argv,
+                input=stdin,
+                capture_output=True,
+                text=True,
+                timeout=COMMAND_TIMEOUT,
+                check=False,
+                start_new_session=True,  # Ctrl-C at the terminal is for us, not for a command half done
+            )
     except FileNotFoundError as error:
         raise LabError(f"{argv[0]}: not found; install it") from error
     if done.returncode != 0:
@@ -108,10 +145,11 @@ class Namespace:
         env: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[str]:
         """Start a command here, in a session of its own; the sandbox ends it when it is closed."""
-        process = subprocess.Popen(
-            self.inside(argv), stdin=stdin, stdout=stdout, stderr=stderr, text=True, env=env, start_new_session=True
-        )
-        self.sandbox.processes.append(process)
+        with uninterrupted:
+            process = subprocess.Popen(
+                self.inside(argv), stdin=stdin, stdout=stdout, stderr=stderr, text=True, env=env, start_new_session=True
+            )
+            self.sandbox.processes.append(process)
         return process
 
     def ip(self, *lines: str) -> None:
@@ -138,13 +176,16 @@ class Sandbox:
         self.tag = f"{PREFIX}{os.getpid()}-{next(_serial)}"
         self.processes: list[subprocess.Popen[str]] = []
         self.graceful: list[subprocess.Popen[str]] = []  # those that close() lets end by SIGTERM; it kills the others
+        self.killers: list[Callable[[], None]] = []  # end what is not in processes
         self._pid = os.getpid()
         self._numbers = itertools.count(1)
         self._identities: set[Identity] = set()  # of its namespaces
+        self._cgroups: set[Path] = set()  # of its opted-in commands that were alive when close() began
         # sshd of the lab hides /run from itself
         parent = None if not tempfile.gettempdir().startswith("/run") else "/tmp"
-        self.directory = Path(tempfile.mkdtemp(prefix=f"{self.tag}-", dir=parent))
-        _open.append(self)
+        with uninterrupted:
+            self.directory = Path(tempfile.mkdtemp(prefix=f"{self.tag}-", dir=parent))
+            _open.append(self)
 
     def create(self, *namespaces: Namespace) -> None:
         """Create these namespaces, with loopback up."""
@@ -162,6 +203,7 @@ class Sandbox:
         found = [f"namespace {path.name}" for path in NETNS_DIRECTORY.glob(f"{self.tag}-*")]
         running = {each.pid for each in self.processes if each.poll() is None}
         found += [f"process {pid}" for pid in sorted(running.union(_processes_in(self._identities)))]
+        found += [f"cgroup {path}" for path in sorted(self._cgroups) if path.exists()]
         if self.directory.exists():
             found.append(f"directory {self.directory}")
         return found
@@ -172,11 +214,12 @@ class Sandbox:
             return
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
         try:
+            self._cgroups = _opted_in_cgroups(_processes_in(self._identities))
             self._terminate()
             _remove_namespaces(list(NETNS_DIRECTORY.glob(f"{self.tag}-*")))
             for process in self.processes:
                 process.wait()
-            _remove_empty_cgroups()
+            _remove_cgroups(self._cgroups)
             shutil.rmtree(self.directory, ignore_errors=True)
             _open.remove(self)
         finally:
@@ -191,6 +234,8 @@ class Sandbox:
                 process.wait(max(0.0, deadline - time.monotonic()))
         for process in self.processes:
             process.kill()
+        for kill in self.killers:
+            kill()
 
     def __enter__(self) -> Sandbox:
         return self
@@ -201,14 +246,22 @@ class Sandbox:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the program as Ctrl-C does (as SystemExit with 128 + number)."""
+    """Let SIGINT, SIGTERM and SIGHUP unwind the program: as KeyboardInterrupt, or SystemExit with 128 + number.
+
+    The first one does; others change nothing, for the end is under way.  None breaks what is `uninterrupted`.
+    """
+    struck = False
 
     def end(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
+        nonlocal struck
+        if not struck:
+            struck = True
+            uninterrupted.strike(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
 
     if threading.current_thread() is not threading.main_thread():
         raise LabError("ended_by_signals works in the main thread only")
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [number for number in _ENDING_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # not nohup's
+    before = {number: signal.signal(number, end) for number in heeded}
     try:
         yield
     finally:
@@ -271,28 +324,53 @@ def _remove_namespaces(paths: list[Path]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.005)
-    if paths:
-        ip_batch(f"netns delete {path.name}" for path in paths)
+    for path in paths:
+        try:
+            ip_batch([f"netns delete {path.name}"])
+        except LabError:
+            if path.exists():  # else another process swept it meanwhile
+                raise
 
 
-def _remove_empty_cgroups() -> None:
-    """Those of opted-in commands that have ended, below this process's own cgroup.
-
-    A daemon removes them too, but not one that was killed.  One whose process is still alive may be about to be
-    filled, so it stays.
-    """
+def _cgroup_of(process: int | str) -> Path | None:
+    """The version 2 cgroup of a process; None without that hierarchy, or when the process has ended."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     root = next((fields[1] for fields in mounts if fields[2] == "cgroup2"), None)
-    own = next((line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), None)
-    if root is None or own is None:
-        return
-    for path in Path(root + own.removeprefix("0::")).glob(f"{CGROUP_PREFIX}*"):
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process}/cgroup").read_text().splitlines():
+            if root is not None and line.startswith("0::"):
+                return Path(root + line.removeprefix("0::"))
+    return None
+
+
+def _opted_in_cgroups(processes: Iterable[int]) -> set[Path]:
+    """Those that daemons made for these processes or their parents."""
+    cgroups = [path for process in processes if (path := _cgroup_of(process)) is not None]
+    return {each for path in cgroups for each in (path, *path.parents) if each.name.startswith(CGROUP_PREFIX)}
+
+
+def _remove_cgroups(known: set[Path]) -> None:
+    """These, whose processes are about to end, and empty ones below this process's own cgroup.
+
+    A daemon removes them too, but not one that was killed.  An empty one whose process is alive may be about to be
+    filled, so it stays.
+    """
+    own = _cgroup_of("self")
+    others = own.glob(f"{CGROUP_PREFIX}*") if own is not None else []
+    for path in others:
         if not Path("/proc", path.name.removeprefix(CGROUP_PREFIX)).exists():
             with contextlib.suppress(OSError):  # not empty: something still runs in it
                 path.rmdir()
+    deadline = time.monotonic() + STOP_PATIENCE
+    while (left := [path for path in known if path.exists()]) and time.monotonic() < deadline:
+        for path in left:
+            with contextlib.suppress(OSError):  # a process leaves its cgroup last of all (`do_exit`)
+                path.rmdir()
+        time.sleep(0.005)
 
 
 @atexit.register
-def _close_all() -> None:
+def close_all() -> None:
+    """Close every sandbox that this process has made."""
     for sandbox in list(_open):
         sandbox.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import pexpect
 
-from redirectctl.lab.namespaces import LabError
+from redirectctl.lab.namespaces import LabError, uninterrupted
 from redirectctl.lab.topology import Host
 
 START_PATIENCE = 20.0  # seconds until the shell answers
@@ -37,7 +38,9 @@ class Terminal:
         self._numbers = itertools.count(1)
         # TERM=dumb: readline puts no escape sequences (bracketed paste) around what is typed
         env = os.environ | {"TERM": "dumb"}
-        self._child = pexpect.spawn(arguments[0], arguments[1:], encoding="utf-8", env=env)
+        with uninterrupted:
+            self._child = pexpect.spawn(arguments[0], arguments[1:], encoding="utf-8", env=env)
+            host.sandbox.killers.append(self.kill)
         self._child.sendline("PS1= PS2=; stty -echo")
         self.run("true", START_PATIENCE)
 
@@ -96,6 +99,12 @@ class Terminal:
         self._child.close()
         signal_status = self._child.signalstatus
         return int(self._child.exitstatus) if signal_status is None else 128 + int(signal_status)
+
+    def kill(self) -> None:
+        """End the command at once; its shell hears nothing."""
+        if self._child.isalive():
+            os.kill(self.pid, signal.SIGKILL)
+            self._child.wait()
 
     def close(self) -> None:
         """Hang up."""
