@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from redirectctl.config import Protect
@@ -24,6 +24,7 @@ BEAT = 1.0  # seconds; the threshold is ten times that: a connection younger tha
 BUSY = 20.0  # a look takes at most this part of our time
 AUDIT = 30.0  # seconds between looks whether known connections still exist, in case a notification was lost
 KEEP_ID = 60.0  # seconds for which the id of a removed cgroup is still asked for: its sockets may live on
+ONE_BY_ONE = 32  # sockets; looking up more of them takes longer than reading the whole table
 OPEN = (TcpState.ESTABLISHED, TcpState.CLOSE_WAIT)
 ALIVE = (
     TcpState.ESTABLISHED,
@@ -147,12 +148,15 @@ class Finder:
             return []
         return [pid for group in self._groups.values() for pid in self._tree.processes(group.cgroup)]
 
-    def name(self, connection: Connection) -> None:
-        """Find out which program has a connection that the peer asked us to protect."""
-        info = self.diag.get(connection.socket)
-        owner = procs.owners([info.inode]).get(info.inode) if info is not None else None
-        if owner is not None:
-            connection.pid, connection.command = owner.pid, owner.command
+    def name(self, connections: Collection[Connection]) -> None:
+        """Find out which programs have connections that a peer asked us to protect.  One look for all: it is slow."""
+        infos = self._look_up(c.socket for c in connections)
+        found = procs.owners([info.inode for info in infos.values()])
+        for connection in connections:
+            info = infos.get(connection.socket)
+            owner = found.get(info.inode) if info is not None else None
+            if owner is not None:
+                connection.pid, connection.command = owner.pid, owner.command
 
     def _eligible(self, socket: FourTuple) -> bool:
         remote = socket.remote.host
@@ -162,11 +166,15 @@ class Finder:
 
     def present(self, sockets: Iterable[FourTuple]) -> frozenset[FourTuple]:
         """Those of them that exist and are not closed altogether."""
+        return frozenset(self._look_up(sockets))
+
+    def _look_up(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, SocketInfo]:
         wanted = list(sockets)
-        if len(wanted) <= 32:
-            return frozenset(s for s in wanted if (info := self.diag.get(s)) is not None and info.state in ALIVE)
-        alive = {info.tuple for info in self.diag.dump(states=ALIVE)}
-        return frozenset(s for s in wanted if s in alive)
+        if len(wanted) <= ONE_BY_ONE:
+            found = (self.diag.get(s) for s in wanted)
+            return {info.tuple: info for info in found if info is not None and info.state in ALIVE}
+        alive = {info.tuple: info for info in self.diag.dump(states=ALIVE)}
+        return {s: alive[s] for s in wanted if s in alive}
 
     def _on_destroyed(self, gone: Destroyed) -> None:
         if self._engine.table.at(gone.tuple) is not None and not self.present([gone.tuple]):

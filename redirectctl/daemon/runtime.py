@@ -259,8 +259,6 @@ class Runtime:
 
     def _study(self, connection: Connection) -> None:
         """What is good to know of a newly protected connection before it moves: its program, its sequence numbers."""
-        if connection.pid is None:
-            self.finder.name(connection)
         if not self._unstudied:
             self.tasks.start(self._learn(), "learn")
         self._unstudied.add(connection.socket)
@@ -268,6 +266,8 @@ class Runtime:
     async def _learn(self) -> None:
         await asyncio.sleep(LEARN_AFTER)
         sockets, self._unstudied = self._unstudied, set()
+        studied = (self.engine.table.at(socket) for socket in sockets)
+        self.finder.name([c for c in studied if c is not None and c.pid is None])
         await self.kicker.learn(sockets)
 
     def _set_timer(self) -> None:

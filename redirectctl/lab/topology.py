@@ -361,7 +361,7 @@ def _host_sysctls(dad: bool, rp_filter: int) -> dict[str, object]:
 def _bridge(network: Network) -> list[str]:
     (v4, length4), (v6, length6) = _with_length(network.addresses(1))
     return [
-        # Snooping without a querier only delays.  Left alone, a bridge's address is the lowest of its ports' and changes
+        # Snooping without a querier only delays.  A bridge's own address would be the lowest of its ports' and change
         # as hosts come and go; the others there would send to the old one for seconds.
         f"link add name {network.bridge} address 02:00:00:00:00:{v6.packed[5]:02x} type bridge mcast_snooping 0",
         f"link set {network.bridge} up",
