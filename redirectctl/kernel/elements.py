@@ -36,27 +36,32 @@ def guard_place(socket: FourTuple) -> Place:
     return _NAMES[socket.version]["ask"], _end(socket.remote) + _end(socket.local)
 
 
-def elements(flow: KernelFlow) -> list[tuple[Place, bytes]]:
-    """The elements of one connection, guard_place first and alone if it has not moved.
+def elements(flow: KernelFlow) -> list[tuple[Place, bytes | None]]:
+    """The elements of one connection, guard_place first.
 
-    The value of an element of a set is empty, of a map a packed address.  Written for speed: a move calls it for each
-    connection.
+    The value of an element of a set is empty, of a map a packed address.  None is a place that must stay empty: the
+    kernel looks there for packets of this connection, and must not find another's element.  Written for speed: a move
+    calls it for each connection.
     """
     names = _NAMES[flow.socket.version]
     local, remote = _end(flow.socket.local), _end(flow.socket.remote)
     wire_local, wire_remote = _end(flow.wire.local), _end(flow.wire.remote)
-    incoming = remote + local
-    found = [((names["ask"], incoming), b"")]
+    incoming, outgoing = remote + local, local + remote
+    found: list[tuple[Place, bytes | None]] = [((names["ask"], incoming), b"")]
     if wire_local == local and wire_remote == remote:
+        found.append(((names["src"], incoming), None))
         return found
+    here, away = wire_local != local, wire_remote != remote
     found.append(((names["hold"], incoming), b""))
     found.append(((names["src"], wire_remote + wire_local), remote[:-4]))
-    if wire_local != local:
-        found.append(((names["dst"], remote + wire_local), local[:-4]))
-        found.append(((names["osrc"], local + wire_remote), wire_local[:-4]))
+    found.append(((names["dst"], remote + wire_local), local[:-4] if here else None))
+    if here:
         found.append(((names["wire"], wire_local + wire_remote), b""))
-    if wire_remote != remote:
-        found.append(((names["odst"], local + remote), wire_remote[:-4]))
+    if away:
+        found.append(((names["odst"], outgoing), wire_remote[:-4]))
+        found.append(((names["bsrc"], local + wire_remote), wire_local[:-4] if here else None))
+    else:
+        found.append(((names["osrc"], outgoing), wire_local[:-4]))
     return found
 
 

@@ -46,7 +46,7 @@ class _Entry(NamedTuple):
     """A flow that the kernel has."""
 
     flow: KernelFlow
-    elements: list[tuple[Place, bytes]]
+    elements: list[tuple[Place, bytes | None]]
 
     @property
     def guard(self) -> Place:
@@ -65,7 +65,7 @@ class Rewriter:
         self._netlink = ElementSocket(TABLE["table"])
         self._queues: IptablesQueues | None = None if nft_has_queue(self._nft) else IptablesQueues()
         self._entries: dict[Place, _Entry] = {}
-        self._installed: dict[Place, bytes] = {}
+        self._places: dict[Place, bytes | None] = {}  # elements, and None where there must be none
         self._counts: Counter[str] = Counter()  # elements by set
         self._shape: frozenset[str] = frozenset()  # sets that the base chains look in
         self._probes: dict[FourTuple, float] = {}
@@ -81,13 +81,14 @@ class Rewriter:
         libnftables takes about 0.1 s for 1,000 flows.
         """
         entries: dict[Place, _Entry] = {}
-        installed: dict[Place, bytes] = {}
+        places: dict[Place, bytes | None] = {}
         for flow in flows:
             entry = _Entry(flow, elements(flow))
             if entries.setdefault(entry.guard, entry) is entry:
-                _claim(entry, installed, {}, {})
+                _claim(entry, places, {}, {})
             elif entries[entry.guard].flow != flow:
                 raise _conflict(flow, "the connection is listed twice")
+        installed = {place: value for place, value in places.items() if value is not None}
         counts = Counter(name for name, _ in installed)
         shape = frozenset(counts)
         commands = skeleton()
@@ -96,7 +97,7 @@ class Rewriter:
         else:
             commands += nft_queue_commands(TABLE)
         self._nft.run(commands + reshape(frozenset(), shape) + add_commands(installed.items()))
-        self._entries, self._installed, self._counts, self._shape = entries, installed, counts, shape
+        self._entries, self._places, self._counts, self._shape = entries, places, counts, shape
         self._probes = {}
 
     def apply(self, add: Iterable[KernelFlow] = (), remove: Iterable[KernelFlow] = ()) -> None:
@@ -112,17 +113,17 @@ class Rewriter:
                 gone[entry.guard] = entry
         old = {place: value for entry in gone.values() for place, value in entry.elements}
         new: dict[Place, _Entry] = {}
-        fresh: dict[Place, bytes] = {}
+        fresh: dict[Place, bytes | None] = {}
         for flow in add:
             entry = _Entry(flow, elements(flow))
             present = new.get(entry.guard) or (None if entry.guard in gone else self._entries.get(entry.guard))
             if present is None:
-                _claim(entry, fresh, self._installed, old)
+                _claim(entry, fresh, self._places, old)
                 new[entry.guard] = entry
             elif present.flow != flow:
                 raise _conflict(flow, f"it is {present.flow.wire} on the wire now")
-        delete = {place: value for place, value in old.items() if fresh.get(place) != value}
-        create = {place: value for place, value in fresh.items() if old.get(place) != value}
+        delete = {place: value for place, value in old.items() if value is not None and fresh.get(place) != value}
+        create = {place: value for place, value in fresh.items() if value is not None and old.get(place) != value}
         counts = self._counts.copy()
         counts.subtract(name for name, _ in delete)
         counts.update(name for name, _ in create)
@@ -134,9 +135,9 @@ class Rewriter:
             remaining = {guard: entry for guard, entry in self._entries.items() if guard not in gone} | new
             self.setup(entry.flow for entry in remaining.values())
             return
-        for place in delete:
-            del self._installed[place]
-        self._installed |= create
+        for place in old:
+            del self._places[place]
+        self._places |= fresh
         for guard in gone:
             del self._entries[guard]
         self._entries |= new
@@ -168,7 +169,7 @@ class Rewriter:
         self._nft.run([{"add": {"table": _TABLE_NAME}}, {"delete": {"table": _TABLE_NAME}}])
         if self._queues:
             self._queues.remove()
-        self._entries, self._installed, self._counts, self._shape = {}, {}, Counter(), frozenset()
+        self._entries, self._places, self._counts, self._shape = {}, {}, Counter(), frozenset()
         self._probes = {}
 
     def _change(self, counts: Counter[str], delete: dict[Place, bytes], create: dict[Place, bytes]) -> None:
@@ -192,7 +193,9 @@ class Rewriter:
         self._shape = shape
 
 
-def _claim(entry: _Entry, fresh: dict[Place, bytes], installed: Container[Place], leaving: Container[Place]) -> None:
+def _claim(
+    entry: _Entry, fresh: dict[Place, bytes | None], installed: Container[Place], leaving: Container[Place]
+) -> None:
     """Enter a flow's elements into ``fresh``; none may be another's: two flows would be one on the wire."""
     for place, value in entry.elements:
         if place in fresh or (place in installed and place not in leaving):

@@ -8,7 +8,8 @@ an IPv4 and an IPv6 form, `NAME4` and `NAME6`:
     src   incoming wire tuple                     -> R, the source that the socket expects
     dst   the same after `src` has been applied   -> L, the destination that the socket expects
     odst  outgoing socket tuple                   -> wR, where the peer is now
-    osrc  the same after `odst` has been applied  -> wL, where this host is now
+    bsrc  the same after `odst` has been applied  -> wL, where this host is now
+    osrc  outgoing socket tuple, only this host has moved -> wL
     wire  outgoing wire tuples that no new local connection may take
     probe outgoing socket tuples whose next pure ACK is wanted; elements time out
 
@@ -17,7 +18,7 @@ a host without protected connections has no hook, and nothing is looked up befor
 
     in     prerouting, raw - 10    RSTs to chain rst; src and dst applied, MARK_MOVED
     probe  output, raw - 10        MARK_PROBE
-    out    output, mangle          type route: odst and osrc applied, then routed again
+    out    output, mangle          type route: odst, bsrc, osrc applied, then routed again
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from redirectctl.kernel.nft import Command
 TABLE = {"family": "inet", "table": NFT_TABLE}
 
 SETS = ("ask", "hold", "wire", "probe")
-MAPS = {"src": "saddr", "dst": "daddr", "odst": "daddr", "osrc": "saddr"}  # what each of them changes
+MAPS = {"src": "saddr", "dst": "daddr", "odst": "daddr", "bsrc": "saddr", "osrc": "saddr"}  # what each of them changes
 
 _BEFORE_RAW = -310  # NF_IP_PRI_RAW - 10: before conntrack (-200), so that it sees the socket tuple
 _MANGLE = -150  # NF_IP_PRI_MANGLE: chains of type route at output re-route what they have changed
@@ -94,7 +95,7 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
             last = _goto("dst", version) if "dst" in here else {"accept": None}
             rules["in"].append(_in_family(version, _apply(version, "src"), _or_mark(MARK_MOVED), last))
         if "odst" in here:
-            last = _goto("osrc", version) if "osrc" in here else {"accept": None}
+            last = _goto("bsrc", version) if "bsrc" in here else {"accept": None}
             rules["out"].append(_in_family(version, _apply(version, "odst"), last))
         if "osrc" in here:
             rules["out"].append(_in_family(version, _apply(version, "osrc"), {"accept": None}))
@@ -117,7 +118,7 @@ def _subchains(version: int) -> dict[str, list[list[Command]]]:
     fixed = 20 if version == 4 else 0  # `length` is the packet's in IPv4, that of what follows the header in IPv6
     return {
         f"dst{version}": [[_apply(version, "dst")]],
-        f"osrc{version}": [[_apply(version, "osrc")], [{"accept": None}]],
+        f"bsrc{version}": [[_apply(version, "bsrc")], [{"accept": None}]],
         # An RST on the wire path of a moved connection is rewritten here, so that other packets need no second test.
         f"rst{version}": [
             [_is_in(version, "hold"), _or_mark(MARK_HOLD), {"return": None}],
