@@ -1,12 +1,34 @@
-"""Checks that only the running daemon can make."""
+"""`redirectctl doctor`, from inside the daemon: all checks, or those about one peer."""
 
 from __future__ import annotations
 
 from redirectctl.api.schema import Check
+from redirectctl.daemon.checks import firewall, host, state
+from redirectctl.daemon.checks.outcome import skip
+from redirectctl.daemon.checks.peer import PeerCheck
 from redirectctl.daemon.runtime import Runtime
 
 
 async def examine(runtime: Runtime, peer: bytes | None) -> list[Check]:
-    """All checks, or those about one peer."""
-    del runtime, peer
-    return []
+    """All checks, or those about one peer (its public key).  About a second; up to 10 s if the peer does not answer."""
+    if peer is not None:
+        return await PeerCheck(runtime, peer).examine()
+    kernel = state.KernelState(runtime)
+    compared = await kernel.examine()
+    if kernel.rules is not None:
+        versions = (4, 6) if host.has_ipv6() else (4,)
+        wall = firewall.check(kernel.rules, runtime.port.port, versions)
+    else:
+        wall = skip(firewall.NAME, "the packet filter rules could not be read")
+    return [
+        state.daemon(runtime),
+        state.state_directory(runtime),
+        state.clock(runtime),
+        *await host.examine(privileges=True),
+        state.control_port(runtime),
+        wall,
+        state.peers(runtime),
+        state.connections(runtime),
+        *compared,
+        await state.cgroup_leftovers(),
+    ]

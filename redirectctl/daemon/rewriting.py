@@ -17,7 +17,7 @@ from redirectctl.kernel.ports import ReservedPorts
 from redirectctl.kernel.rewrite import KernelFlow, Rewriter
 from redirectctl.wire.addr import IPAddress
 
-InterfaceTo = Callable[[IPAddress], Awaitable[int | None]]
+InterfaceTo = Callable[[IPAddress, IPAddress], Awaitable[int | None]]
 
 
 class Rewriting:
@@ -34,6 +34,11 @@ class Rewriting:
         self._fallbacks: Counter[IPAddress] = Counter()
         self._reserved: Counter[int] = Counter()
         self._arrivals: dict[IPv4Address, int] = {}
+
+    @property
+    def reserved_ports(self) -> frozenset[int]:
+        """Ports that are reserved because of us alone."""
+        return self._ports.ours
 
     def close(self) -> None:
         """Let go; what the kernel has stays and goes on working."""
@@ -53,6 +58,7 @@ class Rewriting:
         self._ports.reconcile(+self._reserved)
         self._note()
         self.rewriter.setup(KernelFlow(*flow) for flow in flows)
+        self._index(flows, ())
 
     async def apply(self, add: Iterable[Flow], remove: Iterable[Flow]) -> None:
         """One change: what packets need comes before the maps, what they needed goes after.  Raises KernelError."""
@@ -73,6 +79,7 @@ class Rewriting:
         except BaseException:
             await self._release(add)
             raise
+        self._index(add, remove)
         await self._release(remove)
 
     async def _release(self, flows: Iterable[Flow]) -> None:
@@ -100,11 +107,18 @@ class Rewriting:
             if wire.local.host != socket.local.host:
                 self._kept[socket.local.host] += by
                 self._reserved[wire.local.port] += by
-            if wire.remote.host != socket.remote.host:
+            if wire != socket:
+                # Also where only we moved: from the new network there may be no route that the socket would find.
                 self._fallbacks[socket.remote.host] += by
         for counter in (self._kept, self._fallbacks, self._reserved):
             for key in [k for k, n in counter.items() if n <= 0]:
                 del counter[key]
+
+    def _index(self, add: Iterable[Flow], remove: Iterable[Flow]) -> None:
+        for socket, wire in remove:
+            if self._sockets.get(wire) == socket:
+                del self._sockets[wire]
+        self._sockets.update({wire: socket for socket, wire in add if wire != socket})
 
     async def _arrive(self, flow: Flow) -> None:
         found: dict[IPv4Address, int] = {}
@@ -122,7 +136,7 @@ class Rewriting:
         """Rewritten packets seem to come from the old address: by another interface than its route (rp_filter)."""
         old = flow.socket.remote.host
         if isinstance(old, IPv4Address) and flow.wire.remote.host != old:
-            interface = await self._interface_to(flow.wire.remote.host)
+            interface = await self._interface_to(flow.wire.remote.host, flow.wire.local.host)
             if interface is not None:
                 found[old] = interface
 

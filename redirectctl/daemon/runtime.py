@@ -29,6 +29,7 @@ from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.inject import RawInjector
 from redirectctl.kernel.kick import Kicker
 from redirectctl.kernel.nfqueue import PacketQueue, QueuedPacket
+from redirectctl.kernel.pmtu import MtuWatch
 from redirectctl.proto.events import Transmit
 from redirectctl.proto.fingerprint import fingerprint
 from redirectctl.proto.noise import StaticKey
@@ -39,6 +40,7 @@ from redirectctl.wire.ip import PacketError, parse_tcp
 
 _log = logging.getLogger(__name__)
 
+REPAIR = 1.0  # seconds between looks whether our nftables table is still there: 0.05 ms each
 LEARN_AFTER = 0.2  # seconds in which other connections become protected too: one batch for all
 PRUNE = 86400.0  # seconds between looks for peers not met for long
 
@@ -53,6 +55,7 @@ class Runtime:
         self.store = Store(state)
         self.log = EventLog(state, time.time)
         self.started = time.time()
+        self.started_boottime = time.clock_gettime(time.CLOCK_BOOTTIME)
         self.pid = os.getpid()
         self.tasks = Tasks()
         self.peer_records: dict[bytes, PeerRecord] = {r.public: r for r in self.store.peers()}
@@ -64,11 +67,14 @@ class Runtime:
         self.network = NetworkView(self.log, self.engine.remotes, self._on_network)
         self.rewriting = Rewriting(state, self.network.interface_to)
         self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.wake)
-        self.kicker = Kicker(self.finder.diag, RawInjector(), self.rewriting.rewriter.probe)
+        injector = RawInjector()
+        self.kicker = Kicker(self.finder.diag, injector, self.rewriting.rewriter.probe)
+        self._mtu = MtuWatch(self.rewriting.socket_of, injector)
         self._queues: list[PacketQueue] = []
         self._held: dict[int, QueuedPacket] = {}
         self._held_number = 0
         self._unstudied: set[FourTuple] = set()
+        self._contacts: dict[asyncio.Future[str | None], tuple[SockAddr, bytes]] = {}  # that somebody waits for
         self._awake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -105,7 +111,9 @@ class Runtime:
         self.tasks.start(self.network.run(), "network")
         self.tasks.start(self.finder.run(), "finder")
         self.tasks.start(self._prune(), "prune")
+        self.tasks.start(self._repair(), "repair")
         self.port.start(loop)
+        self._mtu.start(loop)
         self.finder.start(loop)
         self.engine.restore(self.now, restored)
         self.wake()
@@ -131,6 +139,7 @@ class Runtime:
         self.finder.close()
         self.network.close()
         self.port.close()
+        self._mtu.close()
         self.rewriting.close()
         self.log.close()
         self.store.close()
@@ -146,6 +155,17 @@ class Runtime:
     def wake(self) -> None:
         """The engine was told something: carry out what it wants."""
         self._awake.set()
+
+    async def contact(self, to: SockAddr, key: bytes) -> str | None:
+        """A fresh handshake with a peer: None when there is a session, else the named reason.  Takes up to 9 s."""
+        ended: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._contacts[ended] = (to, key)
+        try:
+            self.engine.contact(self.now, to, None, key)
+            self.wake()
+            return await ended
+        finally:
+            del self._contacts[ended]
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -219,6 +239,10 @@ class Runtime:
             case commands.DropPeer(key):
                 self.store.delete_peer(key)
                 self.peer_records.pop(key, None)
+            case commands.Contacted(to, key, reason):
+                for ended, wanted in self._contacts.items():
+                    if wanted == (to, key) and not ended.done():
+                        ended.set_result(reason)
             case commands.Notice():
                 self._record(command)
 
@@ -289,6 +313,16 @@ class Runtime:
         """Drop peers that were not met for as long as the configuration says."""
         for public in self.store.prune(time.time(), self.config.trust.forget_after):
             self.peer_records.pop(public, None)
+
+    async def _repair(self) -> None:
+        """Firewall tools flush the whole ruleset: ours must be there again before TCP notices."""
+        while True:
+            await asyncio.sleep(REPAIR)
+            try:
+                if await self.rewriting.repair():
+                    _log.warning("somebody removed our nftables table; it is there again")
+            except KernelError as error:
+                _log.error("%s", error)
 
     async def _prune(self) -> None:
         while True:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from redirectctl.flows.connection import Connection, Flow
 from redirectctl.proto.events import Transmit
 from redirectctl.proto.peer import Peer
-from redirectctl.wire.addr import FourTuple, IPAddress
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,15 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Contacted:
+    """A handshake that we started has ended."""
+
+    to: SockAddr
+    key: bytes | None  # who answered, or whom we expected there
+    reason: str | None  # why there is no session; None: there is one
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """For the event log; names as in the interface document."""
 
@@ -107,5 +116,6 @@ Command: TypeAlias = (
     | CheckSockets
     | Destroy
     | Verdict
+    | Contacted
     | Notice
 )

@@ -9,6 +9,7 @@ from redirectctl.proto import constants
 from redirectctl.proto.cipher import TransportCipher
 from redirectctl.proto.replay import ReplayWindow
 from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.message import Trust
 
 
 class PeerState(Enum):
@@ -62,6 +63,7 @@ class Peer:
     remote: SockAddr | None = None  # where its control port was last proven to be
     local: IPAddress | None = None  # the address that we used for that
     last_contact: float | None = None
+    trust_there: Trust | None = None  # what it last said of us
     sessions: list[Session] = field(default_factory=list)  # newest first
     keep: bool = False  # renew sessions before they end
 

@@ -1,0 +1,103 @@
+"""redirectctl doctor."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from redirectctl.api.client import UnreachableError
+from redirectctl.api.schema import Check, CheckStatus, DoctorReply, DoctorRequest
+from redirectctl.cli.common import ExitCode, ask
+from redirectctl.cli.output import clean, paint, print_json
+
+MIN_WIDTH: Final = 20  # of what was found, however narrow the terminal
+WIDTH: Final = 100  # columns at most: longer lines are hard to read
+DAEMON: Final = "daemon"  # the check that there is one
+
+_WORDS: Final = {
+    CheckStatus.OK: "ok",
+    CheckStatus.WARN: "warning",
+    CheckStatus.FAIL: "failed",
+    CheckStatus.SKIP: "skipped",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Everything, or one peer."""
+    parser.add_argument(
+        "peer", metavar="PEER", nargs="?", help="check the way to this peer: fingerprint, prefix of it, name or address"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check what could keep it from working.
+
+    Exit code 1 if a check failed.  Without a daemon what needs none is checked: 3 if nothing else is wrong.
+    """
+    try:
+        checks = ask(args, DoctorRequest(args.peer), DoctorReply).checks
+    except UnreachableError as error:
+        if args.peer is not None:
+            raise
+        return _run_alone(args, error)
+    show(checks, json=args.json)
+    return ExitCode.FAILED if _failed(checks) else ExitCode.DONE
+
+
+def _run_alone(args: argparse.Namespace, unreachable: UnreachableError) -> int:
+    from redirectctl.daemon.checks import alone
+
+    missing = Check(
+        name=DAEMON, status=CheckStatus.FAIL, found=f"{unreachable.path}: {unreachable.why}", hint=unreachable.hint
+    )
+    checks = asyncio.run(alone.examine(unreachable.path))
+    show([missing, *checks], json=args.json)
+    print(f"redirectctl: doctor: {clean(str(unreachable))}; checked only what needs no daemon", file=sys.stderr)
+    return ExitCode.FAILED if _failed(checks) else ExitCode.UNREACHABLE
+
+
+def _failed(checks: Sequence[Check]) -> bool:
+    return any(check.status is CheckStatus.FAIL for check in checks)
+
+
+def show(checks: Sequence[Check], *, json: bool) -> None:
+    """As an array; or a line each, what to do below it, and a count at the end."""
+    if json:
+        print_json(checks)
+        return
+    columns = min(shutil.get_terminal_size().columns, WIDTH)
+    names = max((len(check.name) for check in checks), default=0)
+    for check in checks:
+        _show(check, names, columns)
+    counts = Counter(check.status for check in checks)
+    summary = ", ".join(f"{counts[status]} {_WORDS[status]}" for status in CheckStatus if counts[status])
+    print(f"\n{len(checks)} checks: {summary}")
+
+
+def _show(check: Check, names: int, columns: int) -> None:
+    indent = " " * (6 + names + 2)
+    lines = _wrapped(check.found, columns - len(indent))
+    padding = " " * (6 - len(check.status))
+    print(f"{paint(check.status)}{padding}{check.name:<{names}}  {lines[0]}")
+    for line in lines[1:]:
+        print(f"{indent}{line}")
+    if check.hint and check.status is not CheckStatus.OK:
+        lead = "to do: "
+        for line in _wrapped(check.hint, columns - len(indent) - len(lead)):
+            print(f"{indent}{lead}{line}")
+            lead = " " * len(lead)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Its lines, broken at blanks only: addresses and options stay whole."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        broken = textwrap.wrap(clean(line), max(width, MIN_WIDTH), break_long_words=False, break_on_hyphens=False)
+        lines += broken or [""]
+    return lines

@@ -1,0 +1,1 @@
+"""The checks of `redirectctl doctor`: each finds out one thing and says what a person can do about it."""

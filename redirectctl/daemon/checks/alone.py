@@ -1,0 +1,81 @@
+"""What can be found out without the daemon: kernel features, and what a daemon that is gone has left behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from redirectctl.api.optin import DEFAULT_SOCKET
+from redirectctl.api.schema import Check
+from redirectctl.daemon.checks import host, ruleset, traces
+from redirectctl.daemon.checks.outcome import count, fail, ok, refused, several, skip, warn
+from redirectctl.daemon.checks.traces import Trace
+from redirectctl.kernel.diag import CONNECTED, SockDiag
+from redirectctl.kernel.elements import KernelFlow, flows_in
+from redirectctl.kernel.errors import KernelError
+
+NOTED_PORTS = Path("/var/lib/redirectctl/reserved-ports")  # daemon/rewriting.py, of the default state directory
+
+
+async def examine(socket: str) -> list[Check]:
+    """All checks that need no daemon; ``socket`` is where none was found."""
+    root = os.geteuid() == 0
+    checks = await host.examine(privileges=root)
+    if not root:
+        return [*checks, skip("leftovers", "only root can find out"), cgroups(traces.empty_cgroups())]
+    noted = _noted_ports() if socket == DEFAULT_SOCKET else []
+    try:
+        listed = (await ruleset.read()).nft
+        found = [*traces.filter_traces(listed), *(await traces.routing()).traces, *traces.queue_traces()]
+        flows = flows_in(traces.own_table(listed))
+        found += traces.port_traces([*noted, *traces.needs(flows).ports])
+        alive = living(flows)
+    except KernelError as error:
+        return [*checks, refused("leftovers", error), cgroups(traces.empty_cgroups())]
+    return [*checks, leftovers(found, alive), cgroups(traces.empty_cgroups())]
+
+
+def leftovers(found: list[Trace], alive: int) -> Check:
+    """Judge what is there although no daemon runs; ``alive``: connections that still use it."""
+    name = "leftovers"
+    if not found:
+        return ok(name, "nothing of redirectctl is in the kernel")
+    text = traces.listed(found)
+    if alive:
+        use = f"{count(alive, 'connection')} still {'uses' if alive == 1 else 'use'} what a redirectd left:\n{text}"
+        return warn(name, use, "start redirectd: it takes them up")
+    hint = f"start redirectd: it removes what no connection needs; by hand:\n{traces.commands(found)}"
+    return fail(name, f"no connection uses what a redirectd left:\n{text}", hint)
+
+
+def cgroups(found: list[Trace]) -> Check:
+    """Empty cgroups hurt nobody; a daemon that runs removes them every half minute."""
+    name = "leftovers.cgroups"
+    if not found:
+        return ok(name, "no empty cgroup of an ended command")
+    return warn(
+        name,
+        several([trace.what for trace in found], "\n"),
+        "harmless; a running redirectd removes them within half a minute",
+    )
+
+
+def living(flows: Iterable[KernelFlow]) -> int:
+    """How many of the connections in the table have a socket.  Raises KernelError."""
+    flows = list(flows)
+    if not flows:
+        return 0
+    diag = SockDiag()
+    try:
+        present = {info.tuple for info in diag.dump(states=CONNECTED)}
+    finally:
+        diag.close()
+    return sum(flow.socket in present for flow in flows)
+
+
+def _noted_ports() -> list[int]:
+    try:
+        return [int(word) for word in NOTED_PORTS.read_text().split()]
+    except (OSError, ValueError):
+        return []

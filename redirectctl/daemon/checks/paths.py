@@ -1,0 +1,49 @@
+"""The way to another host, as the kernel sees it now."""
+
+from __future__ import annotations
+
+import os
+import socket
+from ipaddress import ip_address
+from typing import Any, NamedTuple
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from redirectctl.kernel.constants import TUN_DEVICE
+from redirectctl.wire.addr import IPAddress
+
+
+class Path(NamedTuple):
+    """A route."""
+
+    interface: str
+    source: IPAddress | None  # what the kernel would choose
+    gateway: IPAddress | None
+    mtu: int  # of the interface, or less where the kernel has learned it (RFC 1191, RFC 8201)
+    up: bool
+
+
+async def look_up(target: IPAddress) -> Path | str:
+    """The route to ``target``, or why there is none."""
+    netlink: Any = AsyncIPRoute()
+    try:
+        family = socket.AF_INET if target.version == 4 else socket.AF_INET6
+        (route,) = await netlink.route("get", dst=str(target), family=family)
+        (link,) = await netlink.link("get", index=route.get("oif"))
+    except NetlinkError as error:
+        return os.strerror(error.code or 0)
+    finally:
+        netlink.close()
+    if link.get("ifname") == TUN_DEVICE:
+        return "no route but our own to an old address"
+    metrics = route.get("metrics")
+    learned = metrics.get("mtu") if metrics is not None else None
+    source, gateway = route.get("prefsrc"), route.get("gateway")
+    return Path(
+        link.get("ifname"),
+        ip_address(source) if source else None,
+        ip_address(gateway) if gateway else None,
+        min(learned or link.get("mtu"), link.get("mtu")),
+        link.get("operstate") in ("UP", "UNKNOWN"),
+    )

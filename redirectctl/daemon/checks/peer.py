@@ -1,0 +1,227 @@
+"""`redirectctl doctor PEER`: can this host and that one protect connections with each other, and if not, why."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+from redirectctl.api.schema import Check, CheckStatus, Event, EventName
+from redirectctl.daemon.checks import firewall, host, paths, ruleset
+from redirectctl.daemon.checks.icmp import IcmpWatch
+from redirectctl.daemon.checks.outcome import count, fail, ok, several, skip, warn
+from redirectctl.daemon.checks.reasons import advice, explain
+from redirectctl.daemon.runtime import Runtime
+from redirectctl.flows.connection import Connection
+from redirectctl.flows.state import State
+from redirectctl.kernel.errors import KernelError
+from redirectctl.proto.constants import HANDSHAKE_RETRIES
+from redirectctl.proto.peer import Peer, PeerState
+from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.message import Trust
+
+PATIENCE = sum(HANDSHAKE_RETRIES) + 1.0  # seconds for a handshake
+POLL = 0.05  # seconds between looks whether the peer has said what it thinks of us
+HELLO_LOOKS = 30
+SMALL_MTU = 1280  # bytes: what IPv6 asks of every link (RFC 8200, section 5); our datagrams stay below
+REFUSALS_SINCE = 600.0  # seconds
+LOG_EVENTS = 100_000  # read at most: those of a log that is rotated at its usual size
+
+_REFUSALS = {EventName.PACKET_REFUSED, EventName.REDIRECT_REFUSED, EventName.CONNECTION_REFUSED}
+
+
+class PeerCheck:
+    """All checks about one peer, which is known."""
+
+    def __init__(self, runtime: Runtime, key: bytes) -> None:
+        self._r = runtime
+        self._key = key
+        self._record = runtime.peer_records[key]
+        self._peer: Peer | None = runtime.engine.peers.get(key)
+
+    async def examine(self) -> list[Check]:
+        """In the order in which things can go wrong."""
+        addresses = [a.address for a in self._record.addresses]
+        target = self._target()
+        wall = await self._firewall()
+        if target is None:
+            return [self._addresses(addresses), self._trust(), wall, self._connections()]
+        route = await self._route(target.host)
+        contact = await self._contact(target, route, wall)
+        return [
+            self._addresses(addresses),
+            route,
+            wall,
+            contact,
+            self._last_contact(),
+            self._trust(),
+            self._connections(),
+            await self._refusals(addresses),
+        ]
+
+    def _target(self) -> SockAddr | None:
+        """Where it was last."""
+        if self._peer is not None and self._peer.remote is not None:
+            return self._peer.remote
+        latest = next((a.address for a in self._record.addresses), None)
+        return SockAddr(latest, self._r.port.port) if latest is not None else None
+
+    def _addresses(self, addresses: list[IPAddress]) -> Check:
+        name = "peer.addresses"
+        label = f"{self._record.name}: " if self._record.name else ""
+        if not addresses:
+            return warn(name, f"{label}none known", "it is met again with the next connection")
+        return ok(name, f"{label}{several([str(a) for a in addresses], ', ')}")
+
+    async def _firewall(self) -> Check:
+        try:
+            rules = await ruleset.read()
+        except KernelError as error:
+            return skip(firewall.NAME, f"{error.what}: {error.why}", error.hint)
+        return firewall.check(rules, self._r.port.port, (4, 6) if host.has_ipv6() else (4,))
+
+    async def _route(self, target: IPAddress) -> Check:
+        name = "peer.route"
+        path = await paths.look_up(target)
+        if isinstance(path, str):
+            return fail(name, f"none to {target}: {path}", "see `ip route`; is this host on a network?")
+        via = f" via {path.gateway}" if path.gateway else ""
+        text = f"to {target}{via} by {path.interface}, from {path.source}, MTU {path.mtu}"
+        if not path.up:
+            return fail(name, f"{text}; {path.interface} has no carrier", "plug it in, or wait for the network")
+        if path.mtu < SMALL_MTU:
+            return warn(name, text, f"below {SMALL_MTU} bytes announcements may not get through")
+        return ok(name, text)
+
+    async def _contact(self, to: SockAddr, route: Check, wall: Check) -> Check:
+        """A handshake: datagrams get there, and answers come back."""
+        name = "peer.control-port"
+        if self._peer is None or self._peer.state in (PeerState.REJECTED, PeerState.CHANGED):
+            return skip(name, "not tried: its key is not trusted here")
+        began = self._r.now
+        with IcmpWatch(to) as watch:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    reason = await self._r.contact(to, self._key)
+            except TimeoutError:
+                reason = "no-answer"
+            taken = self._r.now - began
+        if reason is None:
+            await self._hello()
+            return ok(name, f"UDP {to} answered after {taken * 1000:.0f} ms: open in both directions")
+        if reason != "no-answer":
+            return fail(name, f"UDP {to}: {explain(reason)}", advice(reason) or "see redirectctl events")
+        reports = [f"{who} says {said}" for said, who in watch.reports.items()]
+        if wall.status in (CheckStatus.FAIL, CheckStatus.WARN):
+            return fail(name, f"UDP {to} does not answer; here, {wall.found}", wall.hint or "")
+        if reports:
+            hint = f"port unreachable from {to.host}: redirectd does not run there; else the firewall of who says so"
+            return fail(name, f"UDP {to} does not answer: {several(reports)}", hint)
+        if route.status is CheckStatus.FAIL:
+            return fail(name, f"UDP {to} cannot be reached: no route", route.hint or "")
+        hint = f"on that host: is redirectd running, does redirectctl doctor find its firewall open for UDP {to.port}?"
+        return fail(name, f"UDP {to} does not answer, and nobody says why: something drops datagrams or answers", hint)
+
+    async def _hello(self) -> None:
+        """Wait until it has said what it thinks of us: the first thing that it says in a session."""
+        for _ in range(HELLO_LOOKS):
+            if self._peer is None or self._peer.trust_there is not None:
+                return
+            await asyncio.sleep(POLL)
+
+    def _last_contact(self) -> Check:
+        """When it was last heard, and whether it ever came to us by itself."""
+        name = "peer.session"
+        now = self._r.now
+        peer = self._peer
+        session = peer.session(now) if peer is not None else None
+        if peer is None or session is None:
+            last = self._record.last_contact
+            when = f"last met {_ago(time.time() - last)}" if last is not None else "never met"
+            return warn(name, f"none; {when}", "moves cannot be announced to it now")
+        heard = f", last heard {_ago(now - peer.last_contact)}" if peer.last_contact is not None else ""
+        theirs = any(not each.initiator for each in peer.sessions)
+        began = "; it has reached us by itself, too" if theirs else ""
+        return ok(name, f"keys agreed {_ago(now - session.created)}{heard}{began}")
+
+    def _trust(self) -> Check:
+        """Both persons must have said yes."""
+        name = "peer.trust"
+        if self._peer is None:
+            return fail(name, "forgotten", "it is met again with the next connection")
+        fingerprint = self._record.fingerprint
+        match self._peer.state:
+            case PeerState.PENDING:
+                return warn(name, f"{fingerprint} waits for approval here", f"redirectctl approve {fingerprint}")
+            case PeerState.REJECTED:
+                hint = f"redirectctl approve {fingerprint}, if that was a mistake"
+                return fail(name, f"{fingerprint} was rejected here", hint)
+            case PeerState.CHANGED:
+                hint = (
+                    "compare it with redirectctl identity there; if it is right, forget the old key: redirectctl forget"
+                )
+                return fail(name, f"{fingerprint} is another key than the one known for that host", hint)
+        match self._peer.trust_there:
+            case Trust.APPROVED:
+                return ok(name, f"{fingerprint} approved here, and we there")
+            case Trust.REJECTED:
+                return fail(name, f"{fingerprint} approved here, but our key was rejected there", "ask who runs it")
+            case Trust.PENDING:
+                return warn(
+                    name, f"{fingerprint} approved here, we wait for approval there", "redirectctl approve there"
+                )
+        return skip(name, f"{fingerprint} approved here; what it thinks of us is not known while it does not answer")
+
+    def _connections(self) -> Check:
+        """Those with it, and why some are not protected."""
+        name = "peer.connections"
+        known = {a.address for a in self._record.addresses}
+        alive = [c for c in self._r.engine.table if c.state is not State.CLOSED]
+        with_it = [c for c in alive if c.peer == self._key or (c.peer is None and c.socket.remote.host in known)]
+        if not with_it:
+            return ok(name, "none")
+        movable = sum(c.movable for c in with_it)
+        waiting = [c for c in with_it if c.state in (State.SHORT, State.NEGOTIATING)]
+        left = [c for c in with_it if not c.movable and c not in waiting]
+        text = f"{movable} of {count(len(with_it), 'connection')} protected"
+        if waiting:
+            text += f", {len(waiting)} not yet: too young, or under way"
+        if not left:
+            return ok(name, text)
+        lines = Counter(explain(c.reason) for c in left)
+        text += "; not protected: " + several([f"{number}: {line}" for line, number in lines.items()])
+        if all(c.reason in ("released", "released-there") for c in left):
+            return ok(name, text)
+        return warn(name, text, _advice(left) or "see redirectctl connections")
+
+    async def _refusals(self, addresses: list[IPAddress]) -> Check:
+        """What was not accepted from it lately, by its named reason."""
+        name = "peer.refusals"
+        found = await asyncio.to_thread(self._read_refusals, [str(a) for a in addresses])
+        if not found:
+            return ok(name, "none in the last 10 minutes")
+        lines = Counter(f"{event.event} {event.reason or ''}".strip() for event in found)
+        text = several([f"{number}x {line}" if number > 1 else line for line, number in lines.items()])
+        return warn(name, f"in the last 10 minutes: {text}", "see redirectctl events --since 10m")
+
+    def _read_refusals(self, addresses: list[str]) -> list[Event]:
+        with self._r.log.history(time.time() - REFUSALS_SINCE) as history:
+            events = history.read(LOG_EVENTS)
+        return [
+            event
+            for event in events
+            if event.event in _REFUSALS and (event.peer == self._record.fingerprint or event.address in addresses)
+        ]
+
+
+def _advice(connections: list[Connection]) -> str:
+    return several([*dict.fromkeys(hint for c in connections if (hint := advice(c.reason)))])
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 1:
+        return "just now"
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"

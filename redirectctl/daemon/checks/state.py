@@ -1,0 +1,303 @@
+"""What only the running daemon knows: whether kernel, store and clock are as its connections need them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import time
+from collections import Counter
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from redirectctl import __version__
+from redirectctl.api.schema import Check
+from redirectctl.daemon.checks import host, ruleset, traces
+from redirectctl.daemon.checks.alone import cgroups
+from redirectctl.daemon.checks.outcome import count, fail, ok, refused, several, warn
+from redirectctl.daemon.checks.reasons import explain
+from redirectctl.daemon.checks.ruleset import Ruleset
+from redirectctl.daemon.checks.traces import Routing, Trace
+from redirectctl.daemon.runtime import Runtime
+from redirectctl.flows.state import State
+from redirectctl.kernel.constants import NFT_TABLE, ROUTE_TABLE
+from redirectctl.kernel.elements import KernelFlow, flows_in
+from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.ports import ReservedPorts
+from redirectctl.kernel.skeleton import skeleton
+from redirectctl.store.database import DATABASE
+from redirectctl.store.records import PeerState
+
+LOOKS = 5  # at kernel and engine; a difference that is still there in the last one is none of a change under way
+PAUSE = 0.3  # seconds between them
+STEP = 2.0  # seconds by which the clock may differ: NTP slews far less than that
+AHEAD = 60.0  # seconds by which a stored time may be in the future
+
+RESTART = "systemctl restart redirectd"
+
+
+def daemon(r: Runtime) -> Check:
+    """That it runs."""
+    return ok("daemon", f"redirectd {__version__}, process {r.pid}")
+
+
+def state_directory(r: Runtime) -> Check:
+    """The private key and the pairwise secrets are nobody else's."""
+    name = "daemon.state"
+    try:
+        wrong = [path for path in (r.state, *sorted(r.state.glob(f"{DATABASE}*"))) if _open_to_others(path)]
+        room = os.statvfs(r.state)
+    except OSError as error:
+        return fail(name, f"{r.state}: {error.strerror}", "make it a directory of root with mode 0700")
+    if wrong:
+        text = several([f"{path} has mode {stat.S_IMODE(path.stat().st_mode):04o}" for path in wrong])
+        return fail(name, text, f"chmod go= {' '.join(map(str, wrong))}")
+    if room.f_bavail * room.f_frsize < 1 << 20:
+        return fail(name, f"no room left for {r.state}", "free some: moves are stored before they are made")
+    return ok(name, f"{r.state}, only for root")
+
+
+def _open_to_others(path: Path) -> bool:
+    status = path.stat()
+    forbidden = stat.S_IWGRP | stat.S_IWOTH if path.is_dir() else stat.S_IRWXG | stat.S_IRWXO
+    return bool(status.st_mode & forbidden) or status.st_uid not in (0, os.geteuid())
+
+
+def clock(r: Runtime) -> Check:
+    """Wall clock against the clock that cannot be set; what is stored against the wall clock."""
+    name = "daemon.clock"
+    now = time.time()
+    step = (now - r.started) - (time.clock_gettime(time.CLOCK_BOOTTIME) - r.started_boottime)
+    known = r.peer_records.values()
+    ahead = [p for p in known if max(p.first_seen, p.last_contact or 0.0) > now + AHEAD]
+    if ahead:
+        text = f"{count(len(ahead), 'peer')} last met in the future: the clock was ahead, or is behind now"
+        return warn(name, text, "set the clock (timedatectl); trust.forget_after counts wrongly until then")
+    if abs(step) > STEP:
+        text = f"the clock was set {abs(step):.0f} s {'forward' if step > 0 else 'back'} since redirectd started"
+        return warn(name, text, "nothing; times in listings before that are off by as much")
+    return ok(name, "no jump since redirectd started")
+
+
+def control_port(r: Runtime) -> Check:
+    """The UDP port is open, for both families."""
+    name = "control.port"
+    port = r.port.port
+    bound = [kind for kind, file in (("IPv4", "udp"), ("IPv6", "udp6")) if port in _udp_ports(file)]
+    if not bound:
+        return fail(name, f"UDP {port} is not open", RESTART)
+    missing = "IPv6" if "IPv6" not in bound and host.has_ipv6() and not r.config.control.listen else None
+    if missing:
+        return warn(name, f"UDP {port} is open for IPv4 only", f"{RESTART}; redirectd's log says why IPv6 is not")
+    where = f" on {several(list(r.config.control.listen), ', ')}" if r.config.control.listen else ""
+    return ok(name, f"UDP {port} is open for {' and '.join(bound)}{where}")
+
+
+def _udp_ports(file: str) -> set[int]:
+    try:
+        lines = Path(f"/proc/thread-self/net/{file}").read_text().splitlines()[1:]
+    except OSError:
+        return set()
+    return {int(line.split()[1].rpartition(":")[2], 16) for line in lines}
+
+
+def peers(r: Runtime) -> Check:
+    """Keys that wait for a person."""
+    known = Counter(p.state for p in r.peer_records.values())
+    changed = [p.fingerprint for p in r.peer_records.values() if p.state is PeerState.CHANGED]
+    waiting = [p.fingerprint for p in r.peer_records.values() if p.state is PeerState.PENDING]
+    if changed:
+        text = f"another host's key where one is known: {several(changed, ', ')}"
+        return fail("peers", text, "somebody is in between, or the host was set up anew: redirectctl doctor PEER")
+    if waiting:
+        return warn("peers", f"waiting for a person: {several(waiting, ', ')}", "redirectctl approve PEER, or reject")
+    return ok("peers", ", ".join(f"{number} {state}" for state, number in known.items()) or "none met yet")
+
+
+def connections(r: Runtime) -> Check:
+    """Those that are not protected although they are opted in."""
+    alive = [c for c in r.engine.table if c.state is not State.CLOSED]
+    states = (State.UNSUPPORTED, State.REFUSED, State.PENDING)
+    left = [c for c in alive if c.state in states and c.reason not in ("released", "released-there")]
+    if not left:
+        return ok("connections", f"{sum(c.movable for c in alive)} of {len(alive)} protected")
+    lines = Counter(f"{c.socket.remote.host}: {c.state.value}, {explain(c.reason)}" for c in left)
+    text = several([f"{number}x {line}" if number > 1 else line for line, number in lines.items()])
+    return warn("connections", f"not protected: {text}", "redirectctl doctor PEER, or redirectctl connections")
+
+
+class KernelState:
+    """Compares what the engine thinks with what the kernel has; looks again while a change is under way."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._r = runtime
+        self.rules: Ruleset | None = None
+
+    async def examine(self) -> list[Check]:
+        """Table, queues, routing, ports, leftovers."""
+        checks: list[Check] = []
+        for look in range(LOOKS):
+            if look:
+                await asyncio.sleep(PAUSE)
+            try:
+                checks = await self._look()
+            except KernelError as error:
+                return [refused("kernel.state", error)]
+            if all(check.status in ("ok", "skip") for check in checks):
+                break
+        return checks
+
+    async def _look(self) -> list[Check]:
+        self.rules = await ruleset.read()
+        own = traces.own_table(self.rules.nft)
+        present = await traces.routing()
+        queues = traces.queue_traces()
+        wanted = {KernelFlow(c.socket, c.wire) for c in self._r.engine.table if c.guarded}
+        arrivals = await self._arrivals()
+        conflicts = await self._r.rewriting.keeper.rp_filter_conflicts(arrivals)
+        return [
+            self._table(own, wanted),
+            self._queues(queues),
+            self._routing(present, wanted),
+            self._ports(wanted),
+            self._rp_filter(conflicts),
+            self._leftovers(own, present, queues, wanted, arrivals),
+        ]
+
+    async def _arrivals(self) -> dict[IPv4Address, int]:
+        """By which interface packets of moved connections come in, by the address that they say they are from."""
+        found: dict[IPv4Address, int] = {}
+        for c in self._r.engine.table:
+            old = c.socket.remote.host
+            if c.guarded and isinstance(old, IPv4Address) and c.wire.remote.host != old:
+                interface = await self._r.network.interface_to(c.wire.remote.host)
+                if interface is not None:
+                    found[old] = interface
+        return found
+
+    @staticmethod
+    def _table(own: list[dict[str, object]], wanted: set[KernelFlow]) -> Check:
+        name = "state.table"
+        if not own:
+            hint = f"something flushed the ruleset; {RESTART} puts it back"
+            lost = f": {count(len(wanted), 'connection')} unprotected" if wanted else ""
+            return fail(name, f"nft table inet {NFT_TABLE} is gone{lost}", hint)
+        damage = _damage(own)
+        if damage:
+            return fail(name, f"somebody changed nft table inet {NFT_TABLE}: {damage}", f"{RESTART} puts it back")
+        missing = wanted - flows_in(own)
+        if missing:
+            text = several([traces.flow_trace(flow).what for flow in sorted(missing, key=str)])
+            return fail(name, f"missing: {text}", f"{RESTART} puts it back")
+        return ok(name, f"nft table inet {NFT_TABLE} is whole, with {count(len(wanted), 'protected connection')}")
+
+    @staticmethod
+    def _queues(queues: list[Trace]) -> Check:
+        name = "state.queues"
+        bound = host.bound_queues()
+        unbound = [str(number) for number in host.QUEUES if bound is not None and number not in bound]
+        if unbound:
+            return fail(name, f"redirectd does not listen on NFQUEUE {', '.join(unbound)}", RESTART)
+        if not host.uses_nft_queue() and len(queues) < traces.wanted_queues():
+            text = f"{len(queues)} of {traces.wanted_queues()} iptables rules to NFQUEUE are there"
+            return fail(name, f"{text}: held RSTs pass unasked", f"something flushed them; {RESTART} puts them back")
+        return ok(name, "packets that need a decision reach redirectd")
+
+    @staticmethod
+    def _routing(present: Routing, wanted: set[KernelFlow]) -> Check:
+        name = "state.routing"
+        there = Counter(trace.what for trace in present.traces)
+        need = [*traces.skeleton_traces(), *traces.wanted_traces(traces.needs(wanted))]
+        missing = [trace.what for trace in need if not there[trace.what]]
+        if missing:
+            hint = f"is a network manager removing what it does not know? {RESTART} puts it back"
+            return fail(name, f"missing: {several(missing)}", hint)
+        if not present.up:
+            return fail(name, "device redirect0 is down", "ip link set redirect0 up")
+        if present.hiding:
+            text = several([trace.what for trace in present.hiding])
+            remedy = several([trace.remove for trace in present.hiding])
+            return warn(name, f"{text}: who has the address now cannot be reached", remedy)
+        kept = traces.needs(wanted).kept
+        if kept:
+            return ok(
+                name,
+                f"keeps {count(len(kept), 'old address', 'old addresses')}: {several(sorted(map(str, kept)), ', ')}",
+            )
+        return ok(name, "device and rules are there; no old address is kept")
+
+    def _ports(self, wanted: set[KernelFlow]) -> Check:
+        name = "state.ports"
+        need = traces.needs(wanted).ports
+        missing = need - ReservedPorts().current()
+        if missing:
+            hint = f"something set net.ipv4.ip_local_reserved_ports; {RESTART} puts them back"
+            return fail(name, f"not reserved: {several([str(port) for port in sorted(missing)], ', ')}", hint)
+        if not need:
+            return ok(name, "no port needs to be reserved")
+        return ok(name, f"reserved for moved connections: {several([str(port) for port in sorted(need)], ', ')}")
+
+    @staticmethod
+    def _rp_filter(conflicts: list[str]) -> Check:
+        name = "state.rp-filter"
+        if conflicts:
+            return fail(name, several(conflicts), "sysctl -w net.ipv4.conf.all.rp_filter=2")
+        return ok(name, "reverse path filtering drops nothing of ours")
+
+    def _leftovers(
+        self,
+        own: list[dict[str, object]],
+        present: Routing,
+        queues: list[Trace],
+        wanted: set[KernelFlow],
+        arrivals: dict[IPv4Address, int],
+    ) -> Check:
+        """What is there beyond what the connections need, each thing as often as it is too many."""
+        need = Counter(trace.what for trace in traces.skeleton_traces())
+        need.update(trace.what for trace in traces.wanted_traces(traces.needs(wanted)))
+        # Whether an interface's rp_filter is strict may have changed since the route was made.
+        need.update(traces.route_trace(old, ROUTE_TABLE).what for old in arrivals)
+        found = [traces.flow_trace(flow) for flow in sorted(flows_in(own) - wanted, key=str)]
+        for trace in present.traces:
+            if need[trace.what] > 0:
+                need[trace.what] -= 1
+            else:
+                found.append(trace)
+        allowed: Counter[str] = Counter()
+        if not host.uses_nft_queue():
+            allowed.update({trace.what for trace in queues})
+        for trace in queues:
+            if allowed[trace.what] > 0:
+                allowed[trace.what] -= 1
+            else:
+                found.append(trace)
+        found += traces.port_traces(self._r.rewriting.reserved_ports - traces.needs(wanted).ports)
+        name = "leftovers"
+        if not found:
+            return ok(name, "nothing that belongs to no connection")
+        return fail(name, traces.listed(found), f"{RESTART} removes it; by hand:\n{traces.commands(found)}")
+
+
+def _damage(own: list[dict[str, object]]) -> str | None:
+    """What of the table's skeleton is not there."""
+    there: Counter[str] = Counter()
+    for item in own:
+        ((kind, value),) = item.items()
+        if isinstance(value, dict):
+            there[f"{kind} {value['chain']}" if kind == "rule" else f"{kind} {value['name']}"] += 1
+    need: Counter[str] = Counter()
+    for command in skeleton():
+        if "add" not in command:
+            continue
+        ((kind, value),) = command["add"].items()
+        if kind in ("set", "map", "chain"):
+            need[f"{kind} {value['name']}"] += 1
+        elif kind == "rule":
+            need[f"rule {value['chain']}"] += 1
+    missing = [what.replace("rule ", "a rule of chain ") for what in need if there[what] < need[what]]
+    return f"{several(missing, ', ')} missing" if missing else None
+
+
+async def cgroup_leftovers() -> Check:
+    """Empty cgroups that the sweep could not remove."""
+    return cgroups(await asyncio.to_thread(traces.swept_cgroups))
