@@ -44,9 +44,9 @@ class NetworkView:
         state = self._watch.state
         return frozenset(a.ip for a in state.addresses if not state.ours(a))
 
-    async def interface_to(self, remote: IPAddress) -> int | None:
-        """The interface by which packets to ``remote`` leave."""
-        route = await self._watch.route(remote)
+    async def interface_to(self, remote: IPAddress, local: IPAddress) -> int | None:
+        """The interface by which packets from ``local`` to ``remote`` leave."""
+        route = await self._watch.route(remote, source=local)
         return route.ifindex if route is not None else None
 
     def refresh(self) -> None:

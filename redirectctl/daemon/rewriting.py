@@ -15,7 +15,7 @@ from redirectctl.flows.connection import Flow
 from redirectctl.kernel.keep import Keeper
 from redirectctl.kernel.ports import ReservedPorts
 from redirectctl.kernel.rewrite import KernelFlow, Rewriter
-from redirectctl.wire.addr import IPAddress
+from redirectctl.wire.addr import FourTuple, IPAddress
 
 InterfaceTo = Callable[[IPAddress, IPAddress], Awaitable[int | None]]
 
@@ -34,11 +34,24 @@ class Rewriting:
         self._fallbacks: Counter[IPAddress] = Counter()
         self._reserved: Counter[int] = Counter()
         self._arrivals: dict[IPv4Address, int] = {}
+        self._sockets: dict[FourTuple, FourTuple] = {}  # by wire tuple, of moved connections
 
     @property
     def reserved_ports(self) -> frozenset[int]:
         """Ports that are reserved because of us alone."""
         return self._ports.ours
+
+    def socket_of(self, wire: FourTuple) -> FourTuple | None:
+        """Which connection has this tuple on the wire; None: none that has moved."""
+        return self._sockets.get(wire)
+
+    def repair(self) -> bool:
+        """If somebody has removed the table (`nft flush ruleset`), make it anew; whether that was so."""
+        flows = self.rewriter.wanted()
+        if not flows or self.rewriter.intact():
+            return False
+        self.rewriter.setup(flows)
+        return True
 
     def close(self) -> None:
         """Let go; what the kernel has stays and goes on working."""

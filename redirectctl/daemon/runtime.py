@@ -319,7 +319,7 @@ class Runtime:
         while True:
             await asyncio.sleep(REPAIR)
             try:
-                if await self.rewriting.repair():
+                if self.rewriting.repair():
                     _log.warning("somebody removed our nftables table; it is there again")
             except KernelError as error:
                 _log.error("%s", error)

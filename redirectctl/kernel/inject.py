@@ -16,7 +16,7 @@ from typing import Protocol
 from redirectctl.kernel.constants import MARK_MOVED
 from redirectctl.kernel.errors import KernelError
 from redirectctl.wire.addr import FourTuple, IPAddress
-from redirectctl.wire.ip import TcpFlags, build_tcp, build_unreachable
+from redirectctl.wire.ip import TcpFlags, build_tcp, build_too_big, build_unreachable
 
 _NLMSG = struct.Struct("=IHHII")
 _RTMSG = struct.Struct("=BBBBBBBBI")
@@ -113,6 +113,10 @@ class RawInjector:
         packet = build_unreachable(connection, seq)
         for _ in range(times):
             self._send(connection, packet)
+
+    def too_big(self, connection: FourTuple, seq: int, mtu: int) -> None:
+        """An ICMP fragmentation needed (ICMPv6: packet too big) about the socket's segment with number ``seq``."""
+        self._send(connection, build_too_big(connection, seq, mtu))
 
     def _send(self, connection: FourTuple, packet: bytes) -> None:
         raw = self._raw.get(connection.version)

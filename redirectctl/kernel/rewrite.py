@@ -160,6 +160,10 @@ class Rewriter:
         """What the kernel has, read back; empty without a table."""
         return flows_in(self._nft.run([{"list": {"table": _TABLE_NAME}}])) if self._netlink.has_table() else frozenset()
 
+    def wanted(self) -> list[KernelFlow]:
+        """What the kernel should have."""
+        return [entry.flow for entry in self._entries.values()]
+
     def intact(self) -> bool:
         """Whether the table is still there; takes 0.05 ms."""
         return self._netlink.has_table()

@@ -103,6 +103,9 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
             refuse = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
             rules["out"].append(_in_family(version, _flags_are("syn"), _is_in(version, "wire"), refuse))
         if "probe" in here:
+            # A host firewall that drops what conntrack calls invalid must not see our SYN (inject.py) as such.
+            injected = _equals({"&": [{"meta": {"key": "mark"}}, MARK_MOVED]}, MARK_MOVED)
+            rules["probe"].append(_in_family(version, injected, {"notrack": None}))
             wanted = _flags_are("ack"), _is_in(version, "probe"), _goto("pure", version)
             rules["probe"].append(_in_family(version, *wanted))
     if rules["out"]:

@@ -154,6 +154,14 @@ def checksum(data: bytes, start: int = 0) -> int:
     return total ^ 0xFFFF
 
 
+class TooBig(NamedTuple):
+    """A segment did not fit through a link."""
+
+    connection: FourTuple  # as its sender sees it, with the addresses it had on the wire
+    seq: int
+    mtu: int  # bytes of an IP packet that fit
+
+
 def pseudo_header_sum(source: IPAddress, destination: IPAddress, protocol: int, length: int) -> int:
     """What a transport checksum starts from (RFC 9293 3.1, RFC 8200 8.1); ``length`` in bytes."""
     return int(source) % 0xFFFF + int(destination) % 0xFFFF + protocol + length
@@ -204,18 +212,32 @@ def build_unreachable(connection: FourTuple, seq: int) -> bytes:
     IPv4: host unreachable (RFC 792, type 3 code 1); IPv6: no route (RFC 4443 3.1, type 1 code 0): the ones that
     RFC 6069 counts as a sign that connectivity was lost.
     """
+    kind, code = (3, 1) if connection.version == 4 else (1, 0)
+    return _build_icmp_error(connection, seq, kind, code, 0)
+
+
+def build_too_big(connection: FourTuple, seq: int, mtu: int) -> bytes:
+    """To the host of ``connection.local``: its segment with number ``seq`` was larger than a link on the way takes.
+
+    IPv4: fragmentation needed (RFC 1191 section 4); IPv6: packet too big (RFC 4443 section 3.2).
+    """
+    kind, code = (3, 4) if connection.version == 4 else (2, 0)
+    return _build_icmp_error(connection, seq, kind, code, mtu)
+
+
+def _build_icmp_error(connection: FourTuple, seq: int, kind: int, code: int, rest: int) -> bytes:
     local, remote = connection
     # 20 bytes are quoted as if a whole TCP header followed: RFC 792 promises ports and sequence number only.
     quoted_tcp = TCP_HEADER.pack(
         local.port, remote.port, seq & SEQ_MASK, 0, TCP_HEADER.size << 2, TcpFlags.ACK, 0, 0, 0
     )
     quoted = build_ip(local.host, remote.host, Protocol.TCP, quoted_tcp)
-    if local.host.version == 6:
-        start = pseudo_header_sum(local.host, local.host, Protocol.ICMPV6, ICMP_HEADER.size + len(quoted))
-        check = checksum(ICMP_HEADER.pack(1, 0, 0, 0) + quoted, start)
-        return build_ip(local.host, local.host, Protocol.ICMPV6, ICMP_HEADER.pack(1, 0, check, 0) + quoted)
-    check = checksum(ICMP_HEADER.pack(3, 1, 0, 0) + quoted)
-    return build_ip(local.host, local.host, Protocol.ICMP, ICMP_HEADER.pack(3, 1, check, 0) + quoted)
+    protocol, start = Protocol.ICMP, 0
+    if connection.version == 6:
+        protocol = Protocol.ICMPV6
+        start = pseudo_header_sum(local.host, local.host, protocol, ICMP_HEADER.size + len(quoted))
+    check = checksum(ICMP_HEADER.pack(kind, code, 0, rest) + quoted, start)
+    return build_ip(local.host, local.host, protocol, ICMP_HEADER.pack(kind, code, check, rest) + quoted)
 
 
 def parse_ip(packet: bytes) -> IpPacket:
@@ -314,3 +336,25 @@ def parse_unreachable(packet: bytes) -> IcmpError:
     sport, dport, seq = struct.unpack_from("!HHI", quoted.payload)
     connection = FourTuple(SockAddr(quoted.source, sport), SockAddr(quoted.destination, dport))
     return IcmpError(ip.source, ip.destination, kind, code, connection, seq)
+
+
+def parse_too_big(icmp: bytes, version: int) -> TooBig:
+    """Read an ICMP message, without its IP header, that says what fits through a link.  Raises PacketError.
+
+    The checksum of an ICMPv6 message is not looked at: it covers the IP header, and the kernel has verified it.
+    """
+    if len(icmp) < ICMP_HEADER.size:
+        raise PacketError(BadPacket.TRUNCATED)
+    kind, code, _, rest = ICMP_HEADER.unpack_from(icmp)
+    if (kind, code) != ((3, 4) if version == 4 else (2, 0)):
+        raise PacketError(BadPacket.PROTOCOL)
+    if version == 4 and checksum(icmp):
+        raise PacketError(BadPacket.CHECKSUM)
+    quoted = parse_ip(icmp[ICMP_HEADER.size :])
+    if quoted.protocol != Protocol.TCP or quoted.source.version != version:
+        raise PacketError(BadPacket.PROTOCOL)
+    if len(quoted.payload) < 8:
+        raise PacketError(BadPacket.TRUNCATED)
+    sport, dport, seq = struct.unpack_from("!HHI", quoted.payload)
+    connection = FourTuple(SockAddr(quoted.source, sport), SockAddr(quoted.destination, dport))
+    return TooBig(connection, seq, rest & 0xFFFF if version == 4 else rest)

@@ -78,7 +78,8 @@ def _conditions(words: list[str]) -> Iterator[tuple[str, list[str], bool]]:
         if word == "!":
             negated = True
             continue
-        values = []
+        values = words[at : at + 1] if word == "--comment" else []  # which may look like an option
+        at += len(values)
         while at < len(words) and not words[at].startswith("-") and words[at] != "!":
             values.append(words[at])
             at += 1

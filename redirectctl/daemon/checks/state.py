@@ -170,7 +170,7 @@ class KernelState:
         for c in self._r.engine.table:
             old = c.socket.remote.host
             if c.guarded and isinstance(old, IPv4Address) and c.wire.remote.host != old:
-                interface = await self._r.network.interface_to(c.wire.remote.host)
+                interface = await self._r.network.interface_to(c.wire.remote.host, c.wire.local.host)
                 if interface is not None:
                     found[old] = interface
         return found

@@ -45,7 +45,7 @@ class Needs(NamedTuple):
     """What routing must have for a set of flows (daemon/rewriting.py)."""
 
     kept: frozenset[IPAddress]  # old addresses of this host
-    fallbacks: frozenset[IPAddress]  # old addresses of peers
+    fallbacks: frozenset[IPAddress]  # what sockets take for the peers' addresses
     ports: frozenset[int]  # reserved
 
 
@@ -53,10 +53,10 @@ def needs(flows: Iterable[KernelFlow]) -> Needs:
     """Of the connections that have moved."""
     flows = list(flows)
     here = [flow for flow in flows if flow.wire.local.host != flow.socket.local.host]
-    there = [flow for flow in flows if flow.wire.remote.host != flow.socket.remote.host]
+    moved = [flow for flow in flows if flow.wire != flow.socket]
     return Needs(
         frozenset(flow.socket.local.host for flow in here),
-        frozenset(flow.socket.remote.host for flow in there),
+        frozenset(flow.socket.remote.host for flow in moved),
         frozenset(flow.wire.local.port for flow in here),
     )
 

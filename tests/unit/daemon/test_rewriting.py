@@ -96,7 +96,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(tmp_path: Path) -> Any:
-    async def interface_to(remote: IPAddress) -> int | None:
+    async def interface_to(remote: IPAddress, local: IPAddress) -> int | None:
         return 7
 
     return Rewriting(tmp_path, interface_to)
@@ -114,6 +114,9 @@ def test_an_old_address_is_kept_once_for_all_its_connections_and_given_back_with
         assert it.keeper.kept_now == set()
         moved = [flow(OLD, NEW, 1), flow(OLD, NEW, 2)]
         await it.apply(moved, [first, second])
+        assert it.socket_of(moved[0].wire) == first.socket
+        assert it.socket_of(first.wire) is None
+        assert it.keeper.fallbacks == {ip_address("192.0.2.1")}
         assert it.keeper.kept_now == {ip_address(OLD)}
         assert it._ports.ours == {1, 2}
         again = [flow(OLD, NEWER, 1), flow(OLD, NEWER, 2)]
