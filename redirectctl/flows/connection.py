@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from redirectctl.flows.state import MOVABLE, TRANSITIONS, State
-from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
 
 class Flow(NamedTuple):
@@ -37,7 +37,9 @@ class Connection:
     peer_closed: bool = False  # the peer's socket is gone
     pid: int | None = None
     command: str | None = None
-    guarded: bool = False  # the kernel holds a Flow for it
+    guarded: bool = False  # the kernel holds a Flow for it, or has been asked to
+    installed: FourTuple | None = None  # the wire tuple that the kernel has said it holds
+    confirmed: IPAddress | None = None  # where the peer has last said it sends to; None: not known, after a restart
     history: list[tuple[float, State]] = field(default_factory=list)
 
     @property
@@ -79,6 +81,7 @@ class Table:
     def __init__(self) -> None:
         self._by_cid: dict[bytes, Connection] = {}
         self._by_socket: dict[FourTuple, Connection] = {}
+        self._ended: dict[FourTuple, Connection] = {}
 
     def __len__(self) -> int:
         return len(self._by_cid)
@@ -93,6 +96,10 @@ class Table:
     def at(self, socket: FourTuple) -> Connection | None:
         """By socket tuple; ended connections are not found."""
         return self._by_socket.get(socket)
+
+    def ended(self, socket: FourTuple) -> Connection | None:
+        """The latest connection that had this tuple and is still listed."""
+        return self._ended.get(socket)
 
     def add(self, connection: Connection) -> None:
         """A new connection, or one whose id has changed."""
@@ -109,11 +116,14 @@ class Table:
         """Its socket is gone: another connection may have the same tuple from now on."""
         if self._by_socket.get(connection.socket) is connection:
             del self._by_socket[connection.socket]
+            self._ended[connection.socket] = connection
 
     def bury(self, connection: Connection) -> None:
         """Out of the listings."""
         self.end(connection)
         self._by_cid.pop(connection.cid, None)
+        if self._ended.get(connection.socket) is connection:
+            del self._ended[connection.socket]
 
     def movable(self, peer: bytes | None = None) -> list[Connection]:
         """Protected connections, of all peers or one."""

@@ -32,6 +32,11 @@ MAX_CONNECTIONS: Final = 20_000  # in all; a flow costs about a kilobyte here an
 MAX_PER_PEER: Final = 10_000
 MAX_VALIDATIONS: Final = 8  # address validations of one peer under way; the oldest epoch goes
 MAX_REQUESTS: Final = 4096  # unanswered requests of ours, all peers together
+MAX_PROOFS: Final = 256  # addresses of peers that are to show that they receive there what they claim from there
+MAX_HELD_CLAIMS: Final = 512  # PROTECTs that wait for one such proof: MAX_PER_PEER connections in batches
+PROOF_TIME: Final = 10.0  # seconds for it: as long as PROTECT is repeated
+UNDECIDED_TIME: Final = 10.0  # seconds after which a claim that the peer passed over counts as unanswered
+MAX_CHANGED: Final = 64  # other keys seen where one is known; the oldest goes
 MAX_RST_QUESTIONS: Final = 1024  # held RSTs; one more is dropped, the sender's next segment draws another
 
 UNSUPPORTED_TIME: Final = 600.0  # seconds that an address without redirectctl is left alone

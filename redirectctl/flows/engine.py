@@ -3,8 +3,10 @@
 The shell tells the engine what happened (a datagram, a timer, a socket found or gone, addresses changed, a person's
 decision), and after each call carries out drain(): commands in order.  The work is in
 
-    protection.py   taking connections on: threshold, contact, claims, trust, ending
-    mobility.py     address changes: ours and those of peers
+    protection.py   taking connections on: threshold, contact, trust, ending
+    claims.py       what peers ask us to protect
+    mobility.py     our address changes
+    redirects.py    those that peers announce
     resets.py       RSTs that may not be the peer's
 """
 
@@ -15,10 +17,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from redirectctl.flows import commands, constants
+from redirectctl.flows.claims import Claims
 from redirectctl.flows.commands import Command, Notice
 from redirectctl.flows.connection import Connection, Table, change
 from redirectctl.flows.mobility import Mobility
 from redirectctl.flows.protection import Protection
+from redirectctl.flows.redirects import Redirects
 from redirectctl.flows.requests import Requests
 from redirectctl.flows.resets import Resets
 from redirectctl.flows.state import State
@@ -74,7 +78,9 @@ class Engine:
         self.endpoint = Endpoint(static, rng, self._admit, {p.key: p for p in peers}, counter=generation << 32)
         self.requests = Requests(self)
         self.protection = Protection(self)
+        self.claims = Claims(self)
         self.mobility = Mobility(self)
+        self.redirects = Redirects(self)
         self.resets = Resets(self)
 
     @property
@@ -142,7 +148,7 @@ class Engine:
         if token[0] == "rst":
             self.resets.checked(now, token, present)
         else:
-            self.protection.checked(now, token, present)
+            self.claims.checked(now, token, present)
         self._relay(now)
 
     def rst(self, now: float, socket: FourTuple, token: int) -> None:
@@ -286,13 +292,18 @@ class Engine:
             case events.SessionUp():
                 self.protection.session_up(now, event)
                 self.mobility.session_up(now, event.key)
+                if event.initiator:
+                    self.emit(commands.Contacted(event.remote, event.key, None))
             case events.ContactFailed(to, key, reason):
                 self.protection.contact_failed(now, to, key, reason)
+                self.emit(commands.Contacted(to, key, reason))
             case events.PeerMet(key, at, initiator):
                 state = self.peers[key].state
                 self.notice("peer.first_contact", peer=key, address=at.host, initiator=initiator, trust=state.value)
                 if state is PeerState.APPROVED:
                     self.notice("peer.approved", peer=key, reason="accept-new")
+            case events.PeerDropped(key):
+                self.emit(commands.DropPeer(key))
             case events.KeyChanged(at, known, seen):
                 self.protection.key_changed(now, at, known, seen)
             case events.Refused(source, reason, key):
@@ -302,8 +313,10 @@ class Engine:
     def _received(self, now: float, event: events.Received) -> None:
         key, message = event.key, event.message
         match message:
-            case messages.Hello() | messages.Protect() | messages.EndOf() | messages.Sync():
+            case messages.Hello() | messages.EndOf() | messages.Sync():
                 self.protection.received(now, event)
+            case messages.Protect() | messages.PathChallenge(epoch=0) | messages.PathResponse(epoch=0):
+                self.claims.received(now, event)
             case messages.Acm() | messages.AcmAck() | messages.PathChallenge() | messages.PathResponse():
                 self.mobility.received(now, event)
             case messages.RstQuery():
@@ -314,7 +327,9 @@ class Engine:
     def _admit(self, key: bytes, at: SockAddr, initiator: bool) -> PeerState | None:
         match self.policy.first_contact:
             case "accept-new":
-                return PeerState.APPROVED
+                # As with ssh: a new host is accepted, not another key where one is known.
+                known = any(at.host in p.identity for p in self.peers.values())
+                return PeerState.PENDING if known else PeerState.APPROVED
             case "refuse":
                 return None
         return PeerState.PENDING

@@ -10,17 +10,18 @@
       both sides undo the back-off of their sockets
 
 The ACM goes out from every address the peer may be reached from, each as its own ``new``; the address whose challenge
-arrives first is taken.  It is repeated until acknowledged.  Each connection carries the newest epoch applied to it, so
-an ACM that is late or repeated changes nothing.  Until the challenge is answered bulk goes to the last validated
-address, and stays there if it never is.
+arrives first is taken.  It is repeated until acknowledged; where the acknowledgement arrives is where the peer sends to
+from now on.  As long as that is not where we are, or not known (after a restart), there is something to announce.
+
+Each connection carries the newest epoch applied to it, so an ACM that is late or repeated changes nothing.  Until the
+challenge is answered bulk goes to the last validated address, and stays there if it never is.
 """
 
 from __future__ import annotations
 
-import hmac
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from redirectctl.flows import commands, constants
@@ -46,6 +47,7 @@ class Move:
     candidates: tuple[IPAddress, ...]
     started: float
     remotes: tuple[SockAddr, ...]
+    origin: dict[bytes, IPAddress]  # where each connection was
     tries: int = 0
     chosen: IPAddress | None = None
     chosen_at: float = 0.0
@@ -53,33 +55,24 @@ class Move:
     challenge: tuple[bytes, SockAddr] | None = None  # to be answered when the kernel rewrites
 
 
-@dataclass(slots=True)
-class Validation:
-    """An address that a peer has announced, until it has answered our challenge."""
-
-    epoch: int
-    key: bytes
-    new: IPAddress
-    source: SockAddr
-    local: IPAddress
-    data: bytes
-    cids: tuple[bytes, ...]
-    tries: int = 0
-    applying: list[Connection] = field(default_factory=list)
-
-
 class Mobility:
-    """Moves of this host and of its peers."""
+    """Moves of this host, and what is common to them and to those of peers (redirects.py)."""
 
     def __init__(self, engine: Engine) -> None:
         self._e = engine
         self._moves: dict[int, Move] = {}  # by epoch
-        self._validations: dict[tuple[bytes, int, IPAddress], Validation] = {}
 
     # -- our address changes ------------------------------------------------------------------------------------------
 
     def network_changed(self, now: float) -> None:
         """Which connections have lost their address or route, and which can go on from another?"""
+        usable = self._e.network.usable
+        for peer in self._e.peers.values():
+            if peer.local is not None and peer.local not in usable:
+                peer.local = None  # as the kernel routes
+        for move in list(self._moves.values()):
+            if usable.isdisjoint(move.candidates):
+                self._drop(move)  # when one of them is back, that is a change of its own, announced at once
         self._close_short_lived(now)
         self.reconsider(now)
 
@@ -92,12 +85,12 @@ class Mobility:
                 unknown = True
                 continue
             sources = self._sources(connection)
-            if connection.wire.local.host in sources and connection.state is State.PROTECTED:
+            local = connection.wire.local.host
+            if local in sources and connection.state is State.PROTECTED and connection.confirmed == local:
                 continue
             if not sources:
                 self._lose(now, connection)
             elif connection.peer is not None:
-                local = connection.wire.local.host
                 # Where it was is the best place to be: nothing needs to be rewritten anew.
                 ordered = (local,) if local in sources else sources
                 groups[connection.peer, ordered].append(connection)
@@ -145,9 +138,17 @@ class Mobility:
         connections: list[Connection],
         again: bool = False,
     ) -> None:
-        under_way = {cid for m in self._moves.values() if m.candidates == candidates for cid in m.cids}
+        under_way = {
+            cid
+            for m in self._moves.values()
+            if m.key == key and set(candidates) <= set(m.candidates) and (m.chosen is None or m.chosen in candidates)
+            for cid in m.cids
+        }
         if not again and all(c.cid in under_way for c in connections):
             return
+        reason = "announced" if again else "address-changed"
+        if not again and all(c.wire.local.host in candidates and c.state is State.PROTECTED for c in connections):
+            reason = "not-confirmed"
         for cids, entries in self._entries(key, connections):
             for old in [m for m in self._moves.values() if m.key == key and set(m.cids) & set(cids)]:
                 self._drop(old)
@@ -155,10 +156,11 @@ class Mobility:
             remotes = tuple(
                 {c.wire.remote.host: SockAddr(c.wire.remote.host, self._port(key)) for c in of_move}.values()
             )
-            move = Move(self._e.next_epoch(), key, cids, entries, candidates, now, remotes)
+            origin = {c.cid: c.wire.local.host for c in of_move}
+            move = Move(self._e.next_epoch(), key, cids, entries, candidates, now, remotes, origin)
             self._moves[move.epoch] = move
             self._e.notice(
-                "move.started", peer=key, address=candidates[0], reason="announced" if again else "address-changed",
+                "move.started", peer=key, address=candidates[0], reason=reason,
                 connections=len(cids), epoch=move.epoch,
             )  # fmt: skip
             self._send_acm(now, move)
@@ -169,8 +171,10 @@ class Mobility:
         """One entry for all connections of an old address when all of them move, else one each; ACMs are bounded."""
         moving = {c.cid for c in connections}
         whole: dict[IPAddress, list[Connection]] = defaultdict(list)
-        for connection in self._e.table.movable(key):
-            whole[connection.socket.local.host].append(connection)
+        for connection in self._e.table:
+            # One that is still negotiated the peer may have taken on already: an entry for all would move it there.
+            if connection.peer == key and (connection.movable or connection.state is State.NEGOTIATING):
+                whole[connection.socket.local.host].append(connection)
         pieces: list[tuple[tuple[bytes, ...], Entry]] = []
         for old, of_old in whole.items():
             here = [c for c in of_old if c.cid in moving]
@@ -202,7 +206,7 @@ class Mobility:
         candidates = move.candidates
         if move.chosen is not None and now - move.chosen_at < constants.CHOICE_TIME:
             candidates = (move.chosen,)
-        for source in candidates:
+        for source in (a for a in candidates if a in self._e.network.usable):
             for to in dict.fromkeys(t for t in targets if t.host.version == source.version):
                 message = Acm(move.epoch, source, move.entries)
                 sent = self._e.send(now, move.key, message, to, source)
@@ -219,14 +223,12 @@ class Mobility:
 
     def timer(self, now: float, kind: str, *rest: Any) -> None:
         """An ACM or a challenge was not answered."""
-        if kind == "acm":
-            move = self._moves.get(rest[0])
-            if move is not None:
-                self._send_acm(now, move)
+        if kind == "challenge":
+            self._e.redirects.timer(now, (rest[0], rest[1], rest[2]))
             return
-        validation = self._validations.get((rest[0], rest[1], rest[2]))
-        if validation is not None:
-            self._challenge(now, validation)
+        move = self._moves.get(rest[0])
+        if move is not None:
+            self._send_acm(now, move)
 
     def _drop(self, move: Move) -> None:
         self._moves.pop(move.epoch, None)
@@ -249,9 +251,9 @@ class Mobility:
             return
         move.challenge = (message.data, event.source)
         connections = [c for c in self._e.table.select(move.cids) if c.movable]
-        self._rewrite(("move", move.epoch, move.chosen), connections, local=move.chosen)
+        self.rewrite(("move", move.epoch, move.chosen), connections, local=move.chosen)
 
-    def _rewrite(
+    def rewrite(
         self,
         token: tuple[Any, ...],
         connections: list[Connection],
@@ -275,23 +277,32 @@ class Mobility:
 
     def rewritten(self, now: float, token: tuple[Any, ...], error: str | None) -> None:
         """The kernel transaction of a move is done, or failed and nothing was changed."""
-        *what, remove, _ = token
-        if error is not None:
-            before = {flow.socket: flow.wire for flow in remove}
-            undone = [c for c in self._e.table if c.socket in before]
+        *what, _, add = token
+        wires = {flow.socket: flow.wire for flow in add}
+        concerned = [c for c in self._e.table if c.guarded and c.socket in wires]
+        if error is None:
+            for connection in concerned:
+                connection.installed = wires[connection.socket]
+        else:
+            # One that has been changed again meanwhile is left to that change, which must fail too.
+            undone = [c for c in concerned if c.wire == wires[c.socket] and c.installed is not None]
             for connection in undone:
-                connection.wire = before[connection.socket]
-            self._e.emit(commands.SaveConnections(tuple(undone)))
+                connection.wire = connection.installed or connection.wire
+            if what[0] == "acm":
+                self._e.redirects.take_back((what[1], what[2], what[3]))
+            self._e.emit(commands.SaveConnections(tuple(c for c in undone if c.movable)))
             self._e.notice("redirect.refused", reason="kernel", detail=error)
         if what[0] == "move":
             self._moved(now, what[1], what[2], error)
         else:
-            self._applied(now, (what[1], what[2], what[3]), error)
+            self._e.redirects.applied(now, (what[1], what[2], what[3]), error)
 
     def _moved(self, now: float, epoch: int, chosen: IPAddress, error: str | None) -> None:
         move = self._moves.get(epoch)
         if move is None or move.chosen != chosen or move.challenge is None or error is not None:
             return
+        if any(c.movable and c.wire.local.host != chosen for c in self._e.table.select(move.cids)):
+            return  # an earlier change failed after this one was asked for
         move.installed = True
         data, to = move.challenge
         self._e.send(now, move.key, PathResponse(epoch, data), to, chosen)
@@ -301,11 +312,20 @@ class Mobility:
         if move is None or move.key != event.key:
             return
         connections = [c for c in self._e.table.select(move.cids) if c.movable]
-        if message.status is AcmStatus.APPLIED and move.installed:
+        peer = self._e.peers[move.key]
+        peer.remote, peer.local = event.source, event.local  # whatever it says, this way works
+        if message.status is AcmStatus.APPLIED and event.local != move.chosen:
+            # It sends to another of our candidates: the answer to that one's challenge was late, or we had two.
+            if event.local in move.candidates:
+                move.chosen, move.chosen_at, move.installed, move.challenge = event.local, now, False, None
+                self.rewrite(("move", move.epoch, event.local), connections, local=event.local)
+        elif message.status is AcmStatus.APPLIED:
+            if not all(c.wire.local.host == move.chosen == _local(c.installed) for c in connections):
+                return  # the kernel is at it; the next acknowledgement finds it done
             self._drop(move)
-            peer = self._e.peers[move.key]
-            peer.remote, peer.local = event.source, event.local
-            self._arrived(now, connections)
+            for connection in connections:
+                connection.confirmed = move.chosen
+            self.arrived(now, connections, {c.cid for c in connections if move.origin.get(c.cid) != move.chosen})
             self._e.notice(
                 "move.finished", peer=move.key, address=move.chosen, duration=now - move.started,
                 connections=len(connections), epoch=move.epoch,
@@ -319,14 +339,16 @@ class Mobility:
                 "redirect.refused", peer=move.key, reason=f"{message.status.name.lower()}-there", epoch=move.epoch
             )
             self._e.protection.sync(now, move.key)
-        elif message.status is not AcmStatus.APPLIED:
+        else:
             self._e.notice(
                 "redirect.refused", peer=move.key, reason=f"{message.status.name.lower()}-there", epoch=move.epoch
             )
 
-    def _arrived(self, now: float, connections: list[Connection]) -> None:
-        """There is a path again: both ends' sockets send at once."""
+    def arrived(self, now: float, connections: list[Connection], elsewhere: set[bytes]) -> None:
+        """There is a path again, for some from another address than before: both ends' sockets send at once."""
         for connection in connections:
+            if connection.cid not in elsewhere and connection.state is not State.SUSPENDED:
+                continue
             connection.moves += 1
             if connection.state is State.SUSPENDED:
                 lost = connection.lost_since
@@ -341,140 +363,18 @@ class Mobility:
             self._e.emit(commands.SaveConnections(tuple(connections)))
             self._e.emit(commands.Kick(tuple(c.socket for c in connections)))
 
-    # -- address changes of peers -------------------------------------------------------------------------------------
-
     def received(self, now: float, event: events.Received) -> None:
         """Acm, AcmAck, PathChallenge, PathResponse."""
         match event.message:
             case Acm():
-                self._on_acm(now, event, event.message)
+                self._e.redirects.on_acm(now, event, event.message)
             case AcmAck():
                 self._on_ack(now, event, event.message)
             case PathChallenge():
                 self._on_challenge(now, event, event.message)
             case PathResponse():
-                self._on_response(now, event, event.message)
+                self._e.redirects.on_response(now, event, event.message)
 
-    def _on_acm(self, now: float, event: events.Received, message: Acm) -> None:
-        key, new = event.key, message.new
-        reason = self._unusable(event, new)
-        if reason is not None:
-            self._e.notice("redirect.refused", peer=key, reason=reason, address=new, source=str(event.source))
-            self._ack(now, event, message.epoch, AcmStatus.UNUSABLE)
-            return
-        named = self._named(key, message)
-        unanswered = [c for c in named if c.state is State.NEGOTIATING]
-        if unanswered:
-            self._e.protection.confirm(now, unanswered)
-            return  # it will be repeated
-        if not named:
-            self._e.notice("redirect.refused", peer=key, reason="no-connection", address=new)
-            self._ack(now, event, message.epoch, AcmStatus.NO_CONNECTION)
-            return
-        fresh = [c for c in named if message.epoch > c.remote_epoch and message.epoch >= c.announced_epoch]
-        if not fresh:
-            applied = [c for c in named if c.remote_epoch == message.epoch]
-            if applied and all(c.wire.remote.host == new for c in applied):
-                self._ack(now, event, message.epoch, AcmStatus.APPLIED, len(applied))  # our answer was lost
-            elif not applied:
-                self._e.notice("redirect.refused", peer=key, reason="stale-epoch", address=new, epoch=message.epoch)
-                self._ack(now, event, message.epoch, AcmStatus.STALE)
-            return
-        for connection in fresh:
-            connection.announced_epoch = message.epoch
-        validation = self._validations.get((key, message.epoch, new))
-        if validation is None:
-            self._make_room(key)
-            cids = tuple(c.cid for c in fresh)
-            validation = Validation(message.epoch, key, new, event.source, event.local, self._e.rng(8), cids)
-            self._validations[key, message.epoch, new] = validation
-            self._challenge(now, validation)
 
-    def _unusable(self, event: events.Received, new: IPAddress) -> str | None:
-        """Why no traffic may be sent to this address, or None."""
-        if new.is_multicast or new.is_unspecified or new.is_loopback or new.is_link_local or new.is_reserved:
-            return "no-host-address"
-        if new in self._e.network.usable:
-            return "our-own-address"
-        if new != event.source.host:
-            # Somebody's NAT, or somebody else's address: the redirect must come from where it leads to.
-            return "announced-from-elsewhere"
-        return None
-
-    def _named(self, key: bytes, message: Acm) -> list[Connection]:
-        """The peer's connections that the entries name."""
-        found: list[Connection] = []
-        for connection in self._e.table:
-            if connection.peer != key or not (connection.movable or connection.state is State.NEGOTIATING):
-                continue
-            here, there = connection.socket
-            for entry in message.entries:
-                if (
-                    entry.old == there.host
-                    and entry.destination in (None, here.host)
-                    and entry.sport in (0, there.port)
-                    and entry.dport in (0, here.port)
-                    and message.new.version == there.host.version
-                ):
-                    found.append(connection)
-                    break
-        return found
-
-    def _make_room(self, key: bytes) -> None:
-        mine = sorted(k for k in self._validations if k[0] == key)
-        for oldest in mine[: max(0, len(mine) - constants.MAX_VALIDATIONS + 1)]:
-            self._forget(self._validations[oldest])
-
-    def _challenge(self, now: float, validation: Validation) -> None:
-        """Nothing but this small datagram goes to the announced address before it answers (RFC 9000, section 8.2)."""
-        if validation.tries >= len(constants.CHALLENGE_RETRIES):
-            self._forget(validation)
-            self._e.notice(
-                "redirect.refused", peer=validation.key, reason="path-challenge-failed", address=validation.new
-            )
-            return
-        message = PathChallenge(validation.epoch, validation.data)
-        self._e.send(now, validation.key, message, SockAddr(validation.new, validation.source.port), validation.local)
-        timer = ("challenge", validation.key, validation.epoch, validation.new)
-        self._e.timers.set(timer, now + constants.CHALLENGE_RETRIES[validation.tries])
-        validation.tries += 1
-
-    def _forget(self, validation: Validation) -> None:
-        self._validations.pop((validation.key, validation.epoch, validation.new), None)
-        self._e.timers.cancel(("challenge", validation.key, validation.epoch, validation.new))
-
-    def _on_response(self, now: float, event: events.Received, message: PathResponse) -> None:
-        validation = self._validations.get((event.key, message.epoch, event.source.host))
-        if validation is None or not hmac.compare_digest(validation.data, message.data):
-            return  # late, or from an address that we did not challenge
-        candidates = self._e.table.select(validation.cids)
-        connections = [c for c in candidates if c.movable and c.announced_epoch == validation.epoch > c.remote_epoch]
-        if validation.applying or not connections:
-            return
-        validation.applying = connections
-        for connection in connections:
-            connection.remote_epoch = validation.epoch
-        self._rewrite(("acm", event.key, validation.epoch, validation.new), connections, remote=validation.new)
-
-    def _applied(self, now: float, which: tuple[bytes, int, IPAddress], error: str | None) -> None:
-        validation = self._validations.get(which)
-        if validation is None:
-            return
-        self._forget(validation)
-        key, connections = validation.key, validation.applying
-        to = SockAddr(validation.new, validation.source.port)
-        status = AcmStatus.APPLIED if error is None else AcmStatus.FAILED
-        self._e.send(now, key, AcmAck(validation.epoch, status, len(connections)), to, validation.local)
-        if error is not None:
-            return
-        peer = self._e.peers[key]
-        peer.remote, peer.local = to, validation.local
-        self._e.notice(
-            "move.received", peer=key, address=validation.new, connections=len(connections), epoch=validation.epoch
-        )
-        self._arrived(now, [c for c in connections if c.movable])
-        self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
-        self.reconsider(now)
-
-    def _ack(self, now: float, event: events.Received, epoch: int, status: AcmStatus, count: int = 0) -> None:
-        self._e.send(now, event.key, AcmAck(epoch, status, count), event.source, event.local)
+def _local(wire: FourTuple | None) -> IPAddress | None:
+    return wire.local.host if wire is not None else None

@@ -3,7 +3,7 @@
     found ─ threshold ─► contact ─► trust on both sides ─► PROTECT ─► the peer looks for the socket ─► guarded
 
 Which host asks does not matter; the one that asks names the connection by its own view of the tuple and sends the claim
-between the very addresses of the connection, so a host can only claim what it is at the other end of.
+between the very addresses of the connection.  claims.py is the other side of it.
 """
 
 from __future__ import annotations
@@ -13,28 +13,24 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from redirectctl.flows import commands, constants
+from redirectctl.flows.claims import REASONS
 from redirectctl.flows.connection import Connection, change
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
-from redirectctl.wire.message import Claim, End, Status, Trust, Verdict
+from redirectctl.wire.message import Claim, End, Status, Trust
 
 if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine
 
 _TRUST = {PeerState.APPROVED: Trust.APPROVED, PeerState.REJECTED: Trust.REJECTED}
 
-_REASONS = {
-    Status.PENDING: "approval-pending-there",
-    Status.REJECTED: "rejected-there",
-    Status.NO_SOCKET: "no-such-connection-there",
-    Status.NOT_YOURS: "not-proven",
-    Status.PORT: "port-not-accepted",
-    Status.LIMIT: "too-many-connections",
-    Status.CONFLICT: "claimed-by-another",
-    Status.FAILED: "kernel-refused-there",
+_REFUSALS = {  # why a handshake that was answered came to nothing -> why its connections are refused
+    "key-changed": "key-changed",
+    "rejected-peer": "peer-rejected",
+    "unknown-peer": "first-contact-refused",
 }
 
 
@@ -45,8 +41,6 @@ class Protection:
         self._e = engine
         self._waiting: dict[IPAddress, set[bytes]] = defaultdict(set)  # connections, by the address being contacted
         self._unsupported: dict[IPAddress, tuple[float, str]] = {}  # until when to leave an address alone, and why
-        self._claims: dict[int, tuple[bytes, SockAddr, IPAddress, int, list[Claim], list[Verdict]]] = {}
-        self._claim_number = 0
 
     # -- the life of a connection -------------------------------------------------------------------------------------
 
@@ -61,11 +55,19 @@ class Protection:
                 "connection.refused", reason="too-many-connections", local=str(socket.local), remote=str(socket.remote)
             )
             return
+        self.clear(socket)
         connection = Connection(self._e.rng(8), socket, socket, now - age, pid=pid, command=command)
         connection.history.append((now, State.SHORT))
         self._e.table.add(connection)
         self._e.notice("connection.found", connection, pid=pid, command=command)
         self._e.timers.set(("long", connection.cid), connection.since + self._e.policy.long_lived_after)
+
+    def clear(self, socket: FourTuple) -> None:
+        """A new connection has the tuple of one that has ended: what still rewrites the old one must not touch it."""
+        old = self._e.table.ended(socket)
+        if old is not None:
+            self._e.timers.cancel(("linger", old.cid))
+            self._unguard([old])
 
     def gone(self, now: float, socket: FourTuple) -> None:
         """Its socket no longer exists.  Rewriting goes on for as long as packets may be under way."""
@@ -79,15 +81,20 @@ class Protection:
         e.finish(now, connection, "closed")
         if was_movable and connection.peer is not None:
             self._tell_end(now, connection.peer, End.CLOSED, (connection.cid,))
+        linger = 0.0
         if connection.guarded:
-            linger = constants.LINGER if connection.moved and not connection.peer_closed else constants.LINGER_BOTH
-            e.timers.set(("linger", connection.cid), now + (linger if connection.moved else 0.0))
-        e.timers.set(("bury", connection.cid), now + constants.LISTED)
+            if connection.moved:
+                linger = constants.LINGER_BOTH if connection.peer_closed else constants.LINGER
+            e.timers.set(("linger", connection.cid), now + linger)
+        e.timers.set(("bury", connection.cid), now + max(constants.LISTED, linger + 1.0))
         e.emit(commands.DropConnections((connection.cid,)))
         self._update_keep(connection.peer)
 
     def timer(self, now: float, kind: str, *rest: Any) -> None:
-        """Timers of this module: long, poll, retry, linger, bury, reach."""
+        """Timers of this module: long, poll, retry, linger, bury, reach, undecided; proof is that of the claims."""
+        if kind == "proof":
+            self._e.claims.expired(rest[0], rest[1])
+            return
         if kind == "reach":
             self._reach(now, rest[0])
             return
@@ -105,6 +112,8 @@ class Protection:
             case "poll":
                 if connection.state is State.PENDING:
                     self._negotiate(now, [connection])
+            case "undecided":
+                self._unanswered(now, [connection.cid])
             case "linger":
                 self._unguard([connection])
             case "bury":
@@ -113,7 +122,7 @@ class Protection:
     def _unguard(self, connections: Iterable[Connection]) -> None:
         gone = [c for c in connections if c.guarded]
         for connection in gone:
-            connection.guarded = False
+            connection.guarded, connection.installed = False, None
         if gone:
             self._e.emit(commands.Rewrite(("guard", ()), remove=tuple(c.flow for c in gone)))
 
@@ -122,8 +131,8 @@ class Protection:
     def _negotiate(self, now: float, connections: Iterable[Connection]) -> None:
         ready: dict[bytes, list[Connection]] = defaultdict(list)
         for connection in connections:
-            if connection.state is State.CLOSED:
-                continue
+            if connection.movable or connection.moved or connection.state in (State.CLOSED, State.NEGOTIATING):
+                continue  # under way already, or rewritten without protection: nothing that could be claimed
             change(connection, State.NEGOTIATING, now)
             address = connection.socket.remote.host
             until, why = self._unsupported.get(address, (0.0, ""))
@@ -131,6 +140,9 @@ class Protection:
                 self._unsupport(now, connection, why)
                 continue
             peer = self._peer_at(now, address)
+            if peer is not None and peer.state is PeerState.REJECTED:
+                self._refuse(now, connection, "peer-rejected")
+                continue
             if peer is not None and peer.session(now) is not None:
                 ready[peer.key].append(connection)
                 continue
@@ -169,7 +181,8 @@ class Protection:
         known = key is not None
         lasting = constants.UNANSWERED_TIME if known else constants.UNSUPPORTED_TIME
         waiting = self._e.table.select(self._waiting.pop(to.host, set()))
-        if waiting and reason != "key-changed":
+        refusal = _REFUSALS.get(reason)
+        if waiting and refusal is None:
             if len(self._unsupported) >= constants.MAX_CONNECTIONS:
                 self._unsupported.clear()
             self._unsupported[to.host] = (now + lasting, reason)
@@ -178,8 +191,8 @@ class Protection:
         for connection in waiting:
             if connection.state is not State.NEGOTIATING:
                 continue
-            if reason == "key-changed":
-                self._refuse(now, connection, reason)
+            if refusal is not None:
+                self._refuse(now, connection, refusal)
             else:
                 self._unsupport(now, connection, reason)
         if key is not None and self._e.table.movable(key):
@@ -197,6 +210,9 @@ class Protection:
         e = self._e
         e.notice("peer.key_changed", peer=seen, reason="key-changed", address=at.host, known=known.hex())
         if seen not in e.peers:
+            changed = [p for p in e.peers.values() if p.state is PeerState.CHANGED]
+            if len(changed) >= constants.MAX_CHANGED:
+                self._drop_peer(min(changed, key=lambda p: p.last_contact or 0.0).key)
             e.peers[seen] = Peer(seen, PeerState.CHANGED, identity={at.host}, last_contact=now)
             e.emit(commands.SavePeer(e.peers[seen]))
 
@@ -244,7 +260,14 @@ class Protection:
 
     def forget(self, now: float, key: bytes) -> None:
         """As if never met."""
+        peer = self._e.peers.get(key)
         self._leave(now, key, "peer-forgotten")
+        self._drop_peer(key)
+        for other in list(self._e.peers.values()):  # nothing is known against it any more: it is met like any other
+            if peer is not None and other.state is PeerState.CHANGED and other.identity & peer.identity:
+                self._drop_peer(other.key)
+
+    def _drop_peer(self, key: bytes) -> None:
         self._e.endpoint.forget(key)
         self._e.emit(commands.DropPeer(key))
 
@@ -279,14 +302,17 @@ class Protection:
                     now,
                     peer.key,
                     lambda number, claims=claims: messages.Protect(number, claims),  # type: ignore[misc]
-                    lambda at, reply, key=peer.key: self._answered(at, key, reply),  # type: ignore[misc]
+                    lambda at, reply, key=peer.key, cids=cids: self._answered(at, key, cids, reply),  # type: ignore[misc]
                     lambda at, cids=cids: self._unanswered(at, cids),  # type: ignore[misc]
                     (SockAddr(remote, port), local),
                 )
 
-    def _answered(self, now: float, key: bytes, reply: messages.Message) -> None:
+    def _answered(self, now: float, key: bytes, cids: list[bytes], reply: messages.Message) -> None:
         if not isinstance(reply, messages.Protected):
             return
+        for cid in set(cids) - {v.cid for v in reply.verdicts}:
+            # Passed over, or the peer's id for it has won, and its own claim, which tells us that id, is under way.
+            self._e.timers.set(("undecided", cid), now + constants.UNDECIDED_TIME)
         good = []
         for verdict in reply.verdicts:
             connection = self._e.table.get(verdict.cid)
@@ -296,70 +322,79 @@ class Protection:
                 connection.remote_epoch = max(connection.remote_epoch, verdict.epoch)
                 good.append(connection)
             elif verdict.status is Status.PENDING:
-                change(connection, State.PENDING, now, _REASONS[verdict.status])
+                change(connection, State.PENDING, now, REASONS[verdict.status])
                 self._e.timers.set(("poll", connection.cid), now + constants.PENDING_POLL)
             else:
-                self._refuse(now, connection, _REASONS[verdict.status])
-        self._guard(now, good)
+                self._refuse(now, connection, REASONS[verdict.status])
+        self.guard(good)
 
     def _unanswered(self, now: float, cids: list[bytes]) -> None:
+        asked: dict[bytes, list[bytes]] = defaultdict(list)
         for connection in self._e.table.select(cids):
             if connection.state is State.NEGOTIATING:
                 self._unsupport(now, connection, "no-answer")
                 self._e.timers.set(("retry", connection.socket.remote.host), now + constants.UNANSWERED_TIME)
+                if connection.peer is not None:
+                    asked[connection.peer].append(connection.cid)
+        for key, unanswered in asked.items():
+            self._tell_end(now, key, End.RELEASED, tuple(unanswered))  # it may have taken them on: its answer was lost
 
-    def _guard(self, now: float, connections: list[Connection]) -> None:
-        """From here on an RST is held and asked about; when the kernel has it the connection is protected."""
+    def guard(self, connections: list[Connection], *claim: int) -> None:
+        """From here on an RST is held and asked about; when the kernel has it the connection is protected.
+
+        ``claim``: whom to answer then.
+        """
         if connections:
             self._e.emit(commands.SaveConnections(tuple(connections)))
-            token = ("guard", tuple(c.cid for c in connections))
-            self._e.emit(commands.Rewrite(token, add=tuple(c.flow for c in connections if not c.guarded)))
-
-    def confirm(self, now: float, connections: list[Connection]) -> None:
-        """The peer announces a move of connections that we are still asking it for: its answer was lost."""
-        self._guard(now, [c for c in connections if c.state is State.NEGOTIATING and c.initiator])
+            add = tuple(c.flow for c in connections if not c.guarded)
+            for connection in connections:
+                connection.guarded = True
+            self._e.emit(commands.Rewrite(("guard", tuple(c.cid for c in connections), *claim), add=add))
 
     def rewritten(self, now: float, token: tuple[Any, ...], error: str | None) -> None:
         """The kernel has (or has not) the guard of new connections."""
         connections = self._e.table.select(token[1])
+        protected: list[Connection] = []
         for connection in connections:
             if error is not None:
+                connection.guarded = False
                 self._refuse(now, connection, f"kernel: {error}")
+                self._e.emit(commands.DropConnections((connection.cid,)))
                 continue
-            connection.guarded = True
-            if connection.state is State.CLOSED:  # ended meanwhile
-                self._unguard([connection])
-            elif connection.state is State.NEGOTIATING:
-                self._protected(now, connection)
+            if connection.guarded:  # else it has been released, or has ended, meanwhile
+                connection.installed = connection.wire
+            if connection.state is State.NEGOTIATING:
+                protected.append(connection)
+        for connection in protected:
+            self._e.timers.cancel(("undecided", connection.cid))
+            connection.confirmed = connection.wire.local.host
+            change(connection, State.PROTECTED, now)
+            self._e.notice("connection.protected", connection)
         if len(token) > 2:
-            self._reply(now, token[2], failed=error is not None)
+            self._e.claims.reply(now, token[2], failed=error is not None)
+        if protected:
+            self._e.emit(commands.SaveConnections(tuple(protected)))  # else a restart would not know them as protected
+            for key in {c.peer for c in protected}:
+                self._update_keep(key)
+            self._e.mobility.reconsider(now)
 
-    def _protected(self, now: float, connection: Connection) -> None:
-        change(connection, State.PROTECTED, now)
-        self._e.notice("connection.protected", connection)
-        self._update_keep(connection.peer)
-        self._e.mobility.reconsider(now)
-
-    # -- asked by a peer ----------------------------------------------------------------------------------------------
+    # -- told by a peer -----------------------------------------------------------------------------------------------
 
     def received(self, now: float, event: events.Received) -> None:
-        """Hello, Protect, EndOf, Sync."""
+        """Hello, EndOf, Sync."""
         match event.message:
             case messages.Hello(trust):
                 self._on_hello(now, event.key, trust)
-            case messages.Protect():
-                self._on_protect(now, event, event.message)
             case messages.EndOf():
                 self._on_end(now, event, event.message)
             case messages.Sync(request, cids):
-                mine = {
-                    c.cid for c in self._e.table if c.peer == event.key and (c.movable or c.state is State.NEGOTIATING)
-                }
+                mine = {c.cid for c in self._e.table.movable(event.key)}
                 unknown = tuple(cid for cid in cids if cid not in mine)
                 self._e.send(now, event.key, messages.SyncReply(request, unknown), event.source, event.local)
 
     def _on_hello(self, now: float, key: bytes, trust: Trust) -> None:
         peer = self._e.peers[key]
+        peer.trust_there = trust
         if trust is Trust.REJECTED:
             for connection in [
                 c for c in self._e.table if c.peer == key and c.state in (State.PENDING, State.NEGOTIATING)
@@ -367,96 +402,6 @@ class Protection:
                 self._refuse(now, connection, "rejected-there")
         elif trust is Trust.APPROVED and peer.state is PeerState.APPROVED:
             self._negotiate(now, [c for c in self._e.table if c.peer == key and c.state is State.PENDING])
-
-    def _on_protect(self, now: float, event: events.Received, message: messages.Protect) -> None:
-        """Check what can be checked without the socket table, then look there."""
-        peer = self._e.peers[event.key]
-        verdicts: list[Verdict] = []
-        claims: list[Claim] = []
-        for claim in message.claims:
-            status = self._judge(peer, claim, event)
-            if status is None:
-                claims.append(claim)
-            else:
-                verdicts.append(Verdict(claim.cid, 0, status))
-                if status not in (Status.PENDING, Status.REJECTED):
-                    self._e.notice(
-                        "connection.refused", peer=peer.key, reason=_REASONS[status],
-                        local=str(claim.tuple.remote), remote=str(claim.tuple.local), source=str(event.source),
-                    )  # fmt: skip
-        self._claim_number += 1
-        if len(self._claims) >= constants.MAX_REQUESTS:
-            self._claims.pop(next(iter(self._claims)))
-        self._claims[self._claim_number] = (peer.key, event.source, event.local, message.request, claims, verdicts)
-        sockets = tuple(c.tuple.mirrored for c in claims)
-        self._e.emit(commands.CheckSockets(("protect", self._claim_number), sockets))
-
-    def _judge(self, peer: Peer, claim: Claim, event: events.Received) -> Status | None:
-        """A refusal, or None to go on."""
-        if peer.state is not PeerState.APPROVED:
-            return Status.REJECTED if peer.state is PeerState.REJECTED else Status.PENDING
-        known = self._e.table.at(claim.tuple.mirrored)
-        if known is not None and known.cid == claim.cid and known.peer == peer.key and known.movable:
-            return None  # asked again because our answer was lost
-        if claim.tuple.local.host != event.source.host or claim.tuple.remote.host != event.local:
-            return Status.NOT_YOURS
-        if known is not None and known.movable:
-            return Status.CONFLICT
-        if self._e.policy.accept_ports and claim.tuple.remote.port not in self._e.policy.accept_ports:
-            return Status.PORT
-        if (
-            len(self._e.table) >= constants.MAX_CONNECTIONS
-            or len(self._e.table.movable(peer.key)) >= constants.MAX_PER_PEER
-        ):
-            return Status.LIMIT
-        return None
-
-    def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple]) -> None:
-        """The socket table has been read: take the claimed connections on."""
-        number = token[1]
-        if number not in self._claims:
-            return
-        key, _, _, _, claims, verdicts = self._claims[number]
-        taken: list[Connection] = []
-        for claim in claims:
-            socket = claim.tuple.mirrored
-            if socket not in present:
-                verdicts.append(Verdict(claim.cid, 0, Status.NO_SOCKET))
-                continue
-            connection = self._take(now, key, claim, socket)
-            taken.append(connection)
-            verdicts.append(Verdict(connection.cid, connection.local_epoch, Status.OK))
-        fresh = [c for c in taken if not c.guarded]
-        if fresh:
-            self._e.emit(commands.SaveConnections(tuple(fresh)))
-            add = tuple(c.flow for c in fresh)
-            self._e.emit(commands.Rewrite(("guard", tuple(c.cid for c in fresh), number), add=add))
-        else:
-            self._reply(now, number)
-
-    def _take(self, now: float, key: bytes, claim: Claim, socket: FourTuple) -> Connection:
-        connection = self._e.table.at(socket)
-        if connection is None or connection.state is State.CLOSED:
-            connection = Connection(claim.cid, socket, socket, now, initiator=False)
-            self._e.table.add(connection)
-        elif connection.movable:
-            return connection
-        elif connection.peer != key or claim.cid < connection.cid or connection.state is not State.NEGOTIATING:
-            self._e.table.rename(connection, claim.cid)  # both hosts asked at once: the smaller id wins on both
-        connection.peer = key
-        connection.local_epoch = self._e.epoch
-        connection.remote_epoch = max(connection.remote_epoch, claim.epoch)
-        if connection.state is not State.NEGOTIATING:
-            change(connection, State.NEGOTIATING, now)
-        return connection
-
-    def _reply(self, now: float, number: int, failed: bool = False) -> None:
-        if number not in self._claims:
-            return
-        key, source, local, request, _, verdicts = self._claims.pop(number)
-        if failed:
-            verdicts = [Verdict(v.cid, 0, Status.FAILED) if v.status is Status.OK else v for v in verdicts]
-        self._e.send(now, key, messages.Protected(request, tuple(verdicts)), source, local)
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
@@ -469,7 +414,7 @@ class Protection:
             if connection.state is State.CLOSED:
                 if self._e.timers.armed(("linger", connection.cid)):
                     self._e.timers.set(("linger", connection.cid), now + constants.LINGER_BOTH)
-            elif message.what is End.KILL:
+            elif message.what is End.KILL and connection.movable:
                 self._e.emit(commands.Destroy((connection.socket,)))
                 self._e.finish(now, connection, "killed-there")
                 self.gone(now, connection.socket)
@@ -521,7 +466,10 @@ class Protection:
         """The kernel has their flows already; agree with the peers again."""
         keys = set()
         for connection in connections:
-            connection.guarded = True
+            if not connection.movable and not connection.moved:  # stored, but the kernel was not asked yet
+                self._e.emit(commands.DropConnections((connection.cid,)))
+                continue
+            connection.guarded, connection.installed = True, connection.wire
             self._e.table.add(connection)
             if connection.movable and connection.peer is not None:
                 keys.add(connection.peer)
@@ -550,10 +498,14 @@ class Protection:
         again = [c for c in lost if not c.moved]
         for connection in lost:
             if connection.moved:
+                self._tell_end(now, key, End.RELEASED, (connection.cid,))  # it may be about to take it on
                 self._unprotect(now, connection, "lost-there")
         for connection in again:
             change(connection, State.NEGOTIATING, now)
         self._unguard(again)
+        if again:
+            self._e.emit(commands.DropConnections(tuple(c.cid for c in again)))
+        self._update_keep(key)
         self._met(now, self._e.peers[key], again)
 
     # -- common -------------------------------------------------------------------------------------------------------

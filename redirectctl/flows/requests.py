@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from redirectctl.flows import constants
 from redirectctl.wire.addr import IPAddress, SockAddr
-from redirectctl.wire.message import Message
+from redirectctl.wire.message import Done, EndOf, Message, Protect, Protected, RstQuery, RstReply, Sync, SyncReply
 
 if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine
+
+_ANSWERS: Final[dict[type[Message], type[Message]]] = {
+    Protect: Protected,
+    RstQuery: RstReply,
+    EndOf: Done,
+    Sync: SyncReply,
+}
 
 Answered = Callable[[float, Message], None]
 Failed = Callable[[float], None]
@@ -66,9 +73,9 @@ class Requests:
         request.tries += 1
 
     def answer(self, now: float, key: bytes, number: int, message: Message) -> None:
-        """An answer came; only from the peer that was asked does it count."""
+        """An answer came; only from the peer that was asked, and of the right kind, does it count."""
         request = self._open.get(number)
-        if request is None or request.key != key:
+        if request is None or request.key != key or type(message) is not _ANSWERS[type(request.message)]:
             return
         del self._open[number]
         self._engine.timers.cancel(("request", number))

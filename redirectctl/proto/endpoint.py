@@ -85,8 +85,12 @@ class Endpoint:
             if peer.remote is None:
                 return False
             to, source = peer.remote, peer.local
+        if session.final is not None and session.confirms > 1:  # it may be what was lost: without it nothing is read
+            self.emit(events.Transmit(source, to, session.final))
         self._seal(session, messages.encode(message), to, source)
         if session.old(now) and not self.initiator.under_way(peer.key):
+            if peer.remote is not None:  # not `to`, which may be an address that has yet to be proven
+                to, source = peer.remote, peer.local
             self.initiator.start(now, to, source, peer.key)
         return True
 
@@ -116,6 +120,8 @@ class Endpoint:
         peer = self.peers.pop(key, None)
         for session in list(peer.sessions) if peer is not None else []:
             self._expire(session.local_index)
+        self._hinted.pop(key, None)
+        self.initiator.cancel(key)
 
     # -- for initiate.py and respond.py -------------------------------------------------------------------------------
 
@@ -187,7 +193,7 @@ class Endpoint:
             case datagram.Init():
                 self.responder.on_init(now, raw, message, source, local)
             case datagram.Response():
-                self.initiator.on_response(now, message, source, local)
+                self.initiator.on_response(now, message, local)
             case datagram.FinalMessage():
                 if message.receiver not in self._sessions:  # else a repeated one whose session we have
                     self.responder.on_final(now, message, source, local)
@@ -255,11 +261,15 @@ class Endpoint:
         state = self._admit(key, at, initiator)
         if state is None:
             raise MalformedError("unknown-peer")
+        if len(self.peers) >= constants.PEERS_MAX and not initiator:
+            raise MalformedError("too-many-peers")
         pending = [p for p in self.peers.values() if p.state is PeerState.PENDING]
-        if len(pending) >= constants.PENDING_MAX:
-            oldest = min(pending, key=lambda p: p.last_contact or 0.0)
+        if state is PeerState.PENDING and len(pending) >= constants.PENDING_MAX:
+            # Those that called us go before those that we called: a crowd of strangers pushes nobody else out.
+            oldest = min(pending, key=lambda p: (bool(p.identity), p.last_contact or 0.0))
             self.emit(events.Refused(at, "too-many-pending", oldest.key))
             self.forget(oldest.key)
+            self.emit(events.PeerDropped(oldest.key))
         peer = self.peers[key] = Peer(key, state, last_contact=now)
         self.emit(events.PeerMet(key, at, initiator))
         return peer
@@ -268,8 +278,10 @@ class Endpoint:
         self._sessions[session.local_index] = session
         self._by_remote[session.remote_index] = session
         peer.sessions.insert(0, session)
-        for old in peer.sessions[constants.SESSIONS_PER_PEER :]:
-            self._expire(old.local_index)
+        # Sessions that the initiator has not shown to hold may be made of replayed messages: they push no others out.
+        for kind in (True, False):
+            for old in [s for s in peer.sessions if s.usable is kind][constants.SESSIONS_PER_PEER :]:
+                self._expire(old.local_index)
         self.timers.set(("expire", session.local_index), now + constants.REJECT_AFTER_TIME)
         renew = constants.REKEY_AFTER_TIME if session.initiator else constants.REKEY_AFTER_TIME_RESPONDER
         self.timers.set(("rekey", session.local_index), now + renew)
@@ -290,9 +302,10 @@ class Endpoint:
     def _rekey(self, now: float, index: int) -> None:
         session = self._sessions.get(index)
         peer = self.peers.get(session.key) if session is not None else None
-        if session is None or peer is None or not peer.keep or peer.sessions[0] is not session or peer.remote is None:
+        if session is None or peer is None or not peer.keep or peer.remote is None:
             return
-        self.initiator.start(now, peer.remote, peer.local, peer.key)
+        if peer.session(now) is session:  # else there is a newer one
+            self.initiator.start(now, peer.remote, peer.local, peer.key)
 
     def _expire(self, index: int) -> None:
         session = self._sessions.pop(index, None)

@@ -64,6 +64,13 @@ class PeerChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerDropped:
+    """A stranger that waited for a person made room for another: its record goes."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class KeyChanged:
     """Another key answers at an address where we know a peer."""
 
@@ -81,4 +88,6 @@ class Refused:
     key: bytes | None = None
 
 
-Event: TypeAlias = Transmit | SessionUp | Received | ContactFailed | PeerMet | PeerChanged | KeyChanged | Refused
+Event: TypeAlias = (
+    Transmit | SessionUp | Received | ContactFailed | PeerMet | PeerChanged | PeerDropped | KeyChanged | Refused
+)

@@ -44,6 +44,7 @@ class Attempt:
     version: int
     jar: CookieJar
     tries: int = 0
+    cookies: int = 0  # replies that made us send again at once
     handshakes: dict[int, Handshake] = field(default_factory=dict)  # by our index, oldest first
 
 
@@ -81,6 +82,11 @@ class Initiator:
         self._attempts[to, source] = attempt
         self._send(now, attempt)
 
+    def cancel(self, key: bytes) -> None:
+        """The peer is forgotten: handshakes with it end."""
+        for attempt in [a for a in self._attempts.values() if a.key == key]:
+            self._fail(attempt, "peer-forgotten")
+
     def retry(self, now: float, to: SockAddr, source: IPAddress | None) -> None:
         """The timer of an attempt has run out."""
         attempt = self._attempts.get((to, source))
@@ -91,7 +97,7 @@ class Initiator:
             return
         self._send(now, attempt)
 
-    def on_response(self, now: float, message: datagram.Response, source: SockAddr, local: IPAddress) -> None:
+    def on_response(self, now: float, message: datagram.Response, local: IPAddress) -> None:
         """The peer's answer: a session, if it is genuine."""
         attempt = self._by_index.get(message.receiver)
         if attempt is None or message.pattern is not attempt.pattern or message.version != attempt.version:
@@ -101,7 +107,11 @@ class Initiator:
             payload = handshake.read_message(message.noise)
         except HandshakeError as error:
             raise MalformedError("forged-response") from error
-        theirs = datagram.unpack_versions(payload)
+        try:
+            theirs = datagram.unpack_versions(payload)
+        except MalformedError:
+            self._forget(attempt, message.receiver)  # it has been read: a second answer to it cannot be
+            raise
         common = [v for v in self._e.versions if v in theirs]
         if not common or common[0] != attempt.version:
             # Both speak something better: whoever told us otherwise is not the peer.
@@ -120,17 +130,21 @@ class Initiator:
             self._e.emit(events.ContactFailed(attempt.to, attempt.key, "key-changed"))
             return
         if final is not None:
-            self._e.emit(events.Transmit(local, source, final))
-        self._e.establish(
-            now,
-            handshake,
-            version=attempt.version,
-            indices=(message.receiver, message.sender),
-            initiator=True,
-            final=final,
-            path=(local, source),
-            first_contact=attempt.pattern is Pattern.XX,
-        )
+            self._e.emit(events.Transmit(local, attempt.to, final))
+        try:
+            self._e.establish(
+                now,
+                handshake,
+                version=attempt.version,
+                indices=(message.receiver, message.sender),
+                initiator=True,
+                final=final,
+                path=(local, attempt.to),  # there it received what it answered; the answer's source proves nothing
+                first_contact=attempt.pattern is Pattern.XX,
+            )
+        except MalformedError as error:
+            self._e.emit(events.ContactFailed(attempt.to, attempt.key, error.reason))
+            raise
 
     def on_cookie(self, now: float, message: datagram.Cookie) -> None:
         """Under load the peer wants to see that we receive what is sent to us."""
@@ -139,6 +153,9 @@ class Initiator:
             attempt.jar.consume_reply(message.nonce + message.sealed, now)
         except CookieError as error:
             raise MalformedError("forged-cookie") from error
+        if attempt.cookies >= len(constants.HANDSHAKE_RETRIES):
+            return  # no cookie of ours pleases it: the timer goes on, at its own pace
+        attempt.cookies += 1
         attempt.tries = max(0, attempt.tries - 1)  # it is there: this try does not count
         self._send(now, attempt)
 

@@ -1,7 +1,8 @@
 """Handshakes that others start.
 
-A stranger can make us spend one handshake's arithmetic, within the rate of its address, and hold one of HALF_OPEN_MAX
-entries for HALF_OPEN_TIME.  Under load it must first show by a cookie that it receives at the address it sends from.
+A stranger can make us spend one handshake's arithmetic and hold one of HALF_OPEN_MAX entries for HALF_OPEN_TIME.  Under
+load it must first show by a cookie that it receives at the address it sends from, and each address has a rate.  Only
+proven addresses count against it: else whoever can forge a source could use up the rate of others.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Responder:
         self._half_open: dict[int, HalfOpen] = {}  # by our index, oldest first
         self._cookies = CookieChecker(endpoint.static.public, endpoint.rng)
         self._limit = RateLimiter()
+        self._hints = RateLimiter()  # apart, since their sources are not proven
         self._second = (-1, 0)  # the running second, and the handshakes answered in it
 
     def __contains__(self, index: int) -> bool:
@@ -51,7 +53,7 @@ class Responder:
         self, now: float, source: SockAddr, local: IPAddress, answer: datagram.Unknown | datagram.Versions
     ) -> None:
         """An answer that costs no state, within the rate of its address."""
-        if self._limit.allow(source.host, now):
+        if self._hints.allow(source.host, now):
             self._e.emit(events.Transmit(local, source, answer.encode()))
 
     def on_init(self, now: float, raw: bytes, message: datagram.Init, source: SockAddr, local: IPAddress) -> None:
@@ -63,14 +65,17 @@ class Responder:
         first_contact = message.pattern is Pattern.XX
         if not self._cookies.verify_mac1(raw, first_contact):
             raise MalformedError("bad-mac1")
-        if self._loaded(now) and not self._cookies.verify_mac2(raw, source, now):
+        if first_contact and len(message.noise) < constants.KEY_LEN + constants.XX_PADDING:
+            raise MalformedError("too-short")  # our answer would be longer than the question
+        loaded = self._loaded(now)
+        if loaded and not self._cookies.verify_mac2(raw, source, now):
             reply = self._cookies.make_reply(raw, source, now, first_contact)
             nonce, sealed = reply[: constants.COOKIE_NONCE_LEN], reply[constants.COOKIE_NONCE_LEN :]
             e.emit(
                 events.Transmit(local, source, datagram.Cookie(message.version, message.sender, nonce, sealed).encode())
             )
             raise MalformedError("cookie-required")
-        if not self._limit.allow(source.host, now):
+        if loaded and not self._limit.allow(source.host, now):
             raise MalformedError("rate-limited")
         self._count(now)
         handshake = Handshake(
@@ -151,10 +156,13 @@ class Responder:
         handshake.set_psk(peer.secret)
 
     def _make_room(self, now: float) -> None:
-        for index in [i for i, h in self._half_open.items() if now - h.since > constants.HALF_OPEN_TIME]:
-            del self._half_open[index]
+        self._drop_old(now)
         while len(self._half_open) >= constants.HALF_OPEN_MAX:
             del self._half_open[next(iter(self._half_open))]
+
+    def _drop_old(self, now: float) -> None:
+        for index in [i for i, h in self._half_open.items() if now - h.since > constants.HALF_OPEN_TIME]:
+            del self._half_open[index]
 
     def _count(self, now: float) -> None:
         second, n = self._second
@@ -162,5 +170,8 @@ class Responder:
 
     def _loaded(self, now: float) -> bool:
         second, n = self._second
-        busy = second == int(now) and n >= constants.LOAD_HANDSHAKES
-        return busy or len(self._half_open) >= constants.HALF_OPEN_MAX // 2
+        if second == int(now) and n >= constants.LOAD_HANDSHAKES:
+            return True
+        if len(self._half_open) >= constants.HALF_OPEN_MAX // 2:
+            self._drop_old(now)
+        return len(self._half_open) >= constants.HALF_OPEN_MAX // 2

@@ -22,6 +22,9 @@ class Timers(Generic[Key]):
         self._deadline[key] = at
         self._order += 1  # keys need not be comparable
         heapq.heappush(self._heap, (at, self._order, key))
+        if len(self._heap) > 2 * len(self._deadline) + 64:  # mostly deadlines that were replaced or cancelled
+            self._heap = [entry for entry in self._heap if self._deadline.get(entry[2]) == entry[0]]
+            heapq.heapify(self._heap)
 
     def cancel(self, key: Key) -> None:
         """Disarm; unknown keys are fine."""

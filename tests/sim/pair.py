@@ -1,23 +1,36 @@
 """Two hosts, a network that loses, delays, reorders, duplicates and re-addresses, and a clock that only we move.
 
 The kernel's part is played by `Host`: it has sockets, flows (what nftables would hold) and addresses.  Every rule that
-the product states as an invariant is checked after every step.
+the product states as an invariant is checked after every step:
+
+- kernel and engine hold the same wire tuples; the store holds what is protected;
+- what a Rewrite removes is there, what it adds is not;
+- an ACM is applied only if the peer sent it, and none newer for the connection was received or applied before;
+- tables stay bounded.
+
+A host carries its commands out in order, one at a time.  With `kernel_delay` a Rewrite takes that long; datagrams and
+timers go on meanwhile, as in the daemon.
 """
 
 from __future__ import annotations
 
 import heapq
 import random
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from redirectctl.flows import commands
+from redirectctl.flows import constants as limits
 from redirectctl.flows.connection import Connection, Flow
 from redirectctl.flows.engine import Engine, Network, Policy
+from redirectctl.proto import constants as proto_limits
+from redirectctl.proto import events
 from redirectctl.proto.events import Transmit
 from redirectctl.proto.noise import StaticKey
 from redirectctl.proto.peer import Peer
+from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
 PORT = 7747
@@ -36,6 +49,14 @@ class Link:
     loss: float = 0.0
     duplicate: float = 0.0
     cut: bool = False
+
+
+def copied(c: Connection) -> Connection:
+    """What the store keeps of a connection."""
+    return Connection(
+        c.cid, c.socket, c.wire, c.since, c.state, peer=c.peer, initiator=c.initiator, local_epoch=c.local_epoch,
+        remote_epoch=c.remote_epoch, moves=c.moves,
+    )  # fmt: skip
 
 
 class Host:
@@ -57,7 +78,14 @@ class Host:
         self.stored: dict[bytes, Connection] = {}
         self.generation = 0
         self.kernel_error: str | None = None
+        self.kernel_delay = 0.0
         self.sent: list[tuple[SockAddr, bytes]] = []
+        self.messages: list[tuple[messages.Message, SockAddr | None, IPAddress | None]] = []  # as given to sessions
+        self.announced: dict[int, set[IPAddress]] = {}  # epoch: addresses that this host's ACMs have named
+        self.heard: dict[tuple[bytes, FourTuple], int] = {}  # (peer, socket): newest authentic ACM received
+        self.applied: dict[tuple[bytes, FourTuple], int] = {}  # the same: newest applied
+        self.backlog: deque[commands.Command] = deque()
+        self.busy_until: float | None = None
         self.up = False
         self.start()
 
@@ -72,16 +100,17 @@ class Host:
             for p in self.stored_peers.values()
         ]  # fmt: skip
         self.engine = Engine(self.static, self.world.random.randbytes, self.generation, self.policy, peers)
+        self._watch()
         self.up = True
+        self.backlog.clear()
+        self.busy_until = None
         restored = []
-        for c in self.stored.values():
+        for c in list(self.stored.values()):
             if c.socket in self.sockets:
-                restored.append(
-                    Connection(c.cid, c.socket, c.wire, self.world.now, c.state, peer=c.peer, initiator=c.initiator,
-                               local_epoch=c.local_epoch, remote_epoch=c.remote_epoch, announced_epoch=c.remote_epoch,
-                               moves=c.moves)
-                )  # fmt: skip
-        self.flows = {c.socket: c.wire for c in restored}
+                restored.append(copied(c))
+            else:
+                del self.stored[c.cid]
+        self.flows = {c.socket: c.wire for c in restored if c.movable or c.moved}
         self.engine.restore(self.world.now, restored)
         self.run()
         self.network_changed()
@@ -89,6 +118,35 @@ class Host:
     def crash(self) -> None:
         """SIGKILL: memory is gone, kernel and store stay."""
         self.up = False
+        self.backlog.clear()
+        self.busy_until = None
+
+    def _watch(self) -> None:
+        """See the messages that travel in sessions."""
+        engine, send, received = self.engine, self.engine.endpoint.send, self.engine.mobility.received
+
+        def sending(
+            now: float,
+            peer: Peer,
+            message: messages.Message,
+            to: SockAddr | None = None,
+            source: IPAddress | None = None,
+        ) -> bool:
+            self.messages.append((message, to, source))
+            if isinstance(message, messages.Acm):
+                self.announced.setdefault(message.epoch, set()).add(message.new)
+            return send(now, peer, message, to, source)
+
+        def receiving(now: float, event: events.Received) -> None:
+            if isinstance(event.message, messages.Acm) and event.message.new == event.source.host:
+                for c in engine.redirects._named(event.key, event.message):
+                    which = event.key, c.socket
+                    if c.movable:
+                        self.heard[which] = max(self.heard.get(which, 0), event.message.epoch)
+            received(now, event)
+
+        engine.endpoint.send = sending  # type: ignore[method-assign]
+        engine.mobility.received = receiving  # type: ignore[method-assign]
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -113,6 +171,15 @@ class Host:
             self.engine.gone(self.world.now, socket)
             self.run()
 
+    def find(self) -> None:
+        """The slow beat: sockets that the daemon does not know yet, and those that are gone."""
+        for socket in sorted(self.sockets, key=str):
+            if self.up and self.engine.table.at(socket) is None:
+                self.opened(socket)
+        for c in list(self.engine.table) if self.up else []:
+            if c.socket not in self.sockets and self.engine.table.at(c.socket) is c:
+                self.closed(c.socket)
+
     def deliver(self, data: bytes, source: SockAddr, to: SockAddr) -> None:
         if self.up and to.host in self.addresses and to.port == PORT:
             self.engine.receive(self.world.now, data, source, to.host)
@@ -121,10 +188,32 @@ class Host:
     # -- carrying out commands ----------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        while todo := self.engine.drain():
-            for command in todo:
-                self.carry_out(command)
+        self._collect()
+        while self.backlog and (self.busy_until is None or self.busy_until <= self.world.now):
+            command = self.backlog[0]
+            if isinstance(command, commands.Rewrite) and self.kernel_delay and self.busy_until is None:
+                self.busy_until = self.world.now + self.kernel_delay
+                break
+            self.busy_until = None
+            self.backlog.popleft()
+            self.carry_out(command)
+            self._collect()
         self.world.check()
+
+    def _collect(self) -> None:
+        for command in self.engine.drain():
+            if isinstance(command, commands.Rewrite) and command.token[0] == "acm":
+                self._check_acm(*command.token[1:4], {flow.socket for flow in command.add})
+            self.backlog.append(command)
+
+    def _check_acm(self, key: bytes, epoch: int, new: IPAddress, sockets: set[FourTuple]) -> None:
+        """No ACM is applied that is not the newest authentic one for the connection."""
+        sender = next(h for h in self.world.hosts if h.static.public == key)
+        assert new in sender.announced.get(epoch, set()), f"{self.name} applies an ACM that {sender.name} never sent"
+        for socket in sockets:
+            assert epoch > self.applied.get((key, socket), 0), f"{self.name} applies an ACM again"
+            assert epoch >= self.heard.get((key, socket), 0), f"{self.name} applies an ACM though it has a newer one"
+            self.applied[key, socket] = epoch
 
     def carry_out(self, command: commands.Command) -> None:
         now = self.world.now
@@ -138,22 +227,25 @@ class Host:
             case commands.SavePeer(peer):
                 copy = Peer(peer.key, peer.state, peer.secret, identity=set(peer.identity),
                             greatest_counter=peer.greatest_counter, remote=peer.remote, local=peer.local)  # fmt: skip
-                self.stored_peers[peer.key] = copy
+                if peer.key in self.engine.peers:
+                    self.stored_peers[peer.key] = copy
             case commands.DropPeer(key):
                 self.stored_peers.pop(key, None)
             case commands.SaveConnections(connections):
                 for c in connections:
-                    self.stored[c.cid] = Connection(
-                        c.cid, c.socket, c.wire, c.since, c.state, peer=c.peer, initiator=c.initiator,
-                        local_epoch=c.local_epoch, remote_epoch=c.remote_epoch, moves=c.moves,
-                    )  # fmt: skip
+                    self.stored[c.cid] = copied(c)
             case commands.DropConnections(cids):
                 for cid in cids:
                     self.stored.pop(cid, None)
             case commands.Rewrite(token, add, remove):
-                if self.kernel_error is None:
-                    self.rewrite(add, remove)
-                self.engine.rewritten(now, token, self.kernel_error)
+                error = self.kernel_error
+                if error is None:
+                    error = self.rewrite(add, remove)
+                if error is not None:
+                    self.world.kernel_failed = True
+                    for flow in add if token[0] == "acm" else ():
+                        self.applied.pop((token[1], flow.socket), None)  # not applied, and may be tried again
+                self.engine.rewritten(now, token, error)
             case commands.CheckSockets(token, sockets):
                 self.engine.checked(now, token, frozenset(s for s in sockets if s in self.sockets))
             case commands.FindRoutes():
@@ -164,20 +256,24 @@ class Host:
                 for socket in sockets:
                     self.sockets.discard(socket)
             case commands.Verdict(token, accept):
+                assert token not in self.verdicts, f"{self.name}: two verdicts on one RST"
                 self.verdicts[token] = accept
             case commands.Notice():
                 self.notices.append(command)
 
-    def rewrite(self, add: tuple[Flow, ...], remove: tuple[Flow, ...]) -> None:
+    def rewrite(self, add: tuple[Flow, ...], remove: tuple[Flow, ...]) -> str | None:
         for flow in remove:
-            assert self.flows.get(flow.socket) == flow.wire, (
-                f"{self.name}: removes a flow that the kernel does not have"
-            )
+            if self.flows.get(flow.socket) != flow.wire:
+                # Behind a change that has failed, a later one fails too, as in nftables.
+                assert self.world.kernel_failed, f"{self.name}: removes a flow that the kernel does not have"
+                return "no such element"
+        for flow in remove:
             del self.flows[flow.socket]
         for flow in add:
             assert flow.socket not in self.flows, f"{self.name}: adds a flow twice"
             self.flows[flow.socket] = flow.wire
         self.transactions.append((len(add), len(remove)))
+        return None
 
     # -- for assertions -----------------------------------------------------------------------------------------------
 
@@ -188,6 +284,35 @@ class Host:
         found = self.engine.table.at(socket)
         assert found is not None, f"{self.name} does not know {socket}"
         return found
+
+    def protects(self, socket: FourTuple) -> bool:
+        found = self.engine.table.at(socket)
+        return found is not None and found.movable
+
+    def check(self) -> None:
+        """Invariants that hold whenever no command waits."""
+        engine = self.engine
+        assert len(engine.table) <= limits.MAX_CONNECTIONS
+        assert len(engine.redirects._validations) <= limits.MAX_VALIDATIONS * max(1, len(engine.peers)) * 2
+        assert len(engine.mobility._moves) <= len(engine.table)
+        assert len(engine.requests._open) <= limits.MAX_REQUESTS
+        assert len(engine.claims._proofs) <= limits.MAX_PROOFS
+        assert len(engine.endpoint.responder._half_open) <= proto_limits.HALF_OPEN_MAX
+        assert len(engine.endpoint.initiator._attempts) <= proto_limits.ATTEMPTS_MAX
+        for peer in engine.peers.values():
+            assert len(peer.sessions) <= 2 * proto_limits.SESSIONS_PER_PEER
+        if self.backlog:
+            return
+        for c in engine.table:
+            if c.guarded:
+                assert self.flows.get(c.socket) == c.wire, f"{self.name}: kernel and engine differ on {c.socket}"
+            if c.movable:
+                stored = self.stored.get(c.cid)
+                assert stored is not None, f"{self.name}: {c.socket} is protected and not stored"
+                assert c.guarded, f"{self.name}: {c.socket} is protected and not guarded"
+                assert stored.movable, f"{self.name}: {c.socket} is stored as {stored.state}"
+                assert stored.wire == c.wire, f"{self.name}: store and memory differ on {c.socket}"
+                assert stored.remote_epoch == c.remote_epoch, f"{self.name}: store and memory differ on {c.socket}"
 
 
 @dataclass
@@ -203,8 +328,10 @@ class World:
         self.hosts: list[Host] = []
         self.queue: list[tuple[float, int, SockAddr, SockAddr, bytes]] = []
         self.order = 0
+        self.kernel_failed = False  # some change has been refused on purpose
         self.recorded: list[tuple[SockAddr, SockAddr, bytes]] = []
-        self.spoof: Callable[[SockAddr, SockAddr, bytes], None] | None = None
+        self.tap: Callable[[SockAddr, SockAddr, bytes], bool] | None = None  # False: do not deliver
+        self.strangers: dict[IPAddress, Callable[[SockAddr, SockAddr, bytes], None]] = {}  # other machines
 
     def host(self, name: str, *addresses: str, policy: Policy | None = None) -> Host:
         host = Host(self, name, list(addresses), policy)
@@ -212,7 +339,10 @@ class World:
         return host
 
     def transmit(self, source: SockAddr, to: SockAddr, data: bytes) -> None:
+        """Into the network; whoever calls may lie about the source."""
         self.recorded.append((source, to, data))
+        if self.tap is not None and not self.tap(source, to, data):
+            return
         if self.link.cut or self.random.random() < self.link.loss:
             return
         for _ in range(2 if self.random.random() < self.link.duplicate else 1):
@@ -226,6 +356,7 @@ class World:
         while True:
             times = [self.queue[0][0]] if self.queue else []
             times += [t for h in self.hosts if h.up and (t := h.engine.next_timer()) is not None]
+            times += [h.busy_until for h in self.hosts if h.busy_until is not None]
             at = min(times, default=float("inf"))
             if at > end:
                 break
@@ -234,7 +365,11 @@ class World:
                 _, _, source, to, data = heapq.heappop(self.queue)
                 for host in self.hosts:
                     host.deliver(data, source, to)
+                if to.host in self.strangers:
+                    self.strangers[to.host](source, to, data)
             for host in self.hosts:
+                if host.busy_until is not None and host.busy_until <= self.now:
+                    host.run()
                 due = host.engine.next_timer() if host.up else None
                 if due is not None and due <= self.now:
                     host.engine.tick(self.now)
@@ -244,11 +379,8 @@ class World:
     def check(self) -> None:
         """Invariants that hold at every moment."""
         for host in self.hosts:
-            if not host.up:
-                continue
-            for c in host.engine.table:
-                if c.guarded:
-                    assert host.flows.get(c.socket) == c.wire, f"{host.name}: kernel and engine differ on {c.socket}"
+            if host.up:
+                host.check()
 
     def connect(
         self, a: Host, b: Host, sport: int, dport: int = 22, *, watch: bool = True

@@ -1,0 +1,195 @@
+"""Address changes that peers announce (mobility.py draws the exchange).
+
+An announcement is heeded if it comes from the connection's peer in a session, from the very address that it announces,
+with an epoch above all before for that connection.  Traffic follows when that address has answered a challenge.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from redirectctl.flows import commands, constants
+from redirectctl.flows.connection import Connection
+from redirectctl.proto import events
+from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.message import Acm, AcmAck, AcmStatus, PathChallenge, PathResponse
+
+if TYPE_CHECKING:
+    from redirectctl.flows.engine import Engine
+
+
+@dataclass(slots=True)
+class Validation:
+    """An address that a peer has announced, until it has answered our challenge."""
+
+    epoch: int
+    key: bytes
+    new: IPAddress
+    source: SockAddr
+    local: IPAddress
+    data: bytes
+    cids: tuple[bytes, ...]
+    tries: int = 0
+    applying: list[Connection] = field(default_factory=list)
+    before: dict[bytes, tuple[int, IPAddress]] = field(default_factory=dict)  # epoch and address of those, until then
+
+
+class Redirects:
+    """Announcements of peers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._e = engine
+        self._validations: dict[tuple[bytes, int, IPAddress], Validation] = {}
+
+    def timer(self, now: float, which: tuple[bytes, int, IPAddress]) -> None:
+        """A challenge was not answered."""
+        validation = self._validations.get(which)
+        if validation is not None:
+            self._challenge(now, validation)
+
+    def on_acm(self, now: float, event: events.Received, message: Acm) -> None:
+        key, new = event.key, message.new
+        reason = self._unusable(event, new)
+        if reason is not None:
+            self._e.notice("redirect.refused", peer=key, reason=reason, address=new, source=str(event.source))
+            self._ack(now, event, message.epoch, AcmStatus.UNUSABLE)
+            return
+        named = self._named(key, message)
+        if not named:
+            self._e.notice("redirect.refused", peer=key, reason="no-connection", address=new)
+            self._ack(now, event, message.epoch, AcmStatus.NO_CONNECTION)
+            return
+        if any(v.applying for v in self._validations.values() if v.key == key and v.epoch == message.epoch):
+            return  # the kernel is at it: it is acknowledged when that is done
+        fresh = [c for c in named if message.epoch > c.remote_epoch and message.epoch >= c.announced_epoch]
+        if not fresh:
+            applied = [c for c in named if c.remote_epoch == message.epoch]
+            if applied and all(c.wire.remote.host == new for c in applied):
+                self._ack(now, event, message.epoch, AcmStatus.APPLIED, len(applied))  # our answer was lost
+            elif not applied:
+                self._e.notice("redirect.refused", peer=key, reason="stale-epoch", address=new, epoch=message.epoch)
+                self._ack(now, event, message.epoch, AcmStatus.STALE)
+            return
+        for connection in fresh:
+            connection.announced_epoch = message.epoch
+        self._forget_outdated(key)
+        validation = self._validations.get((key, message.epoch, new))
+        if validation is None:
+            self._make_room(key)
+            cids = tuple(c.cid for c in fresh)
+            validation = Validation(message.epoch, key, new, event.source, event.local, self._e.rng(8), cids)
+            self._validations[key, message.epoch, new] = validation
+            self._challenge(now, validation)
+
+    def _unusable(self, event: events.Received, new: IPAddress) -> str | None:
+        """Why no traffic may be sent to this address, or None."""
+        if new.is_multicast or new.is_unspecified or new.is_loopback or new.is_link_local or new.is_reserved:
+            return "no-host-address"
+        if new in self._e.network.usable:
+            return "our-own-address"
+        if new != event.source.host:
+            # Somebody's NAT, or somebody else's address: the redirect must come from where it leads to.
+            return "announced-from-elsewhere"
+        return None
+
+    def _named(self, key: bytes, message: Acm) -> list[Connection]:
+        """The peer's connections that the entries name."""
+        found: list[Connection] = []
+        for connection in self._e.table:
+            if connection.peer != key or not connection.movable:
+                continue
+            here, there = connection.socket
+            for entry in message.entries:
+                if (
+                    entry.old == there.host
+                    and entry.destination in (None, here.host)
+                    and entry.sport in (0, there.port)
+                    and entry.dport in (0, here.port)
+                    and message.new.version == there.host.version
+                ):
+                    found.append(connection)
+                    break
+        return found
+
+    def _make_room(self, key: bytes) -> None:
+        mine = sorted(k[1:] for k, v in self._validations.items() if k[0] == key and not v.applying)
+        for oldest in mine[: max(0, len(mine) - constants.MAX_VALIDATIONS + 1)]:
+            self._forget(self._validations[key, *oldest])
+
+    def _forget_outdated(self, key: bytes) -> None:
+        """Validations that can move nothing any more, since there is newer for all that they name."""
+        for validation in [v for k, v in self._validations.items() if k[0] == key and not v.applying]:
+            if not any(self._open(c, validation) for c in self._e.table.select(validation.cids)):
+                self._forget(validation)
+
+    @staticmethod
+    def _open(connection: Connection, validation: Validation) -> bool:
+        """The validation is of the newest announcement for this connection, and not applied."""
+        return connection.movable and connection.announced_epoch == validation.epoch > connection.remote_epoch
+
+    def _challenge(self, now: float, validation: Validation) -> None:
+        """Nothing but this small datagram goes to the announced address before it answers (RFC 9000, section 8.2)."""
+        if validation.tries >= len(constants.CHALLENGE_RETRIES):
+            self._forget(validation)
+            self._e.notice(
+                "redirect.refused", peer=validation.key, reason="path-challenge-failed", address=validation.new
+            )
+            return
+        message = PathChallenge(validation.epoch, validation.data)
+        self._e.send(now, validation.key, message, SockAddr(validation.new, validation.source.port), validation.local)
+        timer = ("challenge", validation.key, validation.epoch, validation.new)
+        self._e.timers.set(timer, now + constants.CHALLENGE_RETRIES[validation.tries])
+        validation.tries += 1
+
+    def _forget(self, validation: Validation) -> None:
+        self._validations.pop((validation.key, validation.epoch, validation.new), None)
+        self._e.timers.cancel(("challenge", validation.key, validation.epoch, validation.new))
+
+    def on_response(self, now: float, event: events.Received, message: PathResponse) -> None:
+        validation = self._validations.get((event.key, message.epoch, event.source.host))
+        if validation is None or not hmac.compare_digest(validation.data, message.data):
+            return  # late, or from an address that we did not challenge
+        connections = [c for c in self._e.table.select(validation.cids) if self._open(c, validation)]
+        if validation.applying or not connections:
+            return
+        validation.applying = connections
+        validation.before = {c.cid: (c.remote_epoch, c.wire.remote.host) for c in connections}
+        for connection in connections:
+            connection.remote_epoch = validation.epoch
+        self._e.mobility.rewrite(
+            ("acm", event.key, validation.epoch, validation.new), connections, remote=validation.new
+        )
+
+    def take_back(self, which: tuple[bytes, int, IPAddress]) -> None:
+        """The kernel refused: the announcement counts as not applied, and is tried again when it is repeated."""
+        validation = self._validations.get(which)
+        for connection in validation.applying if validation is not None else ():
+            if validation is not None and connection.remote_epoch == validation.epoch:
+                connection.remote_epoch = validation.before[connection.cid][0]
+
+    def applied(self, now: float, which: tuple[bytes, int, IPAddress], error: str | None) -> None:
+        validation = self._validations.get(which)
+        if validation is None:
+            return
+        self._forget(validation)
+        self._forget_outdated(validation.key)
+        key, connections = validation.key, validation.applying
+        to = SockAddr(validation.new, validation.source.port)
+        status = AcmStatus.APPLIED if error is None else AcmStatus.FAILED
+        self._e.send(now, key, AcmAck(validation.epoch, status, len(connections)), to, validation.local)
+        peer = self._e.peers.get(key)
+        if error is not None or peer is None:
+            return
+        peer.remote, peer.local = to, validation.local
+        self._e.notice(
+            "move.received", peer=key, address=validation.new, connections=len(connections), epoch=validation.epoch
+        )
+        elsewhere = {c.cid for c in connections if validation.before[c.cid][1] != validation.new}
+        self._e.mobility.arrived(now, [c for c in connections if c.movable], elsewhere)
+        self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
+        self._e.mobility.reconsider(now)
+
+    def _ack(self, now: float, event: events.Received, epoch: int, status: AcmStatus, count: int = 0) -> None:
+        self._e.send(now, event.key, AcmAck(epoch, status, count), event.source, event.local)

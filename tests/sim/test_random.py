@@ -1,0 +1,207 @@
+"""Random histories of two hosts.  Whatever happens, when the network heals the two ends agree.
+
+The invariants of every moment are those of pair.py.  Here is what must hold in the end.
+
+Both hosts moving while each other's announcements are lost leaves neither where the other looks for it.  Without a
+third place to meet at, one of them has to come back: `heal` lets one do so in exactly that case.
+"""
+
+from __future__ import annotations
+
+from hypothesis import given, note
+from hypothesis import strategies as st
+
+from redirectctl.flows.engine import Policy
+from redirectctl.wire.addr import FourTuple
+from tests.sim.pair import Host, World, agree, ip
+
+A = [f"192.0.2.{i}" for i in range(1, 5)]
+B = [f"198.51.100.{i}" for i in range(1, 5)]
+
+who = st.sampled_from(["alice", "bob"])
+pause = st.sampled_from([0.0, 0.004, 0.011, 0.03, 0.1, 0.4, 1.5, 5.0, 40.0, 130.0])
+addresses = st.sampled_from([[], [0], [1], [2], [3], [0, 1], [1, 2], [2, 0], [3, 1]])
+step = st.one_of(
+    st.tuples(st.just("move"), who, addresses),
+    st.tuples(st.just("move"), who, addresses),
+    st.tuples(st.just("move"), st.just("bob"), addresses.filter(len)),
+    st.tuples(st.just("open"), who, st.none()),
+    st.tuples(st.just("close"), who, st.integers(0, 7)),
+    st.tuples(st.just("cut"), st.none(), st.booleans()),
+    st.tuples(st.just("loss"), st.none(), st.sampled_from([0.0, 0.1, 0.4, 0.8])),
+    st.tuples(st.just("jitter"), st.none(), st.sampled_from([0.0, 0.02, 0.3, 3.0])),
+    st.tuples(st.just("duplicate"), st.none(), st.sampled_from([0.0, 0.5])),
+    st.tuples(st.just("kernel"), who, st.sampled_from([0.0, 0.005, 0.05, 0.7])),
+    st.tuples(st.just("crash"), who, st.none()),
+    st.tuples(st.just("start"), who, st.none()),
+    st.tuples(st.just("announce"), who, st.none()),
+    st.tuples(st.just("approve"), who, st.none()),
+    st.tuples(st.just("find"), who, st.none()),
+    st.tuples(st.just("replay"), st.none(), st.integers(0, 10_000)),
+)
+history = st.lists(st.tuples(step, pause), min_size=3, max_size=25)
+
+
+class Story:
+    """One history."""
+
+    def __init__(self, seed: int, policy: Policy) -> None:
+        self.world = World(seed=seed)
+        self.alice = self.world.host("alice", A[0], policy=policy)
+        self.bob = self.world.host("bob", B[0], policy=policy)
+        self.sockets: list[FourTuple] = []  # as bob sees them
+        self.ports = 40000
+        self.protected: set[FourTuple] = set()
+
+    def host(self, name: str) -> Host:
+        return self.alice if name == "alice" else self.bob
+
+    def do(self, what: str, name: str | None, value: object) -> None:
+        world = self.world
+        host = self.host(name or "bob")
+        match what, value:
+            case "move", list():
+                pool = A if host is self.alice else B
+                host.move(*[pool[i] for i in value])
+            case "open", _:
+                self.open(host)
+            case "close", int():
+                if self.sockets:
+                    socket = self.sockets[value % len(self.sockets)]
+                    host.closed(socket if host is self.bob else socket.mirrored)
+            case "cut", bool():
+                world.link.cut = value
+            case "loss", float():
+                world.link.loss = value
+            case "jitter", float():
+                world.link.jitter = value
+            case "duplicate", float():
+                world.link.duplicate = value
+            case "kernel", float():
+                host.kernel_delay = value
+            case "crash", _:
+                host.crash()
+            case "start", _:
+                if not host.up:
+                    host.start()
+            case "announce", _:
+                if host.up:
+                    host.engine.announce(world.now)
+                    host.run()
+            case "approve", _:
+                self.approve(host)
+            case "find", _:
+                host.find()
+            case "replay", int():
+                if world.recorded:
+                    source, to, data = world.recorded[value % len(world.recorded)]
+                    for at in (self.alice, self.bob):
+                        for address in at.addresses:
+                            at.deliver(data, source, to._replace(host=address))
+
+    def open(self, host: Host) -> None:
+        """TCP connects where the two reach one another."""
+        alice, bob = self.alice, self.bob
+        if self.world.link.cut or not alice.addresses or not bob.addresses or not host.up or len(self.sockets) >= 8:
+            return
+        self.ports += 1
+        socket, mirrored = self.world.connect(bob, alice, self.ports, watch=False)
+        self.sockets.append(socket)
+        host.opened(socket if host is bob else mirrored)
+
+    def approve(self, host: Host) -> None:
+        for key in list(host.engine.peers) if host.up else []:
+            host.engine.approve(self.world.now, key)
+            host.run()
+
+    def run(self, seconds: float) -> None:
+        self.world.run(seconds)
+        both = self.alice.up and self.bob.up
+        self.protected |= {s for s in self.sockets if both and self.bob.protects(s) and self.alice.protects(s.mirrored)}
+
+    def heal(self) -> None:
+        """Everything works again, for as long as the longest timers."""
+        world = self.world
+        world.link.loss = world.link.duplicate = world.link.jitter = 0.0
+        world.link.cut = False
+        for host, home in ((self.alice, A[0]), (self.bob, B[0])):
+            host.kernel_delay = 0.0
+            if not host.up:
+                host.start()
+            if not host.addresses:
+                host.move(home)
+        self.run(10)
+        for host in (self.alice, self.bob):
+            self.approve(host)
+            host.find()
+        self.run(150)
+        self.meet()
+        self.run(150)
+
+    def meet(self) -> None:
+        """When each looks for the other where it is not, one comes back to where it was."""
+        lost = [
+            (c.wire.remote, theirs.wire.remote)
+            for c in self.bob.engine.table.movable()
+            if (theirs := self.alice.engine.table.at(c.socket.mirrored)) is not None and theirs.movable
+            and c.wire.remote.host not in self.alice.addresses and theirs.wire.remote.host not in self.bob.addresses
+        ]  # fmt: skip
+        if lost:
+            note("they meet")
+            self.alice.addresses = list({*self.alice.addresses, *(at.host for at, _ in lost)})
+            self.alice.network_changed()
+
+
+@given(seed=st.integers(0, 2**32), steps=history, ask=st.booleans())
+def test_the_two_ends_agree_when_the_network_heals(seed: int, steps: list, ask: bool) -> None:
+    story = Story(seed, Policy(first_contact="ask" if ask else "accept-new", long_lived_after=1.0))
+    alice, bob = story.alice, story.bob
+    story.open(bob)
+    story.run(3)
+    story.approve(alice)
+    story.approve(bob)
+    story.run(40 if ask else 0)
+    for (what, name, value), seconds in steps:
+        story.do(what, name, value)
+        story.run(seconds)
+    story.heal()
+    for socket in story.sockets:
+        mirrored = socket.mirrored
+        if socket not in bob.sockets or mirrored not in alice.sockets:
+            continue
+        mine, theirs = bob.engine.table.at(socket), alice.engine.table.at(mirrored)
+        if mine is None or theirs is None or not (mine.movable and theirs.movable):
+            shown = [c and (c.state.value, c.reason, str(c.wire)) for c in (mine, theirs)]
+            assert not (mine and mine.movable) and not (theirs and theirs.movable), f"one end protects: {shown}"
+            assert socket not in story.protected, f"was protected: {shown}"
+            continue
+        assert mine.cid == theirs.cid
+        assert agree(alice, bob, mirrored), f"{mine.wire} and {theirs.wire}"
+        assert mine.wire.local.host in bob.addresses
+        assert mine.wire.remote.host in alice.addresses
+        assert mine.confirmed == mine.wire.local.host
+        assert theirs.confirmed == theirs.wire.local.host
+    for host in (alice, bob):
+        for socket in host.flows:
+            assert socket in host.sockets or host.engine.table.ended(socket), f"{host.name}: a flow is left over"
+
+
+@given(seed=st.integers(0, 2**32), moves=st.lists(st.tuples(who, st.integers(0, 3), pause), max_size=30))
+def test_moves_alone_never_lose_a_connection(seed: int, moves: list) -> None:
+    """One after the other or both alternating, quickly or slowly, over a network that only delays."""
+    story = Story(seed, Policy(first_contact="accept-new", long_lived_after=1.0))
+    alice, bob = story.alice, story.bob
+    story.open(bob)
+    story.run(3)
+    (socket,) = story.sockets
+    assert story.protected == {socket}
+    story.world.link.jitter = 0.05
+    for name, i, seconds in moves:
+        story.do("move", name, [i])
+        story.run(seconds)
+    story.heal()
+    assert agree(alice, bob, socket.mirrored)
+    assert bob.protects(socket)
+    assert bob.flows[socket].local.host in bob.addresses
+    assert bob.flows[socket].remote.host in alice.addresses
+    assert ip(A[0]) == bob.connection(socket).socket.remote.host

@@ -1,0 +1,160 @@
+"""Messages inside a session: the bytes of each, the reason for each refusal."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from redirectctl.wire import message as m
+from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.datagram import MAX_DATAGRAM, MalformedError, Transport
+
+_CID, _CID2 = bytes.fromhex("c1d0000000000001"), bytes.fromhex("c1d0000000000002")
+_V4 = "00000000000000000000ffff c0000201"  # 192.0.2.1
+_V4B = "00000000000000000000ffff c6336402"  # 198.51.100.2
+_V6 = "20010db8000000000000000000000001"
+_TUPLE = FourTuple(SockAddr(ip_address("192.0.2.1"), 40000), SockAddr(ip_address("198.51.100.2"), 22))
+
+TABLE: list[tuple[m.Message, str]] = [
+    (m.Hello(m.Trust.APPROVED), "01 01"),
+    (m.Protect(7, (m.Claim(_CID, 9, _TUPLE),)), f"02 00000007 01 {_CID.hex()} 0000000000000009 {_V4} 9c40 {_V4B} 0016"),
+    (m.Protect(7, ()), "02 00000007 00"),
+    (m.Protected(7, (m.Verdict(_CID, 2**32, m.Status.NOT_YOURS),)), f"03 00000007 01 {_CID.hex()} 0000000100000000 04"),
+    (m.Acm(5, ip_address("192.0.2.1"), (m.Entry(ip_address("198.51.100.2")),)),
+     f"04 0000000000000005 {_V4} 01 {_V4B} {'00' * 16} 0000 0000"),
+    (m.Acm(5, ip_address("2001:db8::1"), (m.Entry(ip_address("2001:db8::1"), ip_address("2001:db8::1"), 40000, 22),)),
+     f"04 0000000000000005 {_V6} 01 {_V6} {_V6} 9c40 0016"),
+    (m.AcmAck(5, m.AcmStatus.STALE, 1000), "05 0000000000000005 01 000003e8"),
+    (m.PathChallenge(5, b"12345678"), "06 0000000000000005 3132333435363738"),
+    (m.PathResponse(5, b"12345678"), "07 0000000000000005 3132333435363738"),
+    (m.RstQuery(8, _CID), f"08 00000008 {_CID.hex()}"),
+    (m.RstReply(8, alive=True), "09 00000008 01"),
+    (m.EndOf(9, m.End.KILL, (_CID, _CID2)), f"0a 00000009 02 02 {_CID.hex()} {_CID2.hex()}"),
+    (m.Done(9), "0b 00000009"),
+    (m.Sync(10, (_CID,)), f"0c 0000000a 01 {_CID.hex()}"),
+    (m.SyncReply(10, ()), "0d 0000000a 00"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("message", "hexed"), TABLE)
+def test_bytes(message: m.Message, hexed: str) -> None:
+    assert m.encode(message) == bytes.fromhex(hexed)
+    assert m.decode(bytes.fromhex(hexed)) == message
+
+
+def test_the_table_has_every_message() -> None:
+    assert {type(message) for message, _ in TABLE} == set(m._TYPES.values())
+
+
+REFUSED = [
+    ("", "empty"),
+    ("00", "unknown-message"),
+    ("0e 00", "unknown-message"),
+    ("01", "bad-length"),
+    ("01 0101", "bad-length"),
+    ("01 03", "bad-value"),
+    ("02 000000", "bad-length"),
+    ("02 00000007 01", "bad-length"),
+    ("02 00000007 17" + "00" * 52 * 23, "bad-length"),  # one more than MAX_PROTECT
+    (f"02 00000007 01 {_CID.hex()} 0000000000000009 {'00' * 16} 9c40 {_V4B} 0016", "no-address"),
+    (f"02 00000007 01 {_CID.hex()} 0000000000000009 {_V6} 9c40 {_V4B} 0016", "bad-tuple"),
+    (f"02 00000007 01 {_CID.hex()} 0000000000000009 {_V4} 0000 {_V4B} 0016", "bad-tuple"),
+    (f"03 00000007 01 {_CID.hex()} 0000000100000000 09", "bad-value"),
+    (f"03 00000007 02 {_CID.hex()} 0000000100000000 00", "bad-length"),
+    (f"04 0000000000000005 {_V4} 00", "empty"),
+    (f"04 0000000000000005 {'00' * 16} 01 {_V4B} {'00' * 16} 0000 0000", "no-address"),
+    (f"04 0000000000000005 {_V4} 01 {'00' * 16} {'00' * 16} 0000 0000", "no-address"),
+    (f"04 0000000000000005 {_V4} 21" + "00" * 36 * 33, "bad-length"),  # one more than MAX_ENTRIES
+    ("05 0000000000000005 05 00000001", "bad-value"),
+    ("05 0000000000000005 01", "bad-length"),
+    ("06 0000000000000005", "bad-length"),
+    ("07 0000000000000005 313233343536373839", "bad-length"),
+    ("08 00000008", "bad-length"),
+    ("09 00000008 02", "bad-value"),
+    (f"0a 00000009 03 01 {_CID.hex()}", "bad-value"),
+    (f"0a 00000009 00 02 {_CID.hex()}", "bad-length"),
+    ("0b 00", "bad-length"),
+    ("0c 0000000a 81" + "00" * 8 * 129, "bad-length"),  # one more than MAX_CIDS
+    ("0d 0000000a 01 00", "bad-length"),
+]
+
+
+@pytest.mark.parametrize(("hexed", "reason"), REFUSED)
+def test_refused(hexed: str, reason: str) -> None:
+    with pytest.raises(MalformedError) as refused:
+        m.decode(bytes.fromhex(hexed))
+    assert refused.value.reason == reason
+
+
+_u8, _u16, _u32, _u64 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64))
+_port = st.integers(1, 2**16 - 1)
+_cid = st.binary(min_size=8, max_size=8)
+_v4 = st.integers(1, 2**32 - 1).map(IPv4Address)
+_v6 = st.integers(2**64, 2**128 - 1).map(IPv6Address)
+_ip = st.one_of(_v4, _v6)
+_pair = st.one_of(st.tuples(_v4, _v4), st.tuples(_v6, _v6))
+_tuple = st.builds(lambda ips, a, b: FourTuple(SockAddr(ips[0], a), SockAddr(ips[1], b)), _pair, _port, _port)
+_entry = st.builds(m.Entry, _ip, st.none() | _ip, _u16, _u16)
+
+
+def _tuples_of(item: st.SearchStrategy[object], most: int, least: int = 0) -> st.SearchStrategy[tuple[object, ...]]:
+    return st.lists(item, min_size=least, max_size=most).map(tuple)
+
+
+any_message = st.one_of(
+    st.builds(m.Hello, st.sampled_from(m.Trust)),
+    st.builds(m.Protect, _u32, _tuples_of(st.builds(m.Claim, _cid, _u64, _tuple), m.MAX_PROTECT)),
+    st.builds(m.Protected, _u32, _tuples_of(st.builds(m.Verdict, _cid, _u64, st.sampled_from(m.Status)), 64)),
+    st.builds(m.Acm, _u64, _ip, _tuples_of(_entry, m.MAX_ENTRIES, 1)),
+    st.builds(m.AcmAck, _u64, st.sampled_from(m.AcmStatus), _u32),
+    st.builds(m.PathChallenge, _u64, _cid),
+    st.builds(m.PathResponse, _u64, _cid),
+    st.builds(m.RstQuery, _u32, _cid),
+    st.builds(m.RstReply, _u32, st.booleans()),
+    st.builds(m.EndOf, _u32, st.sampled_from(m.End), _tuples_of(_cid, m.MAX_CIDS)),
+    st.builds(m.Done, _u32),
+    st.builds(m.Sync, _u32, _tuples_of(_cid, m.MAX_CIDS)),
+    st.builds(m.SyncReply, _u32, _tuples_of(_cid, m.MAX_CIDS)),
+)
+
+
+@given(any_message)
+def test_round_trip_within_a_datagram(message: m.Message) -> None:
+    plaintext = m.encode(message)
+    assert m.decode(plaintext) == message
+    assert len(plaintext) <= m.MAX_PLAINTEXT
+    assert len(Transport(1, 1, 1, plaintext + bytes(16)).encode()) <= MAX_DATAGRAM
+
+
+@given(st.one_of(st.binary(max_size=1300), st.builds(lambda t, b: bytes((t,)) + b, st.integers(0, 14), st.binary())))
+def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
+    try:
+        message = m.decode(data)
+    except MalformedError as error:
+        assert error.reason
+    else:
+        assert m.decode(m.encode(message)) == message
+
+
+@given(any_message, st.integers(0), st.integers(1, 255))
+def test_a_changed_byte_is_refused_or_another_message(message: m.Message, at: int, change: int) -> None:
+    data = bytearray(m.encode(message))
+    data[at % len(data)] ^= change
+    try:
+        assert m.decode(bytes(data)) != message
+    except MalformedError as error:
+        assert error.reason
+
+
+@pytest.mark.parametrize("text", ["192.0.2.1", "2001:db8::1"])
+def test_an_address_is_sixteen_bytes(text: str) -> None:
+    assert len(m.pack_ip(ip_address(text))) == 16
+    assert m.unpack_ip(m.pack_ip(ip_address(text))) == ip_address(text)
+
+
+def test_no_address_is_any() -> None:
+    assert m.pack_ip(None) == bytes(16)
+    assert m.unpack_ip(bytes(16)) is None
