@@ -50,6 +50,7 @@ class Redirects:
             self._challenge(now, validation)
 
     def on_acm(self, now: float, event: events.Received, message: Acm) -> None:
+        """Challenge the address announced, or refuse for a named reason."""
         key, new = event.key, message.new
         reason = self._unusable(event, new)
         if reason is not None:
@@ -148,6 +149,7 @@ class Redirects:
         self._e.timers.cancel(("challenge", validation.key, validation.epoch, validation.new))
 
     def on_response(self, now: float, event: events.Received, message: PathResponse) -> None:
+        """The address has answered: rewrite."""
         validation = self._validations.get((event.key, message.epoch, event.source.host))
         if validation is None or not hmac.compare_digest(validation.data, message.data):
             return  # late, or from an address that we did not challenge
@@ -170,6 +172,7 @@ class Redirects:
                 connection.remote_epoch = validation.before[connection.cid][0]
 
     def applied(self, now: float, which: tuple[bytes, int, IPAddress], error: str | None) -> None:
+        """The kernel has rewritten, or refused: acknowledge."""
         validation = self._validations.get(which)
         if validation is None:
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -94,20 +96,17 @@ def test_round_trip(message: d.Datagram) -> None:
 def test_any_bytes_are_a_datagram_or_refused(data: bytes) -> None:
     try:
         message = d.decode(data)
-    except d.MalformedError as error:
-        assert error.reason
-    else:
-        assert message.encode() == data
+    except d.MalformedError:
+        return
+    assert message.encode() == data
 
 
 @given(any_datagram, st.integers(0), st.integers(1, 255))
 def test_a_changed_byte_is_refused_or_another_datagram(message: d.Datagram, at: int, change: int) -> None:
     data = bytearray(message.encode())
     data[at % len(data)] ^= change
-    try:
+    with suppress(d.MalformedError):
         assert d.decode(bytes(data)) != message
-    except d.MalformedError as error:
-        assert error.reason
 
 
 def test_the_header_of_a_transport_datagram_is_all_but_the_ciphertext() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
@@ -133,20 +134,17 @@ def test_round_trip_within_a_datagram(message: m.Message) -> None:
 def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
     try:
         message = m.decode(data)
-    except MalformedError as error:
-        assert error.reason
-    else:
-        assert m.decode(m.encode(message)) == message
+    except MalformedError:
+        return
+    assert m.decode(m.encode(message)) == message
 
 
 @given(any_message, st.integers(0), st.integers(1, 255))
 def test_a_changed_byte_is_refused_or_another_message(message: m.Message, at: int, change: int) -> None:
     data = bytearray(m.encode(message))
     data[at % len(data)] ^= change
-    try:
+    with suppress(MalformedError):
         assert m.decode(bytes(data)) != message
-    except MalformedError as error:
-        assert error.reason
 
 
 @pytest.mark.parametrize("text", ["192.0.2.1", "2001:db8::1"])
