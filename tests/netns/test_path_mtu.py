@@ -22,8 +22,6 @@ ports = [5001]
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_bulk_goes_on_when_the_new_path_takes_smaller_packets_only(lab: Lab, version: int) -> None:
-    lab.client.join(lab.home, 10)
-    lab.server.join(lab.dc1, 10)
     lab.router.ip(f"link set {lab.cafe.bridge} mtu 1300")
     bulk = start_bulk(lab.client, lab.server, version=version, port=5001)
     daemons = [Daemon(host, CONFIG) for host in (lab.client, lab.server)]

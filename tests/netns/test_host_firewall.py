@@ -1,0 +1,61 @@
+"""Hosts that let nothing in but what conntrack calls established, and filter by reverse path strictly.
+
+client ── home, café ── router ── dc1, dc2 ── server
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from redirectctl.lab.daemons import Daemon
+from redirectctl.lab.streams import start_ticker
+from redirectctl.lab.topology import Host, Lab
+
+CONFIG = """
+[trust]
+first_contact = "accept-new"
+[protect]
+long_lived_after = "1s"
+ports = [5001]
+"""
+
+FIREWALL = """
+table inet host {
+    chain input {
+        type filter hook input priority 0; policy drop;
+        ct state invalid counter drop
+        ct state established,related accept
+        iifname lo accept
+        udp dport 7747 accept
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } accept
+        %s
+    }
+}
+"""
+
+
+def close(host: Host, extra: str = "") -> None:
+    host.run(["nft", "-f", "-"], stdin=FIREWALL % extra)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_connections_move_between_closed_hosts(make_lab: Callable[..., Lab], version: int) -> None:
+    lab = make_lab(rp_filter=1)
+    close(lab.client)
+    close(lab.server, "tcp dport 5001 ct state new accept")
+    client, server = (Daemon(host, CONFIG) for host in (lab.client, lab.server))
+    client.start()
+    server.start()
+    ticker = start_ticker(lab.server, lab.client, version=version, port=5001, interval=0.02)
+    client.wait_connections("protected", 1)
+    for host, network, number in ((lab.client, lab.cafe, 11), (lab.server, lab.dc2, 12), (lab.client, lab.home, 10)):
+        host.leave()
+        (client if host is lab.client else server).wait_connections("suspended", 1)
+        link = host.join(network, number)
+        ticker.wait_both(link.usable_at, 30)
+        client.wait_connections("protected", 1)
+        server.wait_connections("protected", 1)
+    verdict = ticker.stop()
+    assert verdict.ok, verdict.why
