@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"redirectctl: demo: interrupted; {what}", file=sys.stderr)
         raise
     except (LabError, Failure) as error:
-        failure = str(error)
+        failure = str(error).partition("\n")[0].rstrip(":")  # the account has the rest
     if demo.left:
         failure = f"{failure or 'everything lived'}; left behind: {', '.join(demo.left)}"
     _conclude(narrator, demo, failure)

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redirectctl.lab.namespaces import LabError, program
@@ -32,8 +32,10 @@ class CommandError(LabError):
 class Daemon:
     """redirectd in a host's namespace, with its own state directory and socket.  start() it."""
 
-    def __init__(self, host: Host, config: str = "") -> None:
+    def __init__(self, host: Host, config: str = "", *, command: Sequence[str] = ()) -> None:
+        """``command``: what to run instead of the redirectd that is installed, with the same arguments."""
         self.host = host
+        self._command = list(command) or [program("redirectd")]
         self.directory = host.sandbox.directory / f"redirectd-{host.name}"
         self.state = self.directory / "state"
         self.socket = self.directory / "redirectd.sock"
@@ -54,7 +56,7 @@ class Daemon:
             options = [str(each) for pair in files.items() for each in pair]
             with self.log.open("a") as log:
                 self.process = self.host.popen(
-                    [program("redirectd"), *options, "--log-level", "debug"],
+                    [*self._command, *options, "--log-level", "debug"],
                     stdout=log,
                     stderr=log,
                     env=os.environ | {"NOTIFY_SOCKET": str(notify)},

@@ -218,14 +218,28 @@ class Idle:
 
     def ask(self, timeout: float) -> dict[str, str]:
         """Ask each connection for an echo.  Returns what failed by the client's address:port; {} if all live."""
+        self.begin(timeout)
+        answer = self.client.wait_line(len(self.locals) + self._asked, timeout * 2 + START_PATIENCE)
+        return {self.locals[int(number)]: error for number, error in answer["errors"].items()}
+
+    def begin(self, timeout: float) -> None:
+        """Send something on each connection and do not wait; its echo has so many seconds to come."""
         stdin = self.client.process.stdin
         if stdin is None:
             raise LabError("the idle program has no stdin")
         stdin.write(f"{timeout}\n")
         stdin.flush()
         self._asked += 1
-        answer = self.client.wait_line(len(self.locals) + self._asked, timeout * 2 + START_PATIENCE)
-        return {self.locals[int(number)]: error for number, error in answer["errors"].items()}
+
+    def echoed(self) -> dict[str, float] | None:
+        """When the echo of what was sent last came, by the client's address:port; None while some are awaited.
+
+        A connection that failed is not in it.
+        """
+        lines = self.client.printed()[len(self.locals) :]
+        if len(lines) < self._asked:
+            return None
+        return {self.locals[int(number)]: moment for number, moment in lines[self._asked - 1]["echoed"].items()}
 
     def stop(self) -> None:
         """Close all connections."""

@@ -5,7 +5,7 @@ mode       what it does                                 what it prints on stdout
 ========== ============================================ ==========================================================
 ticker     each end sends a numbered record every N ms  at SIGTERM: what it sent and received, and whether in order
 echo       sends back what it receives                  nothing
-idle       holds connections to an echo, silent         for each line on stdin: which connections still echo
+idle       holds connections to an echo, silent         for each line on stdin: which connections still echo, and when
 sender     sends numbered blocks as fast as it can      at SIGTERM: bytes and checksum
 receiver   receives them                                at end of the stream: bytes and checksum
 ========== ============================================ ==========================================================
@@ -251,6 +251,7 @@ def run_idle(arguments: argparse.Namespace) -> int:
     for asked, line in enumerate(sys.stdin):
         deadline = time.monotonic() + float(line)
         errors: dict[int, str] = {}
+        echoed: dict[int, float] = {}
         token = f"{asked} {os.getpid()}\n".encode()
         for number, held in enumerate(connections):
             try:
@@ -261,9 +262,10 @@ def run_idle(arguments: argparse.Namespace) -> int:
             if number not in errors:
                 try:
                     held.answer(deadline)
+                    echoed[number] = time.monotonic()
                 except OSError as error:
                     errors[number] = _name(error)
-        _print(alive=len(connections) - len(errors), errors=errors)
+        _print(alive=len(connections) - len(errors), errors=errors, echoed=echoed)
     return 0
 
 
