@@ -1,0 +1,167 @@
+"""Throughput of one connection before protection, protected, and after a move: python tests/bench/throughput.py.
+
+Hosts in network namespaces, joined by a router.  Each round is one iperf3 connection, which goes through the phases
+
+    plain, protected, moved, protected, plain
+
+so that a machine that becomes slower or faster meanwhile does not favour one of them.  Moved: the client is on another
+network and addresses are rewritten on both hosts; then it comes back to its first address.  Figures are counted by the
+sender's kernel (tcpi_bytes_acked), from a moment after each phase began.
+
+Congestion control is reno unless chosen otherwise: it goes as fast as the two kernels can, so that what a packet costs
+shows.  BBR paces, and on such links reaches half of that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from functools import partial
+
+from redirectctl.lab.daemons import Daemon
+from redirectctl.lab.namespaces import LabError, close_all, ended_by_signals
+from redirectctl.lab.streams import wait_until
+from redirectctl.lab.topology import FIRST_HOST, Host, Lab
+
+CONFIG = '[trust]\nfirst_contact = "accept-new"\n'
+PORT = 5201
+PHASES = ("plain", "protected", "moved")
+ROUND = ("plain", "protected", "moved", "protected", "plain")
+SETTLE = 1.0  # seconds between a change and the measurement
+PATIENCE = 30.0  # seconds
+
+
+class Bench:
+    """A lab with an iperf3 server; one connection at a time."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.version = 6 if options.ipv6 else 4
+        self.lab = Lab()
+        daemons = [Daemon(host, CONFIG) for host in (self.lab.server, self.lab.client)]
+        for daemon in daemons:
+            daemon.start()
+        self.daemon = daemons[-1]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.iperf3 = partial(Host.popen, **quiet)
+        self.iperf3(self.lab.server, ["iperf3", "--server", "--port", str(PORT)])
+        listening = ["ss", "-ltnH", f"sport = :{PORT}"]
+        wait_until(lambda: self.lab.server.run(listening).stdout, PATIENCE, "iperf3 --server")
+
+    def round(self) -> list[tuple[str, float]]:
+        """Bytes a second in each phase of one connection.  Raises LabError."""
+        seconds = len(ROUND) * (self.options.seconds + SETTLE) + len(ROUND) * PATIENCE
+        target = ["--client", str(self.lab.server.address(self.version)), "--port", str(PORT)]
+        command = ["iperf3", *target, "--time", str(int(seconds)), "--congestion", self.options.congestion]
+        process = self.iperf3(self.lab.client, command)
+        wait_until(lambda: max(self._acked().values(), default=0) > 1e6, PATIENCE, "iperf3's data", poll=0.1)
+        self.connections = sorted(acked := self._acked(), key=acked.__getitem__)  # control and data
+        if len(self.connections) != 2:
+            raise LabError(f"iperf3 has connections {self.connections}, not two")
+        found = []
+        for number, phase in enumerate(ROUND):
+            self._enter(number)
+            time.sleep(SETTLE)
+            found.append((phase, self._rate()))
+            if process.poll() is not None:
+                raise LabError(f"iperf3 ended with {process.returncode} when {phase}")
+        process.terminate()
+        process.wait()
+        wait_until(lambda: not self._acked(), PATIENCE, "the end of iperf3's connections", poll=0.1)
+        return found
+
+    def _enter(self, number: int) -> None:
+        """Bring about phase number 0..4."""
+        lab, daemon = self.lab, self.daemon
+        match number:
+            case 1:
+                for connection in self.connections:
+                    daemon.ctl("protect", connection)
+                self._wait_path("original")
+            case 2:
+                lab.client.move(lab.cafe, FIRST_HOST + 1)
+                self._wait_path("rewritten")
+            case 3:
+                lab.client.move(lab.home, FIRST_HOST)
+                self._wait_path("original")
+            case 4:
+                for connection in self.connections:
+                    daemon.ctl("release", connection)
+
+    def _wait_path(self, path: str) -> None:
+        def there() -> bool:
+            rows = [row for row in self.daemon.ctl("connections") if row["state"] == "protected"]
+            found = {f"{row['local']}-{row['remote']}" for row in rows if row["path"] == path}
+            return found >= set(self.connections)
+
+        wait_until(there, PATIENCE, f"both connections on the {path} path", poll=0.1)
+
+    def _acked(self) -> dict[str, int]:
+        """tcpi_bytes_acked of iperf3's connections, by LOCAL-REMOTE."""
+        done = self.lab.client.run(["ss", "-tinHO", "state", "established", f"dport = :{PORT}"])
+        found = {}
+        for line in done.stdout.splitlines():
+            acked = re.search(r"bytes_acked:(\d+)", line)
+            local, remote = line.split()[2:4]
+            found[f"{local}-{remote}"] = int(acked[1]) if acked else 0
+        return found
+
+    def _rate(self) -> float:
+        data = self.connections[-1]
+        first, began = self._acked()[data], time.monotonic()
+        time.sleep(self.options.seconds)
+        return (self._acked()[data] - first) / (time.monotonic() - began)
+
+
+def table(rounds: list[list[tuple[str, float]]]) -> str:
+    """In Markdown.  A ratio is that of one round's means."""
+    rates: dict[str, list[float]] = defaultdict(list)
+    for measured in rounds:
+        for phase in PHASES:
+            rates[phase].append(statistics.mean(rate for name, rate in measured if name == phase))
+    lines = ["| connection | median | ratio to plain: median | lowest | highest |", "|---|--:|--:|--:|--:|"]
+    for phase in PHASES:
+        ratios = [rate / plain for rate, plain in zip(rates[phase], rates["plain"], strict=True)]
+        cells = [phase, f"{statistics.median(rates[phase]) * 8e-9:.1f} Gbit/s"]
+        if phase == "plain":
+            cells += ["1", "", ""]
+        else:
+            cells += [f"{value:.3f}" for value in (statistics.median(ratios), min(ratios), max(ratios))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=8, help="connections (8)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of measurement in each of the five phases (4)")
+    parser.add_argument("--congestion", default="reno", metavar="NAME", help="TCP congestion control (reno)")
+    parser.add_argument("--ipv6", action="store_true", help="IPv6 instead of IPv4")
+    options = parser.parse_args()
+    rounds = []
+    try:
+        with ended_by_signals():
+            bench = Bench(options)
+            for number in range(options.rounds):
+                rounds.append(bench.round())
+                shown = ", ".join(f"{phase} {rate * 8e-9:.1f}" for phase, rate in rounds[-1])
+                print(f"round {number + 1}: {shown} Gbit/s", file=sys.stderr)
+    finally:
+        close_all()
+    print(
+        f"iperf3, {options.rounds} connections, {options.congestion}, {'IPv6' if options.ipv6 else 'IPv4'}, "
+        f"Linux {platform.release()}, {os.cpu_count()} processors for both ends and the router:\n"
+    )
+    print(table(rounds))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
