@@ -239,6 +239,7 @@ class Endpoint:
         """The initiator has shown that it holds the keys, and its address that it receives: we may send."""
         first = peer.session(now) is None
         session.usable = True
+        self._trim(peer)
         peer.remote, peer.local = source, local
         self._seal(session, b"", source, local)
         self.emit(events.PeerChanged(peer.key))
@@ -278,13 +279,16 @@ class Endpoint:
         self._sessions[session.local_index] = session
         self._by_remote[session.remote_index] = session
         peer.sessions.insert(0, session)
+        self._trim(peer)
+        self.timers.set(("expire", session.local_index), now + constants.REJECT_AFTER_TIME)
+        renew = constants.REKEY_AFTER_TIME if session.initiator else constants.REKEY_AFTER_TIME_RESPONDER
+        self.timers.set(("rekey", session.local_index), now + renew)
+
+    def _trim(self, peer: Peer) -> None:
         # Sessions that the initiator has not shown to hold may be made of replayed messages: they push no others out.
         for kind in (True, False):
             for old in [s for s in peer.sessions if s.usable is kind][constants.SESSIONS_PER_PEER :]:
                 self._expire(old.local_index)
-        self.timers.set(("expire", session.local_index), now + constants.REJECT_AFTER_TIME)
-        renew = constants.REKEY_AFTER_TIME if session.initiator else constants.REKEY_AFTER_TIME_RESPONDER
-        self.timers.set(("rekey", session.local_index), now + renew)
 
     def _confirm(self, now: float, index: int) -> None:
         """An empty message shows the responder that we hold the keys; its answer ends the repeats."""
