@@ -12,12 +12,12 @@ from redirectctl.proto.cipher import TransportCipher
 from redirectctl.proto.noise import Handshake, Pattern, StaticKey
 
 ROOT = Path(__file__).resolve().parents[3]
-VECTORS = Path(os.environ.get("REDIRECTCTL_VECTORS", ROOT.parent / "shared/vectors/noise-cacophony.json"))
+VECTORS = Path(os.environ.get("REDIRECTCTL_VECTORS", ROOT.parent / "shared/vectors")) / "noise-cacophony.json"
 
 
 def vector(pattern: Pattern) -> dict[str, Any]:
     if not VECTORS.exists():
-        pytest.skip(f"no published vectors at {VECTORS}; name the file in REDIRECTCTL_VECTORS")
+        pytest.skip(f"no published vectors at {VECTORS}; name the folder in REDIRECTCTL_VECTORS")
     name = f"Noise_{pattern.value}_25519_ChaChaPoly_BLAKE2s"
     (found,) = [v for v in json.loads(VECTORS.read_text())["vectors"] if v["protocol_name"] == name]
     return found
