@@ -95,9 +95,15 @@ def _show(check: Check, names: int, columns: int) -> None:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Its lines, broken at blanks only: addresses and options stay whole."""
+    """Its lines, broken at blanks only: addresses and options stay whole.  Of several, what is broken is indented."""
     lines: list[str] = []
+    rest = "  " if "\n" in text else ""
     for line in text.split("\n"):
-        broken = textwrap.wrap(clean(line), max(width, MIN_WIDTH), break_long_words=False, break_on_hyphens=False)
-        lines += broken or [""]
+        lines += textwrap.wrap(
+            clean(line),
+            max(width, MIN_WIDTH),
+            subsequent_indent=rest,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
     return lines

@@ -208,12 +208,12 @@ class KernelState:
         name = "state.routing"
         there = Counter(trace.what for trace in present.traces)
         need = [*traces.skeleton_traces(), *traces.wanted_traces(traces.needs(wanted))]
+        if present.device and not present.up:
+            return fail(name, "device redirect0 is down, and its routes are gone", f"{RESTART} puts them back")
         missing = [trace.what for trace in need if not there[trace.what]]
         if missing:
             hint = f"is a network manager removing what it does not know? {RESTART} puts it back"
             return fail(name, f"missing: {several(missing)}", hint)
-        if not present.up:
-            return fail(name, "device redirect0 is down", "ip link set redirect0 up")
         if present.hiding:
             text = several([trace.what for trace in present.hiding])
             remedy = several([trace.remove for trace in present.hiding])

@@ -55,7 +55,7 @@ def test_what_is_wrong_and_what_to_do(daemon: Any, capsys: pytest.CaptureFixture
         "                        input, rule handle 4\n"
         "                        to do: let UDP 7747 through:\n"
         "                               nft insert rule inet fw input udp dport 7747\n"
-        "                               accept\n"
+        "                                 accept\n"
         "\n"
         "3 checks: 1 ok, 1 warning, 1 failed\n"
     )
