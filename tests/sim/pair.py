@@ -86,6 +86,7 @@ class Host:
         self.applied: dict[tuple[bytes, FourTuple], int] = {}  # the same: newest applied
         self.backlog: deque[commands.Command] = deque()
         self.busy_until: float | None = None
+        self.lives: int | None = None  # commands until the daemon is killed
         self.up = False
         self.start()
 
@@ -195,6 +196,12 @@ class Host:
                 self.busy_until = self.world.now + self.kernel_delay
                 break
             self.busy_until = None
+            if self.lives is not None:
+                self.lives -= 1
+                if self.lives < 0:
+                    self.lives = None
+                    self.crash()
+                    return
             self.backlog.popleft()
             self.carry_out(command)
             self._collect()
@@ -213,7 +220,6 @@ class Host:
         for socket in sockets:
             assert epoch > self.applied.get((key, socket), 0), f"{self.name} applies an ACM again"
             assert epoch >= self.heard.get((key, socket), 0), f"{self.name} applies an ACM though it has a newer one"
-            self.applied[key, socket] = epoch
 
     def carry_out(self, command: commands.Command) -> None:
         now = self.world.now
@@ -238,13 +244,13 @@ class Host:
                 for cid in cids:
                     self.stored.pop(cid, None)
             case commands.Rewrite(token, add, remove):
-                error = self.kernel_error
+                error = self.kernel_error if add else None
                 if error is None:
                     error = self.rewrite(add, remove)
                 if error is not None:
                     self.world.kernel_failed = True
-                    for flow in add if token[0] == "acm" else ():
-                        self.applied.pop((token[1], flow.socket), None)  # not applied, and may be tried again
+                for flow in add if token[0] == "acm" and error is None else ():
+                    self.applied[token[1], flow.socket] = token[2]
                 self.engine.rewritten(now, token, error)
             case commands.CheckSockets(token, sockets):
                 self.engine.checked(now, token, frozenset(s for s in sockets if s in self.sockets))

@@ -1,0 +1,494 @@
+"""Taking connections on and letting them go; daemons killed at any moment; kernels that are slow or refuse."""
+
+from __future__ import annotations
+
+import pytest
+
+from redirectctl.flows import constants
+from redirectctl.flows.engine import Policy
+from redirectctl.flows.state import State
+from redirectctl.proto.peer import PeerState
+from redirectctl.wire import message as messages
+from redirectctl.wire.addr import FourTuple
+from tests.sim.pair import Host, World, agree, ip
+
+ASK = Policy(first_contact="ask", long_lived_after=1.0)
+NEW, LATER = "203.0.113.9", "203.0.113.10"
+
+
+def pair(alice_policy: Policy | None = None, bob_policy: Policy | None = None) -> tuple[World, Host, Host]:
+    world = World(seed=2)
+    return (
+        world,
+        world.host("alice", "192.0.2.1", policy=alice_policy),
+        world.host("bob", "198.51.100.2", policy=bob_policy),
+    )
+
+
+def protected(n: int = 1) -> tuple[World, Host, Host, list[FourTuple]]:
+    world, alice, bob = pair()
+    sockets = [world.connect(bob, alice, 40000 + i)[0] for i in range(n)]
+    world.run(5)
+    assert all(bob.protects(s) and alice.protects(s.mirrored) for s in sockets)
+    return world, alice, bob, sockets
+
+
+def decide(host: Host, what: str, other: Host) -> None:
+    getattr(host.engine, what)(host.world.now, other.static.public)
+    host.run()
+
+
+# -- trust -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["alice", "bob"])
+@pytest.mark.parametrize("pause", [0.0, 10.0, 400.0])
+def test_both_people_approve(first: str, pause: float) -> None:
+    """In either order, at once or much later: soon after the second one the connection is protected."""
+    world, alice, bob = pair(ASK, ASK)
+    socket, mirrored = world.connect(bob, alice, 40000)
+    world.run(5)
+    assert bob.connection(socket).state is State.PENDING
+    assert bob.connection(socket).reason == "approval-pending-here"
+    order = [(alice, bob), (bob, alice)] if first == "alice" else [(bob, alice), (alice, bob)]
+    decide(order[0][0], "approve", order[0][1])
+    world.run(pause)
+    assert not bob.protects(socket)
+    decide(order[1][0], "approve", order[1][1])
+    world.run(constants.PENDING_POLL + 10)
+    assert bob.protects(socket)
+    assert agree(alice, bob, mirrored)
+
+
+def test_the_reason_of_waiting_tells_where() -> None:
+    world, alice, bob = pair(ASK)
+    socket, _ = world.connect(bob, alice, 40000)
+    world.run(5)
+    assert bob.connection(socket).reason == "approval-pending-there"
+    assert alice.named("peer.first_contact")
+
+
+def test_rejecting_ends_protection_on_both_hosts() -> None:
+    world, alice, bob, (socket,) = protected()
+    decide(alice, "reject", bob)
+    world.run(5)
+    assert alice.connection(socket.mirrored).reason == "peer-rejected"
+    assert bob.connection(socket).reason == "released-there"
+    assert not alice.flows
+    assert not bob.flows
+    assert not alice.stored
+    assert not bob.stored
+    world.connect(bob, alice, 40001)
+    world.run(60)
+    assert not alice.flows
+    assert not bob.flows
+
+
+def test_a_connection_to_a_rejected_peer_is_refused_and_nothing_is_sent() -> None:
+    world, alice, bob, _ = protected()
+    world.run(1)
+    decide(bob, "reject", alice)
+    world.run(200)
+    sent = len(bob.sent)
+    socket, _ = world.connect(bob, alice, 40001)
+    world.run(30)
+    assert bob.connection(socket).state is State.REFUSED
+    assert bob.connection(socket).reason == "peer-rejected"
+    assert len(bob.sent) == sent
+
+
+def test_where_first_contact_is_refused_the_connection_is_too() -> None:
+    world, alice, bob = pair(None, Policy(first_contact="refuse", long_lived_after=1.0))
+    socket, _ = world.connect(bob, alice, 40000)
+    world.run(30)
+    assert bob.connection(socket).state is State.REFUSED
+    assert bob.connection(socket).reason == "first-contact-refused"
+
+
+def test_forgetting_and_meeting_again() -> None:
+    world, alice, bob, (socket,) = protected()
+    decide(bob, "forget", alice)
+    assert alice.static.public not in bob.engine.peers
+    assert alice.static.public not in bob.stored_peers
+    assert bob.connection(socket).reason == "peer-forgotten"
+    world.run(5)
+    assert not alice.flows
+    again, mirrored = world.connect(bob, alice, 40001)
+    world.run(10)
+    assert agree(alice, bob, mirrored)
+    assert bob.protects(again)
+
+
+# -- claims ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_port_that_is_not_accepted() -> None:
+    world, alice, bob = pair(Policy(first_contact="accept-new", accept_ports=frozenset({443})))
+    ssh, _ = world.connect(bob, alice, 40000, 22)
+    https, _ = world.connect(bob, alice, 40001, 443)
+    world.run(10)
+    assert bob.connection(ssh).reason == "port-not-accepted"
+    assert bob.protects(https)
+    assert alice.named("connection.refused", "port-not-accepted")
+
+
+def test_no_such_connection() -> None:
+    """For instance since a proxy in between ends TCP there."""
+    world, alice, bob = pair()
+    socket, mirrored = world.connect(bob, alice, 40000)
+    alice.sockets.discard(mirrored)
+    world.run(10)
+    assert bob.connection(socket).reason == "no-such-connection-there"
+    assert not alice.flows
+
+
+def test_more_connections_than_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "MAX_PER_PEER", 3)
+    world, alice, bob = pair()
+    for i in range(3):
+        world.connect(bob, alice, 40000 + i)
+    world.run(10)
+    one_more, _ = world.connect(bob, alice, 40003)
+    world.run(10)
+    assert bob.connection(one_more).reason == "too-many-connections"
+    assert len(alice.flows) == 3
+
+
+def test_our_own_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "MAX_CONNECTIONS", 3)
+    world, alice, bob = pair()
+    for i in range(5):
+        world.connect(bob, alice, 40000 + i)
+    world.run(10)
+    assert len(bob.engine.table) == 3
+    assert len(bob.named("connection.refused", "too-many-connections")) == 2
+
+
+def test_a_claim_that_the_peer_passes_over() -> None:
+    world, alice, bob = pair()
+    send = alice.engine.send
+
+    def passing_over(now: float, key: bytes, message: messages.Message, *path: object) -> bool:
+        if isinstance(message, messages.Protected):
+            message = messages.Protected(message.request, ())
+        return send(now, key, message, *path)  # type: ignore[arg-type]
+
+    alice.engine.send = passing_over  # type: ignore[method-assign, assignment]
+    socket, _ = world.connect(bob, alice, 40000)
+    world.run(30)
+    assert bob.connection(socket).state is State.UNSUPPORTED
+    assert bob.connection(socket).reason == "no-answer"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.2, 0.7])
+def test_both_hosts_claim_the_same_connections(delay: float) -> None:
+    """With a slow kernel too, many times over: one id wins on both, the kernel is asked once."""
+    for gap in (0.0, 0.005, 0.01, 0.02, 0.03, 0.5):
+        world, alice, bob = pair()
+        alice.kernel_delay = bob.kernel_delay = delay
+        pairs = [world.connect(bob, alice, 40000 + i) for i in range(3)]
+        world.run(gap)
+        for _, mirrored in pairs:
+            alice.opened(mirrored)
+        world.run(60)
+        for socket, mirrored in pairs:
+            assert bob.connection(socket).cid == alice.connection(mirrored).cid
+            assert bob.protects(socket)
+            assert agree(alice, bob, mirrored)
+
+
+def test_an_address_without_redirectctl_is_tried_again_later() -> None:
+    world, alice, bob = pair()
+    alice.crash()
+    world.connect(bob, alice, 40000)
+    world.run(30)
+    alice.start()
+    world.run(constants.UNSUPPORTED_TIME)
+    socket, _ = world.connect(bob, alice, 40001)
+    world.run(10)
+    assert bob.protects(socket)
+
+
+def test_a_known_peer_that_was_away_is_tried_again_soon() -> None:
+    world, alice, bob, _ = protected()
+    alice.crash()
+    world.run(200)
+    socket, mirrored = world.connect(bob, alice, 40001)
+    world.run(20)
+    assert bob.connection(socket).state is State.UNSUPPORTED
+    alice.start()
+    world.run(constants.UNANSWERED_TIME + 20)
+    assert agree(alice, bob, mirrored)
+
+
+# -- ending ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_release(moved: bool) -> None:
+    """A moved connection stays rewritten, since it would die without; it is not protected any more."""
+    world, alice, bob, (socket,) = protected()
+    if moved:
+        bob.move(NEW)
+        world.run(2)
+    bob.engine.release(world.now, bob.connection(socket).cid)
+    bob.run()
+    world.run(5)
+    assert bob.connection(socket).reason == "released"
+    assert alice.connection(socket.mirrored).reason == "released-there"
+    assert (socket in bob.flows) == moved
+    assert (socket.mirrored in alice.flows) == moved
+    decide(alice, "approve", bob)
+    world.run(120)
+    assert bob.connection(socket).state is State.REFUSED
+    bob.closed(socket)
+    alice.closed(socket.mirrored)
+    world.run(120)
+    assert not bob.flows
+    assert not alice.flows
+
+
+def test_kill_closes_on_both_hosts() -> None:
+    world, alice, bob, (socket,) = protected()
+    bob.engine.kill(world.now, bob.connection(socket).cid)
+    bob.run()
+    world.run(5)
+    assert socket not in bob.sockets
+    assert socket.mirrored not in alice.sockets
+    assert alice.named("connection.closed", "killed-there")
+    world.run(120)
+    assert not bob.flows
+    assert not alice.flows
+    assert not bob.stored
+    assert not alice.stored
+
+
+def test_a_peer_cannot_kill_what_is_not_protected_any_more() -> None:
+    world, alice, bob, (socket,) = protected()
+    cid = alice.connection(socket.mirrored).cid
+    alice.engine.release(world.now, cid)
+    alice.run()
+    world.run(2)
+    bob.engine.send(world.now, alice.static.public, messages.EndOf(99, messages.End.KILL, (cid,)))
+    bob.run()
+    world.run(2)
+    assert socket.mirrored in alice.sockets
+
+
+def test_rewriting_ends_also_when_the_other_end_never_says_that_it_has_closed() -> None:
+    """The rules of a moved connection outlive its socket by a little more than a minute, and not for ever."""
+    world, alice, bob, (socket,) = protected()
+    bob.move(NEW)
+    world.run(2)
+    alice.closed(socket.mirrored)
+    world.run(constants.LINGER - 1)
+    assert socket.mirrored in alice.flows
+    world.run(10)
+    assert not alice.flows
+    assert not len(alice.engine.table)
+
+
+def test_a_new_connection_with_the_tuple_of_a_moved_one_that_has_ended() -> None:
+    """The old one's rewriting must not touch it."""
+    world, alice, bob, (socket,) = protected()
+    bob.move(NEW)
+    world.run(2)
+    bob.closed(socket)
+    alice.closed(socket.mirrored)
+    bob.move("198.51.100.2")
+    again, mirrored = world.connect(bob, alice, socket.local.port)
+    assert again == socket
+    world.run(1.5)
+    assert bob.flows.get(socket, socket) == socket
+    world.run(200)
+    assert agree(alice, bob, mirrored)
+    assert bob.flows[socket] == socket
+
+
+# -- killed at any moment ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["alice", "bob"])
+@pytest.mark.parametrize("what", ["open", "move", "move-back"])
+def test_killed_after_any_command(who: str, what: str) -> None:
+    """SIGKILL after the first command of an opening or a move, after the second, and so on.  Started again, it ends as
+    if nothing had been."""
+    for lives in range(60):
+        world, alice, bob = pair()
+        host = alice if who == "alice" else bob
+        socket, mirrored = world.connect(bob, alice, 40000)
+        if what != "open":
+            world.run(5)
+        if what == "move-back":
+            bob.move(NEW)
+            world.run(2)
+        host.lives = lives
+        if what == "move":
+            bob.move(NEW)
+        elif what == "move-back":
+            bob.move("198.51.100.2")
+        world.run(3)
+        died = host.lives is None
+        if died:
+            host.start()
+            host.find()
+        host.lives = None
+        world.run(100)
+        for end in (alice, bob):
+            end.find()
+        world.run(100)
+        assert agree(alice, bob, mirrored), f"killed after {lives} commands"
+        assert bob.protects(socket)
+        assert alice.protects(mirrored)
+        assert bob.flows[socket].local.host == bob.addresses[0]
+        assert bob.connection(socket).cid == alice.connection(mirrored).cid
+        assert set(bob.stored) == {bob.connection(socket).cid}
+        assert set(alice.stored) == {alice.connection(mirrored).cid}
+        if not died:
+            break
+    else:
+        pytest.fail("it never came to the end")
+
+
+def test_a_restart_takes_up_what_never_moved() -> None:
+    world, alice, bob, (socket,) = protected()
+    bob.crash()
+    bob.start()
+    assert bob.protects(socket)
+    world.run(5)
+    assert len(bob.named("move.started", "not-confirmed")) == 1
+    assert bob.connection(socket).moves == 0, "telling the peer where we are is no move"
+    assert not bob.named("path.changed")
+    bob.move(NEW)
+    world.run(2)
+    assert agree(alice, bob, socket.mirrored)
+    assert bob.connection(socket).moves == 1
+
+
+def test_a_peer_that_has_lost_its_store_takes_an_unmoved_connection_on_again() -> None:
+    world, alice, bob, (socket,) = protected()
+    alice.crash()
+    alice.stored.clear()
+    alice.start()
+    world.run(150)
+    assert agree(alice, bob, socket.mirrored)
+    assert bob.protects(socket)
+
+
+def test_a_peer_that_has_lost_a_moved_connection_is_told_and_leaves_it() -> None:
+    world, alice, bob, (socket,) = protected()
+    bob.move(NEW)
+    world.run(2)
+    alice.crash()
+    alice.stored.clear()
+    alice.start()
+    world.run(150)
+    assert bob.connection(socket).reason == "lost-there"
+    assert bob.flows[socket].local.host == ip(NEW)
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["alice", "bob"])
+def test_a_kernel_that_refuses_for_a_while(who: str) -> None:
+    world, alice, bob, (socket,) = protected()
+    host = alice if who == "alice" else bob
+    host.kernel_error = "no memory"
+    bob.move(NEW)
+    world.run(10)
+    assert alice.flows[socket.mirrored] == socket.mirrored
+    assert host.named("redirect.refused", "kernel")
+    host.kernel_error = None
+    world.run(40)
+    assert agree(alice, bob, socket.mirrored)
+    assert bob.flows[socket].local.host == ip(NEW)
+
+
+@pytest.mark.parametrize("who", ["alice", "bob"])
+def test_a_kernel_that_refuses_while_the_next_move_is_under_way(who: str) -> None:
+    for delay in (0.0, 0.03, 0.2):
+        for gap in (0.01, 0.05, 0.1, 0.3):
+            world, alice, bob, (socket,) = protected()
+            host = alice if who == "alice" else bob
+            host.kernel_delay = delay
+            host.kernel_error = "busy"
+            bob.move(NEW)
+            world.run(gap)
+            bob.move(LATER)
+            world.run(gap)
+            host.kernel_error = None
+            world.run(60)
+            assert agree(alice, bob, socket.mirrored)
+            assert bob.flows[socket].local.host == ip(LATER)
+
+
+def test_a_kernel_that_refuses_the_guard_leaves_nothing_stored() -> None:
+    world, alice, bob = pair()
+    alice.kernel_error = "no space"
+    socket, mirrored = world.connect(bob, alice, 40000)
+    world.run(10)
+    assert alice.connection(mirrored).reason == "kernel: no space"
+    assert bob.connection(socket).reason == "kernel-refused-there"
+    assert not alice.stored
+    assert not bob.flows
+
+
+# -- moves with several addresses --------------------------------------------------------------------------------------
+
+
+def test_an_acknowledgement_for_another_candidate_decides() -> None:
+    """Two new addresses; the answer for the first is lost, the second answers the next challenge.  Both ends agree on
+    what the stationary host has applied."""
+    for seed in range(40):
+        world = World(seed=seed)
+        alice, bob = world.host("alice", "192.0.2.1"), world.host("bob", "198.51.100.2")
+        socket, mirrored = world.connect(bob, alice, 40000)
+        world.run(5)
+        world.link.loss, world.link.jitter = 0.5, 1.5
+        bob.move(NEW, LATER)
+        world.run(20)
+        world.link.loss, world.link.jitter = 0.0, 0.0
+        world.run(60)
+        assert agree(alice, bob, mirrored)
+        assert bob.protects(socket)
+
+
+def test_back_to_where_the_peer_never_stopped_sending() -> None:
+    """A move is rewritten here, its confirmation is lost, and the old address is back."""
+    world, alice, bob, (socket,) = protected()
+    world.tap = lambda source, to, data: to.host != ip("192.0.2.1") or source.host != ip(NEW) or len(data) > 60
+    bob.move(NEW)
+    world.run(0.3)
+    assert bob.flows[socket].local.host == ip(NEW)
+    assert alice.flows[socket.mirrored] == socket.mirrored
+    bob.move("198.51.100.2")
+    world.tap = None
+    world.run(5)
+    assert agree(alice, bob, socket.mirrored)
+    assert bob.flows[socket] == socket
+
+
+def test_recovery_does_not_wait_for_the_next_try_when_the_address_comes_back() -> None:
+    """Tries are half a minute apart after a long time without answer; an address that returns is announced at once."""
+    world, alice, bob, (socket,) = protected()
+    world.link.cut = True
+    bob.move(NEW)
+    world.run(300)
+    bob.move()
+    world.run(1)
+    world.link.cut = False
+    bob.move(NEW)
+    world.run(0.5)
+    assert agree(alice, bob, socket.mirrored)
+
+
+def test_announce() -> None:
+    world, alice, bob, (socket,) = protected()
+    assert bob.engine.announce(world.now) == 1
+    bob.run()
+    world.run(1)
+    assert bob.named("move.started", "announced")
+    assert bob.named("move.finished")
+    assert bob.connection(socket).moves == 0
+    assert alice.engine.peers[bob.static.public].state is PeerState.APPROVED
