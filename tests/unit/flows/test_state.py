@@ -1,15 +1,14 @@
-"""The state table, the setter that guards it, and the drawing in the documentation."""
+"""The state table, the setter that guards it."""
 
 from __future__ import annotations
 
 from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
 
 from redirectctl.api import schema
 from redirectctl.flows.connection import Connection, InvalidTransitionError, change
-from redirectctl.flows.state import MOVABLE, TRANSITIONS, State, diagram
+from redirectctl.flows.state import MOVABLE, TRANSITIONS, State
 from redirectctl.wire.addr import FourTuple, SockAddr
 
 SOCKET = FourTuple(SockAddr(ip_address("192.0.2.1"), 40000), SockAddr(ip_address("198.51.100.2"), 22))
@@ -64,8 +63,3 @@ def test_history_is_bounded() -> None:
         change(c, State.SUSPENDED if c.state is State.PROTECTED else State.PROTECTED, float(i))
     assert len(c.history) == 32
     assert c.history[-1] == (99.0, State.PROTECTED)
-
-
-def test_the_documentation_has_this_diagram() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text()
-    assert f"```mermaid\n{diagram()}\n```" in text

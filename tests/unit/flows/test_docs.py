@@ -1,0 +1,55 @@
+"""The documentation and the code say the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from redirectctl.flows.state import diagram
+
+ROOT = Path(__file__).parents[3]
+PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
+CORE = "\n".join(
+    p.read_text() for part in ("wire", "proto", "flows") for p in (ROOT / "redirectctl" / part).glob("*.py")
+)
+
+
+def test_the_diagram_of_states_is_made_from_the_table() -> None:
+    assert f"```mermaid\n{diagram()}\n```" in PROTOCOL
+
+
+def test_every_reason_is_explained() -> None:
+    patterns = (
+        r'MalformedError\("([a-z-]+)"\)',
+        r'_fail\(\w+, "([a-z-]+)"\)',
+        r'reason="([a-z-]+)"',
+        r'_(?:refuse|unsupport|unprotect|leave)\(now, \w+, "([a-z-]+)"\)',
+        r'Status\.\w+: "([a-z-]+)"',
+        r'return "([a-z]+-[a-z-]+)"',
+        r'\bfinish\(now, \w+, "([a-z-]+)"\)',
+    )
+    reasons = {reason for pattern in patterns for reason in re.findall(pattern, CORE)} - {"accept-new"}
+    assert len(reasons) > 50
+    assert {r for r in reasons if f"`{r}`" not in PROTOCOL} == set()
+
+
+def test_every_datagram_and_message_is_described() -> None:
+    for module in ("datagram", "message"):
+        head = (ROOT / "redirectctl" / "wire" / f"{module}.py").read_text().split('"""')[1]
+        for name, number in re.findall(r"^    ([A-Z_]+) \((\d+)\)", head, re.MULTILINE):
+            assert f"{name} ({number}) " in PROTOCOL
+
+
+def test_the_threat_model_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text()
+    named = re.findall(r"`(?:([\w/.]+\.py)::)?(test_\w+)`", text)
+    assert len(named) > 45
+    for path, name in named:
+        source = (ROOT / (path or "tests/sim/test_threats.py")).read_text()
+        assert f"def {name}(" in source, name
+
+
+def test_every_test_of_a_threat_is_in_the_threat_model() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text()
+    tests = re.findall(r"^def (test_\w+)\(", (ROOT / "tests/sim/test_threats.py").read_text(), re.MULTILINE)
+    assert [name for name in tests if f"`{name}`" not in text] == []
