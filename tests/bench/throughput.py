@@ -34,7 +34,6 @@ CONFIG = '[trust]\nfirst_contact = "accept-new"\n'
 PORT = 5201
 PHASES = ("plain", "protected", "moved")
 ROUND = ("plain", "protected", "moved", "protected", "plain")
-SETTLE = 1.0  # seconds between a change and the measurement
 PATIENCE = 30.0  # seconds
 
 
@@ -57,7 +56,7 @@ class Bench:
 
     def round(self) -> list[tuple[str, float]]:
         """Bytes a second in each phase of one connection.  Raises LabError."""
-        seconds = len(ROUND) * (self.options.seconds + SETTLE) + len(ROUND) * PATIENCE
+        seconds = len(ROUND) * (self.options.seconds + self.options.settle) + len(ROUND) * PATIENCE
         target = ["--client", str(self.lab.server.address(self.version)), "--port", str(PORT)]
         command = ["iperf3", *target, "--time", str(int(seconds)), "--congestion", self.options.congestion]
         process = self.iperf3(self.lab.client, command)
@@ -68,7 +67,7 @@ class Bench:
         found = []
         for number, phase in enumerate(ROUND):
             self._enter(number)
-            time.sleep(SETTLE)
+            time.sleep(self.options.settle)
             found.append((phase, self._rate()))
             if process.poll() is not None:
                 raise LabError(f"iperf3 ended with {process.returncode} when {phase}")
@@ -142,6 +141,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8, help="connections (8)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of measurement in each of the five phases (4)")
+    parser.add_argument("--settle", type=float, default=1.0, help="seconds between a change and the measurement (1)")
     parser.add_argument("--congestion", default="reno", metavar="NAME", help="TCP congestion control (reno)")
     parser.add_argument("--ipv6", action="store_true", help="IPv6 instead of IPv4")
     options = parser.parse_args()
