@@ -1,8 +1,13 @@
 """Packets made here for a socket of this host, as if they came from the network.
 
-They leave by a raw socket and come back by the loopback device, and never reach the wire: the address of the socket is
-first seen to be delivered locally. MARK_MOVED lets the routing rules find old addresses that only moved connections
-still use. The route that the output side found stays with the packet, so reverse-path filters do not see it.
+They come in by the loopback device and never reach the wire: the address of the socket is first seen to be delivered
+locally. MARK_MOVED lets the routing rules find old addresses that only moved connections still use.
+
+IPv4 goes there through a raw socket: the route that the output side found stays with the packet, so that reverse-path
+filters do not see it. IPv6, which has no such filter in its routing, is put on the device directly. A raw IPv6 socket
+makes a copy of the route for the packet (FLOWI_FLAG_KNOWN_NH in `ip6_pol_route`), which the connection keeps as
+`sk_rx_dst`. `rt6_uncached_list_flush_dev` does not let go of the `from` in it, so the interface could not be removed
+until something else arrives on the connection ("unregister_netdevice: waiting for eth0 to become free").
 """
 
 from __future__ import annotations
@@ -25,6 +30,8 @@ _RTM_NEWROUTE, _RTM_GETROUTE, _NLM_F_REQUEST = 24, 26, 1
 _RTA_DST, _RTA_MARK = 1, 16
 _RTN_LOCAL = 2
 _SO_MARK = 36
+_ETH_P_IPV6 = 0x86DD
+_LOOPBACK = ("lo", _ETH_P_IPV6, 0, 0, bytes(6))
 
 
 class Injector(Protocol):
@@ -54,20 +61,20 @@ class RawInjector:
             self._netlink = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
             )
-            self._open(4, socket.AF_INET)
+            # IPPROTO_RAW: the header is ours (raw(7)); protocol 0: a packet socket that receives nothing (packet(7)).
+            self._open(4, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
             if os.path.exists("/proc/thread-self/net/if_inet6"):
-                self._open(6, socket.AF_INET6)
+                self._open(6, socket.AF_PACKET, socket.SOCK_DGRAM, 0)
         except OSError as error:
             self.close()
             why = os.strerror(error.errno or 0)
             raise KernelError("opening raw sockets", why, "it needs CAP_NET_RAW and CAP_NET_ADMIN") from error
 
-    def _open(self, version: int, family: int) -> None:
-        # IPPROTO_RAW: the header is ours, in both families (raw(7), rawv6_sendmsg).
-        raw = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
+    def _open(self, version: int, family: int, kind: int, protocol: int) -> None:
+        raw = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
         self._raw[version] = raw
         raw.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # an IPPROTO_RAW socket receives nothing anyway
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # neither receives anything
 
     def close(self) -> None:
         """Close the sockets."""
@@ -123,8 +130,7 @@ class RawInjector:
         if raw is None:
             raise KernelError("injecting a packet", "this host has no IPv6", "enable it")
         try:
-            # The port of a raw IPv6 socket address must be 0 or the protocol number (`rawv6_sendmsg`).
-            raw.sendto(packet, (str(connection.local.host), 0))
+            raw.sendto(packet, (str(connection.local.host), 0) if connection.version == 4 else _LOOPBACK)
         except OSError as error:
             why = os.strerror(error.errno or 0)
             hint = "does a firewall refuse packets on the loopback device?"
