@@ -40,6 +40,9 @@ COLOUR_OF: Final = {
     "refused": Colour.BAD,
     "rejected": Colour.BAD,
     "changed": Colour.BAD,
+    "ok": Colour.GOOD,
+    "warn": Colour.WAITING,
+    "fail": Colour.BAD,
 }
 
 

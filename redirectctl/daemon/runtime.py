@@ -224,7 +224,7 @@ class Runtime:
             case commands.CheckSockets(token, sockets):
                 self.engine.checked(self.now, token, self.finder.present(sockets))
             case commands.Kick(sockets):
-                self.tasks.start(self.kicker.kick(sockets), "kick")
+                self.tasks.start(self.kicker.follow_up(self.kicker.push(sockets)), "kick")
             case commands.FindRoutes():
                 self.network.refresh()
             case commands.Verdict(token, accept):

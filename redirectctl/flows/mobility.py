@@ -322,6 +322,7 @@ class Mobility:
         elif message.status is AcmStatus.APPLIED:
             if not all(c.wire.local.host == move.chosen == _local(c.installed) for c in connections):
                 return  # the kernel is at it; the next acknowledgement finds it done
+            self.kick(connections)
             self._drop(move)
             for connection in connections:
                 connection.confirmed = move.chosen
@@ -361,6 +362,14 @@ class Mobility:
             )  # fmt: skip
         if connections:
             self._e.emit(commands.SaveConnections(tuple(connections)))
+
+    def kick(self, connections: list[Connection]) -> None:
+        """Undo the back-off of these, before anything else happens to them.
+
+        It works on what was lost only as long as the peer has not acknowledged a part of it.  The peer's first segment
+        may do that, and the socket would wait for its next time-out (`tcp_ld_RTO_revert` wants icsk_retransmits).
+        """
+        if connections:
             self._e.emit(commands.Kick(tuple(c.socket for c in connections)))
 
     def received(self, now: float, event: events.Received) -> None:

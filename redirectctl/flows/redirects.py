@@ -181,6 +181,9 @@ class Redirects:
         key, connections = validation.key, validation.applying
         to = SockAddr(validation.new, validation.source.port)
         status = AcmStatus.APPLIED if error is None else AcmStatus.FAILED
+        movable = [c for c in connections if c.movable]
+        if error is None:
+            self._e.mobility.kick(movable)
         self._e.send(now, key, AcmAck(validation.epoch, status, len(connections)), to, validation.local)
         peer = self._e.peers.get(key)
         if error is not None or peer is None:
@@ -190,7 +193,7 @@ class Redirects:
             "move.received", peer=key, address=validation.new, connections=len(connections), epoch=validation.epoch
         )
         elsewhere = {c.cid for c in connections if validation.before[c.cid][1] != validation.new}
-        self._e.mobility.arrived(now, [c for c in connections if c.movable], elsewhere)
+        self._e.mobility.arrived(now, movable, elsewhere)
         self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
         self._e.mobility.reconsider(now)
 

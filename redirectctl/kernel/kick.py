@@ -68,7 +68,7 @@ class Kicker:
     """Keeps the sequence numbers it has learnt; lives as long as the daemon."""
 
     def __init__(self, sockets: Sockets, injector: Injector, probe: Callable[[Iterable[FourTuple]], None]) -> None:
-        """``probe`` sends pure ACKs of these sockets to the NFQUEUE of which on_ack is the handler, for a while."""
+        """``probe`` sends pure ACKs of exactly these sockets to the NFQUEUE of which on_ack is the handler."""
         self._sockets = sockets
         self._injector = injector
         self._probe = probe
@@ -84,7 +84,10 @@ class Kicker:
         ``connections``: socket tuples.  Returns how many were stalled and no longer wait longer than they would on a
         fresh connection.  Raises KernelError.
         """
-        found = self._look(connections)
+        return await self.follow_up(self.push(connections))
+
+    async def follow_up(self, found: Collection[SocketInfo]) -> int:
+        """The rest of kick(): all that push() could not do at once, or that did not help."""
         await self._ask(one for one in found if not is_stalled(one))
         stalled = {one.cookie: one for one in found if is_stalled(one)}
         left = dict(stalled)
@@ -94,11 +97,25 @@ class Kicker:
             if turn:  # they did not react: perhaps the numbers were of an earlier life of the socket
                 for cookie in left:
                     self._numbers.pop(cookie, None)
-            await self._learn([one for one in left.values() if one.cookie not in self._numbers])
-            await self._push(left.values())
+            unknown = [one for one in left.values() if one.cookie not in self._numbers]
+            await self._learn(unknown)
+            for one in left.values() if turn else unknown:
+                self._push(one)
+            await asyncio.sleep(0)
             now = {one.cookie: one for one in self._look([one.tuple for one in left.values()])}
             left = {cookie: now[cookie] for cookie, was in left.items() if cookie in now and _unmoved(was, now[cookie])}
         return len(stalled) - len(left)
+
+    def push(self, connections: Collection[FourTuple]) -> list[SocketInfo]:
+        """The first part of kick(), for all whose numbers are known, before anything else can happen to them.
+
+        Returns what was found, as it was before.
+        """
+        found = self._look(connections)
+        for one in found:
+            if is_stalled(one):
+                self._push(one)
+        return found
 
     async def learn(self, connections: Collection[FourTuple]) -> None:
         """Get the sequence numbers now, so that a later kick is quicker.
@@ -167,6 +184,7 @@ class Kicker:
                 pass  # what has answered is enough
             finally:
                 self._wanted.clear()
+                self._probe(())
             for now in self._look(self._answers):
                 was = before.get(now.tuple)
                 if was and now.info and _position(was) == _position(now):
@@ -185,23 +203,15 @@ class Kicker:
         while len(self._numbers) > MAX_REMEMBERED:
             del self._numbers[next(iter(self._numbers))]
 
-    async def _push(self, sockets: Iterable[SocketInfo]) -> None:
-        sent = 0
-        for one in sockets:
-            numbers = self._numbers.get(one.cookie)
-            if numbers is None or one.info is None:
-                continue
-            if is_backed_off(one):
-                times = one.info.backoff + 1
-                self._injector.unreachable(one.tuple, numbers.snd_una(one), times)
-                sent += times
-            else:
-                window = one.info.send_window >> one.info.send_scale
-                self._injector.ack(one.tuple, seq=numbers.rcv_nxt(one), ack=numbers.snd_una(one), window=window)
-                sent += 1
-            if sent >= _BATCH:
-                sent = 0
-                await asyncio.sleep(0)
+    def _push(self, one: SocketInfo) -> None:
+        numbers = self._numbers.get(one.cookie)
+        if numbers is None or one.info is None:
+            return
+        if is_backed_off(one):
+            self._injector.unreachable(one.tuple, numbers.snd_una(one), one.info.backoff + 1)
+        else:
+            window = one.info.send_window >> one.info.send_scale
+            self._injector.ack(one.tuple, seq=numbers.rcv_nxt(one), ack=numbers.snd_una(one), window=window)
 
 
 def is_backed_off(one: SocketInfo) -> bool:

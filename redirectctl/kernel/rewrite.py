@@ -13,7 +13,6 @@ the new source address (`ip rule from ...` of hosts with several uplinks).
 from __future__ import annotations
 
 import errno
-import time
 from collections import Counter
 from collections.abc import Container, Iterable
 from typing import NamedTuple
@@ -68,7 +67,7 @@ class Rewriter:
         self._places: dict[Place, bytes | None] = {}  # elements, and None where there must be none
         self._counts: Counter[str] = Counter()  # elements by set
         self._shape: frozenset[str] = frozenset()  # sets that the base chains look in
-        self._probes: dict[FourTuple, float] = {}
+        self._probed: frozenset[str] = frozenset()  # sets that sockets being probed are in
 
     def close(self) -> None:
         """Let go of the kernel's interfaces; the table stays and goes on working."""
@@ -98,7 +97,7 @@ class Rewriter:
             commands += nft_queue_commands(TABLE)
         self._nft.run(commands + reshape(frozenset(), shape) + add_commands(installed.items()))
         self._entries, self._places, self._counts, self._shape = entries, places, counts, shape
-        self._probes = {}
+        self._probed = frozenset()
 
     def apply(self, add: Iterable[KernelFlow] = (), remove: Iterable[KernelFlow] = ()) -> None:
         """Take ``remove`` out and put ``add`` in, in one transaction; a move is both with one socket tuple.
@@ -144,14 +143,15 @@ class Rewriter:
         self._counts = counts
 
     def probe(self, sockets: Iterable[FourTuple]) -> None:
-        """For PROBE_SECONDS give outgoing pure ACKs of these socket tuples MARK_PROBE, which leads to QUEUE_PROBE."""
-        now = time.monotonic()
-        self._probes = {socket: end for socket, end in self._probes.items() if end > now}
-        self._probes.update(dict.fromkeys(sockets, now + PROBE_SECONDS))
-        places = [(probe_place(socket), b"") for socket in self._probes]
+        """Give outgoing pure ACKs of exactly these socket tuples MARK_PROBE, which leads to QUEUE_PROBE.
+
+        Until the next call, and for PROBE_SECONDS at most: the packets of a receiver of bulk data are pure ACKs.
+        """
+        places = [(probe_place(socket), b"") for socket in sockets]
         # An element that is there already would keep its old timeout, so all are put in anew.
         flush = [{"flush": {"set": {**TABLE, "name": f"probe{version}"}}} for version in (4, 6)]
-        shape = frozenset(+self._counts) | {name for (name, _), _ in places}
+        self._probed = frozenset(name for (name, _), _ in places)
+        shape = frozenset(+self._counts) | self._probed
         commands = reshape(self._shape, shape) + flush + add_commands(places, timeout=int(PROBE_SECONDS))
         self._nft.run(commands)
         self._shape = shape
@@ -174,13 +174,11 @@ class Rewriter:
         if self._queues:
             self._queues.remove()
         self._entries, self._places, self._counts, self._shape = {}, {}, Counter(), frozenset()
-        self._probes = {}
+        self._probed = frozenset()
 
     def _change(self, counts: Counter[str], delete: dict[Place, bytes], create: dict[Place, bytes]) -> None:
         """Rules that look in empty sets harm nobody: they come before the first element and go after the last."""
-        now = time.monotonic()
-        probing = {probe_place(socket)[0] for socket, end in self._probes.items() if end > now}
-        shape = frozenset(counts) | probing
+        shape = frozenset(counts) | self._probed
         self._reshape(shape | self._shape)
         self._netlink.change(delete.items(), create.items())
         self._reshape(shape)
