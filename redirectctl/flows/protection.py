@@ -361,6 +361,8 @@ class Protection:
                 connection.guarded = False
                 self._refuse(now, connection, f"kernel: {error}")
                 self._e.emit(commands.DropConnections((connection.cid,)))
+                if len(token) == 2 and connection.peer is not None:  # ours: the peer has taken it on already
+                    self._tell_end(now, connection.peer, End.RELEASED, (connection.cid,))
                 continue
             if connection.guarded:  # else it has been released, or has ended, meanwhile
                 connection.installed = connection.wire

@@ -423,6 +423,19 @@ def test_a_kernel_that_refuses_while_the_next_move_is_under_way(who: str) -> Non
             assert bob.flows[socket].local.host == ip(LATER)
 
 
+@pytest.mark.parametrize("refusing", [0.1, 0.2, 0.3, 0.5])
+def test_a_challenge_repeated_while_the_kernel_is_about_to_refuse(refusing: float) -> None:
+    """What was asked for twice, and refused once, is not done."""
+    world, alice, bob, (socket,) = protected()
+    bob.kernel_delay, bob.kernel_error = 0.15, "busy"
+    bob.move(NEW)
+    world.run(refusing)
+    bob.kernel_error = None
+    world.run(40)
+    assert agree(alice, bob, socket.mirrored)
+    assert bob.flows[socket].local.host == ip(NEW)
+
+
 def test_a_kernel_that_refuses_the_guard_leaves_nothing_stored() -> None:
     world, alice, bob = pair()
     alice.kernel_error = "no space"
@@ -432,6 +445,18 @@ def test_a_kernel_that_refuses_the_guard_leaves_nothing_stored() -> None:
     assert bob.connection(socket).reason == "kernel-refused-there"
     assert not alice.stored
     assert not bob.flows
+
+
+def test_our_own_kernel_refuses_the_guard_when_the_peer_has_it() -> None:
+    world, alice, bob = pair()
+    bob.kernel_error = "no space"
+    socket, mirrored = world.connect(bob, alice, 40000)
+    world.run(10)
+    assert bob.connection(socket).reason == "kernel: no space"
+    assert alice.connection(mirrored).reason == "released-there"
+    for host in (alice, bob):
+        assert not host.stored
+        assert not host.flows
 
 
 # -- moves with several addresses --------------------------------------------------------------------------------------

@@ -184,6 +184,20 @@ def test_withheld_acm_before_the_next_one(scene: Scene) -> None:
     assert scene.alice.flows[scene.mirrored] == scene.mirrored
 
 
+def test_acm_that_comes_after_a_newer_one(scene: Scene) -> None:
+    """The newer one has not been applied yet.  The older one does not even draw a challenge."""
+    scene.mallory.addresses.append(ip(LATER))
+    own = (messages.Entry(ip(MALLORY)),)
+    scene.as_mallory(messages.Acm(2**40 + 1, ip(LATER), own), source=LATER)
+    scene.world.run(0.05)
+    scene.as_mallory(messages.Acm(2**40, ip(MALLORY), own))
+    scene.world.run(0.05)
+    challenged = {m.epoch for m, *_ in scene.alice.messages if isinstance(m, messages.PathChallenge)}
+    assert challenged == {0, 2**40 + 1}
+    assert scene.alice.named("redirect.refused", "stale-epoch")
+    assert scene.alice.connection(scene.own.mirrored).announced_epoch == 2**40 + 1
+
+
 def test_acm_from_elsewhere_than_it_announces(scene: Scene) -> None:
     scene.as_mallory(messages.Acm(2**40, ip(VICTIM), (messages.Entry(ip(MALLORY)),)))
     scene.world.run(10)
