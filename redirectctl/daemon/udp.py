@@ -19,6 +19,8 @@ _IN6_PKTINFO = struct.Struct("=16sI")  # ipi6_addr, ipi6_ifindex
 _IP_PKTINFO = 8
 _ANCILLARY = socket.CMSG_SPACE(max(_IN_PKTINFO.size, _IN6_PKTINFO.size))
 _RECEIVE = 2048  # longer ones are cut, and refused as too long
+_BUFFER = 4 << 20  # bytes, of which a small datagram takes 768: some thousand connections may end at once
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h; beyond net.core.rmem_max, with CAP_NET_ADMIN
 _BATCH = 64  # datagrams before the event loop gets its turn
 
 OnDatagram = Callable[[bytes, SockAddr, IPAddress], None]
@@ -88,6 +90,9 @@ class ControlPort:
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self._sockets.append((sock, address))
+        with contextlib.suppress(PermissionError):  # without the right the system's default has to do
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
         if version == 4:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
         else:
