@@ -40,6 +40,17 @@ first_contact = "accept-new"
 long_lived_after = "1s"
 ports = [5001, 5002, 5003]
 """
+# Most networks say nothing about an address that is not there any more.  This router would, and its ICMP host
+# unreachable undoes TCP's back-off (RFC 6069) all through the outage.
+SILENCE = """
+table inet silence {
+    chain output {
+        type filter hook output priority 0;
+        icmp type destination-unreachable drop
+        icmpv6 type destination-unreachable drop
+    }
+}
+"""
 TICK = 0.02  # seconds
 PLUGGING = 0.02  # seconds from plugging in to the address, roughly
 QUIET = 1.0  # seconds between two moves, and up to half a second more, so that no timer keeps step with us
@@ -65,6 +76,7 @@ class Bench:
     def __init__(self, kick: bool, version: int, mover: str) -> None:
         self.kick = kick
         self.lab = lab = Lab()
+        lab.router.run(["nft", "-f", "-"], stdin=SILENCE)
         daemons = [Daemon(host, CONFIG, command=MODES[kick]) for host in (lab.server, lab.client)]
         for daemon in daemons:
             daemon.start()
