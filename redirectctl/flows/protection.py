@@ -117,6 +117,7 @@ class Protection:
             case "linger":
                 self._unguard([connection])
             case "bury":
+                self._unguard([connection])  # in case its lingering was extended meanwhile
                 self._e.table.bury(connection)
 
     def _unguard(self, connections: Iterable[Connection]) -> None:
@@ -413,9 +414,9 @@ class Protection:
             if connection.peer != event.key:
                 self._e.notice("redirect.refused", connection, peer=event.key, reason="not-your-connection")
                 continue
-            connection.peer_closed = True
+            connection.peer_closed = connection.peer_closed or message.what is not End.RELEASED
             if connection.state is State.CLOSED:
-                if self._e.timers.armed(("linger", connection.cid)):
+                if connection.peer_closed and self._e.timers.armed(("linger", connection.cid)):
                     self._e.timers.set(("linger", connection.cid), now + constants.LINGER_BOTH)
             elif message.what is End.KILL and connection.movable:
                 self._e.emit(commands.Destroy((connection.socket,)))

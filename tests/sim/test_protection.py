@@ -288,6 +288,19 @@ def test_rewriting_ends_also_when_the_other_end_never_says_that_it_has_closed() 
     assert not len(alice.engine.table)
 
 
+@pytest.mark.parametrize("before", [0.5, 1.5])
+def test_rewriting_ends_also_when_the_other_end_closes_at_the_last_moment(before: float) -> None:
+    world, alice, bob, (socket,) = protected()
+    bob.move(NEW)
+    world.run(2)
+    alice.closed(socket.mirrored)
+    world.run(constants.LINGER - before)
+    bob.closed(socket)
+    world.run(120)
+    assert not alice.flows
+    assert not bob.flows
+
+
 def test_a_new_connection_with_the_tuple_of_a_moved_one_that_has_ended() -> None:
     """The old one's rewriting must not touch it."""
     world, alice, bob, (socket,) = protected()
