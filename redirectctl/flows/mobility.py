@@ -49,6 +49,7 @@ class Move:
     remotes: tuple[SockAddr, ...]
     origin: dict[bytes, IPAddress]  # where each connection was
     tries: int = 0
+    sent_at: float = 0.0
     chosen: IPAddress | None = None
     chosen_at: float = 0.0
     installed: bool = False
@@ -192,7 +193,7 @@ class Mobility:
         peer = self._e.peers.get(key)
         return peer.remote.port if peer is not None and peer.remote is not None else self._e.policy.control_port
 
-    def _send_acm(self, now: float, move: Move) -> None:
+    def _send_acm(self, now: float, move: Move, new_session: bool = False) -> None:
         """From every candidate; the address it is sent from is the one it announces."""
         peer = self._e.peers.get(move.key)
         if peer is None or not any(c.movable for c in self._e.table.select(move.cids)):
@@ -206,12 +207,18 @@ class Mobility:
         candidates = move.candidates
         if move.chosen is not None and now - move.chosen_at < constants.CHOICE_TIME:
             candidates = (move.chosen,)
+        # Not when it answers, whatever it answers; and what a handshake made us send calls for no other.
+        silent = peer.last_contact is None or peer.last_contact < move.sent_at
+        rehandshake = not new_session and silent and move.tries >= constants.ACM_REHANDSHAKE
         for source in (a for a in candidates if a in self._e.network.usable):
             for to in dict.fromkeys(t for t in targets if t.host.version == source.version):
                 message = Acm(move.epoch, source, move.entries)
                 sent = self._e.send(now, move.key, message, to, source)
-                if not sent or move.tries >= constants.ACM_REHANDSHAKE:
+                if not sent or rehandshake:
                     self._e.contact(now, to, source, move.key)
+        move.sent_at = now
+        if new_session:
+            return  # the timer goes on
         delays = constants.ACM_RETRIES
         self._e.timers.set(("acm", move.epoch), now + delays[min(move.tries, len(delays) - 1)])
         move.tries += 1
@@ -219,7 +226,7 @@ class Mobility:
     def session_up(self, now: float, key: bytes) -> None:
         """Moves that waited for keys."""
         for move in [m for m in self._moves.values() if m.key == key]:
-            self._send_acm(now, move)
+            self._send_acm(now, move, new_session=True)
 
     def timer(self, now: float, kind: str, *rest: Any) -> None:
         """An ACM or a challenge was not answered."""
@@ -270,6 +277,8 @@ class Mobility:
             if wire != connection.wire:
                 remove.append(connection.flow)
                 connection.wire = wire
+                if local is not None:
+                    connection.confirmed = None  # from the moment that the peer may hear of it
                 add.append(connection.flow)
         if add:
             self._e.emit(commands.SaveConnections(tuple(connections)))
@@ -301,8 +310,8 @@ class Mobility:
         move = self._moves.get(epoch)
         if move is None or move.chosen != chosen or move.challenge is None or error is not None:
             return
-        if any(c.movable and c.wire.local.host != chosen for c in self._e.table.select(move.cids)):
-            return  # an earlier change failed after this one was asked for
+        if any(c.movable and _local(c.installed) != chosen for c in self._e.table.select(move.cids)):
+            return  # an earlier change failed after this one, which had nothing left to do, was asked for
         move.installed = True
         data, to = move.challenge
         self._e.send(now, move.key, PathResponse(epoch, data), to, chosen)

@@ -436,6 +436,16 @@ def test_a_kernel_that_refuses_while_the_next_move_is_under_way(who: str) -> Non
             assert bob.flows[socket].local.host == ip(LATER)
 
 
+def test_a_kernel_that_refuses_for_hours_is_no_storm() -> None:
+    world, alice, bob, _ = protected()
+    alice.kernel_error = "no memory"
+    bob.move(NEW, LATER)
+    world.run(60)
+    before = len(world.recorded)
+    world.run(3600)
+    assert len(world.recorded) - before < 3600, "less than one a second"
+
+
 @pytest.mark.parametrize("refusing", [0.1, 0.2, 0.3, 0.5])
 def test_a_challenge_repeated_while_the_kernel_is_about_to_refuse(refusing: float) -> None:
     """What was asked for twice, and refused once, is not done."""
