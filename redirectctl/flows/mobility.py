@@ -52,6 +52,7 @@ class Move:
     sent_at: float = 0.0
     chosen: IPAddress | None = None
     chosen_at: float = 0.0
+    rewriting: IPAddress | None = None  # what the kernel has been asked for
     installed: bool = False
     challenge: tuple[bytes, SockAddr] | None = None  # to be answered when the kernel rewrites
 
@@ -257,6 +258,9 @@ class Mobility:
             self._e.send(now, move.key, PathResponse(move.epoch, message.data), event.source, event.local)
             return
         move.challenge = (message.data, event.source)
+        if move.rewriting == move.chosen:
+            return
+        move.rewriting = move.chosen
         connections = [c for c in self._e.table.select(move.cids) if c.movable]
         self.rewrite(("move", move.epoch, move.chosen), connections, local=move.chosen)
 
@@ -308,6 +312,8 @@ class Mobility:
 
     def _moved(self, now: float, epoch: int, chosen: IPAddress, error: str | None) -> None:
         move = self._moves.get(epoch)
+        if move is not None and move.rewriting == chosen:
+            move.rewriting = None
         if move is None or move.chosen != chosen or move.challenge is None or error is not None:
             return
         if any(c.movable and _local(c.installed) != chosen for c in self._e.table.select(move.cids)):
@@ -327,6 +333,7 @@ class Mobility:
             # It sends to another of our candidates: the answer to that one's challenge was late, or we had two.
             if event.local in move.candidates:
                 move.chosen, move.chosen_at, move.installed, move.challenge = event.local, now, False, None
+                move.rewriting = event.local
                 self.rewrite(("move", move.epoch, event.local), connections, local=event.local)
         elif message.status is AcmStatus.APPLIED:
             if not all(c.wire.local.host == move.chosen == _local(c.installed) for c in connections):

@@ -46,7 +46,7 @@ class Redirects:
     def timer(self, now: float, which: tuple[bytes, int, IPAddress]) -> None:
         """A challenge was not answered."""
         validation = self._validations.get(which)
-        if validation is not None:
+        if validation is not None and not validation.applying:
             self._challenge(now, validation)
 
     def on_acm(self, now: float, event: events.Received, message: Acm) -> None:

@@ -459,6 +459,20 @@ def test_a_challenge_repeated_while_the_kernel_is_about_to_refuse(refusing: floa
     assert bob.flows[socket].local.host == ip(NEW)
 
 
+@pytest.mark.parametrize("seconds", [0.15, 0.7, 2.0])
+def test_slow_kernels_are_asked_once(seconds: float) -> None:
+    """ACMs and challenges are repeated meanwhile."""
+    world, alice, bob, (socket,) = protected()
+    alice.kernel_delay = bob.kernel_delay = seconds
+    before = len(alice.transactions), len(bob.transactions)
+    bob.move(NEW)
+    world.run(3 * seconds + 1)
+    assert agree(alice, bob, socket.mirrored)
+    assert bob.connection(socket).confirmed == ip(NEW)
+    assert (len(alice.transactions) - before[0], len(bob.transactions) - before[1]) == (1, 1)
+    assert not alice.named("redirect.refused")
+
+
 def test_a_kernel_that_refuses_the_guard_leaves_nothing_stored() -> None:
     world, alice, bob = pair()
     alice.kernel_error = "no space"
