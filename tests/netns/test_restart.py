@@ -1,0 +1,190 @@
+"""A daemon that stops or is killed: moved connections go on without it, and it takes them up again."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+
+import pytest
+from daemon_pair import PATIENCE, Pair, give_away, held, resets_sent, traces
+
+from redirectctl.lab.daemons import Daemon
+from redirectctl.lab.streams import Idle, Ticker, start_idle, start_ticker, wait_until
+from redirectctl.lab.topology import Lab
+
+COUNT = 3  # idle connections; with the ticker one more
+FORGE = """
+import socket, sys
+from redirectctl.wire.addr import SockAddr
+from redirectctl.wire.ip import TcpFlags, build_tcp
+source, target = SockAddr.parse(sys.argv[1]), SockAddr.parse(sys.argv[2])
+packet = build_tcp(source, target, seq=int(sys.argv[3]), flags=TcpFlags.RST)
+family = socket.AF_INET if target.host.version == 4 else socket.AF_INET6
+socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW).sendto(packet, (str(target.host), 0))
+"""
+
+
+def end(daemon: Daemon, how: str) -> None:
+    if how == "SIGTERM":
+        assert daemon.stop() < 2
+    else:
+        daemon.kill()
+
+
+def acknowledged(lab: Lab, idle: Idle) -> dict[str, int]:
+    """Let each connection echo once; the last number that the server acknowledged to each of the client's ports."""
+    dump = lab.sandbox.directory / f"dump{lab.sandbox.number()}"
+    port = str(idle.server.printed()[0]["port"])
+    with dump.open("w") as out:
+        sniffer = lab.router.popen(["tcpdump", "-SnU", "-l", "-i", "any", f"tcp port {port}"], stdout=out, stderr=out)
+    wait_until(lambda: "listening on" in dump.read_text(), PATIENCE, "tcpdump")
+    assert idle.ask(PATIENCE) == {}
+    seen = ""
+
+    def quiet() -> bool:
+        nonlocal seen
+        before, seen = seen, dump.read_text()
+        return before == seen != ""
+
+    wait_until(quiet, PATIENCE, "the last acknowledgement", poll=0.5)
+    sniffer.terminate()
+    sniffer.wait()
+    numbers = dict(re.findall(r" > \S+\.(\d+): Flags \[[^\]]*\],.* ack (\d+)", seen))  # the last one of each port
+    return {port: int(numbers[port]) for port in (each.rpartition(":")[2] for each in idle.locals)}
+
+
+def forge_resets(lab: Lab, idle: Idle, numbers: dict[str, int], version: int) -> None:
+    """The stranger, who has the client's first address, sends exactly the RST that each server socket believes."""
+    server_port = idle.server.printed()[0]["port"]
+    target = f"[{lab.server.address(6)}]" if version == 6 else str(lab.server.address())
+    for local in idle.locals:
+        number = numbers[local.rpartition(":")[2]]
+        lab.stranger.run([sys.executable, "-c", FORGE, local, f"{target}:{server_port}", str(number)])
+
+
+def lives(ticker: Ticker, idle: Idle) -> None:
+    ticker.wait_both(time.monotonic(), PATIENCE)
+    assert idle.ask(PATIENCE) == {}
+
+
+def ended(lab: Lab, idle: Idle) -> bool:
+    """The server has no socket for it any more."""
+    port = idle.locals[0].rpartition(":")[2]
+    return not lab.server.run(["ss", "-tnH", f"dport = :{port}"]).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("who", "how", "version"),
+    [
+        ("client", "SIGTERM", 4),
+        ("client", "SIGKILL", 6),
+        ("server", "SIGKILL", 4),
+        ("server", "SIGTERM", 6),
+        ("both", "SIGKILL", 4),
+        ("both", "SIGTERM", 6),
+    ],
+)
+def test_moved_connections_live_without_the_daemon_and_are_taken_up_again(
+    lab: Lab, who: str, how: str, version: int
+) -> None:
+    pair = Pair(lab)
+    ending = {"client": (pair.client,), "server": (pair.server,), "both": pair.daemons}[who]
+    ticker = start_ticker(lab.server, lab.client, version=version, wrap=pair.wrap)
+    idle = start_idle(lab.server, lab.client, COUNT, version=version, wrap=pair.wrap)
+    plain = start_idle(lab.server, lab.client, 1, version=version)
+    plain_numbers = acknowledged(lab, plain)
+    pair.wait_protected(COUNT + 1)
+    give_away(lab, lab.client)
+    link = lab.client.join(lab.cafe, 20)
+    ticker.wait_both(link.usable_at, PATIENCE)
+    pair.wait_moved(pair.client, 0.0)
+    numbers = acknowledged(lab, idle)
+
+    for daemon in ending:
+        end(daemon, how)
+    # It works, and RSTs from the first address do no harm.
+    forge_resets(lab, plain, plain_numbers, version)
+    lives(ticker, idle)
+    forge_resets(lab, idle, numbers, version)
+    lives(ticker, idle)
+    wait_until(lambda: ended(lab, plain), PATIENCE, "the same RST ends a connection that is not protected", poll=0.1)
+
+    # RSTs from the address where the connections are now, while they are nowhere, do none either.
+    before = resets_sent(lab.stranger)
+    give_away(lab, lab.client)
+    wait_until(lambda: resets_sent(lab.stranger) > before, PATIENCE, "a RST", poll=0.02)
+    link = lab.client.join(lab.office, 30)
+    for daemon in ending:
+        daemon.start()
+    ticker.wait_both(link.usable_at, PATIENCE)
+    lives(ticker, idle)
+    listed = pair.wait_protected(COUNT + 1)
+    assert {(c["path"], c["wire_local"].rpartition(":")[0].strip("[]")) for c in listed} == {
+        ("rewritten", str(link.addresses.of(version)))
+    }
+
+    # They can move again, the server too.
+    for host, network, number in ((lab.client, lab.cafe, 31), (lab.server, lab.dc2, 32)):
+        link = host.move(network, number)
+        ticker.wait_both(link.usable_at, PATIENCE)
+        lives(ticker, idle)
+    verdict = ticker.stop()
+    assert verdict.ok, verdict
+    idle.stop()
+    plain.stop()
+    pair.stop_without_a_trace()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_killed_before_any_move(lab: Lab, version: int) -> None:
+    """The first move after a restart is like any other."""
+    pair = Pair(lab)
+    ticker = start_ticker(lab.server, lab.client, version=version, wrap=pair.wrap)
+    (before,) = pair.wait_protected(1)
+    for daemon in pair.daemons:
+        daemon.kill()
+    ticker.wait_both(time.monotonic(), PATIENCE)
+    for daemon in pair.daemons:
+        daemon.start()
+    (after,) = pair.wait_protected(1)
+    assert {key: after[key] for key in ("id", "path", "local", "remote", "peer", "moves")} == {
+        key: before[key] for key in ("id", "path", "local", "remote", "peer", "moves")
+    }
+    give_away(lab, lab.client)
+    link = lab.client.join(lab.cafe, 20)
+    ticker.wait_both(link.usable_at, PATIENCE)
+    verdict = ticker.stop()
+    assert verdict.ok, verdict
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+def test_what_closes_while_no_daemon_runs_leaves_nothing(lab: Lab, how: str) -> None:
+    pair = Pair(lab)
+    connections = [start_idle(lab.server, lab.client, 2, version=version, wrap=pair.wrap) for version in (4, 6)]
+    pair.wait_protected(4)
+    began = time.time()
+    lab.client.move(lab.cafe, 20)
+    wait_until(lambda: {c["path"] for c in pair.wait_protected(4)} == {"rewritten"}, PATIENCE, "both moved", poll=0.1)
+    for each in connections:
+        assert each.ask(PATIENCE) == {}
+    assert pair.wait_moved(pair.client, began)
+    for daemon in pair.daemons:
+        end(daemon, how)
+        assert held(daemon.host)  # or the connections would not live
+    for each in connections:
+        assert each.ask(PATIENCE) == {}
+        each.stop()
+    wait_until(lambda: not _open(lab), PATIENCE, "closed connections", poll=0.2)
+    for daemon in pair.daemons:
+        daemon.start()
+        wait_until(lambda host=daemon.host: not held(host), PATIENCE * 2, f"{daemon.host.name}", poll=0.5)
+        assert daemon.ctl("connections") == []
+        daemon.stop()
+        assert traces(daemon.host) == []
+
+
+def _open(lab: Lab) -> bool:
+    """Whether client or server have a connection that has not ended, apart from TIME-WAIT."""
+    listed = [host.run(["ss", "-tnH", "exclude", "time-wait"]).stdout.strip() for host in (lab.client, lab.server)]
+    return any(listed)
