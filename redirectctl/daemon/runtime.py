@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from redirectctl.api import schema
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 REPAIR = 1.0  # seconds between looks whether our nftables table is still there: 0.05 ms each
 LEARN_AFTER = 0.2  # seconds in which other connections become protected too: one batch for all
+LEARN_AGAIN = (1.0, 3.0, 10.0, 30.0, 0.0)  # seconds: a busy connection may have a quiet moment
 PRUNE = 86400.0  # seconds between looks for peers not met for long
 
 
@@ -225,6 +227,8 @@ class Runtime:
                 self.engine.checked(self.now, token, self.finder.present(sockets))
             case commands.Kick(sockets):
                 self.tasks.start(self.kicker.follow_up(self.kicker.push(sockets)), "kick")
+            case commands.Hasten(sockets):
+                self.kicker.hasten(sockets)
             case commands.FindRoutes():
                 self.network.refresh()
             case commands.Verdict(token, accept):
@@ -292,7 +296,12 @@ class Runtime:
         sockets, self._unstudied = self._unstudied, set()
         studied = (self.engine.table.at(socket) for socket in sockets)
         self.finder.name([c for c in studied if c is not None and c.pid is None])
-        await self.kicker.learn(sockets)
+        busy: Collection[FourTuple] = sockets
+        for pause in LEARN_AGAIN:
+            busy = await self.kicker.learn(busy)
+            if not busy:
+                break
+            await asyncio.sleep(pause)
 
     def _set_timer(self) -> None:
         if self._timer is not None:

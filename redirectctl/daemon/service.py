@@ -20,6 +20,8 @@ from redirectctl.proto.fingerprint import fingerprint, matches, picture
 from redirectctl.store.records import PeerRecord, PeerState
 from redirectctl.wire.addr import FourTuple, SockAddr
 
+LONGEST_TARGET = 128  # characters; two IPv6 addresses with ports take 95
+
 
 class DaemonService:
     """The Service of apiserver.py."""
@@ -90,6 +92,9 @@ class DaemonService:
 
     async def protect(self, request: schema.ProtectRequest, caller: Caller) -> schema.ConnectionsReply:
         """Opt a running process or one connection in."""
+        if len(request.target) > LONGEST_TARGET:
+            why = f"{len(request.target)} characters are neither a process number nor LOCAL-REMOTE"
+            raise RequestError("protect", why, "as in 192.0.2.1:40000-198.51.100.2:22", schema.ErrorCode.USAGE)
         r, what = self._r, f"protect {request.target}"
         try:
             if request.target.isascii() and request.target.isdigit():

@@ -61,6 +61,13 @@ class Kick:
 
 
 @dataclass(frozen=True, slots=True)
+class Hasten:
+    """The path will be there in a moment: undo the back-off of those of these sockets that a Kick would not help."""
+
+    sockets: tuple[FourTuple, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CheckSockets:
     """Are these open TCP connections of this host?  Then call checked(token, those that are)."""
 
@@ -113,6 +120,7 @@ Command: TypeAlias = (
     | Rewrite
     | FindRoutes
     | Kick
+    | Hasten
     | CheckSockets
     | Destroy
     | Verdict

@@ -321,6 +321,8 @@ class Mobility:
         move.installed = True
         data, to = move.challenge
         self._e.send(now, move.key, PathResponse(epoch, data), to, chosen)
+        connections = [c for c in self._e.table.select(move.cids) if c.movable]
+        self._e.emit(commands.Hasten(tuple(c.socket for c in connections)))
 
     def _on_ack(self, now: float, event: events.Received, message: AcmAck) -> None:
         move = self._moves.get(message.epoch)

@@ -86,6 +86,19 @@ class Kicker:
         """
         return await self.follow_up(self.push(connections))
 
+    def hasten(self, connections: Collection[FourTuple]) -> list[SocketInfo]:
+        """Before the peer's segments can come: undo the back-off of sockets that have more to send, at a price.
+
+        If the peer's first segment acknowledges a part of the segment in flight, the socket is no longer one that
+        RFC 6069 helps: icsk_retransmits is 0, and the back-off stays for as long as half a minute.  That needs several
+        writes in flight, put together for a retransmission (`tcp_retrans_try_collapse`).  So where more data waits
+        behind them the back-off goes now, although the retransmission is lost and the next takes 200 ms.
+        """
+        found = [one for one in self._look(connections) if is_backed_off(one) and one.info and one.info.notsent_bytes]
+        for one in found:
+            self._push(one)
+        return found
+
     async def follow_up(self, found: Collection[SocketInfo]) -> int:
         """The rest of kick(): all that push() could not do at once, or that did not help."""
         await self._ask(one for one in found if not is_stalled(one))
@@ -117,13 +130,14 @@ class Kicker:
                 self._push(one)
         return found
 
-    async def learn(self, connections: Collection[FourTuple]) -> None:
+    async def learn(self, connections: Collection[FourTuple]) -> list[FourTuple]:
         """Get the sequence numbers now, so that a later kick is quicker.
 
-        Works for connections in which nothing happens for a millisecond; others are asked when they are kicked.
+        Works for connections in which nothing happens for a millisecond; returns the others.
         """
         found = self._look(connections)
         await self._learn([one for one in found if one.cookie not in self._numbers])
+        return [one.tuple for one in found if one.cookie not in self._numbers]
 
     def numbers(self, one: SocketInfo) -> Numbers | None:
         """What is known of a connection."""

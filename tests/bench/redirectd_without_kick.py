@@ -4,14 +4,16 @@ import sys
 from collections.abc import Collection
 
 from redirectctl.daemon.main import main
+from redirectctl.kernel.diag import SocketInfo
 from redirectctl.kernel.kick import Kicker
 from redirectctl.wire.addr import FourTuple
 
 
-async def do_nothing(_kicker: Kicker, _connections: Collection[FourTuple]) -> int:
-    return 0
+def find_nothing(_kicker: Kicker, _connections: Collection[FourTuple]) -> list[SocketInfo]:
+    return []
 
 
 if __name__ == "__main__":
-    Kicker.kick = do_nothing  # type: ignore[method-assign]
+    Kicker.push = find_nothing  # type: ignore[method-assign]
+    Kicker.hasten = find_nothing  # type: ignore[method-assign]
     sys.exit(main())
