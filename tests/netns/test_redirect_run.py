@@ -1,0 +1,274 @@
+"""redirect-run with real daemons, and what other users of the machine may do."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+
+import pexpect
+import pytest
+from daemon_pair import FAST, PATIENCE, Pair, give_away
+
+from redirectctl.lab.daemons import Daemon
+from redirectctl.lab.sshd import SshServer
+from redirectctl.lab.streams import start_ticker, wait_until
+from redirectctl.lab.topology import Lab
+
+MEGABYTES = 100
+BLOCK = 1 << 20
+NOBODY = 65534
+FORWARDED = 15022  # a port on the client's loopback
+BANNER = "import socket,sys; print(socket.create_connection(('127.0.0.1', int(sys.argv[1])), 30).recv(4))"
+
+
+def test_status_and_signals_are_those_of_the_command(lab: Lab) -> None:
+    pair = Pair(lab)
+    sshd = SshServer(lab.server)
+    wrap = pair.wrap
+    assert lab.client.run([*wrap, "sh", "-c", "exit 7"], check=False).returncode == 7
+    assert lab.client.run([*wrap, "sh", "-c", "kill -TERM $$"], check=False).returncode == -15
+    shown = lab.client.run(["sh", "-c", '"$@"; echo $?', "sh", *wrap, "sh", "-c", "kill -KILL $$"])
+    assert shown.stdout == "137\n"
+    for command, status in (("/nonexistent", 127), ("/etc/passwd", 126)):
+        assert lab.client.run([*wrap, command], check=False).returncode == status
+    done = lab.client.run([*wrap, *sshd.ssh("exit 9")], check=False)
+    assert (done.returncode, done.stderr) == (9, "")
+    session = lab.client.popen([*wrap, *sshd.ssh("sleep 1000")])
+    pair.wait_protected(1)
+    session.terminate()
+    assert session.wait(PATIENCE) == 255  # what ssh makes of SIGTERM
+
+
+def test_binary_pipes_both_ways_through_a_move(lab: Lab) -> None:
+    """100 MB go to the other host and come back, and the address changes in the middle."""
+    pair = Pair(lab)
+    sshd = SshServer(lab.server)
+    there = lab.sandbox.directory / "errors"
+    with there.open("w") as errors:
+        # Not in text mode, unlike what Host.popen makes.
+        command = lab.client.inside([*pair.wrap, *sshd.ssh("cat")])
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+    lab.sandbox.graceful.append(process)  # type: ignore[arg-type]
+    sent, received, count = hashlib.sha256(), hashlib.sha256(), 0
+
+    def read() -> None:
+        nonlocal count
+        assert process.stdout is not None
+        while block := process.stdout.read1(BLOCK):
+            received.update(block)
+            count += len(block)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    assert process.stdin is not None
+    for number in range(MEGABYTES):
+        if number == MEGABYTES // 2:
+            pair.wait_protected(1)
+            give_away(lab, lab.client)
+            lab.client.join(lab.cafe, 20)
+        block = os.urandom(BLOCK)
+        sent.update(block)
+        process.stdin.write(block)
+    process.stdin.close()
+    assert process.wait(PATIENCE) == 0
+    reader.join(PATIENCE)
+    assert (count, received.hexdigest()) == (MEGABYTES * BLOCK, sent.hexdigest())
+    assert there.read_text() == ""
+
+
+def test_terminal_size_reaches_the_session(lab: Lab) -> None:
+    pair = Pair(lab)
+    sshd = SshServer(lab.server)
+    script = "trap 'stty size' WINCH; stty size; while :; do sleep 0.1; done"
+    command = lab.client.inside([*pair.wrap, *sshd.ssh("-t", script)])
+    child = pexpect.spawn(command[0], command[1:], encoding="utf-8", dimensions=(31, 97), timeout=PATIENCE)
+    try:
+        child.expect("31 97\r\n")
+        pair.wait_protected(1)
+        child.setwinsize(43, 121)
+        child.expect("43 121\r\n")
+        link = lab.client.move(lab.cafe, 20)
+        assert lab.client.has_address(link.addresses.v4)
+        child.setwinsize(25, 80)
+        child.expect("25 80\r\n")
+    finally:
+        child.close(force=True)
+
+
+def test_children_stay_opted_in_after_redirect_run_has_ended(lab: Lab) -> None:
+    """`ssh -f` and a ControlMaster live on in the background, and through a move."""
+    pair = Pair(lab)
+    sshd = SshServer(lab.server)
+    control = lab.sandbox.directory / "control"
+    forward = ["-f", "-N", "-o", "ExitOnForwardFailure=yes", "-L", f"{FORWARDED}:127.0.0.1:22"]
+    master = ["-o", "ControlMaster=auto", "-o", f"ControlPath={control}", "-o", "ControlPersist=600"]
+    ssh = sshd.ssh()
+    for options, command in ((forward, []), (master, ["true"])):
+        # Not a pipe: the child keeps it, and nobody would see its end.
+        started = lab.client.popen([*pair.wrap, *ssh[:-1], *options, ssh[-1], *command], stdout=subprocess.DEVNULL)
+        assert started.wait(PATIENCE) == 0
+    pair.wait_protected(2)
+    give_away(lab, lab.client)
+    lab.client.join(lab.cafe, 20)
+    assert lab.client.run([sys.executable, "-c", BANNER, str(FORWARDED)]).stdout == "b'SSH-'\n"
+    through = ["ssh", "-S", str(control), *sshd.options(), ssh[-1]]
+    assert lab.client.run([*through, "echo still here"]).stdout == "still here\n"
+    assert {c["moves"] for c in pair.wait_protected(2)} == {1}
+    assert len(lab.server.run(["ss", "-tnH", "state", "established", "sport = :22"]).stdout.splitlines()) == 2
+    stopping = lab.client.run(["ssh", "-S", str(control), "-O", "exit", *sshd.options(), ssh[-1]])
+    assert "Exit request sent" in stopping.stderr
+
+
+def test_without_a_daemon(lab: Lab) -> None:
+    daemon = Daemon(lab.client, FAST)
+    wrap = daemon.opted_in()
+    for prepare in (lambda: None, lambda: (daemon.start(), daemon.kill())):
+        prepare()
+        done = lab.client.run([*wrap, "sh", "-c", "echo out; exit 3"], check=False)
+        assert (done.returncode, done.stdout) == (3, "out\n")
+        assert done.stderr.startswith("redirect-run: sh runs unprotected: cannot reach the daemon")
+        assert done.stderr.count("\n") == 1
+        witness = lab.sandbox.directory / "witness"
+        required = lab.client.run([*daemon.opted_in("--require"), "touch", witness], check=False)
+        assert required.returncode == 125
+        assert required.stderr.startswith("redirect-run: nothing was run: cannot reach the daemon")
+        assert not witness.exists()
+    daemon.start()
+    assert lab.client.run([*daemon.opted_in("--require"), "touch", witness]).stderr == ""
+    assert witness.exists()
+
+
+# All modules are imported before the rights are given up: the interpreter may be where only root can read it.
+AS_NOBODY = f"""
+import encodings.idna, importlib, os, pkgutil, socket, sys
+import redirectctl.api, redirectctl.cli
+for package in (redirectctl.api, redirectctl.cli):
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(package.__name__ + "." + module.name)
+os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
+"""
+COMMAND = AS_NOBODY + "sys.exit(redirectctl.cli.main.main(sys.argv[1:]))\n"
+CONNECT = (
+    AS_NOBODY
+    + """
+redirectctl.api.optin.opt_in(sys.argv[1])
+connection = socket.create_connection((sys.argv[2], int(sys.argv[3])), 30)
+for line in sys.stdin:
+    connection.sendall(line.encode())
+    print(connection.recv(100).decode(), end="", flush=True)
+"""
+)
+
+
+@pytest.fixture
+def open_to_all(lab: Lab) -> Lab:
+    """The lab's directory is root's alone; here other users may reach what is in it."""
+    lab.sandbox.directory.chmod(0o711)
+    return lab
+
+
+def test_a_user_without_rights(open_to_all: Lab) -> None:
+    lab = open_to_all
+    pair = Pair(lab)
+    others = start_ticker(lab.server, lab.client, wrap=pair.wrap)
+    echo = lab.server.popen([sys.executable, "-m", "redirectctl.lab.traffic", "echo", "--listen", "9000"])
+    wait_until(lambda: lab.server.run(["ss", "-tlnH", "sport = :9000"]).stdout, PATIENCE, "the echo", poll=0.1)
+    (listed,) = pair.wait_protected(1)
+    peer, connection = listed["peer"], listed["id"]
+    pair.client.socket.parent.chmod(0o755)
+
+    def ctl(*arguments: str) -> tuple[int, str]:
+        argv = [sys.executable, "-c", COMMAND, "--socket", str(pair.client.socket), "--json", *arguments]
+        done = lab.client.run(argv, check=False)
+        return done.returncode, done.stderr
+
+    assert ctl("status") == (0, "")
+    for arguments in (
+        ("connections",),
+        ("peers",),
+        ("identity",),
+        ("approve", peer),
+        ("reject", peer),
+        ("forget", peer),
+        ("protect", str(others.ends["client"].process.pid)),
+        ("protect", f"{listed['local']}-{listed['remote']}"),
+        ("release", connection),
+        ("kill", connection),
+        ("announce",),
+        ("events",),
+    ):
+        status, complaint = ctl(*arguments)
+        assert (status, "not permitted" in complaint) == (4, True), (arguments, status, complaint)
+        assert complaint.count("\n") == 1
+
+    argv = [sys.executable, "-c", CONNECT, str(pair.client.socket), str(lab.server.address()), "9000"]
+    own = lab.client.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert {c["state"] for c in pair.wait_protected(2)} == {"protected"}
+    link = lab.client.move(lab.cafe, 20)
+    others.wait_both(link.usable_at, PATIENCE)
+    assert own.stdin is not None
+    assert own.stdout is not None
+    own.stdin.write("it lives\n")
+    own.stdin.flush()
+    assert own.stdout.readline() == "it lives\n"
+    own.kill()
+    own.communicate()
+    echo.kill()
+    verdict = others.stop()
+    assert verdict.ok, verdict
+
+
+MALFORMED = (
+    b"",
+    b"\n" * 1000,
+    b"\0" * 70_000,
+    b"{}\n",
+    b"[]\n",
+    b"null\n",
+    b'{"type":"status"',
+    b'{"type":"status","extra":1}\n',
+    b'{"type":"no-such"}\n',
+    b'{"type":"protect","target":{}}\n',
+    b'{"type":"protect","target":"' + b"9" * 5000 + b'"}\n',
+    b'{"type":"kill","connection":"\\ud800"}\n',
+    b'{"type":"approve","peer":"\xff\xfe"}\n',
+    b'{"type":"events","follow":true,"since":1e999}\n',
+    b"[" * 5000 + b"\n",
+    b'{"type":"opt-in","pid":1}\n',
+    b"GET / HTTP/1.1\r\nHost: redirectd\r\n\r\n",
+    b"\xff" * 5_000_000,
+)
+
+
+def test_malformed_requests_do_no_harm(open_to_all: Lab) -> None:
+    lab = open_to_all
+    pair = Pair(lab)
+    ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
+    (before,) = pair.wait_protected(1)
+    pid = pair.client.ctl("status")["pid"]
+    script = (
+        "import socket,sys\n"
+        "s = socket.socket(socket.AF_UNIX)\n"
+        "s.settimeout(30)\n"
+        "s.connect(sys.argv[1])\n"
+        "try:\n"
+        "    s.sendall(open(sys.argv[2], 'rb').read())\n"
+        "    s.shutdown(socket.SHUT_WR)\n"
+        "    while s.recv(65536): pass\n"
+        "except OSError: pass\n"
+    )
+    for number, data in enumerate(MALFORMED):
+        file = lab.sandbox.directory / f"malformed-{number}"
+        file.write_bytes(data)
+        lab.client.run([sys.executable, "-c", script, str(pair.client.socket), str(file)])
+        assert pair.client.ctl("status")["pid"] == pid, data[:80]
+    (after,) = pair.wait_protected(1)
+    assert (after["id"], after["moves"]) == (before["id"], 0)
+    link = lab.client.move(lab.cafe, 20)
+    ticker.wait_both(link.usable_at, PATIENCE)
+    verdict = ticker.stop()
+    assert verdict.ok, verdict
+    assert "Traceback" not in pair.client.log.read_text()
