@@ -182,6 +182,11 @@ class Claims:
             return known.peer == peer.key and claim.epoch > known.remote_epoch
         return known.state is not State.NEGOTIATING or known.peer in (None, peer.key)
 
+    def _ours_wins(self, key: bytes, claim: Claim) -> bool:
+        """Both hosts claim the same connection: the smaller id wins on both."""
+        known = self._e.table.at(claim.tuple.mirrored)
+        return known is not None and known.state is State.NEGOTIATING and known.peer == key and known.cid < claim.cid
+
     def _look(self, asked: Asked) -> None:
         """In the socket table."""
         self._number += 1
@@ -209,6 +214,8 @@ class Claims:
             if status is not None:
                 self._refuse(asked.event, claim, status, asked.verdicts)
                 continue
+            if self._ours_wins(asked.event.key, claim):
+                continue  # without a verdict: our own claim, which tells the peer our id, is under way
             connection = taken[socket] = self._take(now, asked.event.key, claim, socket)
             asked.verdicts.append(Verdict(connection.cid, connection.local_epoch, Status.OK))
         fresh = [c for c in taken.values() if not c.guarded]
@@ -233,8 +240,8 @@ class Claims:
                 connection.remote_epoch = connection.announced_epoch = claim.epoch
                 e.emit(commands.SaveConnections((connection,)))
             return connection
-        elif connection.peer != key or claim.cid < connection.cid or connection.state is not State.NEGOTIATING:
-            e.table.rename(connection, claim.cid)  # both hosts asked at once: the smaller id wins on both
+        elif connection.cid != claim.cid:
+            e.table.rename(connection, claim.cid)
         connection.peer = key
         connection.local_epoch = e.epoch
         connection.remote_epoch = max(connection.remote_epoch, claim.epoch)
