@@ -217,6 +217,10 @@ class Protection:
                 self._drop_peer(min(changed, key=lambda p: p.last_contact or 0.0).key)
             e.peers[seen] = Peer(seen, PeerState.CHANGED, identity={at.host}, last_contact=now)
             e.emit(commands.SavePeer(e.peers[seen]))
+        for connection in list(e.table):  # those that are being asked for in a session which only we still have
+            asked = connection.peer == known and connection.state is State.NEGOTIATING
+            if asked and connection.socket.remote.host == at.host:
+                self._refuse(now, connection, "key-changed")
 
     # -- trust --------------------------------------------------------------------------------------------------------
 
