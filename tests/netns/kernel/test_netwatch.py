@@ -35,6 +35,16 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def quiet(changes: list[NetChange]) -> None:
+    """Wait until the kernel has nothing more to say about how the host was set up."""
+    async with asyncio.timeout(30):
+        said = -1
+        while said != len(changes):  # noqa: ASYNC110 - polled, as everything in these tests
+            said = len(changes)
+            await asyncio.sleep(1.0)
+    changes.clear()
+
+
 async def sh(host: Host, command: str) -> None:
     process = await asyncio.create_subprocess_exec("nsenter", f"--net=/run/netns/{host.ns}", "sh", "-ec", command)
     assert await process.wait() == 0
@@ -129,6 +139,7 @@ def test_our_own_routes_are_no_news(alice: Host) -> None:
     side = Side(alice)
 
     async def scenario(watch: NetWatch, changes: list[NetChange]) -> None:
+        await quiet(changes)
         await side.keeper.fallback(address(1, 10, 4))
         await side.keeper.keep(address(1, 10, 6))
         await sh(alice, f"ip addr add {OLD}/24 dev net3")
