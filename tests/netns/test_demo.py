@@ -46,10 +46,14 @@ def machine() -> dict[str, str]:
     return told
 
 
+def cgroups() -> set[str]:
+    """Cgroups of opted-in commands."""
+    return {name for _, folders, _ in os.walk("/sys/fs/cgroup") for name in folders if name.startswith(CGROUP_PREFIX)}
+
+
 def dead_cgroups() -> set[str]:
-    """Cgroups of opted-in commands that have ended."""
-    names = {name for _, folders, _ in os.walk("/sys/fs/cgroup") for name in folders if name.startswith(CGROUP_PREFIX)}
-    return {name for name in names if not Path("/proc", name.removeprefix(CGROUP_PREFIX)).exists()}
+    """Those whose command has ended."""
+    return {name for name in cgroups() if not Path("/proc", name.removeprefix(CGROUP_PREFIX)).exists()}
 
 
 @pytest.mark.parametrize("family", [[], ["--ipv6"]], ids=["ipv4", "ipv6"])
@@ -84,7 +88,7 @@ INTERRUPTIONS: list[tuple[str, signal.Signals]] = [
 
 @pytest.mark.parametrize(("words", "number"), INTERRUPTIONS, ids=[words for words, _ in INTERRUPTIONS])
 def test_an_interrupted_demo_leaves_nothing(words: str, number: signal.Signals) -> None:
-    dead = dead_cgroups()
+    before = cgroups()
     process = start("demo", env=os.environ | {"COLUMNS": "200"})
     assert process.stdout is not None
     told = ""
@@ -98,7 +102,7 @@ def test_an_interrupted_demo_leaves_nothing(words: str, number: signal.Signals) 
     assert process.returncode == (130 if number == signal.SIGINT else 128 + number)
     assert "interrupted; everything that it made has been removed" in errors
     assert left_by(process.pid) == []
-    assert dead_cgroups() <= dead
+    assert dead_cgroups() <= before
 
 
 def test_a_reader_that_goes_away_leaves_nothing() -> None:

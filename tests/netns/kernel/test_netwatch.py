@@ -39,7 +39,7 @@ async def quiet(changes: list[NetChange]) -> None:
     """Wait until the kernel has nothing more to say about how the host was set up."""
     async with asyncio.timeout(30):
         said = -1
-        while said != len(changes):  # noqa: ASYNC110 - polled, as everything in these tests
+        while said != len(changes):
             said = len(changes)
             await asyncio.sleep(1.0)
     changes.clear()
