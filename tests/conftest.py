@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -14,5 +16,10 @@ settings.register_profile(
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Whoever runs us in the background or under nohup has these ignored, and every program that a test starts inherits
+    # that; a handler of ours is not inherited.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     if config.getoption("--hypothesis-profile", None) is None:
         settings.load_profile("quick")
