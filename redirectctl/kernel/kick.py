@@ -43,6 +43,7 @@ from redirectctl.wire.ip import SEQ_MASK, PacketError, TcpSegment, parse_tcp
 
 MAX_REMEMBERED = 65_536  # connections whose numbers are kept, oldest forgotten first: some 10 MB
 PROBE_TIMEOUT = 0.1  # seconds; the ACK comes from this host, the time goes into reading it
+QUIET = 0.005  # seconds without a change that a connection must have had before it is asked for its numbers
 ROUNDS = 3  # a socket that its program was just using ignores an ICMP (`sock_owned_by_user`)
 
 _LISTED_SINGLY = 32  # sockets; above, one listing is quicker
@@ -135,8 +136,12 @@ class Kicker:
 
         Works for connections in which nothing happens for a millisecond; returns the others.
         """
-        found = self._look(connections)
-        await self._learn([one for one in found if one.cookie not in self._numbers])
+        found = [one for one in self._look(connections) if one.cookie not in self._numbers]
+        before = {one.cookie: _position(one) for one in found}
+        await asyncio.sleep(QUIET)
+        # The ACKs of a bulk transfer must not go through here, not even for a moment.
+        found = self._look([one.tuple for one in found])
+        await self._learn([one for one in found if before.get(one.cookie) == _position(one)])
         return [one.tuple for one in found if one.cookie not in self._numbers]
 
     def numbers(self, one: SocketInfo) -> Numbers | None:
