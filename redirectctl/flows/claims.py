@@ -178,9 +178,11 @@ class Claims:
     def _may_take(peer: Peer, known: Connection, claim: Claim) -> bool:
         if known.moved:
             return False  # the claimant believes that nothing is rewritten: we would disagree
-        if known.movable:  # its daemon has started anew and lost it; a repeated old claim has no later epoch
-            return known.peer == peer.key and claim.epoch > known.remote_epoch
-        return known.state is not State.NEGOTIATING or known.peer in (None, peer.key)
+        if known.state is State.NEGOTIATING:
+            return known.peer in (None, peer.key)
+        # What was taken on before, and was released since or lost by the claimant, needs a new claim: a repeated one
+        # that comes late does not take it on again.
+        return not (known.movable and known.peer != peer.key) and claim.epoch > known.remote_epoch
 
     def _ours_wins(self, key: bytes, claim: Claim) -> bool:
         """Both hosts claim the same connection: the smaller id wins on both."""

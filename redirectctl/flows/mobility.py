@@ -350,14 +350,14 @@ class Mobility:
                 connections=len(connections), epoch=move.epoch,
             )  # fmt: skip
             if message.connections != len(connections):
-                self._e.protection.sync(now, move.key)
+                self._e.protection.sync(now, move.key, announce=True)  # it has not all of them: which?
             self.reconsider(now)
         elif message.status in (AcmStatus.NO_CONNECTION, AcmStatus.STALE):
             self._drop(move)
             self._e.notice(
                 "redirect.refused", peer=move.key, reason=f"{message.status.name.lower()}-there", epoch=move.epoch
             )
-            self._e.protection.sync(now, move.key)
+            self._e.protection.sync(now, move.key, announce=True)
         else:
             self._e.notice(
                 "redirect.refused", peer=move.key, reason=f"{message.status.name.lower()}-there", epoch=move.epoch

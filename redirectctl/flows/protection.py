@@ -295,8 +295,9 @@ class Protection:
     def _claim(self, now: float, peer: Peer, connections: list[Connection]) -> None:
         """PROTECT, from the connection's own address to the other end's, in batches."""
         by_path: dict[tuple[IPAddress, IPAddress], list[Connection]] = defaultdict(list)
+        epoch = self._e.next_epoch()  # later than any claim before, which may still be under way
         for connection in connections:
-            connection.local_epoch = self._e.epoch
+            connection.local_epoch = epoch
             by_path[connection.socket.local.host, connection.socket.remote.host].append(connection)
         port = peer.remote.port if peer.remote is not None else self._e.policy.control_port
         for (local, remote), on_path in by_path.items():
@@ -485,8 +486,8 @@ class Protection:
             self._update_keep(key)
             self._reach(now, key)
 
-    def sync(self, now: float, key: bytes) -> None:
-        """Which of our connections does the peer still have?"""
+    def sync(self, now: float, key: bytes, announce: bool = False) -> None:
+        """Which of our connections does the peer still have?  ``announce``: tell it then where those are."""
         movable = [c.cid for c in self._e.table.movable(key)]
         for start in range(0, len(movable), messages.MAX_CIDS):
             cids = tuple(movable[start : start + messages.MAX_CIDS])
@@ -494,11 +495,19 @@ class Protection:
                 now,
                 key,
                 lambda n, cids=cids: messages.Sync(n, cids),  # type: ignore[misc]
-                lambda at, reply: self._synced(at, key, reply),
-                lambda _: None,
+                lambda at, reply, cids=cids: self._synced(at, key, reply, cids if announce else ()),  # type: ignore[misc]
+                lambda at, cids=cids: self._doubt(at, cids if announce else ()),  # type: ignore[misc]
             )
 
-    def _synced(self, now: float, key: bytes, reply: messages.Message) -> None:
+    def _doubt(self, now: float, cids: Iterable[bytes]) -> None:
+        """The peer has not acknowledged a move of all of them."""
+        doubtful = self._e.table.select(cids)
+        for connection in doubtful:
+            connection.confirmed = None
+        if doubtful:
+            self._e.mobility.reconsider(now)
+
+    def _synced(self, now: float, key: bytes, reply: messages.Message, doubtful: Iterable[bytes]) -> None:
         """What the peer has lost is claimed again where it can be: not moved; else it stays as it is, unprotected."""
         if not isinstance(reply, messages.SyncReply):
             return
@@ -515,6 +524,7 @@ class Protection:
             self._e.emit(commands.DropConnections(tuple(c.cid for c in again)))
         self._update_keep(key)
         self._met(now, self._e.peers[key], again)
+        self._doubt(now, doubtful)
 
     # -- common -------------------------------------------------------------------------------------------------------
 

@@ -496,6 +496,50 @@ def test_our_own_kernel_refuses_the_guard_when_the_peer_has_it() -> None:
         assert not host.flows
 
 
+def test_a_claim_that_comes_late_does_not_take_on_again_what_was_released() -> None:
+    world, alice, bob = pair()
+    socket, mirrored = world.connect(bob, alice, 40000)
+    claims: list[bytes] = []
+    send = bob.engine.endpoint.send
+
+    def sending(now: float, peer: object, message: messages.Message, *path: object) -> bool:
+        if isinstance(message, messages.Protect) and not claims:
+            claims.append(messages.encode(message))
+        return send(now, peer, message, *path)  # type: ignore[arg-type]
+
+    bob.engine.endpoint.send = sending  # type: ignore[method-assign, assignment]
+    world.run(5)
+    assert bob.protects(socket)
+    bob.engine.release(world.now, bob.connection(socket).cid)
+    bob.run()
+    world.run(2)
+    bob.engine.send(world.now, alice.static.public, messages.decode(claims[0]))
+    bob.run()
+    world.run(5)
+    assert alice.connection(mirrored).reason == "released-there"
+    assert not alice.flows
+
+
+def test_a_move_while_the_answer_to_a_claim_is_under_way() -> None:
+    """The peer acknowledges the move of what it has; the one that it takes on right after is announced once more."""
+    for late in (0.02, 0.06, 0.15, 0.25):
+        world, alice, bob, (socket,) = protected()
+        second, mirrored = world.connect(bob, alice, 40001)
+        world.tap = lambda source, to, data: source.host != ip("192.0.2.1") or len(data) != 32 + 1 + 5 + 17
+        world.run(1.2)
+        assert alice.protects(mirrored)
+        assert not bob.protects(second)
+        alice.move("192.0.2.77", "192.0.2.1")
+        world.run(0.1)
+        alice.move("192.0.2.77")
+        world.run(late)
+        world.tap = None
+        world.run(200)
+        assert agree(alice, bob, socket.mirrored)
+        assert bob.protects(second) == alice.protects(mirrored)
+        assert not bob.protects(second) or agree(alice, bob, mirrored)
+
+
 # -- moves with several addresses --------------------------------------------------------------------------------------
 
 
