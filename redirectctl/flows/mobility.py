@@ -349,15 +349,17 @@ class Mobility:
                 "move.finished", peer=move.key, address=move.chosen, duration=now - move.started,
                 connections=len(connections), epoch=move.epoch,
             )  # fmt: skip
-            if message.connections != len(connections):
-                self._e.protection.sync(now, move.key, announce=True)  # it has not all of them: which?
+            if message.connections < len(connections):
+                self._e.protection.doubt(now, move.key)
+            elif message.connections > len(connections):
+                self._e.protection.sync(now, move.key)
             self.reconsider(now)
         elif message.status in (AcmStatus.NO_CONNECTION, AcmStatus.STALE):
             self._drop(move)
             self._e.notice(
                 "redirect.refused", peer=move.key, reason=f"{message.status.name.lower()}-there", epoch=move.epoch
             )
-            self._e.protection.sync(now, move.key, announce=True)
+            self._e.protection.doubt(now, move.key)
         else:
             self._e.notice(
                 "redirect.refused", peer=move.key, reason=f"{message.status.name.lower()}-there", epoch=move.epoch

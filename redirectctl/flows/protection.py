@@ -40,6 +40,7 @@ class Protection:
     def __init__(self, engine: Engine) -> None:
         self._e = engine
         self._waiting: dict[IPAddress, set[bytes]] = defaultdict(set)  # connections, by the address being contacted
+        self._doubted: dict[bytes, float] = {}  # peers, and when they were last asked what of a move they have
         self._unsupported: dict[IPAddress, tuple[float, str]] = {}  # until when to leave an address alone, and why
 
     # -- the life of a connection -------------------------------------------------------------------------------------
@@ -91,12 +92,16 @@ class Protection:
         self._update_keep(connection.peer)
 
     def timer(self, now: float, kind: str, *rest: Any) -> None:
-        """Timers of this module: long, poll, retry, linger, bury, reach, undecided; proof is that of the claims."""
+        """Timers: long, poll, retry, linger, bury, reach, doubt, undecided; proof is that of the claims."""
         if kind == "proof":
             self._e.claims.expired(rest[0], rest[1])
             return
         if kind == "reach":
             self._reach(now, rest[0])
+            return
+        if kind == "doubt":
+            self._doubted[rest[0]] = now
+            self.sync(now, rest[0], announce=True)
             return
         if kind == "retry":
             left_alone = (c for c in self._e.table if c.state is State.UNSUPPORTED)
@@ -274,6 +279,7 @@ class Protection:
                 self._drop_peer(other.key)
 
     def _drop_peer(self, key: bytes) -> None:
+        self._doubted.pop(key, None)
         self._e.endpoint.forget(key)
         self._e.emit(commands.DropPeer(key))
 
@@ -496,11 +502,15 @@ class Protection:
                 key,
                 lambda n, cids=cids: messages.Sync(n, cids),  # type: ignore[misc]
                 lambda at, reply, cids=cids: self._synced(at, key, reply, cids if announce else ()),  # type: ignore[misc]
-                lambda at, cids=cids: self._doubt(at, cids if announce else ()),  # type: ignore[misc]
+                lambda at, cids=cids: self._announce_again(at, cids if announce else ()),  # type: ignore[misc]
             )
 
-    def _doubt(self, now: float, cids: Iterable[bytes]) -> None:
-        """The peer has not acknowledged a move of all of them."""
+    def doubt(self, now: float, key: bytes) -> None:
+        """The peer has not all the connections of a move: find out which, then announce those that it has once more."""
+        pause = self._doubted.get(key, float("-inf")) + constants.DOUBT_PAUSE
+        self._e.timers.set(("doubt", key), max(now, pause))
+
+    def _announce_again(self, now: float, cids: Iterable[bytes]) -> None:
         doubtful = self._e.table.select(cids)
         for connection in doubtful:
             connection.confirmed = None
@@ -524,7 +534,7 @@ class Protection:
             self._e.emit(commands.DropConnections(tuple(c.cid for c in again)))
         self._update_keep(key)
         self._met(now, self._e.peers[key], again)
-        self._doubt(now, doubtful)
+        self._announce_again(now, doubtful)
 
     # -- common -------------------------------------------------------------------------------------------------------
 

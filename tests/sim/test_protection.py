@@ -540,6 +540,25 @@ def test_a_move_while_the_answer_to_a_claim_is_under_way() -> None:
         assert not bob.protects(second) or agree(alice, bob, mirrored)
 
 
+def test_a_peer_that_has_more_or_less_than_was_moved_is_no_storm() -> None:
+    """One end has closed a connection, and the other has not heard of it, or a person has released it there."""
+    for who in (0, 1):
+        world, alice, bob, sockets = protected(3)
+        ends = (alice, sockets[0].mirrored), (bob, sockets[0])
+        world.tap = lambda source, to, data: len(data) not in (32 + 15, 32 + 5)  # END of one, DONE
+        ends[who][0].closed(ends[who][1])
+        bob.move(NEW)
+        world.run(60)
+        start = len(world.recorded)
+        world.run(600)
+        assert len(world.recorded) - start < 300
+        world.tap = None
+        world.run(200)
+        for socket in sockets[1:]:
+            assert agree(alice, bob, socket.mirrored)
+            assert bob.protects(socket)
+
+
 # -- moves with several addresses --------------------------------------------------------------------------------------
 
 
