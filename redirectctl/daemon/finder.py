@@ -177,7 +177,12 @@ class Finder:
         return {s: alive[s] for s in wanted if s in alive}
 
     def _on_destroyed(self, gone: Destroyed) -> None:
-        if self._engine.table.at(gone.tuple) is not None and not self.present([gone.tuple]):
+        if self._engine.table.at(gone.tuple) is None:
+            return
+        left = self.diag.get(gone.tuple)
+        # What waits for the other end's FIN without a program (`tcp_time_wait`) ends without a notification.
+        waits = left is not None and left.state is TcpState.FIN_WAIT2 and not left.inode
+        if left is None or left.state not in ALIVE or waits:
             self._engine.gone(asyncio.get_running_loop().time(), gone.tuple)
             self._changed()
 

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -228,3 +229,30 @@ def test_sessions_and_copies_live_through_forty_moves(lab: Lab, big: Path, versi
     assert held(lab.client) == held(lab.server) == []
     work.pair.stop_without_a_trace()
     assert not [path for path in groups if path.exists()]
+
+
+HOLD = """
+import socket, sys
+listener = socket.create_server(("::", 9000), family=socket.AF_INET6, dualstack_ipv6=True)
+held = listener.accept()[0]
+sys.stdin.read()
+"""
+CONNECT = "import socket,sys; held = socket.create_connection((sys.argv[1], 9000), 30); sys.stdin.read()"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_program_that_ends_first_ends_the_connection(lab: Lab, version: int) -> None:
+    """The other end has not closed yet, and its FIN comes to a socket that is no more than a memory."""
+    pair = Pair(lab)
+    holding = lab.server.popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE)
+    wait_until(lambda: lab.server.run(["ss", "-tlnH", "sport = :9000"]).stdout, PATIENCE, "a listener", poll=0.1)
+    argv = [*pair.wrap, sys.executable, "-c", CONNECT, str(lab.server.address(version))]
+    program = lab.client.popen(argv, stdin=subprocess.PIPE)
+    pair.wait_protected(1)
+    program.kill()
+    # The kernel forgets it after tcp_fin_timeout, 60 s; the program ended now.
+    pair.client.wait_event("connection.closed", timeout=45)
+    assert [c["state"] for c in pair.server.ctl("connections")] == ["protected"]
+    holding.kill()
+    pair.server.wait_event("connection.closed", timeout=PATIENCE)
+    pair.stop_without_a_trace()
