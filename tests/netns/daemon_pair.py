@@ -55,12 +55,13 @@ class Pair:
 
     def wait_protected(self, count: int) -> list[dict[str, Any]]:
         """Until exactly so many connections are protected on both hosts; as the client lists them."""
+        what = f"{count} connections protected on both hosts"
+        return wait_until(lambda: self.protected(count), PATIENCE, what, poll=0.1)
 
-        def agreed() -> list[dict[str, Any]]:
-            listed = [[c for c in d.ctl("connections") if c["state"] == "protected"] for d in self.daemons]
-            return listed[0] if {len(each) for each in listed} == {count} else []
-
-        return wait_until(agreed, PATIENCE, f"{count} connections protected on both hosts", poll=0.1)
+    def protected(self, count: int) -> list[dict[str, Any]]:
+        """What the client lists, if exactly so many connections are protected on both hosts at this moment."""
+        listed = [[c for c in d.ctl("connections") if c["state"] == "protected"] for d in self.daemons]
+        return listed[0] if {len(each) for each in listed} == {count} else []
 
     def wait_moved(self, mover: Daemon, since: float, connections: int | None = None) -> dict[str, Any]:
         """The last move.finished after a time (of `time.time`)."""

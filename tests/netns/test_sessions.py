@@ -147,11 +147,15 @@ class Work:
 
     def prepare(self) -> None:
         """Both copies have some way to go, and all is protected."""
-        for copy, compare in ((self.scp, self.compare_scp), (self.rsync, self.compare_rsync)):
-            if copy.nearly_done():
-                compare()
-                copy.start()
-        self.pair.wait_protected(IDLE + 3)
+
+        def prepared() -> bool:
+            for copy, compare in ((self.scp, self.compare_scp), (self.rsync, self.compare_rsync)):
+                if copy.nearly_done():
+                    compare()
+                    copy.start()
+            return bool(self.pair.protected(IDLE + 3))
+
+        wait_until(prepared, PATIENCE * 2, "everything protected", poll=0.1)
 
     def move(self, mover: Host, stop: Stop, *, stranger: bool) -> None:
         """One move in the middle of everything, and all of it goes on."""
