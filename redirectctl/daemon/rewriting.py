@@ -70,7 +70,7 @@ class Rewriting:
         self._arrivals = arrivals
         self._ports.reconcile(+self._reserved)
         self._note()
-        self.rewriter.setup(KernelFlow(*flow) for flow in flows)
+        self.rewriter.setup(KernelFlow(f.socket, f.wire) for f in flows)
         self._index(flows, ())
 
     async def apply(self, add: Iterable[Flow], remove: Iterable[Flow]) -> None:
@@ -88,7 +88,9 @@ class Rewriting:
             if set(self._reserved) - before[2]:
                 self._ports.reserve(set(self._reserved) - before[2])
                 self._note()
-            self.rewriter.apply([KernelFlow(*f) for f in add], [KernelFlow(*f) for f in remove])
+            self.rewriter.apply(
+                [KernelFlow(f.socket, f.wire) for f in add], [KernelFlow(f.socket, f.wire) for f in remove]
+            )
         except BaseException:
             await self._release(add)
             raise
@@ -116,7 +118,7 @@ class Rewriting:
             self._note()
 
     def _count(self, flows: Iterable[Flow], by: int) -> None:
-        for socket, wire in flows:
+        for socket, wire, _ in flows:
             if wire.local.host != socket.local.host:
                 self._kept[socket.local.host] += by
                 self._reserved[wire.local.port] += by
@@ -128,10 +130,10 @@ class Rewriting:
                 del counter[key]
 
     def _index(self, add: Iterable[Flow], remove: Iterable[Flow]) -> None:
-        for socket, wire in remove:
+        for socket, wire, _ in remove:
             if self._sockets.get(wire) == socket:
                 del self._sockets[wire]
-        self._sockets.update({wire: socket for socket, wire in add if wire != socket})
+        self._sockets.update({wire: socket for socket, wire, _ in add if wire != socket})
 
     async def _arrive(self, flow: Flow) -> None:
         found: dict[IPv4Address, int] = {}

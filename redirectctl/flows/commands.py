@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from redirectctl.flows.connection import Connection, Flow
 from redirectctl.proto.events import Transmit
 from redirectctl.proto.peer import Peer
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+from redirectctl.wire.tunnel import Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,62 @@ class CheckSockets:
     sockets: tuple[FourTuple, ...]
 
 
+class Proof(NamedTuple):
+    """A token that is to reach the other host inside the connection (kernel/inband.py)."""
+
+    socket: FourTuple
+    token: bytes  # 8 random bytes
+    wire: FourTuple | None = None  # plainly on this wire tuple, as large as a segment can be; None: as the socket sends
+
+
+@dataclass(frozen=True, slots=True)
+class Prove:
+    """Make these sockets send an acknowledgement each, with a token in a TCP option."""
+
+    proofs: tuple[Proof, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Tokens may come from now on, and each leads to a call of token(); or no more."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AskNumbers:
+    """Find out the sequence number bases of these sockets, then call numbers(token, {socket: (send, receive)})."""
+
+    token: tuple[Any, ...]
+    sockets: tuple[FourTuple, ...]
+
+
+class Carried(NamedTuple):
+    """A connection as the tunnel carries it.  Datagrams are received whether we send by the tunnel or not."""
+
+    socket: FourTuple
+    sending: Offer  # what the peer wants to see in datagrams to it
+    receiving: Offer  # what we want to see
+    first: int  # counter of the first datagram that we send; in no run of this daemon used before
+    integrity: bool  # every datagram has a tag
+    local: IPAddress | None  # datagrams go from here
+    remote: SockAddr | None  # to here; None: what the socket sends is held for a moment
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """The tunnel carries these connections from now on, or in another way than before."""
+
+    carried: tuple[Carried, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Uncarry:
+    """The tunnel knows nothing of these any more."""
+
+    sockets: tuple[FourTuple, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Destroy:
     """Close these sockets (SOCK_DESTROY): their programs get ECONNABORTED."""
@@ -122,6 +179,11 @@ Command: TypeAlias = (
     | Kick
     | Hasten
     | CheckSockets
+    | Prove
+    | Listen
+    | AskNumbers
+    | Carry
+    | Uncarry
     | Destroy
     | Verdict
     | Contacted

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import NamedTuple
 
 from redirectctl.flows.state import MOVABLE, TRANSITIONS, State
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
 
+class Path(Enum):
+    """How a connection's packets travel from here.  Names as in listings."""
+
+    ORIGINAL = "original"
+    REWRITTEN = "rewritten"
+    TUNNEL = "tunnel"
+
+
 class Flow(NamedTuple):
-    """What the kernel must know of a protected connection.  Equal tuples: not rewritten, only guarded."""
+    """What the kernel must know of a protected connection.  Equal tuples: not rewritten, only guarded.
+
+    With ``tunnel`` what the socket sends goes into the tunnel; packets with the wire tuple are still received.
+    """
 
     socket: FourTuple
     wire: FourTuple
+    tunnel: bool = False
 
 
 @dataclass(slots=True)

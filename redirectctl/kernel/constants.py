@@ -7,19 +7,24 @@ Kubernetes, Calico and Tailscale use lower bits.
 from __future__ import annotations
 
 NFT_TABLE = "redirectctl"  # family inet; "redirect" is a keyword of nft
-TUN_DEVICE = "redirect0"  # holds the old addresses that moved connections still send from
+TUN_DEVICE = "redirect0"  # holds the old addresses that moved connections still send from; the tunnel's device
 ROUTE_TABLE = 7747  # `local OLD` routes: incoming rewritten packets only (MARK_MOVED)
 FALLBACK_TABLE = 7748  # a route to an old remote address where the main table has none
+TUNNEL_TABLE = 7749  # default routes through TUN_DEVICE
 RULE_PRIORITY = 7747  # fwmark MARK_MOVED -> ROUTE_TABLE
+TUNNEL_PRIORITY = 7748  # fwmark MARK_TUNNEL -> TUNNEL_TABLE
 FALLBACK_PRIORITY = 40000  # after main and default
 
 MARK_MOVED = 0x1000_0000  # incoming, rewritten to its socket tuple: routed by ROUTE_TABLE
 MARK_ASK = 0x2000_0000  # an RST for an unmoved protected connection: NFQUEUE, accepted if no daemon listens
 MARK_HOLD = 0x4000_0000  # an RST for a moved connection: NFQUEUE, dropped if no daemon listens
+MARK_TUNNEL = 0x0400_0000  # goes, or came, through the tunnel: routed by TUNNEL_TABLE
+MARK_TOKEN = 0x0200_0000  # an incoming segment with a token (kernel/inband.py): NFQUEUE, accepted if nobody listens
 MARK_PROBE = 0x0800_0000  # an outgoing ACK that a sequence-number probe provoked: NFQUEUE, accepted if nobody listens
 
 QUEUE_RST = 7747  # NFQUEUE numbers (per network namespace)
 QUEUE_HOLD = 7748
 QUEUE_PROBE = 7749
+QUEUE_TOKEN = 7750
 
 CGROUP_PREFIX = "redirectctl-"  # child cgroups of opted-in commands: redirectctl-<pid>
