@@ -8,6 +8,10 @@ so that a machine that becomes slower or faster meanwhile does not favour one of
 network and addresses are rewritten on both hosts; then it comes back to its first address.  Figures are counted by the
 sender's kernel (tcpi_bytes_acked), from a moment after each phase began.
 
+The two ends and the router share the processors, so at full speed each bit of work for a packet shows.  With --bitrate
+the connection is paced as by a network of that rate; then the ratio says what a person would notice, and the processor
+time what it costs.
+
 Congestion control is reno unless chosen otherwise: it goes as fast as the two kernels can, so that what a packet costs
 shows.  BBR paces, and on such links reaches half of that.
 """
@@ -24,6 +28,8 @@ import sys
 import time
 from collections import defaultdict
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import LabError, close_all, ended_by_signals
@@ -35,6 +41,14 @@ PORT = 5201
 PHASES = ("plain", "protected", "moved")
 ROUND = ("plain", "protected", "moved", "protected", "plain")
 PATIENCE = 30.0  # seconds
+
+
+class Measured(NamedTuple):
+    """One phase."""
+
+    phase: str
+    rate: float  # bytes a second
+    busy: float  # processors' seconds for a gigabyte, everything on this machine
 
 
 class Bench:
@@ -54,11 +68,13 @@ class Bench:
         listening = ["ss", "-ltnH", f"sport = :{PORT}"]
         wait_until(lambda: self.lab.server.run(listening).stdout, PATIENCE, "iperf3 --server")
 
-    def round(self) -> list[tuple[str, float]]:
-        """Bytes a second in each phase of one connection.  Raises LabError."""
+    def round(self) -> list[Measured]:
+        """Each phase of one connection.  Raises LabError."""
         seconds = len(ROUND) * (self.options.seconds + self.options.settle) + len(ROUND) * PATIENCE
         target = ["--client", str(self.lab.server.address(self.version)), "--port", str(PORT)]
         command = ["iperf3", *target, "--time", str(int(seconds)), "--congestion", self.options.congestion]
+        if self.options.bitrate:
+            command += ["--bitrate", self.options.bitrate]
         process = self.iperf3(self.lab.client, command)
         wait_until(lambda: max(self._acked().values(), default=0) > 1e6, PATIENCE, "iperf3's data", poll=0.1)
         self.connections = sorted(acked := self._acked(), key=acked.__getitem__)  # control and data
@@ -68,7 +84,7 @@ class Bench:
         for number, phase in enumerate(ROUND):
             self._enter(number)
             time.sleep(self.options.settle)
-            found.append((phase, self._rate()))
+            found.append(Measured(phase, *self._rate()))
             if process.poll() is not None:
                 raise LabError(f"iperf3 ended with {process.returncode} when {phase}")
         process.terminate()
@@ -112,20 +128,32 @@ class Bench:
             found[f"{local}-{remote}"] = int(acked[1]) if acked else 0
         return found
 
-    def _rate(self) -> float:
+    def _rate(self) -> tuple[float, float]:
         data = self.connections[-1]
-        first, began = self._acked()[data], time.monotonic()
+        first, worked, began = self._acked()[data], busy(), time.monotonic()
         time.sleep(self.options.seconds)
-        return (self._acked()[data] - first) / (time.monotonic() - began)
+        sent, took, worked = self._acked()[data] - first, time.monotonic() - began, busy() - worked
+        return sent / took, worked / (sent * 1e-9)
 
 
-def table(rounds: list[list[tuple[str, float]]]) -> str:
+def busy() -> float:
+    """Seconds that the processors have worked (proc_stat(5)): all but idle, iowait and steal."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def table(rounds: list[list[Measured]]) -> str:
     """In Markdown.  A ratio is that of one round's means."""
     rates: dict[str, list[float]] = defaultdict(list)
+    costs: dict[str, list[float]] = defaultdict(list)
     for measured in rounds:
         for phase in PHASES:
-            rates[phase].append(statistics.mean(rate for name, rate in measured if name == phase))
-    lines = ["| connection | median | ratio to plain: median | lowest | highest |", "|---|--:|--:|--:|--:|"]
+            rates[phase].append(statistics.mean(m.rate for m in measured if m.phase == phase))
+            costs[phase].append(statistics.mean(m.busy for m in measured if m.phase == phase))
+    lines = [
+        "| connection | median | ratio to plain: median | lowest | highest | processor time for a GB |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
     for phase in PHASES:
         ratios = [rate / plain for rate, plain in zip(rates[phase], rates["plain"], strict=True)]
         cells = [phase, f"{statistics.median(rates[phase]) * 8e-9:.1f} Gbit/s"]
@@ -133,6 +161,7 @@ def table(rounds: list[list[tuple[str, float]]]) -> str:
             cells += ["1", "", ""]
         else:
             cells += [f"{value:.3f}" for value in (statistics.median(ratios), min(ratios), max(ratios))]
+        cells.append(f"{statistics.median(costs[phase]):.2f} s")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -143,6 +172,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of measurement in each of the five phases (4)")
     parser.add_argument("--settle", type=float, default=1.0, help="seconds between a change and the measurement (1)")
     parser.add_argument("--congestion", default="reno", metavar="NAME", help="TCP congestion control (reno)")
+    parser.add_argument("--bitrate", metavar="RATE", help="pace the connection, as in iperf3: 5G (as fast as it can)")
     parser.add_argument("--ipv6", action="store_true", help="IPv6 instead of IPv4")
     options = parser.parse_args()
     rounds = []
@@ -151,7 +181,7 @@ def main() -> int:
             bench = Bench(options)
             for number in range(options.rounds):
                 rounds.append(bench.round())
-                shown = ", ".join(f"{phase} {rate * 8e-9:.1f}" for phase, rate in rounds[-1])
+                shown = ", ".join(f"{m.phase} {m.rate * 8e-9:.1f}" for m in rounds[-1])
                 print(f"round {number + 1}: {shown} Gbit/s", file=sys.stderr)
     finally:
         close_all()
