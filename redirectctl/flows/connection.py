@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from redirectctl.flows.state import MOVABLE, TRANSITIONS, State
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+from redirectctl.wire.tunnel import Offer
 
 
 class Path(Enum):
@@ -30,6 +32,9 @@ class Flow(NamedTuple):
     tunnel: bool = False
 
 
+_UNKNOWN = FourTuple(SockAddr(IPv4Address(0), 0), SockAddr(IPv4Address(0), 0))
+
+
 @dataclass(slots=True)
 class Connection:
     """State of one connection on this host.  Times are on the caller's clock."""
@@ -40,6 +45,13 @@ class Connection:
     since: float  # when it was found
     state: State = State.SHORT
     reason: str | None = None  # why it is not protected, or why it ended
+    there: FourTuple = _UNKNOWN  # the other host's socket tuple, as it sees it; given none: there is no NAT between
+    sending: Offer | None = None  # how the peer wants to see tunnel datagrams; None: it has not said
+    receiving: Offer | None = None  # how we want to see them
+    integrity: bool = False  # always in the tunnel, each datagram with a tag
+    tunnel: bool = False  # what the socket sends goes into the tunnel
+    outer_local: IPAddress | None = None  # our end of the tunnel
+    outer_remote: SockAddr | None = None  # the peer's
     peer: bytes | None = None  # static public key
     initiator: bool = True  # we asked the peer, not the peer us
     local_epoch: int = 0  # our epoch when the connection was taken on
@@ -51,19 +63,45 @@ class Connection:
     pid: int | None = None
     command: str | None = None
     guarded: bool = False  # the kernel holds a Flow for it, or has been asked to
-    installed: FourTuple | None = None  # the wire tuple that the kernel has said it holds
+    installed: Flow | None = None  # what the kernel has said it holds
     confirmed: IPAddress | None = None  # where the peer has last said it sends to; None: not known, after a restart
     history: list[tuple[float, State]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.there is _UNKNOWN:
+            self.there = self.socket.mirrored
 
     @property
     def flow(self) -> Flow:
         """For the kernel."""
-        return Flow(self.socket, self.wire)
+        return Flow(self.socket, self.wire, self.tunnel)
+
+    @property
+    def natted(self) -> bool:
+        """The two hosts know different addresses or ports of it: a NAT has been between them from the beginning."""
+        return self.there != self.socket.mirrored
 
     @property
     def moved(self) -> bool:
-        """Addresses are rewritten."""
-        return self.wire != self.socket
+        """Its packets do not travel as those of any other connection."""
+        return self.wire != self.socket or self.tunnel
+
+    @property
+    def path(self) -> Path:
+        """How what the socket sends travels."""
+        if self.tunnel:
+            return Path.TUNNEL
+        return Path.REWRITTEN if self.wire != self.socket else Path.ORIGINAL
+
+    @property
+    def here_now(self) -> IPAddress:
+        """Our address that its packets come from now."""
+        return self.outer_local if self.tunnel and self.outer_local is not None else self.wire.local.host
+
+    @property
+    def there_now(self) -> IPAddress:
+        """The peer's address that its packets go to now."""
+        return self.outer_remote.host if self.tunnel and self.outer_remote is not None else self.wire.remote.host
 
     @property
     def movable(self) -> bool:
@@ -72,7 +110,7 @@ class Connection:
 
     def rewired(self, local: SockAddr | None = None, remote: SockAddr | None = None) -> Flow:
         """The flow with one end of the wire tuple at another address."""
-        return Flow(self.socket, FourTuple(local or self.wire.local, remote or self.wire.remote))
+        return Flow(self.socket, FourTuple(local or self.wire.local, remote or self.wire.remote), self.tunnel)
 
 
 class InvalidTransitionError(RuntimeError):

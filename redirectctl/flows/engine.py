@@ -44,6 +44,8 @@ class Policy:
     long_lived_after: float = 10.0
     close_short_lived: bool = True
     accept_ports: frozenset[int] = frozenset()  # empty: all
+    integrity: bool = False  # protected connections go through the tunnel, each datagram with a tag
+    prefer: str = "rewritten"  # auto | rewritten | tunnel
 
 
 class Network(NamedTuple):

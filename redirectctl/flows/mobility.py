@@ -291,16 +291,17 @@ class Mobility:
     def rewritten(self, now: float, token: tuple[Any, ...], error: str | None) -> None:
         """The kernel transaction of a move is done, or failed and nothing was changed."""
         *what, _, add = token
-        wires = {flow.socket: flow.wire for flow in add}
-        concerned = [c for c in self._e.table if c.guarded and c.socket in wires]
+        flows = {flow.socket: flow for flow in add}
+        concerned = [c for c in self._e.table if c.guarded and c.socket in flows]
         if error is None:
             for connection in concerned:
-                connection.installed = wires[connection.socket]
+                connection.installed = flows[connection.socket]
         else:
             # One that has been changed again meanwhile is left to that change, which must fail too.
-            undone = [c for c in concerned if c.wire == wires[c.socket] and c.installed is not None]
+            undone = [c for c in concerned if c.flow == flows[c.socket] and c.installed is not None]
             for connection in undone:
-                connection.wire = connection.installed or connection.wire
+                if connection.installed is not None:
+                    _, connection.wire, connection.tunnel = connection.installed
             if what[0] == "acm":
                 self._e.redirects.take_back((what[1], what[2], what[3]))
             self._e.emit(commands.SaveConnections(tuple(c for c in undone if c.movable)))
@@ -405,5 +406,5 @@ class Mobility:
                 self._e.redirects.on_response(now, event, event.message)
 
 
-def _local(wire: FourTuple | None) -> IPAddress | None:
-    return wire.local.host if wire is not None else None
+def _local(flow: Flow | None) -> IPAddress | None:
+    return flow.wire.local.host if flow is not None else None

@@ -377,7 +377,7 @@ class Protection:
                     self._tell_end(now, connection.peer, End.RELEASED, (connection.cid,))
                 continue
             if connection.guarded:  # else it has been released, or has ended, meanwhile
-                connection.installed = connection.wire
+                connection.installed = connection.flow
             if connection.state is State.NEGOTIATING:
                 protected.append(connection)
         for connection in protected:
@@ -484,7 +484,7 @@ class Protection:
             if not connection.movable and not connection.moved:  # stored, but the kernel was not asked yet
                 self._e.emit(commands.DropConnections((connection.cid,)))
                 continue
-            connection.guarded, connection.installed = True, connection.wire
+            connection.guarded, connection.installed = True, connection.flow
             self._e.table.add(connection)
             if connection.movable and connection.peer is not None:
                 keys.add(connection.peer)

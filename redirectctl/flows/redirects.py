@@ -184,7 +184,7 @@ class Redirects:
         movable = [c for c in connections if c.movable]
         if error is None:
             self._e.mobility.kick(movable)
-        self._e.send(now, key, AcmAck(validation.epoch, status, len(connections)), to, validation.local)
+        self._e.send(now, key, AcmAck(validation.epoch, status, len(connections), to), to, validation.local)
         peer = self._e.peers.get(key)
         if error is not None or peer is None:
             return
@@ -198,4 +198,4 @@ class Redirects:
         self._e.mobility.reconsider(now)
 
     def _ack(self, now: float, event: events.Received, epoch: int, status: AcmStatus, count: int = 0) -> None:
-        self._e.send(now, event.key, AcmAck(epoch, status, count), event.source, event.local)
+        self._e.send(now, event.key, AcmAck(epoch, status, count, event.source), event.source, event.local)

@@ -6,8 +6,9 @@
     HELLO (1)           | trust (1) |
     PROTECT (2)         | request (4) | n (1) | n x { cid (8), epoch (8), tuple (36) } |
     PROTECTED (3)       | request (4) | n (1) | n x { cid (8), epoch (8), status (1) } |
-    ACM (4)             | epoch (8) | new (16) | n (1) | n x { old (16), destination (16), sport (2), dport (2) } |
-    ACM_ACK (5)         | epoch (8) | status (1) | connections (4) |
+    ACM (4)             | epoch (8) | new (16) | flags (1) | n (1)
+                        |     n x { old (16), destination (16), sport (2), dport (2) } |
+    ACM_ACK (5)         | epoch (8) | status (1) | connections (4) | observed (16) | port (2) |
     PATH_CHALLENGE (6)  | epoch (8) | data (8) |
     PATH_RESPONSE (7)   | epoch (8) | data (8) |
     RST_QUERY (8)       | request (4) | cid (8) |
@@ -16,6 +17,7 @@
     DONE (11)           | request (4) |
     SYNC (12)           | request (4) | n (1) | n x cid (8) |
     SYNC_REPLY (13)     | request (4) | n (1) | n x cid (8) |
+    SEEN (16)           | n (1) | n x token (8) |
 
 Each starts with its type (1).  The ACM has the fields of the paper's figure 2; its authentication is the AEAD
 tag of the TRANSPORT datagram, its nonce that datagram's counter together with the epoch.
@@ -37,6 +39,7 @@ MAX_PROTECT: Final = 22
 MAX_PROTECTED: Final = 64
 MAX_ENTRIES: Final = 32
 MAX_CIDS: Final = 128
+MAX_TOKENS: Final = 64
 
 _V4_MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 ANY: Final = b"\0" * 16
@@ -104,14 +107,15 @@ def _need_ip(field: bytes) -> IPAddress:
 _REQ_N = struct.Struct("!IB")
 _PROTECT = struct.Struct("!8sQ16sH16sH")
 _PROTECTED = struct.Struct("!8sQB")
-_ACM = struct.Struct("!Q16sB")
+_ACM = struct.Struct("!Q16sBB")
 _ENTRY = struct.Struct("!16s16sHH")
-_ACM_ACK = struct.Struct("!QBI")
+_ACM_ACK = struct.Struct("!QBI16sH")
 _PATH = struct.Struct("!Q8s")
 _RST_QUERY = struct.Struct("!I8s")
 _REQ_U8 = struct.Struct("!IB")
 _END = struct.Struct("!IBB")
 _REQ = struct.Struct("!I")
+_N = struct.Struct("!B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,23 +225,26 @@ class Acm:
     epoch: int
     new: IPAddress
     entries: tuple[Entry, ...]
+    stalled: bool = False  # plain packets do not get through
 
     def pack(self) -> bytes:
         """Body without the type byte."""
-        return _ACM.pack(self.epoch, pack_ip(self.new), len(self.entries)) + b"".join(
+        return _ACM.pack(self.epoch, pack_ip(self.new), self.stalled, len(self.entries)) + b"".join(
             _ENTRY.pack(pack_ip(e.old), pack_ip(e.destination), e.sport, e.dport) for e in self.entries
         )
 
     @classmethod
     def unpack(cls, body: bytes) -> Acm:
         """Raises MalformedError."""
-        (epoch, new, _), rest = _counted(_ACM, body, _ENTRY, MAX_ENTRIES)
+        (epoch, new, flags, _), rest = _counted(_ACM, body, _ENTRY, MAX_ENTRIES)
         entries = tuple(
             Entry(_need_ip(old), unpack_ip(dst), sport, dport) for old, dst, sport, dport in _ENTRY.iter_unpack(rest)
         )
         if not entries:
             raise MalformedError("empty")
-        return cls(epoch, _need_ip(new), entries)
+        if flags > 1:
+            raise MalformedError("bad-value")
+        return cls(epoch, _need_ip(new), entries, bool(flags))
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,16 +255,18 @@ class AcmAck:
     epoch: int
     status: AcmStatus
     connections: int
+    observed: SockAddr  # where the ACM, or the answer to the challenge, came from
 
     def pack(self) -> bytes:
         """Body without the type byte."""
-        return _ACM_ACK.pack(self.epoch, self.status, self.connections)
+        host, port = self.observed
+        return _ACM_ACK.pack(self.epoch, self.status, self.connections, pack_ip(host), port)
 
     @classmethod
     def unpack(cls, body: bytes) -> AcmAck:
         """Raises MalformedError."""
-        epoch, status, connections = _exact(_ACM_ACK, body)
-        return cls(epoch, AcmStatus(status), connections)
+        epoch, status, connections, host, port = _exact(_ACM_ACK, body)
+        return cls(epoch, AcmStatus(status), connections, SockAddr(_need_ip(host), port))
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,6 +419,24 @@ class SyncReply:
         return cls(request, _split_cids(rest))
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """These tokens have come plainly on a connection of ours; with none: the sender is about to send some."""
+
+    TYPE: ClassVar[int] = 16
+    tokens: tuple[bytes, ...]
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return bytes((len(self.tokens),)) + b"".join(self.tokens)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Seen:
+        """Raises MalformedError."""
+        _, rest = _counted(_N, body, _CID, MAX_TOKENS)
+        return cls(_split_cids(rest))
+
+
 Message: TypeAlias = (
     Hello
     | Protect
@@ -424,6 +451,7 @@ Message: TypeAlias = (
     | Done
     | Sync
     | SyncReply
+    | Seen
 )
 
 _CID = struct.Struct("!8s")
@@ -443,6 +471,7 @@ _TYPES: Final = {
         Done,
         Sync,
         SyncReply,
+        Seen,
     )
 }
 

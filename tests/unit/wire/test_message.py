@@ -25,10 +25,13 @@ TABLE: list[tuple[m.Message, str]] = [
     (m.Protect(7, ()), "02 00000007 00"),
     (m.Protected(7, (m.Verdict(_CID, 2**32, m.Status.NOT_YOURS),)), f"03 00000007 01 {_CID.hex()} 0000000100000000 04"),
     (m.Acm(5, ip_address("192.0.2.1"), (m.Entry(ip_address("198.51.100.2")),)),
-     f"04 0000000000000005 {_V4} 01 {_V4B} {'00' * 16} 0000 0000"),
+     f"04 0000000000000005 {_V4} 00 01 {_V4B} {'00' * 16} 0000 0000"),
+    (m.Acm(5, ip_address("192.0.2.1"), (m.Entry(ip_address("198.51.100.2")),), stalled=True),
+     f"04 0000000000000005 {_V4} 01 01 {_V4B} {'00' * 16} 0000 0000"),
     (m.Acm(5, ip_address("2001:db8::1"), (m.Entry(ip_address("2001:db8::1"), ip_address("2001:db8::1"), 40000, 22),)),
-     f"04 0000000000000005 {_V6} 01 {_V6} {_V6} 9c40 0016"),
-    (m.AcmAck(5, m.AcmStatus.STALE, 1000), "05 0000000000000005 01 000003e8"),
+     f"04 0000000000000005 {_V6} 00 01 {_V6} {_V6} 9c40 0016"),
+    (m.AcmAck(5, m.AcmStatus.STALE, 1000, SockAddr(ip_address("192.0.2.1"), 7747)),
+     f"05 0000000000000005 01 000003e8 {_V4} 1e43"),
     (m.PathChallenge(5, b"12345678"), "06 0000000000000005 3132333435363738"),
     (m.PathResponse(5, b"12345678"), "07 0000000000000005 3132333435363738"),
     (m.RstQuery(8, _CID), f"08 00000008 {_CID.hex()}"),
@@ -37,6 +40,8 @@ TABLE: list[tuple[m.Message, str]] = [
     (m.Done(9), "0b 00000009"),
     (m.Sync(10, (_CID,)), f"0c 0000000a 01 {_CID.hex()}"),
     (m.SyncReply(10, ()), "0d 0000000a 00"),
+    (m.Seen((_CID, _CID2)), f"10 02 {_CID.hex()} {_CID2.hex()}"),
+    (m.Seen(()), "10 00"),
 ]  # fmt: skip
 
 
@@ -65,11 +70,16 @@ REFUSED = [
     (f"02 00000007 01 {_CID.hex()} 0000000000000009 {_V4} 0000 {_V4B} 0016", "bad-tuple"),
     (f"03 00000007 01 {_CID.hex()} 0000000100000000 09", "bad-value"),
     (f"03 00000007 02 {_CID.hex()} 0000000100000000 00", "bad-length"),
-    (f"04 0000000000000005 {_V4} 00", "empty"),
-    (f"04 0000000000000005 {'00' * 16} 01 {_V4B} {'00' * 16} 0000 0000", "no-address"),
-    (f"04 0000000000000005 {_V4} 01 {'00' * 16} {'00' * 16} 0000 0000", "no-address"),
-    (f"04 0000000000000005 {_V4} 21" + "00" * 36 * 33, "bad-length"),  # one more than MAX_ENTRIES
-    ("05 0000000000000005 05 00000001", "bad-value"),
+    (f"04 0000000000000005 {_V4} 00 00", "empty"),
+    (f"04 0000000000000005 {_V4} 02 01 {_V4B} {'00' * 16} 0000 0000", "bad-value"),
+    (f"04 0000000000000005 {'00' * 16} 00 01 {_V4B} {'00' * 16} 0000 0000", "no-address"),
+    (f"04 0000000000000005 {_V4} 00 01 {'00' * 16} {'00' * 16} 0000 0000", "no-address"),
+    (f"04 0000000000000005 {_V4} 00 21" + "00" * 36 * 33, "bad-length"),  # one more than MAX_ENTRIES
+    (f"05 0000000000000005 05 00000001 {_V4} 1e43", "bad-value"),
+    (f"05 0000000000000005 01 00000001 {'00' * 16} 1e43", "no-address"),
+    ("10", "bad-length"),
+    ("10 02 c1d0000000000001", "bad-length"),
+    ("10 41" + "00" * 8 * 65, "bad-length"),  # one more than MAX_TOKENS
     ("05 0000000000000005 01", "bad-length"),
     ("06 0000000000000005", "bad-length"),
     ("07 0000000000000005 313233343536373839", "bad-length"),
@@ -109,8 +119,8 @@ any_message = st.one_of(
     st.builds(m.Hello, st.sampled_from(m.Trust)),
     st.builds(m.Protect, _u32, _tuples_of(st.builds(m.Claim, _cid, _u64, _tuple), m.MAX_PROTECT)),
     st.builds(m.Protected, _u32, _tuples_of(st.builds(m.Verdict, _cid, _u64, st.sampled_from(m.Status)), 64)),
-    st.builds(m.Acm, _u64, _ip, _tuples_of(_entry, m.MAX_ENTRIES, 1)),
-    st.builds(m.AcmAck, _u64, st.sampled_from(m.AcmStatus), _u32),
+    st.builds(m.Acm, _u64, _ip, _tuples_of(_entry, m.MAX_ENTRIES, 1), st.booleans()),
+    st.builds(m.AcmAck, _u64, st.sampled_from(m.AcmStatus), _u32, st.builds(SockAddr, _ip, _port)),
     st.builds(m.PathChallenge, _u64, _cid),
     st.builds(m.PathResponse, _u64, _cid),
     st.builds(m.RstQuery, _u32, _cid),
@@ -119,6 +129,7 @@ any_message = st.one_of(
     st.builds(m.Done, _u32),
     st.builds(m.Sync, _u32, _tuples_of(_cid, m.MAX_CIDS)),
     st.builds(m.SyncReply, _u32, _tuples_of(_cid, m.MAX_CIDS)),
+    st.builds(m.Seen, _tuples_of(_cid, m.MAX_TOKENS)),
 )
 
 
