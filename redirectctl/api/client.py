@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from types import TracebackType
@@ -56,6 +57,11 @@ class Client:
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()
+
+    def interrupt(self) -> None:
+        """End what another thread waits for: its call() or events() raises UnreachableError."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def call(self, request: schema.Request, reply: type[ReplyT]) -> ReplyT:
         """Send a request, return its reply.

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Final, TypeAlias
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from redirectctl.api.optin import API_VERSION
 
@@ -83,6 +84,22 @@ class EventName(StrEnum):
     EVENTS_MISSED = "events.missed"  # to one follower that read too slowly: `count` were left out.  Never in the log
 
 
+class Counters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the kernel says of a connection's socket."""
+
+    rtt: float  # seconds, smoothed
+    sent: int  # bytes that the other host has acknowledged
+    received: int  # bytes
+    retransmitted: int  # segments
+
+
+class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A change of a connection's state."""
+
+    time: float  # epoch seconds
+    state: ConnectionState  # from then on
+
+
 class Connection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A connection.  `local` and `remote` are the socket tuple and never change."""
 
@@ -101,6 +118,8 @@ class Connection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     integrity: bool
     suspended_for: float | None  # seconds
     reason: str | None
+    counters: Counters | UnsetType = UNSET  # only when asked for, and while there is a socket
+    history: list[Step] | UnsetType = UNSET  # the latest 32; only in the answer to ConnectionRequest
 
 
 class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -114,6 +133,7 @@ class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     connections: dict[ConnectionState, int]  # states without a connection may be left out
     peers: int
     pid: int
+    long_lived_after: float | UnsetType = UNSET  # seconds after which a connection is taken on
 
 
 class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -183,12 +203,26 @@ class StatusRequest(_Message, frozen=True, tag="status"):
     """Answered by StatusReply.  Anybody may ask."""
 
 
-class ConnectionsRequest(_Message, frozen=True, tag="connections"):
+class ConnectionsRequest(_Message, frozen=True, tag="connections", omit_defaults=True):
     """Answered by ConnectionsReply."""
+
+    counters: bool = False
+
+
+class ConnectionRequest(_Message, frozen=True, tag="connection"):
+    """Answered by ConnectionReply, with counters and history; ended connections too."""
+
+    connection: str  # as in ReleaseRequest
 
 
 class PeersRequest(_Message, frozen=True, tag="peers"):
     """Answered by PeersReply."""
+
+
+class PeerRequest(_Message, frozen=True, tag="peer"):
+    """Answered by PeerReply with the picture of its key."""
+
+    peer: str  # as in ApproveRequest
 
 
 class IdentityRequest(_Message, frozen=True, tag="identity"):
@@ -212,6 +246,13 @@ class ForgetRequest(_Message, frozen=True, tag="forget"):
     """Answered by PeerReply: the peer as it was."""
 
     peer: str
+
+
+class RenameRequest(_Message, frozen=True, tag="rename"):
+    """Answered by PeerReply."""
+
+    peer: str
+    name: str | None  # to call it from now on; None: nothing
 
 
 class ProtectRequest(_Message, frozen=True, tag="protect"):
@@ -256,11 +297,14 @@ class DoctorRequest(_Message, frozen=True, tag="doctor"):
 Request: TypeAlias = (
     StatusRequest
     | ConnectionsRequest
+    | ConnectionRequest
     | PeersRequest
+    | PeerRequest
     | IdentityRequest
     | ApproveRequest
     | RejectRequest
     | ForgetRequest
+    | RenameRequest
     | ProtectRequest
     | ReleaseRequest
     | KillRequest
@@ -302,7 +346,7 @@ class ConnectionsReply(_Message, frozen=True, tag="connections"):
 
 
 class ConnectionReply(_Message, frozen=True, tag="connection"):
-    """To ReleaseRequest and KillRequest."""
+    """To ConnectionRequest, ReleaseRequest and KillRequest."""
 
     connection: Connection
 
@@ -314,9 +358,10 @@ class PeersReply(_Message, frozen=True, tag="peers"):
 
 
 class PeerReply(_Message, frozen=True, tag="peer"):
-    """To ApproveRequest, RejectRequest and ForgetRequest."""
+    """To PeerRequest, ApproveRequest, RejectRequest, ForgetRequest and RenameRequest."""
 
     peer: Peer
+    picture: str | UnsetType = UNSET  # of its key, lines of text; to PeerRequest
 
 
 class IdentityReply(_Message, frozen=True, tag="identity"):

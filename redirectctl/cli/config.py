@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from redirectctl.api.text import clean
 from redirectctl.cli.common import ExitCode, Failure
-from redirectctl.cli.output import clean, print_json
+from redirectctl.cli.output import print_json
 from redirectctl.config import ConfigError, load
 
 

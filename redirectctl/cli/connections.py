@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from redirectctl.api.schema import Connection, ConnectionsReply, ConnectionsRequest
+from redirectctl.api.text import duration
 from redirectctl.cli.common import ExitCode, ask
-from redirectctl.cli.output import Column, duration, print_json, print_table
+from redirectctl.cli.output import Column, print_json, print_table
 
 COLUMNS = (
     Column("ID"),

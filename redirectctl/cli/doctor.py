@@ -13,8 +13,9 @@ from typing import Final
 
 from redirectctl.api.client import UnreachableError
 from redirectctl.api.schema import Check, CheckStatus, DoctorReply, DoctorRequest
+from redirectctl.api.text import clean
 from redirectctl.cli.common import ExitCode, ask
-from redirectctl.cli.output import clean, paint, print_json
+from redirectctl.cli.output import paint, print_json
 
 MIN_WIDTH: Final = 20  # of what was found, however narrow the terminal
 WIDTH: Final = 100  # columns at most: longer lines are hard to read

@@ -11,8 +11,9 @@ import msgspec
 
 from redirectctl.api.client import UnreachableError
 from redirectctl.api.schema import Event
+from redirectctl.api.text import clean, duration
 from redirectctl.cli.common import ExitCode, connect
-from redirectctl.cli.output import clean, duration, print_json
+from redirectctl.cli.output import print_json
 from redirectctl.config import parse_duration
 
 RETRY: Final = 0.5  # seconds between two attempts to find a daemon that is being restarted

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from redirectctl.api.schema import ConnectionReply, KillRequest
+from redirectctl.api.text import clean
 from redirectctl.cli.common import ExitCode, ask
-from redirectctl.cli.output import clean, print_json
+from redirectctl.cli.output import print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,8 @@ from typing import Final, NamedTuple, NoReturn, Protocol, cast
 from redirectctl import __version__
 from redirectctl.api.client import UnreachableError
 from redirectctl.api.schema import RequestError
+from redirectctl.api.text import clean
 from redirectctl.cli.common import EXIT_OF, ExitCode, Failure
-from redirectctl.cli.output import clean
 
 
 class Subcommand(Protocol):

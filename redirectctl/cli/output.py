@@ -1,14 +1,12 @@
 """stdout: one JSON document, or plain aligned tables for people.
 
-Text from the daemon may come from other hosts and other users' programs (names, commands): whatever could steer a
-terminal is shown escaped.
+What could steer a terminal is shown escaped (api/text.py).
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 import unicodedata
 from collections.abc import Iterable, Sequence
 from enum import Enum
@@ -16,9 +14,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from redirectctl.api.text import HIDDEN, clean
+
 ELLIPSIS: Final = "…"
 MIN_WIDTH: Final = 8  # below this a column is not shortened
-_HIDDEN: Final = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, direction, surrogate, private, separators
 
 
 class Colour(Enum):
@@ -55,21 +54,11 @@ class Column(NamedTuple):
     optional: bool = False  # left out when no row has anything there
 
 
-def clean(text: str) -> str:
-    """Text that cannot steer a terminal: control characters and their like escaped as in Python."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        character.encode("unicode_escape").decode() if unicodedata.category(character) in _HIDDEN else character
-        for character in text
-    )
-
-
 def print_json(value: Any) -> None:
     """One document on one line.  JSON escapes C0 controls itself; the others are escaped here."""
     text = msgspec.json.encode(value).decode()
     if not (text.isascii() and text.isprintable()):
-        text = "".join(_json_escape(c) if unicodedata.category(c) in _HIDDEN else c for c in text)
+        text = "".join(_json_escape(c) if unicodedata.category(c) in HIDDEN else c for c in text)
     print(text, flush=True)
 
 
@@ -105,23 +94,6 @@ def paint(text: str) -> str:
     if colour is Colour.PLAIN or not _colours():
         return text
     return f"\x1b[{colour.value}m{text}\x1b[0m"
-
-
-def duration(seconds: float) -> str:
-    """For people: the two greatest units."""
-    if seconds < 60:
-        return f"{seconds:.1f}s" if seconds < 10 else f"{int(seconds)}s"
-    rest = int(seconds)
-    for unit, size, below, smaller in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
-        if rest >= size:
-            count, left = divmod(rest, size)
-            return f"{count}{unit} {left // smaller}{below}" if left >= smaller else f"{count}{unit}"
-    return f"{rest}s"
-
-
-def moment(epoch: float | None) -> str:
-    """Local date and time for people."""
-    return "never" if epoch is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch))
 
 
 def _colours() -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from redirectctl.api.schema import Peer, PeerReply, PeersReply, PeersRequest
+from redirectctl.api.text import clean, moment
 from redirectctl.cli.common import ExitCode, ask
-from redirectctl.cli.output import Column, clean, moment, print_json, print_table
+from redirectctl.cli.output import Column, print_json, print_table
 
 COLUMNS = (
     Column("FINGERPRINT"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from redirectctl.api.schema import StatusReply, StatusRequest
+from redirectctl.api.text import duration
 from redirectctl.cli.common import ExitCode, ask
-from redirectctl.cli.output import duration, print_json, print_pairs
+from redirectctl.cli.output import print_json, print_pairs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

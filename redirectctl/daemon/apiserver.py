@@ -74,8 +74,16 @@ class Service(Protocol):
         """All connections."""
         ...
 
+    async def connection(self, request: schema.ConnectionRequest, caller: Caller) -> schema.ConnectionReply:
+        """One connection, with counters and history."""
+        ...
+
     async def peers(self, request: schema.PeersRequest, caller: Caller) -> schema.PeersReply:
         """All peers."""
+        ...
+
+    async def peer(self, request: schema.PeerRequest, caller: Caller) -> schema.PeerReply:
+        """One peer, with the picture of its key."""
         ...
 
     async def identity(self, request: schema.IdentityRequest, caller: Caller) -> schema.IdentityReply:
@@ -92,6 +100,10 @@ class Service(Protocol):
 
     async def forget(self, request: schema.ForgetRequest, caller: Caller) -> schema.PeerReply:
         """Know nothing of a peer."""
+        ...
+
+    async def rename(self, request: schema.RenameRequest, caller: Caller) -> schema.PeerReply:
+        """Call a peer something else."""
         ...
 
     async def protect(self, request: schema.ProtectRequest, caller: Caller) -> schema.ConnectionsReply:
@@ -137,11 +149,14 @@ ROUTES: Final[dict[type[schema.Request], Route]] = {
     schema.StatusRequest: Route("status", Right.ANYBODY),
     schema.OptInRequest: Route("opt_in", Right.ANYBODY),
     schema.ConnectionsRequest: Route("connections", Right.ADMIN),
+    schema.ConnectionRequest: Route("connection", Right.ADMIN),
     schema.PeersRequest: Route("peers", Right.ADMIN),
+    schema.PeerRequest: Route("peer", Right.ADMIN),
     schema.IdentityRequest: Route("identity", Right.ADMIN),
     schema.ApproveRequest: Route("approve", Right.ADMIN),
     schema.RejectRequest: Route("reject", Right.ADMIN),
     schema.ForgetRequest: Route("forget", Right.ADMIN),
+    schema.RenameRequest: Route("rename", Right.ADMIN),
     schema.ProtectRequest: Route("protect", Right.ADMIN),
     schema.ReleaseRequest: Route("release", Right.ADMIN),
     schema.KillRequest: Route("kill", Right.ADMIN),

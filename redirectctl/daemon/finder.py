@@ -13,7 +13,7 @@ from redirectctl.flows.engine import Engine
 from redirectctl.flows.state import State
 from redirectctl.kernel import procs
 from redirectctl.kernel.cgroup import Cgroup, CgroupTree
-from redirectctl.kernel.diag import Destroyed, DestroyWatch, SockDiag, SocketInfo, TcpState
+from redirectctl.kernel.diag import Destroyed, DestroyWatch, SockDiag, SocketInfo, TcpInfo, TcpState
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.inet_filter import SocketFilter
 from redirectctl.wire.addr import FourTuple, IPAddress
@@ -167,6 +167,10 @@ class Finder:
     def present(self, sockets: Iterable[FourTuple]) -> frozenset[FourTuple]:
         """Those of them that exist and are not closed altogether."""
         return frozenset(self._look_up(sockets))
+
+    def measured(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, TcpInfo]:
+        """What the kernel counts for those that exist: 10 microseconds each, of every socket where many are asked for."""
+        return {s: found.info for s, found in self._look_up(sockets).items() if found.info is not None}
 
     def _look_up(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, SocketInfo]:
         wanted = list(sockets)

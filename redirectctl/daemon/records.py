@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from msgspec import UNSET
+
 from redirectctl.api import schema
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.state import State
+from redirectctl.kernel.diag import TcpInfo
 from redirectctl.proto.fingerprint import fingerprint
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.store import records
@@ -94,7 +97,7 @@ def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
     )
 
 
-def listed_connection(c: Connection, now: float) -> schema.Connection:
+def listed_connection(c: Connection, now: float, counters: schema.Counters | None = None) -> schema.Connection:
     """For `connections`."""
     return schema.Connection(
         id=c.cid.hex(),
@@ -112,7 +115,25 @@ def listed_connection(c: Connection, now: float) -> schema.Connection:
         integrity=False,
         suspended_for=round(now - c.lost_since, 3) if c.lost_since is not None else None,
         reason=c.reason,
+        counters=counters or UNSET,
     )
+
+
+def listed_counters(info: TcpInfo) -> schema.Counters:
+    """For `connections`, where counters are asked for."""
+    return schema.Counters(
+        rtt=info.rtt / 1e6,
+        sent=info.bytes_acked,
+        received=info.bytes_received,
+        retransmitted=info.total_retransmits,
+    )
+
+
+def listed_history(c: Connection, offset: float) -> list[schema.Step]:
+    """How its state changed; ``offset``: epoch time minus the engine's clock."""
+    return [
+        schema.Step(time=round(at + offset, 3), state=schema.ConnectionState(state.value)) for at, state in c.history
+    ]
 
 
 def listed_peer(record: PeerRecord, connections: int) -> schema.Peer:

@@ -261,7 +261,7 @@ class Runtime:
             self.peer_records.pop(evicted, None)
             self.engine.forget(self.now, evicted)
 
-    def rename(self, key: bytes, name: str) -> None:
+    def rename(self, key: bytes, name: str | None) -> None:
         """What a person calls this peer."""
         self.peer_records[key] = dataclasses.replace(self.peer_records[key], name=name)
 

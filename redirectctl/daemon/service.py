@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+
+import msgspec
 
 from redirectctl import __version__
 from redirectctl.api import schema
@@ -20,6 +23,7 @@ from redirectctl.proto.fingerprint import fingerprint, matches, picture
 from redirectctl.store.records import PeerRecord, PeerState
 from redirectctl.wire.addr import FourTuple, SockAddr
 
+LONGEST_NAME = 64  # characters, of a peer
 LONGEST_TARGET = 128  # characters; two IPv6 addresses with ports take 95
 
 
@@ -45,17 +49,34 @@ class DaemonService:
             connections=counts,
             peers=len(r.peer_records),
             pid=r.pid,
+            long_lived_after=r.config.protect.long_lived_after,
         )
         return schema.StatusReply(status=status)
 
     async def connections(self, request: schema.ConnectionsRequest, caller: Caller) -> schema.ConnectionsReply:
         """All connections."""
-        now = self._r.now
-        return schema.ConnectionsReply(connections=[records.listed_connection(c, now) for c in self._r.engine.table])
+        now, table = self._r.now, self._r.engine.table
+        counters = self._counters(table) if request.counters else {}
+        listed = [records.listed_connection(c, now, counters.get(c.socket)) for c in table]
+        return schema.ConnectionsReply(connections=listed)
+
+    async def connection(self, request: schema.ConnectionRequest, caller: Caller) -> schema.ConnectionReply:
+        """One connection, with counters and history."""
+        table = self._r.engine.table
+        named = next((c for c in table if c.cid.hex() == request.connection), None)
+        c = named or self._connection("connection", request.connection)
+        listed = records.listed_connection(c, self._r.now, self._counters([c]).get(c.socket))
+        history = records.listed_history(c, self._r.offset)
+        return schema.ConnectionReply(connection=msgspec.structs.replace(listed, history=history))
 
     async def peers(self, request: schema.PeersRequest, caller: Caller) -> schema.PeersReply:
         """All peers."""
         return schema.PeersReply(peers=[self._listed(p) for p in self._r.peer_records.values()])
+
+    async def peer(self, request: schema.PeerRequest, caller: Caller) -> schema.PeerReply:
+        """One peer, with the picture of its key."""
+        peer = self._peer("peer", request.peer)
+        return schema.PeerReply(peer=self._listed(peer), picture=picture(peer.public, "redirectctl"))
 
     async def identity(self, request: schema.IdentityRequest, caller: Caller) -> schema.IdentityReply:
         """Own fingerprint."""
@@ -89,6 +110,18 @@ class DaemonService:
         self._r.engine.forget(self._r.now, peer.public)
         self._r.wake()
         return schema.PeerReply(peer=listed)
+
+    async def rename(self, request: schema.RenameRequest, caller: Caller) -> schema.PeerReply:
+        """Call a peer something else."""
+        peer = self._peer("rename", request.peer)
+        what = f"rename {request.peer}"
+        if request.name is not None:
+            if not 0 < len(request.name) <= LONGEST_NAME or not request.name.isprintable():
+                raise RequestError(what, f"a name has 1 to {LONGEST_NAME} printable characters", "choose another")
+            if any(other.name == request.name for other in self._r.peer_records.values() if other is not peer):
+                raise RequestError(what, f"another peer is called {request.name}", "choose another name")
+        self._r.rename(peer.public, request.name)
+        return self._decided(peer.public)
 
     async def protect(self, request: schema.ProtectRequest, caller: Caller) -> schema.ConnectionsReply:
         """Opt a running process or one connection in."""
@@ -186,6 +219,10 @@ class DaemonService:
                 what, f"{len(found)} connections match", "give more of the id; see `redirectctl connections`"
             )
         raise RequestError(what, "no such connection", "see `redirectctl connections`")
+
+    def _counters(self, connections: Iterable[Connection]) -> dict[FourTuple, schema.Counters]:
+        alive = [c.socket for c in connections if c.state is not State.CLOSED]
+        return {s: records.listed_counters(info) for s, info in self._r.finder.measured(alive).items()}
 
     def _sockets_of(self, pid: int) -> list[SocketInfo]:
         if procs.start_time(pid) is None:
