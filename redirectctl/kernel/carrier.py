@@ -1,0 +1,677 @@
+"""The tunnel: what the kernel routes to `redirect0` travels to the peer in UDP datagrams, and theirs come out of it.
+
+    socket -> nftables, MARK_TUNNEL -> redirect0 -> cut -> UDP between control ports -> join -> redirect0 -> socket
+
+A thread of its own does it, for the event loop may be busy for 100 ms at a time.  Calls take effect without locks:
+only the thread touches packets, and the calls replace single references that it reads once a packet.
+
+The control port is shared with the daemon's socket by SO_REUSEPORT: a BPF program of the group looks at the first byte
+of a datagram.  What the program lets nobody but the daemon's user do is join the group; a second daemon binds without
+SO_REUSEPORT first, and fails.
+
+Nothing of a datagram says where its segment goes: addresses and ports are those of the flow, and the flow is known by
+a random number, the counter's place and, with integrity, a tag.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import select
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import partial
+from ipaddress import IPv4Address
+from typing import Final, TypeAlias
+
+from redirectctl.flows.commands import Carried
+from redirectctl.kernel.constants import TUN_DEVICE
+from redirectctl.kernel.probing import SAFE_MTU, SUSPICION, Path
+from redirectctl.kernel.segments import LARGEST_SEND, MOST_AT_ONCE, Buffer, Inbound, Outbound
+from redirectctl.kernel.tun import GSO_NONE, READ_SIZE, VNET_HEADER, open_tun
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr, parse_ip
+from redirectctl.wire.ip import Protocol
+from redirectctl.wire.tunnel import HEAD, PROBE, VERSION, Probe, Refused, TunnelError, Type, decode, encode
+
+_log = logging.getLogger(__name__)
+
+HOLD_FLOW: Final = 1 << 20  # bytes that wait for a remote address: some ten full super-segments
+HOLD_ALL: Final = 16 << 20
+REPORT_SECONDS: Final = 1.0
+
+_SO_REUSEPORT, _SO_ATTACH_REUSEPORT_CBPF = 15, 51  # asm-generic/socket.h
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_IP_PKTINFO, _IP_MTU_DISCOVER, _IP_MTU, _IP_PMTUDISC_PROBE = 8, 10, 14, 3
+_IPV6_MTU_DISCOVER, _IPV6_MTU, _IPV6_PMTUDISC_PROBE = 23, 24, 3
+_SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
+_IN_PKTINFO = struct.Struct("=I4s4s")
+_IN6_PKTINFO = struct.Struct("=16sI")
+_ANCILLARY = socket.CMSG_SPACE(_IN6_PKTINFO.size) + socket.CMSG_SPACE(4)
+_RECEIVE_SIZE = 1 << 17  # more than the 64 datagrams and 64 KiB that UDP_GRO puts together
+_SEND_BUFFER = 4 << 20
+_RECEIVE_BUFFER = 8 << 20
+_BATCH = 16  # reads before other sources get their turn
+_SWITCH_SECONDS = 0.0005  # see Carrier.__init__
+_MOST_PROBES = 64  # unanswered ones that a flow remembers
+_NOT_AT_ONCE = (errno.EIO, errno.EINVAL)  # the interface has no checksum offload; the size does not fit (older kernels)
+
+_DATA_OFFSET = struct.Struct("!I4xB")  # sequence number, data offset; from byte 4 of a TCP header
+_FIN = 0x01
+_HALF = 1 << 31  # sequence numbers further ahead than this are behind (RFC 9293, section 3.4)
+_MASK = (1 << 32) - 1
+
+Ancillary: TypeAlias = list[tuple[int, int, bytes]]
+
+
+class Sight(StrEnum):
+    """What a Report may be about, besides refused datagrams."""
+
+    RETRANSMISSION = "retransmission"  # a socket sends again through the tunnel
+    UNSENT = "unsent"  # the kernel did not take a datagram
+    DEVICE_GONE = "device-gone"  # redirect0 was deleted: nothing is carried any more
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Something that happened; at most one a second for each ``what`` and socket."""
+
+    what: Refused | Sight
+    socket: FourTuple | None  # None: no flow of ours
+    source: SockAddr | None  # of the last refused datagram
+    count: int  # since the last report of this kind
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What the tunnel has carried for a connection."""
+
+    datagrams_in: int = 0
+    bytes_in: int = 0  # of datagrams, headers of IP and UDP not counted
+    datagrams_out: int = 0
+    bytes_out: int = 0
+    last_received: float | None = None  # time.monotonic() of the last datagram that was not refused
+    retransmissions: int = 0
+    unsent: int = 0  # datagrams
+    held: int = 0  # bytes that wait
+    overflowed: int = 0  # packets that were held and had to go
+    refused: Counter[Refused] = field(default_factory=Counter)
+
+
+def share_port(control: socket.socket) -> socket.socket:
+    """A socket for the tunnel on a control socket's port, which must have been bound without SO_REUSEPORT.
+
+    From now on datagrams of the tunnel come to the new socket, all others to ``control``.  Raises OSError.
+    """
+    sock = socket.socket(control.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        with suppress(PermissionError):
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
+        # A path MTU that the kernel has learned is that of the connection's own packets as well; we find our own.
+        if sock.family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_PROBE)
+        sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+        control.setsockopt(socket.SOL_SOCKET, _SO_REUSEPORT, 1)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_REUSEPORT, 1)
+        # Before the bind no datagram comes to it, after it none may come to the wrong one for longer than need be.
+        sock.bind(control.getsockname())
+        _attach_selector(control)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _attach_selector(control: socket.socket) -> None:
+    """First byte 8 or 9: the second socket of the group, which is ours; else the first (SO_ATTACH_REUSEPORT_CBPF)."""
+    load_byte, jump_equal, give = 0x30, 0x15, 0x06  # BPF_LD|B|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    program = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in (
+            (load_byte, 0, 0, 0),
+            (jump_equal, 1, 0, Type.TUNNEL),
+            (jump_equal, 0, 1, Type.PROBE),
+            (give, 0, 0, 1),
+            (give, 0, 0, 0),
+        )
+    )
+    code = ctypes.create_string_buffer(program, len(program))
+    filter_program = struct.pack("HL", len(program) // 8, ctypes.addressof(code))
+    control.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, filter_program)
+
+
+class _Route:
+    """How datagrams get to a peer."""
+
+    __slots__ = ("_segmented", "address", "path", "plain", "sock")
+
+    def __init__(self, sock: socket.socket, local: IPAddress | None, remote: SockAddr, path: Path) -> None:
+        self.sock = sock
+        self.address = (str(remote.host), remote.port)
+        self.path = path
+        self.plain: Ancillary = [] if local is None else [_source(local)]
+        self._segmented: dict[int, Ancillary] = {}
+
+    def segmented(self, size: int) -> Ancillary:
+        """To have the kernel cut at this size."""
+        found = self._segmented.get(size)
+        if found is None:
+            if len(self._segmented) > 256:
+                self._segmented.clear()
+            found = self._segmented[size] = [*self.plain, (_SOL_UDP, _UDP_SEGMENT, struct.pack("=H", size))]
+        return found
+
+
+class _Flow:
+    """A connection that is carried."""
+
+    __slots__ = (
+        "carried",
+        "held",
+        "high",
+        "inbound",
+        "outbound",
+        "probes",
+        "proof",
+        "route",
+        "suspicion",
+        "traffic",
+    )
+
+    def __init__(self, carried: Carried, outbound: Outbound, inbound: Inbound, route: _Route | None) -> None:
+        self.carried = carried
+        self.outbound = outbound
+        self.inbound = inbound
+        self.route = route
+        self.traffic = Traffic()
+        self.held: deque[tuple[bytes, bool]] = deque()  # IP packets, and whether they are to be cut
+        self.probes: dict[int, int] = {}  # counter: size
+        self.high: int | None = None  # the sequence number after the highest that was sent
+        self.suspicion = 0  # retransmissions since large segments have been seen to arrive
+        self.proof: int | None = None  # acknowledged beyond this, they have
+
+
+class Carrier:
+    """Carries connections.  A call takes effect for the packets that come after it."""
+
+    def __init__(
+        self, sockets: Sequence[socket.socket], on_report: Callable[[Report], None], device: str = TUN_DEVICE
+    ) -> None:
+        """``sockets``: from share_port; closed with the carrier.
+
+        ``on_report`` is called in the carrier's thread.  The device is that of the caller's network namespace.
+        Raises KernelError.
+        """
+        self._sockets = list(sockets)
+        self._tun = open_tun(device)
+        self._flows: dict[bytes, _Flow] = {}  # by the addresses and ports of what the socket sends
+        self._by_number: dict[int, _Flow] = {}  # by the flow number in datagrams to us
+        self._paths: dict[tuple[IPAddress | None, SockAddr], Path] = {}
+        self._holding = 0  # bytes of all flows
+        self._reporter = _Reporter(on_report)
+        self._read_buffer = bytearray(READ_SIZE)
+        self._receive_buffer = bytearray(_RECEIVE_SIZE)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.epoll()
+        self._handlers: dict[int, Callable[[], bool]] = {self._tun: self._from_tun, self._wake: self._woken}
+        for sock in self._sockets:
+            self._handlers[sock.fileno()] = partial(self._from_udp, sock)
+        for fd in self._handlers:
+            self._poll.register(fd, select.EPOLLIN)
+        self._closing = False
+        # After each system call the thread waits for the interpreter: by default up to 5 ms if another one computes.
+        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
+        self._thread = threading.Thread(target=self._run, name="carrier", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; the device stays, and packets to it are lost."""
+        if self._closing:
+            return
+        self._closing = True
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        self._poll.close()
+        os.close(self._wake)
+        os.close(self._tun)
+        for sock in self._sockets:
+            sock.close()
+
+    def carry(self, carried: Carried) -> None:
+        """Carry a connection from now on, or in another way than before.
+
+        Counters and the replay window go on as long as the offers stay the same.
+        """
+        key = _key_of(carried.socket)
+        flow = self._flows.get(key)
+        route = self._route(carried.local, carried.remote)
+        before = flow.carried if flow is not None else None
+        same = before is not None and before.integrity == carried.integrity
+        if flow is not None and same and before is not None and before.sending == carried.sending:
+            outbound = flow.outbound
+        else:
+            outbound = Outbound(carried.sending, carried.first, carried.integrity)
+        if flow is not None and same and before is not None and before.receiving == carried.receiving:
+            inbound = flow.inbound
+        else:
+            inbound = Inbound(carried.receiving, carried.integrity, carried.socket)
+        if flow is None:
+            flow = _Flow(carried, outbound, inbound, route)
+        else:
+            if (flow.carried.local, flow.carried.remote) != (carried.local, carried.remote):
+                flow.probes = {}
+            flow.carried, flow.outbound, flow.inbound, flow.route = carried, outbound, inbound, route
+        self._flows[key] = flow
+        self._by_number[carried.receiving.flow] = flow
+        if before is not None and before.receiving.flow != carried.receiving.flow:
+            self._by_number.pop(before.receiving.flow, None)
+        os.eventfd_write(self._wake, 1)
+
+    def uncarry(self, socket: FourTuple) -> None:
+        """Forget a connection; one that is not known is no error."""
+        flow = self._flows.pop(_key_of(socket), None)
+        if flow is not None:
+            self._by_number.pop(flow.carried.receiving.flow, None)
+            if len(self._paths) > 2 * len(self._flows) + 16:
+                used = {(each.carried.local, each.carried.remote) for each in list(self._flows.values())}
+                self._paths = {key: path for key, path in self._paths.items() if key in used}
+            os.eventfd_write(self._wake, 1)
+
+    def counters(self, socket: FourTuple) -> Traffic | None:
+        """What has been carried for a connection; None if it is not known."""
+        flow = self._flows.get(_key_of(socket))
+        return replace(flow.traffic, refused=Counter(flow.traffic.refused)) if flow else None
+
+    def mtu(self, local: IPAddress | None, remote: SockAddr) -> int | None:
+        """The largest UDP payload that is used on a path; None if no connection has it."""
+        path = self._paths.get((local, remote))
+        return path.size if path else None
+
+    def _route(self, local: IPAddress | None, remote: SockAddr | None) -> _Route | None:
+        if remote is None:
+            return None
+        family = socket.AF_INET if remote.host.version == 4 else socket.AF_INET6
+        ours = [sock for sock in self._sockets if sock.family == family]
+        exact = [sock for sock in ours if parse_ip(sock.getsockname()[0]) == local]
+        if not ours:
+            _log.warning("no socket for %s: its connections are held", remote)
+            return None
+        key = local, remote
+        path = self._paths.get(key)
+        if path is None:
+            path = self._paths[key] = Path(remote.host.version, _interface_mtu(local, remote))
+        return _Route((exact or ours)[0], local, remote, path)
+
+    # From here on: in the thread.
+
+    def _run(self) -> None:
+        while not self._closing:
+            timeout = REPORT_SECONDS if self._reporter.pending else -1
+            for fd, _ in self._poll.poll(timeout):
+                try:
+                    for _ in range(_BATCH):
+                        if not self._handlers[fd]():
+                            break
+                except Exception:  # of one packet; the others must not suffer
+                    _log.exception("carrier")
+            self._reporter.flush(time.monotonic())
+
+    def _woken(self) -> bool:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        self._holding = 0
+        for flow in list(self._flows.values()):
+            if flow.held:
+                route = flow.route
+                if route is not None:
+                    self._release(flow, route)
+                self._holding += flow.traffic.held
+        return False
+
+    def _from_tun(self) -> bool:
+        """One packet; False if there is none."""
+        try:
+            length = os.readv(self._tun, [self._read_buffer])
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.EBADFD, errno.ENODEV, errno.EIO):
+                self._poll.unregister(self._tun)
+                self._reporter.note(Sight.DEVICE_GONE, None, None)
+            return False
+        packet = memoryview(self._read_buffer)[VNET_HEADER.size : length]
+        found = _locate(packet)
+        flow = self._flows.get(found[0]) if found else None
+        if flow is None:
+            return True
+        cwr_once = self._read_buffer[1] != GSO_NONE
+        route = flow.route
+        if route is None:
+            self._hold(flow, packet, cwr_once)
+            return True
+        if flow.held:
+            self._release(flow, route)
+        self._send(flow, route, packet, cwr_once)
+        return True
+
+    def _hold(self, flow: _Flow, packet: memoryview, cwr_once: bool) -> None:
+        flow.held.append((bytes(packet), cwr_once))
+        flow.traffic.held += len(packet)
+        self._holding += len(packet)
+        while flow.traffic.held > HOLD_FLOW or (self._holding > HOLD_ALL and flow.held):
+            oldest, _ = flow.held.popleft()
+            flow.traffic.held -= len(oldest)
+            self._holding -= len(oldest)
+            flow.traffic.overflowed += 1
+
+    def _release(self, flow: _Flow, route: _Route) -> None:
+        while flow.held:
+            packet, cwr_once = flow.held.popleft()
+            flow.traffic.held -= len(packet)
+            self._holding -= len(packet)
+            self._send(flow, route, memoryview(packet), cwr_once)
+
+    def _send(self, flow: _Flow, route: _Route, packet: memoryview, cwr_once: bool) -> None:
+        """A packet of the flow's socket goes to the peer."""
+        found = _locate(packet)
+        if found is None:
+            return
+        _, tcp, traffic = found
+        path = route.path
+        again = self._note_progress(flow, path, packet, tcp)
+        now = time.monotonic()
+        if path.due(now):
+            self._probe(flow, route, now)
+        while True:
+            # What was lost once must get through, whatever the path has become.
+            room = path.safe if again else path.size
+            buffers, each, size = flow.outbound.cut(packet, tcp, traffic, room, cwr_once=cwr_once)
+            count = len(buffers) // each
+            try:
+                sent = self._transmit(route, buffers, each, size)
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE and path.too_big(size):
+                    continue
+                sent = 0
+            break
+        counted = flow.traffic
+        counted.datagrams_out += sent
+        counted.bytes_out += sent * size
+        if sent < count:
+            counted.unsent += count - sent
+            self._reporter.note(Sight.UNSENT, flow.carried.socket, None)
+
+    def _note_progress(self, flow: _Flow, path: Path, packet: memoryview, tcp: int) -> bool:
+        """Whether a packet is a retransmission; several of them make us doubt the size of datagrams."""
+        seq, offset = _DATA_OFFSET.unpack_from(packet, tcp + 4)
+        length = len(packet) - tcp - (offset >> 4) * 4 + (packet[tcp + 13] & _FIN)
+        if not length:
+            return False
+        high, end = flow.high, (seq + length) & _MASK
+        if high is None or not (seq - high) & _MASK & _HALF:
+            flow.high = end
+            if length > path.safe:
+                if flow.proof is None:
+                    flow.proof = end
+                elif not (flow.inbound.acked - flow.proof) & _MASK & _HALF:
+                    flow.suspicion, flow.proof = 0, end
+            return False
+        if not (end - high) & _MASK & _HALF:
+            flow.high = end
+        flow.traffic.retransmissions += 1
+        flow.proof = None
+        flow.suspicion += 1
+        if flow.suspicion >= SUSPICION:
+            flow.suspicion = 0
+            path.suspect(time.monotonic())
+        self._reporter.note(Sight.RETRANSMISSION, flow.carried.socket, None)
+        return True
+
+    def _transmit(self, route: _Route, buffers: list[Buffer], each: int, size: int) -> int:
+        """Send datagrams; returns how many the kernel took.  Raises OSError EMSGSIZE, when it took none."""
+        step = min(MOST_AT_ONCE, LARGEST_SEND // size) * each
+        for at in range(0, len(buffers), step):
+            some = buffers[at : at + step]
+            try:
+                ancillary = route.segmented(size) if len(some) > each else route.plain
+                route.sock.sendmsg(some, ancillary, 0, route.address)
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE and at == 0:
+                    raise
+                if error.errno not in _NOT_AT_ONCE or len(some) == each:
+                    return at // each
+                taken = self._one_by_one(route, some, each, at == 0)
+                if taken * each < len(some):
+                    return at // each + taken
+        return len(buffers) // each
+
+    def _one_by_one(self, route: _Route, buffers: list[Buffer], each: int, first: bool) -> int:
+        for at in range(0, len(buffers), each):
+            try:
+                route.sock.sendmsg(buffers[at : at + each], route.plain, 0, route.address)
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE and first and at == 0:
+                    raise
+                return at // each
+        return len(buffers) // each
+
+    def _probe(self, flow: _Flow, route: _Route, now: float) -> None:
+        outbound, tag = flow.outbound, flow.inbound.tag_length
+        for size in route.path.round(now):
+            counter = outbound.counter
+            outbound.counter += 1
+            question = Probe(outbound.offer.flow, counter, None, size - PROBE.size - tag)
+            if len(flow.probes) >= _MOST_PROBES:
+                flow.probes.clear()
+            flow.probes[counter] = size
+            try:
+                route.sock.sendmsg([outbound.sealed(encode(question), counter)], route.plain, 0, route.address)
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE:
+                    route.path.too_big(size)
+                return
+
+    def _from_udp(self, sock: socket.socket) -> bool:
+        """One datagram, or several of one sender that UDP_GRO has put together; False if there is none."""
+        try:
+            length, ancillary, flags, source = sock.recvmsg_into([self._receive_buffer], _ANCILLARY)
+        except BlockingIOError:
+            return False
+        except OSError as error:  # an ICMP error about an earlier datagram
+            _log.debug("tunnel: %s", error)
+            return True
+        chunk = memoryview(self._receive_buffer)[:length]
+        size = next((int.from_bytes(data, sys.byteorder) for _, kind, data in ancillary if kind == _UDP_GRO), length)
+        if flags & socket.MSG_TRUNC or not 0 < size <= length:
+            self._refuse(Refused.TRUNCATED, None, source)
+            return True
+        for part in _by_flow(chunk, size):
+            self._receive(part, size, source, sock, ancillary)
+        return True
+
+    def _receive(
+        self, chunk: memoryview, size: int, source: tuple[str, int], sock: socket.socket, ancillary: Ancillary
+    ) -> None:
+        """Datagrams that begin with the same type and flow."""
+        if len(chunk) < HEAD.size:
+            self._refuse(Refused.TRUNCATED, None, source)
+            return
+        kind, version, _, _, number, _ = HEAD.unpack_from(chunk)
+        flow = self._by_number.get(number)
+        if flow is None or kind not in (Type.TUNNEL, Type.PROBE) or version != VERSION:
+            reason = Refused.UNKNOWN_FLOW if version == VERSION else Refused.UNKNOWN_VERSION
+            if kind not in (Type.TUNNEL, Type.PROBE):
+                reason = Refused.UNKNOWN_TYPE
+            self._refuse(reason, None, source, -(-len(chunk) // size))
+            return
+        if kind == Type.PROBE:
+            for at in range(0, len(chunk), size):
+                self._receive_probe(flow, chunk[at : at + size], source, sock, ancillary)
+            return
+        before = flow.traffic.refused.total()
+        writes = flow.inbound.take(chunk, size, lambda reason: self._refuse(reason, flow, source))
+        for buffers in writes:
+            try:
+                os.writev(self._tun, buffers)
+            except OSError as error:
+                _log.debug("%s: write to the tunnel's device: %s", flow.carried.socket, error)
+        if writes:
+            counted = flow.traffic
+            counted.datagrams_in += -(-len(chunk) // size) - counted.refused.total() + before
+            counted.bytes_in += len(chunk)
+            counted.last_received = time.monotonic()
+
+    def _receive_probe(
+        self, flow: _Flow, datagram: memoryview, source: tuple[str, int], sock: socket.socket, ancillary: Ancillary
+    ) -> None:
+        inbound, outbound = flow.inbound, flow.outbound
+        try:
+            if len(datagram) < PROBE.size + inbound.tag_length:
+                raise TunnelError(Refused.TRUNCATED)
+            probe = decode(bytes(datagram[: len(datagram) - inbound.tag_length]))
+            reason = inbound.window.check(probe.counter, 1)
+            if reason is not None:
+                raise TunnelError(reason)
+            if not inbound.authentic(datagram, probe.counter):
+                raise TunnelError(Refused.FORGED)
+            inbound.window.commit(probe.counter, 1)
+            if isinstance(probe, Probe) and probe.answers is not None:
+                size = flow.probes.pop(probe.answers, None)
+                if size is None:
+                    raise TunnelError(Refused.UNASKED)
+                if flow.route is not None:
+                    flow.route.path.confirm(size)
+                return
+        except TunnelError as error:
+            self._refuse(error.reason, flow, source)
+            return
+        counter = outbound.counter
+        outbound.counter += 1
+        answer = Probe(outbound.offer.flow, counter, probe.counter)
+        with suppress(OSError):  # the prober asks again
+            back = [_answer_from(data) for _, kind, data in ancillary if kind in (_IP_PKTINFO, socket.IPV6_PKTINFO)]
+            sock.sendmsg([outbound.sealed(encode(answer), counter)], back, 0, source)
+
+    def _refuse(self, reason: Refused, flow: _Flow | None, source: tuple[str, int], count: int = 1) -> None:
+        where = SockAddr(parse_ip(source[0].partition("%")[0]), source[1])
+        if flow is not None:
+            flow.traffic.refused[reason] += count
+        self._reporter.note(reason, flow.carried.socket if flow else None, where, count)
+
+
+class _Reporter:
+    """Passes reports on, each kind at once and then once a second with what came meanwhile."""
+
+    def __init__(self, on_report: Callable[[Report], None]) -> None:
+        self._on_report = on_report
+        self._recent: dict[tuple[Refused | Sight, FourTuple | None], tuple[float, int, SockAddr | None]] = {}
+
+    @property
+    def pending(self) -> bool:
+        """Whether flush is to be called."""
+        return bool(self._recent)
+
+    def note(self, what: Refused | Sight, socket: FourTuple | None, source: SockAddr | None, count: int = 1) -> None:
+        """It happened ``count`` times."""
+        key = what, socket
+        recent = self._recent.get(key)
+        if recent is None:
+            self._recent[key] = time.monotonic() + REPORT_SECONDS, 0, None
+            self._pass_on(Report(what, socket, source, count))
+        else:
+            until, before, _ = recent
+            self._recent[key] = until, before + count, source
+
+    def flush(self, now: float) -> None:
+        """Report what has waited for a second."""
+        if not self._recent:
+            return
+        for key, (until, count, source) in list(self._recent.items()):
+            if now >= until:
+                del self._recent[key]
+                if count:
+                    self._recent[key] = now + REPORT_SECONDS, 0, None
+                    self._pass_on(Report(*key, source, count))
+
+    def _pass_on(self, report: Report) -> None:
+        try:
+            self._on_report(report)
+        except Exception:
+            _log.exception("report")
+
+
+def _key_of(connection: FourTuple) -> bytes:
+    local, remote = connection
+    return local.host.packed + remote.host.packed + struct.pack("!HH", local.port, remote.port)
+
+
+def _locate(packet: memoryview) -> tuple[bytes, int, int] | None:
+    """Of an IP packet from the kernel: the key of its connection, where its TCP header begins, its traffic class.
+
+    None if it is not TCP.  IPv6 extension headers mean that it is not: no socket of ours sends any.
+    """
+    if len(packet) < 40:
+        return None
+    version = packet[0] >> 4
+    if version == 4 and packet[9] == Protocol.TCP:
+        tcp = (packet[0] & 0xF) * 4
+        return bytes(packet[12:20]) + bytes(packet[tcp : tcp + 4]), tcp, packet[1]
+    if version == 6 and packet[6] == Protocol.TCP and len(packet) >= 60:
+        return bytes(packet[8:44]), 40, (packet[0] << 4 | packet[1] >> 4) & 0xFF
+    return None
+
+
+def _by_flow(chunk: memoryview, size: int) -> Iterable[memoryview]:
+    """Cut where type, version or flow changes; as a rule nowhere."""
+    columns = [bytes(chunk[at::size]) for at in (0, 1, 4, 5, 6, 7)]
+    if len(chunk) <= size or all(column.count(column[:1]) == len(column) for column in columns):
+        yield chunk
+        return
+    start = 0
+    for at in range(size, len(chunk), size):
+        if chunk[at : at + 2] != chunk[start : start + 2] or chunk[at + 4 : at + 8] != chunk[start + 4 : start + 8]:
+            yield chunk[start:at]
+            start = at
+    yield chunk[start:]
+
+
+def _source(local: IPAddress) -> tuple[int, int, bytes]:
+    if isinstance(local, IPv4Address):
+        return socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(0, local.packed, bytes(4))
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(local.packed, 0)
+
+
+def _answer_from(info: bytes) -> tuple[int, int, bytes]:
+    """Ancillary data that makes an answer come from where the datagram went that brought ``info``."""
+    if len(info) == _IN_PKTINFO.size:
+        return _source(IPv4Address(_IN_PKTINFO.unpack(info)[2]))
+    return _source(parse_ip(socket.inet_ntop(socket.AF_INET6, info[:16])))
+
+
+def _interface_mtu(local: IPAddress | None, remote: SockAddr) -> int:
+    """What the kernel believes to fit to there; SAFE_MTU when it has no route."""
+    v4 = remote.host.version == 4
+    with socket.socket(socket.AF_INET if v4 else socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        try:
+            if local is not None:
+                sock.bind((str(local), 0))
+            sock.connect((str(remote.host), remote.port))
+            level, option = (socket.IPPROTO_IP, _IP_MTU) if v4 else (socket.IPPROTO_IPV6, _IPV6_MTU)
+            return sock.getsockopt(level, option)
+        except OSError:
+            return SAFE_MTU

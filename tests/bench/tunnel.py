@@ -1,0 +1,220 @@
+"""Throughput of the tunnel: python tests/bench/tunnel.py.
+
+Two hosts in network namespaces and a router between them, one iperf3 connection at a time, a few seconds each, in turn:
+
+    plain                  as it is
+    rewritten              nftables rewrites addresses on both hosts
+    tunnel                 TUN devices and carriers, a process each
+    tunnel with integrity  the same, every datagram with a tag
+    wireguard-go           what people would use instead; from Debian, with wireguard-tools
+
+All of it on the same processors.  Ratios are those of one round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from ipaddress import ip_address
+
+from redirectctl.flows.commands import Carried
+from redirectctl.kernel.carrier import Carrier, Report, share_port
+from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, TUN_DEVICE, TUNNEL_PRIORITY, TUNNEL_TABLE
+from redirectctl.kernel.rewrite import KernelFlow, Rewriter
+from redirectctl.lab.namespaces import LabError, close_all, ended_by_signals
+from redirectctl.lab.streams import wait_until
+from redirectctl.lab.topology import FIRST_HOST, Host, Lab
+from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.tunnel import Offer
+
+METHODS = {"plain": 40000, "rewritten": 41000, "tunnel": 42000, "tunnel with integrity": 43000, "wireguard-go": 44000}
+PORT = 5201
+CONTROL_PORT = 7747
+PATIENCE = 30.0
+MOST_ROUNDS = 100
+
+
+def steer(version: int) -> str:
+    """Everything of the two tunnelled kinds of connection but its first packets goes to the TUN device."""
+    first, last = METHODS["tunnel"], METHODS["tunnel with integrity"] + MOST_ROUNDS
+    word = "ip" if version == 4 else "ip -6"
+    return f"""
+nft -f - <<'NFT'
+table inet bench {{
+  chain out {{
+    type route hook output priority mangle
+    tcp flags & syn == 0 tcp sport {first}-{last} meta mark set meta mark or {MARK_TUNNEL}
+    tcp flags & syn == 0 tcp dport {first}-{last} meta mark set meta mark or {MARK_TUNNEL}
+  }}
+  chain in {{
+    type filter hook prerouting priority -310
+    iifname {TUN_DEVICE} meta mark set {MARK_MOVED | MARK_TUNNEL}
+  }}
+}}
+NFT
+{word} route add default dev {TUN_DEVICE} table {TUNNEL_TABLE}
+{word} rule add priority {TUNNEL_PRIORITY} fwmark {MARK_TUNNEL}/{MARK_TUNNEL} lookup {TUNNEL_TABLE}
+"""
+
+
+def flows(local: str, remote: str, rounds: int, server: bool) -> list[Carried]:
+    """What one end's carrier carries.  ``local``, ``remote``: addresses of client and server."""
+    found = []
+    for base in (METHODS["tunnel"], METHODS["tunnel with integrity"]):
+        for number in range(rounds):
+            tuple_ = FourTuple(SockAddr(ip_address(local), base + number), SockAddr(ip_address(remote), PORT))
+            offers = [Offer(base + number, random.Random(n).randbytes(16), 1 << 40) for n in (1, 2)]
+            sending, receiving = reversed(offers) if server else offers
+            tuple_ = tuple_.mirrored if server else tuple_
+            peer = SockAddr(tuple_.remote.host, CONTROL_PORT)
+            integrity = base != METHODS["tunnel"]
+            found.append(Carried(tuple_, sending, receiving, sending.start, integrity, tuple_.local.host, peer))
+    return found
+
+
+def end(role: str, local: str, remote: str, alias: str, rounds: int) -> None:
+    """Be one end: carrier, and rewriting of addresses."""
+    import socket
+
+    server = role == "server"
+    family = socket.AF_INET6 if ":" in local else socket.AF_INET
+    control = socket.socket(family, socket.SOCK_DGRAM)
+    control.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", CONTROL_PORT))
+    carrier = Carrier([share_port(control)], report)
+    for carried in flows(local, remote, rounds, server):
+        carrier.carry(carried)
+    rewriter = Rewriter()
+    moved = []
+    for port in range(METHODS["rewritten"], METHODS["rewritten"] + rounds):
+        pair = [FourTuple(SockAddr(ip_address(a), port), SockAddr(ip_address(remote), PORT)) for a in (local, alias)]
+        moved.append(KernelFlow(*(each.mirrored if server else each for each in pair)))
+    rewriter.setup(moved)
+    print("ready", flush=True)
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    carrier.close()
+
+
+def report(what: Report) -> None:
+    """Say it."""
+    if what.what != "retransmission":
+        print(what, file=sys.stderr)
+
+
+class Bench:
+    """The lab, with everything started."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        version = 6 if options.ipv6 else 4
+        self.lab = Lab()
+        client, server = self.lab.client, self.lab.server
+        self.target = str(server.address(version))
+        local, alias = str(client.address(version)), str(self.lab.home.addresses(FIRST_HOST + 1).of(version))
+        length = "24" if version == 4 else "64 nodad"
+        client.ip(f"address add {alias}/{length} dev eth0")
+        for host, role in ((client, "client"), (server, "server")):
+            command = [sys.executable, __file__, "--end", role, local, self.target, alias]
+            process = host.popen([*command, "--rounds", str(options.rounds)], stdout=subprocess.PIPE)
+            if process.stdout is None or process.stdout.readline() != "ready\n":
+                raise LabError(f"the {role}'s carrier did not start")
+            host.run(["sh", "-e"], stdin=steer(version))
+        self.wireguard(client, server)
+        server.popen(["iperf3", "--server", "--port", str(PORT)], stdout=subprocess.DEVNULL)
+        listening = ["ss", "-ltnH", f"sport = :{PORT}"]
+        wait_until(lambda: server.run(listening).stdout, PATIENCE, "iperf3 --server")
+
+    def wireguard(self, client: Host, server: Host) -> None:
+        """A WireGuard tunnel 10.77.0.0/24 between the two."""
+        keys = {}
+        for host in (client, server):
+            private = host.run(["wg", "genkey"]).stdout
+            keys[host.name] = private, host.run(["wg", "pubkey"], stdin=private).stdout.strip()
+        for number, (host, other) in enumerate(((client, server), (server, client)), 1):
+            device = f"wgb{os.getpid() % 10000}{number}"  # its control socket is a file that all namespaces see
+            host.popen(["wireguard-go", "--foreground", device], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            wait_until(lambda h=host, d=device: d in h.run(["wg", "show", "interfaces"]).stdout, PATIENCE, device)
+            peer = ["peer", keys[other.name][1], "allowed-ips", "10.77.0.0/24"]
+            peer += ["endpoint", f"{other.address(4)}:51820"]
+            argv = ["wg", "set", device, "listen-port", "51820", "private-key", "/dev/stdin", *peer]
+            host.run(argv, stdin=keys[host.name][0])
+            host.ip(f"address add 10.77.0.{number}/24 dev {device}", f"link set {device} mtu 1420 up")
+
+    def measure(self, method: str, number: int) -> float:
+        """Bits a second of one connection."""
+        address = "10.77.0.2" if method == "wireguard-go" else self.target
+        command = ["iperf3", "--client", address, "--port", str(PORT), "--cport", str(METHODS[method] + number)]
+        command += [
+            "--time",
+            str(self.options.seconds),
+            "--omit",
+            "1",
+            "--congestion",
+            self.options.congestion,
+            "--json",
+        ]
+        found = json.loads(self.lab.client.run([*command, "--json"], timeout=self.options.seconds + PATIENCE).stdout)
+        return float(found["end"]["sum_received"]["bits_per_second"])
+
+
+def table(rates: dict[str, list[float]]) -> str:
+    """In Markdown."""
+    lines = ["| connection | median | ratio to wireguard-go: median | lowest | highest |", "|---|--:|--:|--:|--:|"]
+    other = rates.get("wireguard-go")
+    for method, found in rates.items():
+        cells = [method, f"{statistics.median(found) * 1e-9:.2f} Gbit/s"]
+        if other:
+            ratios = [rate / base for rate, base in zip(found, other, strict=True)]
+            cells += [f"{value:.2f}" for value in (statistics.median(ratios), min(ratios), max(ratios))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="connections of each kind (5)")
+    parser.add_argument("--seconds", type=int, default=4, help="of measurement (4)")
+    parser.add_argument("--congestion", default="reno", metavar="NAME", help="TCP congestion control (reno)")
+    parser.add_argument("--ipv6", action="store_true", help="IPv6 instead of IPv4")
+    parser.add_argument(
+        "--only", nargs="+", choices=METHODS, default=list(METHODS), metavar="KIND", help="not all five"
+    )
+    parser.add_argument("--end", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.end:
+        end(*options.end, options.rounds)
+        return 0
+    if absent := [tool for tool in ("iperf3", "wireguard-go", "wg") if shutil.which(tool) is None]:
+        print(f"not installed: {', '.join(absent)}; apt install iperf3 wireguard-go wireguard-tools", file=sys.stderr)
+        return 1
+    if not 1 <= options.rounds <= MOST_ROUNDS:
+        parser.error(f"--rounds: 1 to {MOST_ROUNDS}")
+    rates: dict[str, list[float]] = defaultdict(list)
+    try:
+        with ended_by_signals():
+            bench = Bench(options)
+            for number in range(options.rounds):
+                for method in options.only:
+                    rates[method].append(bench.measure(method, number))
+                shown = ", ".join(f"{method} {found[-1] * 1e-9:.2f}" for method, found in rates.items())
+                print(f"round {number + 1}: {shown} Gbit/s", file=sys.stderr)
+    finally:
+        close_all()
+    print(
+        f"iperf3, {options.rounds} rounds, {options.congestion}, {'IPv6' if options.ipv6 else 'IPv4'}, "
+        f"Linux {platform.release()}, {os.cpu_count()} processors for both ends and the router:\n"
+    )
+    print(table(rates))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
