@@ -150,7 +150,7 @@ class Finder:
 
     def name(self, connections: Collection[Connection]) -> None:
         """Find out which programs have connections that a peer asked us to protect.  One look for all: it is slow."""
-        infos = self._look_up(c.socket for c in connections)
+        infos = self.look_up(c.socket for c in connections)
         found = procs.owners([info.inode for info in infos.values()])
         for connection in connections:
             info = infos.get(connection.socket)
@@ -166,13 +166,14 @@ class Finder:
 
     def present(self, sockets: Iterable[FourTuple]) -> frozenset[FourTuple]:
         """Those of them that exist and are not closed altogether."""
-        return frozenset(self._look_up(sockets))
+        return frozenset(self.look_up(sockets))
 
     def measured(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, TcpInfo]:
         """What the kernel counts for those that exist: 10 microseconds each, of every socket where many are asked for."""
-        return {s: found.info for s, found in self._look_up(sockets).items() if found.info is not None}
+        return {s: found.info for s, found in self.look_up(sockets).items() if found.info is not None}
 
-    def _look_up(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, SocketInfo]:
+    def look_up(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, SocketInfo]:
+        """Those of the sockets that are not closed altogether."""
         wanted = list(sockets)
         if len(wanted) <= ONE_BY_ONE:
             found = (self.diag.get(s) for s in wanted)

@@ -24,6 +24,11 @@ ACM_REHANDSHAKE: Final = 2  # unanswered ACMs after which a handshake is tried t
 ACM_WIDEN: Final = 3  # unanswered ACMs after which all known addresses of the peer are tried
 CHALLENGE_RETRIES: Final = (0.1, 0.2, 0.4, 0.8, 1.6)  # 3.1 s in all, then the last validated address stays
 CHOICE_TIME: Final = 1.0  # seconds after which a move that got no further answers challenges on its other addresses
+PLAIN_RETRIES: Final = (0.2, 0.5, 1.0, 2.0, 4.0)  # seconds after each attempt to prove that plain packets get through
+PLAIN_PAUSE: Final = 60.0  # seconds that a route is left to the tunnel after that; twice as long each time
+PLAIN_PAUSE_MAX: Final = 3600.0
+LISTEN_TIME: Final = 20.0  # seconds after a move, or a peer's word, for which tokens may come: longer than its attempts
+STALL_PAUSE: Final = 5.0  # seconds between two announcements to a peer because packets get lost
 REQUEST_RETRIES: Final = (0.3, 0.6, 1.2, 2.4, 4.8)  # seconds after each try of a request inside a session
 
 # --- limits of this implementation ------------------------------------------------------------------------------------
@@ -47,4 +52,7 @@ LINGER_BOTH: Final = 2.0  # the same when the peer's socket is gone too: only pa
 LISTED: Final = 60.0  # seconds that an ended connection stays in listings
 DOUBT_PAUSE: Final = 5.0  # seconds between two times that a peer is asked which connections of a move it has
 REACH_PAUSE: Final = 60.0  # seconds between attempts to reach the peers of protected connections
+MAX_TRIALS: Final = 1024  # routes that are being tried, or have failed
+MAX_TOKENS_LOOKED_UP: Final = 100  # a second: each takes a look at all connections
+TOKENS_KEPT: Final = 16  # of one trial: those of all its attempts
 HELD_PAUSE: Final = 10.0  # seconds for which one rst.held event stands

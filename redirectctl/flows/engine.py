@@ -7,6 +7,7 @@ decision), and after each call carries out drain(): commands in order.  The work
     claims.py       what peers ask us to protect
     mobility.py     our address changes
     redirects.py    those that peers announce
+    choosing.py     the tunnel, or rewritten addresses
     resets.py       RSTs that may not be the peer's
 """
 
@@ -17,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from redirectctl.flows import commands, constants
+from redirectctl.flows.choosing import Choosing
 from redirectctl.flows.claims import Claims
-from redirectctl.flows.commands import Command, Notice
+from redirectctl.flows.commands import Carried, Command, Notice
 from redirectctl.flows.connection import Connection, Table, change
 from redirectctl.flows.mobility import Mobility
 from redirectctl.flows.protection import Protection
@@ -33,6 +35,9 @@ from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.proto.timers import Timers
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+
+
+COUNTER_BITS = 36  # of tunnel datagrams: so many in one run of the daemon, or 90 TB, never repeat a counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,27 @@ class Network(NamedTuple):
     sources: Mapping[IPAddress, tuple[IPAddress, ...]] = {}  # remote address: ours from which it is routed, best first
 
 
+class Listening:
+    """Why tokens in TCP segments may come: the shell looks at segments while there is a reason."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._e = engine
+        self._reasons: set[object] = set()
+
+    def add(self, reason: object) -> None:
+        """One more reason."""
+        if not self._reasons:
+            self._e.emit(commands.Listen(on=True))
+        self._reasons.add(reason)
+
+    def discard(self, reason: object) -> None:
+        """One less."""
+        if reason in self._reasons:
+            self._reasons.discard(reason)
+            if not self._reasons:
+                self._e.emit(commands.Listen(on=False))
+
+
 class Engine:
     """Everything about one host that needs no I/O."""
 
@@ -73,16 +99,19 @@ class Engine:
         self.policy = policy
         self.rng = rng
         self.epoch = generation << 32
+        self.generation = generation
         self.table = Table()
         self.network = Network()
         self.timers: Timers[tuple[Any, ...]] = Timers()
         self._out: list[Command] = []
         self.endpoint = Endpoint(static, rng, self._admit, {p.key: p for p in peers}, counter=generation << 32)
+        self.listen = Listening(self)
         self.requests = Requests(self)
         self.protection = Protection(self)
         self.claims = Claims(self)
         self.mobility = Mobility(self)
         self.redirects = Redirects(self)
+        self.choosing = Choosing(self)
         self.resets = Resets(self)
 
     @property
@@ -107,6 +136,8 @@ class Engine:
                     self.requests.retry(now, *rest)
                 case "acm" | "challenge":
                     self.mobility.timer(now, kind, *rest)
+                case "plain" | "unlisten":
+                    self.choosing.timer(now, kind, *rest)
                 case _:
                     self.protection.timer(now, kind, *rest)
         self._relay(now)
@@ -114,7 +145,7 @@ class Engine:
     def remotes(self) -> frozenset[IPAddress]:
         """The remote addresses to which network_changed() must know the routes."""
         short = {c.socket.remote.host for c in self.table if c.state is State.SHORT}
-        return frozenset(short | {c.wire.remote.host for c in self.table.movable()})
+        return frozenset(short | {remote for c in self.table.movable() for remote in self.mobility.remotes(c)})
 
     def next_timer(self) -> float | None:
         """When tick() is due."""
@@ -156,6 +187,16 @@ class Engine:
     def rst(self, now: float, socket: FourTuple, token: int) -> None:
         """A RST is held for this connection; a Verdict follows."""
         self.resets.held(now, socket, token)
+        self._relay(now)
+
+    def token(self, now: float, arrived: FourTuple, token: bytes) -> None:
+        """A segment with a token has come in, on this tuple as the wire has it."""
+        self.choosing.token(now, arrived, token)
+        self._relay(now)
+
+    def stalled(self, now: float, sockets: Iterable[FourTuple]) -> None:
+        """These retransmit in vain."""
+        self.choosing.stalled(now, sockets)
         self._relay(now)
 
     def restore(self, now: float, connections: Iterable[Connection]) -> None:
@@ -246,6 +287,24 @@ class Engine:
         self.endpoint.contact(now, to, source, key)
         self._transmit()
 
+    def carry(self, connections: Iterable[Connection]) -> None:
+        """Let the tunnel have these, as they are now."""
+        carried = tuple(
+            Carried(
+                c.socket,
+                c.sending,
+                c.receiving,
+                c.sending.start + (self.generation << COUNTER_BITS),
+                c.integrity,
+                c.outer_local,
+                c.outer_remote,
+            )
+            for c in connections
+            if c.sending is not None and c.receiving is not None
+        )
+        if carried:
+            self.emit(commands.Carry(carried))
+
     def next_epoch(self) -> int:
         """A number greater than all that this host has used."""
         self.epoch += 1
@@ -321,6 +380,8 @@ class Engine:
                 self.claims.received(now, event)
             case messages.Acm() | messages.AcmAck() | messages.PathChallenge() | messages.PathResponse():
                 self.mobility.received(now, event)
+            case messages.Seen():
+                self.choosing.received(now, event)
             case messages.RstQuery():
                 self.resets.asked(now, event)
             case messages.Protected() | messages.RstReply() | messages.Done() | messages.SyncReply():

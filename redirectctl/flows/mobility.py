@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from redirectctl.flows import commands, constants
@@ -34,6 +34,9 @@ from redirectctl.wire.message import Acm, AcmAck, AcmStatus, Entry, PathChalleng
 
 if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine
+
+
+Change = tuple[Connection, FourTuple, bool]  # with its new wire tuple, and whether it goes into the tunnel
 
 
 @dataclass(slots=True)
@@ -52,6 +55,8 @@ class Move:
     sent_at: float = 0.0
     chosen: IPAddress | None = None
     chosen_at: float = 0.0
+    stalled: bool = False  # plain packets do not get through: the tunnel must
+    targets: set[SockAddr] = field(default_factory=set)  # where it was announced
     rewriting: IPAddress | None = None  # what the kernel has been asked for
     installed: bool = False
     challenge: tuple[bytes, SockAddr] | None = None  # to be answered when the kernel rewrites
@@ -83,11 +88,11 @@ class Mobility:
         groups: dict[tuple[bytes, tuple[IPAddress, ...]], list[Connection]] = defaultdict(list)
         unknown = False
         for connection in self._e.table.movable():
-            if connection.wire.remote.host not in self._e.network.sources:
+            if connection.there_now not in self._e.network.sources:
                 unknown = True
                 continue
             sources = self._sources(connection)
-            local = connection.wire.local.host
+            local = connection.here_now
             if local in sources and connection.state is State.PROTECTED and connection.confirmed == local:
                 continue
             if not sources:
@@ -101,10 +106,19 @@ class Mobility:
         if unknown:
             self._e.emit(commands.FindRoutes())
 
+    def remotes(self, connection: Connection) -> tuple[IPAddress, ...]:
+        """Where the other host may be reached: where it is, then, for the tunnel, what other addresses it has."""
+        remotes = [connection.there_now]
+        peer = self._e.peers.get(connection.peer) if connection.peer is not None else None
+        if peer is not None and self._e.choosing.tunnels(connection):
+            remotes += peer.addresses
+        return tuple(dict.fromkeys(remotes))
+
     def _sources(self, connection: Connection) -> tuple[IPAddress, ...]:
-        """Our usable addresses with a route to where the peer is."""
+        """Our usable addresses with a route to where the peer is, or may be."""
         net = self._e.network
-        return tuple(a for a in net.sources.get(connection.wire.remote.host, ()) if a in net.usable)
+        routed = (a for remote in self.remotes(connection) for a in net.sources.get(remote, ()))
+        return tuple(dict.fromkeys(a for a in routed if a in net.usable))
 
     def _lose(self, now: float, connection: Connection) -> None:
         if connection.state is State.PROTECTED:
@@ -126,11 +140,31 @@ class Mobility:
         """Say where we are to every peer of protected connections, whether anything changed or not."""
         groups: dict[tuple[bytes, IPAddress], list[Connection]] = defaultdict(list)
         for connection in self._e.table.movable():
-            if connection.peer is not None and connection.wire.local.host in self._sources(connection):
-                groups[connection.peer, connection.wire.local.host].append(connection)
+            if connection.peer is not None and connection.here_now in self._sources(connection):
+                groups[connection.peer, connection.here_now].append(connection)
         for (key, local), connections in groups.items():
-            self._move(now, key, (local,), connections, again=True)
+            self._move(now, key, (local,), connections, "announced")
         return len({key for key, _ in groups})
+
+    def announce_stall(self, now: float, key: bytes, connections: list[Connection]) -> None:
+        """Packets of these get lost: perhaps a NAT has forgotten them, and the peer does not know where we are."""
+        self._announce_all(now, key, connections, "retransmitting", stalled=True)
+
+    def observed(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
+        """The peer sees us elsewhere than before: a NAT between has another address, or maps us anew."""
+        connections = [c for c in self._e.table.movable(key) if c.tunnel or c.natted or after.host != before.host]
+        self._announce_all(now, key, connections, "observed-address-changed", stalled=after.host != before.host)
+
+    def _announce_all(
+        self, now: float, key: bytes, connections: list[Connection], reason: str, *, stalled: bool
+    ) -> None:
+        groups: dict[tuple[IPAddress, ...], list[Connection]] = defaultdict(list)
+        for connection in connections:
+            if sources := self._sources(connection):
+                local = connection.here_now
+                groups[(local,) if local in sources else sources].append(connection)
+        for candidates, group in groups.items():
+            self._move(now, key, candidates, group, reason, stalled=stalled)
 
     def _move(
         self,
@@ -138,28 +172,31 @@ class Mobility:
         key: bytes,
         candidates: tuple[IPAddress, ...],
         connections: list[Connection],
-        again: bool = False,
+        reason: str | None = None,
+        *,
+        stalled: bool = False,
     ) -> None:
+        """``reason``: why it is announced although no address of ours has changed."""
         under_way = {
             cid
             for m in self._moves.values()
             if m.key == key and set(candidates) <= set(m.candidates) and (m.chosen is None or m.chosen in candidates)
             for cid in m.cids
         }
-        if not again and all(c.cid in under_way for c in connections):
-            return
-        reason = "announced" if again else "address-changed"
-        if not again and all(c.wire.local.host in candidates and c.state is State.PROTECTED for c in connections):
-            reason = "not-confirmed"
+        if reason is None:
+            if all(c.cid in under_way for c in connections):
+                return
+            unchanged = all(c.here_now in candidates and c.state is State.PROTECTED for c in connections)
+            reason = "not-confirmed" if unchanged else "address-changed"
         for cids, entries in self._entries(key, connections):
             for old in [m for m in self._moves.values() if m.key == key and set(m.cids) & set(cids)]:
                 self._drop(old)
             of_move = self._e.table.select(cids)
-            remotes = tuple(
-                {c.wire.remote.host: SockAddr(c.wire.remote.host, self._port(key)) for c in of_move}.values()
+            remotes = tuple(dict.fromkeys(to for c in of_move for to in self._targets(c)))
+            origin = {c.cid: c.here_now for c in of_move}
+            move = Move(
+                self._e.next_epoch(), key, cids, entries, candidates, now, remotes, origin, stalled=stalled
             )
-            origin = {c.cid: c.wire.local.host for c in of_move}
-            move = Move(self._e.next_epoch(), key, cids, entries, candidates, now, remotes, origin)
             self._moves[move.epoch] = move
             self._e.notice(
                 "move.started", peer=key, address=candidates[0], reason=reason,
@@ -194,6 +231,13 @@ class Mobility:
         peer = self._e.peers.get(key)
         return peer.remote.port if peer is not None and peer.remote is not None else self._e.policy.control_port
 
+    def _targets(self, connection: Connection) -> Iterable[SockAddr]:
+        """Control ports where the other host may be."""
+        if connection.outer_remote is not None:
+            yield connection.outer_remote
+        for remote in self.remotes(connection):
+            yield SockAddr(remote, self._port(connection.peer or b""))
+
     def _send_acm(self, now: float, move: Move, new_session: bool = False) -> None:
         """From every candidate; the address it is sent from is the one it announces."""
         peer = self._e.peers.get(move.key)
@@ -213,7 +257,8 @@ class Mobility:
         rehandshake = not new_session and silent and move.tries >= constants.ACM_REHANDSHAKE
         for source in (a for a in candidates if a in self._e.network.usable):
             for to in dict.fromkeys(t for t in targets if t.host.version == source.version):
-                message = Acm(move.epoch, source, move.entries)
+                message = Acm(move.epoch, source, move.entries, stalled=move.stalled)
+                move.targets.add(to)
                 sent = self._e.send(now, move.key, message, to, source)
                 if not sent or rehandshake:
                     self._e.contact(now, to, source, move.key)
@@ -247,6 +292,10 @@ class Mobility:
         move = self._moves.get(message.epoch)
         if move is None or move.key != event.key:
             return  # superseded by a later move, or finished
+        if event.source not in move.targets:
+            # Our packets would follow it there.
+            self._e.notice("packet.refused", peer=event.key, reason="challenge-from-elsewhere", source=str(event.source))
+            return
         if event.local not in move.candidates:
             self._e.notice("packet.refused", peer=event.key, reason="challenge-at-another-address", address=event.local)
             return
@@ -260,32 +309,54 @@ class Mobility:
         move.challenge = (message.data, event.source)
         if move.rewriting == move.chosen:
             return
-        move.rewriting = move.chosen
-        connections = [c for c in self._e.table.select(move.cids) if c.movable]
-        self.rewrite(("move", move.epoch, move.chosen), connections, local=move.chosen)
+        self._go(move, move.chosen, event.source)
 
-    def rewrite(
+    def _go(self, move: Move, local: IPAddress, remote: SockAddr) -> None:
+        """The connections of a move are at ``local`` from now on; by the tunnel the peer is reached at ``remote``."""
+        move.rewriting = local
+        connections = [c for c in self._e.table.select(move.cids) if c.movable]
+        changes = []
+        for c in connections:
+            if local != c.here_now:
+                c.confirmed = None  # from the moment that the peer may hear of it
+            changes.append(self.changed(c, local=local, outer=(local, remote), stalled=move.stalled))
+        self.reroute(("move", move.epoch, local), changes)
+
+    def changed(
         self,
-        token: tuple[Any, ...],
-        connections: list[Connection],
+        c: Connection,
         *,
+        outer: tuple[IPAddress, SockAddr],
+        stalled: bool,
         local: IPAddress | None = None,
         remote: IPAddress | None = None,
-    ) -> None:
-        """Store the new wire tuples, then one kernel transaction for all of them."""
+    ) -> Change:
+        """What becomes of a connection one end of which is at another address, or was announced anew.
+
+        ``outer``: our address and the peer's control port, between which the announcement was proven.
+        """
+        wire = self._e.choosing.plain_wire(c, local, remote)
+        if not self._e.choosing.tunnels(c):
+            return c, wire, False
+        if remote is not None and remote != outer[1].host:
+            wire = c.socket  # behind a NAT: nothing plain comes from there
+        stays = outer[0] == c.here_now and outer[1].host == c.there_now
+        c.outer_local, c.outer_remote = outer
+        return c, wire, c.tunnel or stalled or not stays
+
+    def reroute(self, token: tuple[Any, ...], changes: list[Change]) -> None:
+        """Store wire tuples and ways, tell the tunnel, then one kernel transaction for all of them."""
         remove: list[Flow] = []
         add: list[Flow] = []
-        for connection in connections:
-            (here, lport), (there, rport) = connection.wire
-            wire = FourTuple(SockAddr(local or here, lport), SockAddr(remote or there, rport))
-            if wire != connection.wire:
+        for connection, wire, tunnel in changes:
+            if wire != connection.wire or tunnel != connection.tunnel:
                 remove.append(connection.flow)
-                connection.wire = wire
-                if local is not None:
-                    connection.confirmed = None  # from the moment that the peer may hear of it
+                connection.wire, connection.tunnel = wire, tunnel
                 add.append(connection.flow)
+        connections = [connection for connection, _, _ in changes]
         if add:
             self._e.emit(commands.SaveConnections(tuple(connections)))
+        self._e.carry(connections)
         self._e.emit(commands.Rewrite((*token, tuple(remove), tuple(add)), tuple(add), tuple(remove)))
 
     def rewritten(self, now: float, token: tuple[Any, ...], error: str | None) -> None:
@@ -306,10 +377,13 @@ class Mobility:
                 self._e.redirects.take_back((what[1], what[2], what[3]))
             self._e.emit(commands.SaveConnections(tuple(c for c in undone if c.movable)))
             self._e.notice("redirect.refused", reason="kernel", detail=error)
-        if what[0] == "move":
-            self._moved(now, what[1], what[2], error)
-        else:
-            self._e.redirects.applied(now, (what[1], what[2], what[3]), error)
+        match what[0]:
+            case "move":
+                self._moved(now, what[1], what[2], error)
+            case "path":
+                self._e.choosing.rewritten(now, set(flows), error)
+            case _:
+                self._e.redirects.applied(now, (what[1], what[2], what[3]), error)
 
     def _moved(self, now: float, epoch: int, chosen: IPAddress, error: str | None) -> None:
         move = self._moves.get(epoch)
@@ -317,13 +391,19 @@ class Mobility:
             move.rewriting = None
         if move is None or move.chosen != chosen or move.challenge is None or error is not None:
             return
-        if any(c.movable and _local(c.installed) != chosen for c in self._e.table.select(move.cids)):
+        connections = [c for c in self._e.table.select(move.cids) if c.movable]
+        if not all(self._installed(c, chosen) for c in connections):
             return  # an earlier change failed after this one, which had nothing left to do, was asked for
         move.installed = True
         data, to = move.challenge
         self._e.send(now, move.key, PathResponse(epoch, data), to, chosen)
-        connections = [c for c in self._e.table.select(move.cids) if c.movable]
-        self._e.emit(commands.Hasten(tuple(c.socket for c in connections)))
+        # The peer takes what comes by the tunnel at any time; plain packets only when it has heard the answer.
+        self.kick([c for c in connections if c.tunnel])
+        self._e.emit(commands.Hasten(tuple(c.socket for c in connections if not c.tunnel)))
+
+    @staticmethod
+    def _installed(c: Connection, local: IPAddress) -> bool:
+        return c.installed == c.flow and c.here_now == local
 
     def _on_ack(self, now: float, event: events.Received, message: AcmAck) -> None:
         move = self._moves.get(message.epoch)
@@ -336,10 +416,9 @@ class Mobility:
             # It sends to another of our candidates: the answer to that one's challenge was late, or we had two.
             if event.local in move.candidates:
                 move.chosen, move.chosen_at, move.installed, move.challenge = event.local, now, False, None
-                move.rewriting = event.local
-                self.rewrite(("move", move.epoch, event.local), connections, local=event.local)
+                self._go(move, event.local, event.source)
         elif message.status is AcmStatus.APPLIED:
-            if not all(c.wire.local.host == move.chosen == _local(c.installed) for c in connections):
+            if move.chosen is None or not all(self._installed(c, move.chosen) for c in connections):
                 return  # the kernel is at it; the next acknowledgement finds it done
             self.kick(connections)
             self._drop(move)
@@ -377,12 +456,10 @@ class Mobility:
                 connection.lost_since = None
                 change(connection, State.PROTECTED, now)
                 self._e.notice("connection.resumed", connection, duration=None if lost is None else now - lost)
-            self._e.notice(
-                "path.changed", connection, path="rewritten" if connection.moved else "original",
-                wire_local=str(connection.wire.local), wire_remote=str(connection.wire.remote),
-            )  # fmt: skip
+            self._e.choosing.tell([connection])
         if connections:
             self._e.emit(commands.SaveConnections(tuple(connections)))
+            self._e.choosing.arrived(now, connections)
 
     def kick(self, connections: list[Connection]) -> None:
         """Undo the back-off of these, before anything else happens to them.
@@ -404,7 +481,3 @@ class Mobility:
                 self._on_challenge(now, event, event.message)
             case PathResponse():
                 self._e.redirects.on_response(now, event, event.message)
-
-
-def _local(flow: Flow | None) -> IPAddress | None:
-    return flow.wire.local.host if flow is not None else None

@@ -31,6 +31,7 @@ class Validation:
     local: IPAddress
     data: bytes
     cids: tuple[bytes, ...]
+    stalled: bool = False  # plain packets do not get through
     tries: int = 0
     applying: list[Connection] = field(default_factory=list)
     before: dict[bytes, tuple[int, IPAddress]] = field(default_factory=dict)  # epoch and address of those, until then
@@ -57,7 +58,7 @@ class Redirects:
             self._e.notice("redirect.refused", peer=key, reason=reason, address=new, source=str(event.source))
             self._ack(now, event, message.epoch, AcmStatus.UNUSABLE)
             return
-        named = self._named(key, message)
+        named = self._named(key, message, event.source.host)
         if not named:
             self._e.notice("redirect.refused", peer=key, reason="no-connection", address=new)
             self._ack(now, event, message.epoch, AcmStatus.NO_CONNECTION)
@@ -67,7 +68,7 @@ class Redirects:
         fresh = [c for c in named if message.epoch > c.remote_epoch and message.epoch >= c.announced_epoch]
         if not fresh:
             applied = [c for c in named if c.remote_epoch == message.epoch]
-            if applied and all(c.wire.remote.host == new for c in applied):
+            if applied and all(event.source.host in (c.there_now, c.wire.remote.host) for c in applied):
                 self._ack(now, event, message.epoch, AcmStatus.APPLIED, len(applied))  # our answer was lost
             elif not applied:
                 self._e.notice("redirect.refused", peer=key, reason="stale-epoch", address=new, epoch=message.epoch)
@@ -80,35 +81,40 @@ class Redirects:
         if validation is None:
             self._make_room(key)
             cids = tuple(c.cid for c in fresh)
-            validation = Validation(message.epoch, key, new, event.source, event.local, self._e.rng(8), cids)
+            validation = Validation(
+                message.epoch, key, new, event.source, event.local, self._e.rng(8), cids, message.stalled
+            )
             self._validations[key, message.epoch, new] = validation
             self._challenge(now, validation)
+        elif not validation.applying:
+            validation.source = event.source  # a NAT may have mapped it anew since
 
     def _unusable(self, event: events.Received, new: IPAddress) -> str | None:
         """Why no traffic may be sent to this address, or None."""
         if new.is_multicast or new.is_unspecified or new.is_loopback or new.is_link_local or new.is_reserved:
             return "no-host-address"
-        if new in self._e.network.usable:
-            return "our-own-address"
-        if new != event.source.host:
-            # Somebody's NAT, or somebody else's address: the redirect must come from where it leads to.
+        if event.source.host in self._e.network.usable:
+            return "our-own-address"  # behind NATs two hosts may well have the same private address: `new` may be ours
+        if new != event.source.host and self._e.policy.prefer == "rewritten":
+            # Somebody's NAT: only the tunnel gets through.
             return "announced-from-elsewhere"
         return None
 
-    def _named(self, key: bytes, message: Acm) -> list[Connection]:
-        """The peer's connections that the entries name."""
+    def _named(self, key: bytes, message: Acm, source: IPAddress) -> list[Connection]:
+        """The peer's connections that the entries name, and that can go to where the message came from."""
         found: list[Connection] = []
         for connection in self._e.table:
             if connection.peer != key or not connection.movable:
                 continue
-            here, there = connection.socket
+            there, here = connection.there  # as the peer names it
+            plain = message.new.version == connection.socket.version and message.new == source
             for entry in message.entries:
                 if (
                     entry.old == there.host
                     and entry.destination in (None, here.host)
                     and entry.sport in (0, there.port)
                     and entry.dport in (0, here.port)
-                    and message.new.version == there.host.version
+                    and (plain or self._e.choosing.tunnels(connection))
                 ):
                     found.append(connection)
                     break
@@ -139,7 +145,7 @@ class Redirects:
             )
             return
         message = PathChallenge(validation.epoch, validation.data)
-        self._e.send(now, validation.key, message, SockAddr(validation.new, validation.source.port), validation.local)
+        self._e.send(now, validation.key, message, validation.source, validation.local)
         timer = ("challenge", validation.key, validation.epoch, validation.new)
         self._e.timers.set(timer, now + constants.CHALLENGE_RETRIES[validation.tries])
         validation.tries += 1
@@ -150,19 +156,30 @@ class Redirects:
 
     def on_response(self, now: float, event: events.Received, message: PathResponse) -> None:
         """The address has answered: rewrite."""
-        validation = self._validations.get((event.key, message.epoch, event.source.host))
-        if validation is None or not hmac.compare_digest(validation.data, message.data):
+        validation = next(
+            (
+                v
+                for v in self._validations.values()
+                if (v.key, v.epoch, v.source) == (event.key, message.epoch, event.source)
+                and hmac.compare_digest(v.data, message.data)
+            ),
+            None,
+        )
+        if validation is None:
             return  # late, or from an address that we did not challenge
         connections = [c for c in self._e.table.select(validation.cids) if self._open(c, validation)]
         if validation.applying or not connections:
             return
         validation.applying = connections
-        validation.before = {c.cid: (c.remote_epoch, c.wire.remote.host) for c in connections}
-        for connection in connections:
-            connection.remote_epoch = validation.epoch
-        self._e.mobility.rewrite(
-            ("acm", event.key, validation.epoch, validation.new), connections, remote=validation.new
-        )
+        validation.before = {c.cid: (c.remote_epoch, c.there_now) for c in connections}
+        changes = []
+        for c in connections:
+            c.remote_epoch = validation.epoch
+            outer = validation.local, validation.source
+            changes.append(
+                self._e.mobility.changed(c, remote=validation.new, outer=outer, stalled=validation.stalled)
+            )
+        self._e.mobility.reroute(("acm", event.key, validation.epoch, validation.new), changes)
 
     def take_back(self, which: tuple[bytes, int, IPAddress]) -> None:
         """The kernel refused: the announcement counts as not applied, and is tried again when it is repeated."""
@@ -179,7 +196,7 @@ class Redirects:
         self._forget(validation)
         self._forget_outdated(validation.key)
         key, connections = validation.key, validation.applying
-        to = SockAddr(validation.new, validation.source.port)
+        to = validation.source
         status = AcmStatus.APPLIED if error is None else AcmStatus.FAILED
         movable = [c for c in connections if c.movable]
         if error is None:
@@ -192,7 +209,10 @@ class Redirects:
         self._e.notice(
             "move.received", peer=key, address=validation.new, connections=len(connections), epoch=validation.epoch
         )
-        elsewhere = {c.cid for c in connections if validation.before[c.cid][1] != validation.new}
+        for c in movable:
+            if c.tunnel:
+                c.confirmed = validation.local
+        elsewhere = {c.cid for c in connections if validation.before[c.cid][1] != to.host}
         self._e.mobility.arrived(now, movable, elsewhere)
         self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
         self._e.mobility.reconsider(now)

@@ -64,6 +64,8 @@ class Peer:
     local: IPAddress | None = None  # the address that we used for that
     last_contact: float | None = None
     trust_there: Trust | None = None  # what it last said of us
+    observed: SockAddr | None = None  # where it said it sees us
+    addresses: tuple[IPAddress, ...] = ()  # what it said it has: where it may be tried, within a session
     sessions: list[Session] = field(default_factory=list)  # newest first
     keep: bool = False  # renew sessions before they end
 

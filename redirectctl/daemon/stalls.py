@@ -1,0 +1,53 @@
+"""Connections whose packets get lost: noticed by their retransmissions, before their programs notice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable
+
+from redirectctl.flows.engine import Engine
+from redirectctl.kernel.diag import SocketInfo
+from redirectctl.wire.addr import FourTuple
+
+BEAT = 0.5  # seconds: two time-outs of a quick connection have passed after 0.6 s
+BUSY = 20.0  # a look takes at most this part of our time
+RETRANSMITS = 2  # of the same segment, without an answer: one is nothing unusual
+
+
+class StallWatch:
+    """Looks at the protected connections."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        look_up: Callable[[Iterable[FourTuple]], dict[FourTuple, SocketInfo]],
+        changed: Callable[[], None],
+    ) -> None:
+        """``changed`` is called after the engine was told something."""
+        self._engine = engine
+        self._look_up = look_up
+        self._changed = changed
+        self._acked: dict[FourTuple, int] = {}  # of stalled ones, when they were last looked at
+
+    async def run(self) -> None:
+        """The beat, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            movable = [c.socket for c in self._engine.table.movable()]
+            stalled = self.stalled(self._look_up(movable).values()) if movable else []
+            if stalled:
+                self._engine.stalled(began, stalled)
+                self._changed()
+            await asyncio.sleep(max(BEAT, BUSY * (loop.time() - began)))
+
+    def stalled(self, sockets: Collection[SocketInfo]) -> list[FourTuple]:
+        """Those that have sent the same segment several times, and nothing new was acknowledged since the last look."""
+        waiting = {
+            one.tuple: one.info.bytes_acked
+            for one in sockets
+            if one.info is not None and one.info.unacked and one.info.retransmits >= RETRANSMITS
+        }
+        found = [socket for socket, acked in waiting.items() if self._acked.get(socket) == acked]
+        self._acked = waiting
+        return found

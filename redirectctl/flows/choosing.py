@@ -1,0 +1,216 @@
+"""How a moved connection's packets travel: through the tunnel, or plainly, with rewritten addresses.
+
+The tunnel works wherever the daemons reach each other, so a move begins there.  Plain packets cost less, but a NAT, a
+firewall that has not seen the connection begin, or a small MTU may stop them.  So each host proves its own direction,
+while the tunnel carries the traffic:
+
+    prover                                              the other host
+      SEEN (nothing): only when tried again later ->    listens for tokens for a while, as after every move
+      a full-size segment with a token, plainly   =>    has a connection with exactly this wire tuple?
+                                                  <-    SEEN (token)
+      sends plainly from now on
+
+Both hosts receive both kinds at any time, so a change loses nothing.  A connection that makes no progress afterwards
+goes back to the tunnel, and its route is left alone for a while.
+
+One or two connections stand for all that take the same route: whatever is in the way treats them alike.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from redirectctl.flows import commands, constants
+from redirectctl.flows.connection import Connection, Path
+from redirectctl.proto import events
+from redirectctl.wire import message as messages
+from redirectctl.wire.addr import FourTuple, IPAddress
+
+if TYPE_CHECKING:
+    from redirectctl.flows.engine import Engine
+
+_TRIALS = "trials"  # why we listen for tokens: a peer may be proving its direction
+
+
+class Route(NamedTuple):
+    """What connections have in common that are treated alike on their way."""
+
+    peer: bytes
+    local: IPAddress
+    remote: IPAddress
+
+
+@dataclass(slots=True)
+class Trial:
+    """A route that is being tried, or that has failed."""
+
+    tries: int = -1  # -1: the peer has to be told first
+    failures: int = 0  # times that it was proven and carried nothing afterwards
+    tokens: list[bytes] = field(default_factory=list)  # the latest, any of which proves it
+
+
+class Choosing:
+    """The way of each connection, as far as this host sends."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._e = engine
+        self._trials: dict[Route, Trial] = {}
+        self._stalls: dict[bytes, float] = {}  # peers, and when we last announced ourselves for a stall
+        self._looked = (0.0, 0)  # second, and tokens looked up in it
+
+    # -- what may be --------------------------------------------------------------------------------------------------
+
+    def tunnels(self, connection: Connection) -> bool:
+        """The connection can go through the tunnel, and is to when it moves."""
+        return self._e.policy.prefer != "rewritten" and connection.sending is not None
+
+    def plain_wire(self, connection: Connection, local: IPAddress | None, remote: IPAddress | None) -> FourTuple:
+        """The wire tuple that plain packets would have between two addresses; the socket tuple if none can."""
+        (_, lport), (_, rport) = socket = connection.socket
+        here, there = local or connection.wire.local.host, remote or connection.wire.remote.host
+        if connection.natted or here.version != socket.version or there.version != socket.version:
+            return socket
+        return FourTuple(type(socket.local)(here, lport), type(socket.remote)(there, rport))
+
+    def _may_be_plain(self, connection: Connection) -> bool:
+        if not connection.tunnel or not connection.movable or connection.integrity or connection.peer is None:
+            return False
+        return (
+            self._e.policy.prefer == "auto"
+            # Where the peer sees us, and where we see it, is where plain packets would come from: nobody translates.
+            and connection.outer_local == connection.wire.local.host
+            and connection.outer_remote is not None
+            and (connection.natted or connection.outer_remote.host == connection.wire.remote.host)
+            and connection.wire.local.host in self._e.network.usable
+        )
+
+    def _route(self, connection: Connection) -> Route:
+        return Route(connection.peer or b"", connection.wire.local.host, connection.wire.remote.host)
+
+    # -- proving ------------------------------------------------------------------------------------------------------
+
+    def arrived(self, now: float, connections: Iterable[Connection]) -> None:
+        """These have a path again: try the plain way for those that are in the tunnel."""
+        connections = list(connections)
+        if any(c.tunnel and not c.integrity for c in connections):
+            self._listen(now)
+        for route in {self._route(c) for c in connections if self._may_be_plain(c)}:
+            trial = self._trials.get(route)
+            if trial is not None and trial.failures and self._e.timers.armed(("plain", route)):
+                continue  # it failed a while ago, and is tried again later
+            for old in [r for r in self._trials if r.local not in self._e.network.usable]:
+                self._drop(old)
+            if trial is None and len(self._trials) >= constants.MAX_TRIALS:
+                continue
+            self._trials[route] = Trial(0, trial.failures if trial is not None else 0)
+            self._try(now, route)
+
+    def _listen(self, now: float) -> None:
+        self._e.listen.add(_TRIALS)
+        self._e.timers.set(("unlisten",), now + constants.LISTEN_TIME)
+
+    def timer(self, now: float, kind: str, *rest: Route) -> None:
+        """plain: no token of a trial was seen; unlisten: no peer has had anything to prove for a while."""
+        if kind == "unlisten":
+            self._e.listen.discard(_TRIALS)
+        elif rest[0] in self._trials:
+            self._try(now, rest[0])
+
+    def _try(self, now: float, route: Route) -> None:
+        trial = self._trials[route]
+        members = [c for c in self._e.table if self._may_be_plain(c) and self._route(c) == route]
+        if not members:
+            self._drop(route)
+            return
+        if trial.tries < 0:
+            self._e.send(now, route.peer, messages.Seen(()))
+            trial.tries = 0
+            self._e.timers.set(("plain", route), now + constants.PLAIN_RETRIES[0])
+            return
+        # A socket answers a provocation once in half a second: others stand in for it, where there are some.
+        chosen = {(trial.tries * 2 + i) % len(members) for i in range(2)}
+        proofs = tuple(commands.Proof(members[i].socket, self._e.rng(8), members[i].wire) for i in sorted(chosen))
+        trial.tokens = [*trial.tokens, *(proof.token for proof in proofs)][-constants.TOKENS_KEPT :]
+        self._e.emit(commands.Prove(proofs))
+        trial.tries += 1
+        if trial.tries <= len(constants.PLAIN_RETRIES):
+            self._e.timers.set(("plain", route), now + constants.PLAIN_RETRIES[trial.tries - 1])
+        else:
+            self._pause(now, route, trial)
+
+    def _pause(self, now: float, route: Route, trial: Trial) -> None:
+        """Leave it alone, each time for longer."""
+        pause = min(constants.PLAIN_PAUSE * 2**trial.failures, constants.PLAIN_PAUSE_MAX)
+        trial.tries, trial.failures = -1, trial.failures + 1
+        self._e.timers.set(("plain", route), now + pause)
+
+    def _drop(self, route: Route) -> None:
+        self._trials.pop(route, None)
+        self._e.timers.cancel(("plain", route))
+
+    def token(self, now: float, arrived: FourTuple, token: bytes) -> None:
+        """A token came plainly: tell the peer, if it is on a connection that we receive so."""
+        second, looked = self._looked
+        self._looked = (now, 1) if now - second >= 1.0 else (second, looked + 1)
+        if self._looked[1] > constants.MAX_TOKENS_LOOKED_UP:
+            return
+        connection = next((c for c in self._e.table if c.movable and c.wire == arrived), None)
+        if connection is not None and connection.peer is not None:
+            self._e.send(now, connection.peer, messages.Seen((token,)))
+
+    def received(self, now: float, event: events.Received) -> None:
+        """Seen: our direction of a route is proven, or (nothing seen) the peer is about to prove its own."""
+        tokens = event.message.tokens if isinstance(event.message, messages.Seen) else ()
+        if not tokens and self._e.table.movable(event.key):
+            self._listen(now)
+        for route, trial in list(self._trials.items()):
+            if route.peer == event.key and not set(trial.tokens).isdisjoint(tokens):
+                trial.tokens.clear()
+                self._e.timers.cancel(("plain", route))
+                members = [c for c in self._e.table if self._may_be_plain(c) and self._route(c) == route]
+                self._change(members, tunnel=False)
+                if not trial.failures:
+                    self._drop(route)
+
+    def _change(self, connections: list[Connection], *, tunnel: bool) -> None:
+        if connections:
+            self._e.mobility.reroute(("path", tunnel), [(c, c.wire, tunnel) for c in connections])
+
+    def rewritten(self, now: float, sockets: set[FourTuple], error: str | None) -> None:
+        """The kernel has changed the way of these, or has not (and mobility has taken that back)."""
+        if error is None:
+            self.tell([c for c in self._e.table if c.socket in sockets and c.guarded])
+
+    def tell(self, connections: Iterable[Connection], reason: str | None = None) -> None:
+        """For the event log: how these travel now."""
+        for connection in connections:
+            self._e.notice(
+                "path.changed", connection, reason=reason, path=connection.path.value,
+                wire_local=str(connection.wire.local), wire_remote=str(connection.wire.remote),
+            )  # fmt: skip
+
+    # -- when a way does not carry ------------------------------------------------------------------------------------
+
+    def stalled(self, now: float, sockets: Iterable[FourTuple]) -> None:
+        """These have been retransmitting in vain: by the tunnel if there is one, and let the peer see where we are."""
+        peers: dict[bytes, list[Connection]] = defaultdict(list)
+        back: list[Connection] = []
+        for socket in sockets:
+            connection = self._e.table.at(socket)
+            if connection is None or not connection.movable or connection.peer is None:
+                continue
+            if not self.tunnels(connection):
+                continue
+            if connection.path is Path.REWRITTEN or (not connection.tunnel and connection.outer_remote is not None):
+                back.append(connection)
+            peers[connection.peer].append(connection)
+        for route in {self._route(c) for c in back}:
+            self._pause(now, route, self._trials.setdefault(route, Trial()))
+        self._change(back, tunnel=True)
+        for key, connections in peers.items():
+            if now - self._stalls.get(key, float("-inf")) >= constants.STALL_PAUSE:
+                self._stalls[key] = now
+                self._e.mobility.announce_stall(now, key, connections)
