@@ -36,7 +36,6 @@ from redirectctl.proto.timers import Timers
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
-
 COUNTER_BITS = 36  # of tunnel datagrams: so many in one run of the daemon, or 90 TB, never repeat a counter
 
 

@@ -194,9 +194,7 @@ class Mobility:
             of_move = self._e.table.select(cids)
             remotes = tuple(dict.fromkeys(to for c in of_move for to in self._targets(c)))
             origin = {c.cid: c.here_now for c in of_move}
-            move = Move(
-                self._e.next_epoch(), key, cids, entries, candidates, now, remotes, origin, stalled=stalled
-            )
+            move = Move(self._e.next_epoch(), key, cids, entries, candidates, now, remotes, origin, stalled=stalled)
             self._moves[move.epoch] = move
             self._e.notice(
                 "move.started", peer=key, address=candidates[0], reason=reason,
@@ -294,7 +292,8 @@ class Mobility:
             return  # superseded by a later move, or finished
         if event.source not in move.targets:
             # Our packets would follow it there.
-            self._e.notice("packet.refused", peer=event.key, reason="challenge-from-elsewhere", source=str(event.source))
+            reason = "challenge-from-elsewhere"
+            self._e.notice("packet.refused", peer=event.key, reason=reason, source=str(event.source))
             return
         if event.local not in move.candidates:
             self._e.notice("packet.refused", peer=event.key, reason="challenge-at-another-address", address=event.local)

@@ -176,9 +176,7 @@ class Redirects:
         for c in connections:
             c.remote_epoch = validation.epoch
             outer = validation.local, validation.source
-            changes.append(
-                self._e.mobility.changed(c, remote=validation.new, outer=outer, stalled=validation.stalled)
-            )
+            changes.append(self._e.mobility.changed(c, remote=validation.new, outer=outer, stalled=validation.stalled))
         self._e.mobility.reroute(("acm", event.key, validation.epoch, validation.new), changes)
 
     def take_back(self, which: tuple[bytes, int, IPAddress]) -> None:

@@ -140,7 +140,7 @@ class Host:
 
         def receiving(now: float, event: events.Received) -> None:
             if isinstance(event.message, messages.Acm) and event.message.new == event.source.host:
-                for c in engine.redirects._named(event.key, event.message):
+                for c in engine.redirects._named(event.key, event.message, event.source.host):
                     which = event.key, c.socket
                     if c.movable:
                         self.heard[which] = max(self.heard.get(which, 0), event.message.epoch)
