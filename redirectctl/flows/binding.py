@@ -1,34 +1,266 @@
-"""Proofs that a connection's other end is where a peer says it is."""
+"""What we ask peers to protect: claims, and the proof that the two hosts mean the same connection.
+
+    claimant                                     the other host (claims.py)
+      PROTECT: digest of token c, offer     ──►    approved?  limits?  integrity?
+                                            ◄──    PROTECTED: prove
+      token c, on the connection itself     ══►    there is its socket tuple, as this host has it
+      this is the claimant's connection     ◄══    token s, back along the connection
+      BIND: token s                         ──►    the claimant receives what goes to its end
+                                            ◄──    PROTECTED: token c, this host's socket tuple, offer
+
+Whoever can only send with another's address never sees token s, and whoever cannot read the connection does not know
+token c, of which the session carries only a digest: so a NAT, or a neighbour, may be between.  Tokens travel as a TCP
+option of an acknowledgement.  Where routers strip options both ends show instead that they know the connection's
+sequence numbers, again without telling them.
+"""
 
 from __future__ import annotations
 
+import hmac
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from redirectctl.flows import commands, constants
+from redirectctl.flows.claims import REASONS
+from redirectctl.flows.connection import Connection, change
+from redirectctl.flows.proofs import ANSWERER, CLAIMANT, Numbers, digest, shown
+from redirectctl.flows.state import State
+from redirectctl.proto.peer import Peer
 from redirectctl.wire import message as messages
-from redirectctl.wire.tunnel import Offer
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+from redirectctl.wire.message import Bind, BindNumbers, Claim, End, Protect, Protected, Status, Verdict
 
 if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine
 
 
-class Offers:
-    """How this host wants to see tunnel datagrams: a flow id for one connection only, never one key twice."""
+@dataclass(slots=True)
+class Asking:
+    """A claim of ours, until the peer has taken it on or refused it."""
+
+    key: bytes
+    cid: bytes
+    token: bytes
+    claims: int  # how often the connection has been claimed in a row
+    tries: int = 0  # tokens sent
+    proving: bool = False
+    asked: bool = False  # a BIND or BIND_NUMBERS is under way
+    heard: set[bytes] = field(default_factory=set)  # tokens that came
+    numbered: bool = False
+    numbers: Numbers | None = None
+
+
+class Binding:
+    """Claims of ours."""
 
     def __init__(self, engine: Engine) -> None:
         self._e = engine
-        self._flows: set[int] = set()
+        self._asking: dict[bytes, Asking] = {}  # by cid
+        self._active: Counter[bytes] = Counter()  # by peer
+        self._queued: dict[bytes, deque[tuple[bytes, int]]] = defaultdict(deque)  # by peer: cid, times claimed
+        self._gathered: dict[bytes, list[tuple[bytes, bytes]]] = defaultdict(list)  # by peer: for the next BIND
 
-    def make(self) -> Offer:
-        """A fresh one."""
-        if len(self._flows) > 4 * len(self._e.table) + 4096:  # mostly of claims that came to nothing, or have ended
-            self._flows = {c.receiving.flow for c in self._e.table if c.receiving is not None}
-        flow = 0
-        while not flow or flow in self._flows:
-            flow = int.from_bytes(self._e.rng(4))
-        self._flows.add(flow)
-        return Offer(flow, self._e.rng(16), int.from_bytes(self._e.rng(8)) % messages.MAX_START)
+    def claim(self, now: float, peer: Peer, connections: Iterable[Connection]) -> None:
+        """Ask for these, some at a time.  They are being negotiated, with this peer."""
+        self._queued[peer.key].extend((c.cid, 1) for c in connections)
+        self._next(now, peer.key)
 
-    def keep(self, offer: Offer | None) -> None:
-        """One of an earlier run."""
-        if offer is not None:
-            self._flows.add(offer.flow)
+    def _next(self, now: float, key: bytes) -> None:
+        queue, peer = self._queued[key], self._e.peers.get(key)
+        free = constants.CLAIM_WINDOW - self._active[key]
+        if peer is None or not queue:
+            del self._queued[key]
+            return
+        if free < min(len(queue), messages.MAX_PROTECT) and self._active[key]:
+            return  # when some more have ended: whole datagrams
+        by_path: dict[tuple[IPAddress, IPAddress], list[tuple[Connection, int]]] = defaultdict(list)
+        epoch = self._e.next_epoch()  # later than any claim before, which may still be under way
+        while queue and free > 0:
+            cid, times = queue.popleft()
+            c = self._e.table.get(cid)
+            if c is None or c.state is not State.NEGOTIATING or c.peer != key or cid in self._asking:
+                continue
+            c.local_epoch = epoch
+            by_path[c.socket.local.host, c.socket.remote.host].append((c, times))
+            free -= 1
+        if not queue:
+            del self._queued[key]
+        port = peer.remote.port if peer.remote is not None else self._e.policy.control_port
+        for (local, remote), on_path in by_path.items():
+            for start in range(0, len(on_path), messages.MAX_PROTECT):
+                claims = tuple(self._begin(now, key, *one) for one in on_path[start : start + messages.MAX_PROTECT])
+                path = SockAddr(remote, port), local
+                self._ask(now, key, [c.cid for c in claims], lambda n, claims=claims: Protect(n, claims), path)  # type: ignore[misc]
+
+    def _begin(self, now: float, key: bytes, c: Connection, times: int) -> Claim:
+        asking = self._asking[c.cid] = Asking(key, c.cid, self._e.rng(8), times)
+        self._active[key] += 1
+        self._e.timers.set(("bind", c.cid), now + constants.CLAIM_TIME)
+        c.receiving, c.integrity = self._e.offers.make(), self._e.policy.integrity
+        return Claim(c.cid, c.local_epoch, c.socket, digest(asking.token), c.receiving, c.integrity)
+
+    def _ask(
+        self,
+        now: float,
+        key: bytes,
+        cids: list[bytes],
+        build: Callable[[int], messages.Message],
+        path: tuple[SockAddr | None, IPAddress | None] = (None, None),
+    ) -> None:
+        self._e.requests.ask(
+            now,
+            key,
+            build,
+            lambda at, reply: self._answered(at, key, cids, reply),
+            lambda at: self._unanswered(at, cids),
+            path,
+        )
+
+    def end(self, now: float, cid: bytes) -> None:
+        """Nothing more is asked for this claim."""
+        asking = self._asking.pop(cid, None)
+        if asking is None:
+            return
+        self._e.timers.cancel(("bind", cid))
+        self._e.listen.discard(("bind", cid))
+        self._active[asking.key] -= 1
+        if not self._active[asking.key]:
+            del self._active[asking.key]
+        if asking.key in self._queued:
+            self._next(now, asking.key)
+
+    # -- what the peer says -------------------------------------------------------------------------------------------
+
+    def _answered(self, now: float, key: bytes, cids: list[bytes], reply: messages.Message) -> None:
+        if not isinstance(reply, Protected):
+            return
+        for cid in set(cids) - {v.cid for v in reply.verdicts}:
+            # Passed over, or the peer's id for it has won, and its own claim, which tells us that id, is under way.
+            self.end(now, cid)
+            self._e.timers.set(("undecided", cid), now + constants.UNDECIDED_TIME)
+        good: list[Connection] = []
+        prove: list[Asking] = []
+        for verdict in reply.verdicts:
+            c, asking = self._e.table.get(verdict.cid), self._asking.get(verdict.cid)
+            if c is None or asking is None or asking.key != key or c.peer != key or c.state is not State.NEGOTIATING:
+                continue
+            if verdict.status is Status.OK:
+                if self._accept(now, c, asking, verdict):
+                    good.append(c)
+            elif verdict.status is Status.PROVE and not asking.proving:
+                prove.append(asking)
+            elif verdict.status is Status.PROVE:  # it has restarted since
+                self._again(now, c, asking)
+            elif verdict.status is Status.NOT_YOURS and asking.asked and not asking.numbered:
+                asking.asked = False  # a forged token came: the true one may still
+                self._try(now, [asking])
+            else:
+                self._refused(now, c, verdict.status)
+        self._try(now, prove)
+        self._e.protection.guard(good)
+
+    def _accept(self, now: float, c: Connection, asking: Asking, verdict: Verdict) -> bool:
+        """It has taken the connection on: has it seen what only the other end of it can see?"""
+        proofs = [asking.token]
+        if asking.numbers is not None:
+            proofs.append(shown(ANSWERER, digest(asking.token), *asking.numbers))
+        self.end(now, c.cid)
+        if verdict.there is None or not any(hmac.compare_digest(proof, verdict.proof) for proof in proofs):
+            self._e.protection.tell_end(now, asking.key, End.RELEASED, (c.cid,))
+            self._e.protection.refuse(now, c, "not-proven")
+            return False
+        c.remote_epoch = max(c.remote_epoch, verdict.epoch)
+        c.there, c.sending = verdict.there, verdict.offer
+        return True
+
+    def _refused(self, now: float, c: Connection, status: Status) -> None:
+        self.end(now, c.cid)
+        if status is Status.PENDING:
+            change(c, State.PENDING, now, REASONS[status])
+            self._e.timers.set(("poll", c.cid), now + constants.PENDING_POLL)
+        elif status is Status.INTEGRITY:
+            self._e.protection.refuse(now, c, f"integrity-{'refused' if c.integrity else 'required'}-there")
+        else:
+            self._e.protection.refuse(now, c, REASONS[status])
+
+    def _again(self, now: float, c: Connection, asking: Asking) -> None:
+        self.end(now, c.cid)
+        if asking.claims >= constants.CLAIM_TRIES:
+            self._e.protection.unanswered(now, [c.cid])
+        else:
+            self._queued[asking.key].append((c.cid, asking.claims + 1))
+            self._next(now, asking.key)
+
+    def _unanswered(self, now: float, cids: list[bytes]) -> None:
+        for cid in cids:
+            self.end(now, cid)
+        self._e.protection.unanswered(now, cids)
+
+    # -- proving ------------------------------------------------------------------------------------------------------
+
+    def _try(self, now: float, tried: Iterable[Asking]) -> None:
+        """One more token each, or what can be done without."""
+        proofs: list[commands.Proof] = []
+        for asking in tried:
+            c = self._e.table.get(asking.cid)
+            if c is None or c.state is not State.NEGOTIATING:
+                self.end(now, asking.cid)
+            elif asking.tries < len(constants.PROVE_RETRIES):
+                asking.proving = True
+                self._e.listen.add(("bind", c.cid))
+                proofs.append(commands.Proof(c.socket, asking.token))
+                self._e.timers.set(("bind", c.cid), now + constants.PROVE_RETRIES[asking.tries])
+                asking.tries += 1
+            elif not asking.numbered:
+                asking.numbered = True
+                self._e.listen.discard(("bind", c.cid))
+                self._e.timers.set(("bind", c.cid), now + constants.CLAIM_TIME)
+                self._e.emit(commands.AskNumbers(("bind", c.cid), (c.socket,)))
+            else:
+                self._refused(now, c, Status.NOT_YOURS)
+        if proofs:
+            self._e.emit(commands.Prove(tuple(proofs)))
+
+    def timer(self, now: float, kind: str, which: bytes) -> None:
+        """bind: nothing came of a try; gather: all tokens that came within a moment go in one BIND."""
+        if kind == "gather":
+            tokens = tuple(self._gathered.pop(which, ()))
+            for start in range(0, len(tokens), messages.MAX_PROTECT):
+                part = tokens[start : start + messages.MAX_PROTECT]
+                self._ask(now, which, [cid for cid, _ in part], lambda n, part=part: Bind(n, part))  # type: ignore[misc]
+            return
+        asking = self._asking.get(which)
+        if asking is not None and asking.proving:
+            self._try(now, [asking])
+        elif asking is not None:
+            self._unanswered(now, [which])
+
+    def token(self, now: float, arrived: FourTuple, token: bytes) -> bool:
+        """A token has come: the peer's answer, if it is on a connection that we claim.  Else False."""
+        c = self._e.table.at(arrived)
+        asking = self._asking.get(c.cid) if c is not None else None
+        if asking is None or not asking.proving:
+            return False
+        if asking.asked or asking.numbered or token in asking.heard or len(asking.heard) >= constants.MAX_PLACES:
+            return True
+        asking.heard.add(token)
+        asking.asked = True
+        self._e.timers.set(("bind", asking.cid), now + constants.CLAIM_TIME)
+        if not self._gathered[asking.key]:
+            self._e.timers.set(("gather", asking.key), now + constants.GATHER_TIME)
+        self._gathered[asking.key].append((asking.cid, token))
+        return True
+
+    def numbers(self, now: float, cid: bytes, found: Mapping[FourTuple, Numbers]) -> None:
+        """The sequence numbers of a connection of ours; none: they could not be found out."""
+        c, asking = self._e.table.get(cid), self._asking.get(cid)
+        if c is None or asking is None:
+            return
+        asking.numbers = found.get(c.socket)
+        if asking.numbers is None:
+            self._refused(now, c, Status.NOT_YOURS)
+            return
+        proof = shown(CLAIMANT, digest(asking.token), *asking.numbers)
+        self._ask(now, asking.key, [cid], lambda n: BindNumbers(n, ((cid, proof),)))

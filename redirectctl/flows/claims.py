@@ -1,30 +1,27 @@
-"""What peers ask us to protect.
+"""What peers ask us to protect; binding.py draws the exchange and is the other side of it.
 
-    claimant                                 here
-      PROTECT, between the connection's  ──►   approved?  each claim between the addresses that it came by?
-      own addresses                      ◄──   PATH_CHALLENGE (epoch 0) to the address that it came from
-      PATH_RESPONSE (epoch 0)            ──►   a socket for each claim?  the kernel guards them
-                                         ◄──   PROTECTED
-
-The source of a datagram can be forged, so an approved peer could else claim the connection of another host by a PROTECT
-that seems to come from there, and then announce a move of it.  A host may claim only what it is at the other end of,
-and shows that by answering from there.
+A peer may claim only what it is at the other end of.  The source of a datagram can be forged, a NAT gives many hosts
+one address, and the addresses in a claim are those that the claimant sees: so nothing is believed of a claim until a
+token has come on the connection itself, and another has gone back.
 """
 
 from __future__ import annotations
 
 import hmac
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection, change
+from redirectctl.flows.proofs import ANSWERER, CLAIMANT, Numbers, around, digest, shown
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress
-from redirectctl.wire.message import Claim, PathChallenge, PathResponse, Protect, Status, Verdict
+from redirectctl.wire.message import Bind, BindNumbers, Claim, Protect, Status, Verdict
 
 if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine
@@ -40,139 +37,211 @@ REASONS: Final = {
     Status.FAILED: "kernel-refused-there",
 }
 
-NO_MOVE: Final = 0  # the epoch of a challenge that is not about a move; a host's epochs begin far above
+Which = tuple[bytes, bytes]  # peer, cid
 
 
 @dataclass(slots=True)
-class Proof:
-    """An address from which a peer claims something, until it has answered our challenge."""
+class Claimed:
+    """A claim of a peer that is not proven yet."""
 
-    data: bytes
-    held: dict[int, tuple[events.Received, Protect]] = field(default_factory=dict)  # by request
+    key: bytes
+    claim: Claim
+    source: IPAddress  # where it came from
+    token: bytes | None = None  # the claimant's, when it has come
+    places: dict[FourTuple, bytes] = field(default_factory=dict)  # where it came, and the token that goes back
+    looked: int = 0  # places looked up
+    answers: int = 0  # tokens sent back
+    numbered: int = 0  # proofs by numbers that were looked at
+    refusal: Status | None = None  # found out since
+    taking: bool = False  # proven: the kernel is being asked
+
+
+Bound = tuple[Claimed, FourTuple, bytes]  # a claim, the socket that it means, what shows that we know
 
 
 @dataclass(slots=True)
 class Asked:
-    """A PROTECT whose sockets are being looked for, or guarded."""
+    """A BIND or BIND_NUMBERS that is being worked on."""
 
     event: events.Received
     request: int
-    claims: list[Claim]
-    verdicts: list[Verdict]
+    verdicts: list[Verdict] = field(default_factory=list)
+    bound: list[Bound] = field(default_factory=list)
+    busy: bool = False  # the kernel is at it already: it has come before, and that is what will be answered
+    numbers: list[tuple[Claimed, bytes]] = field(default_factory=list)  # to be compared with those of our sockets
 
 
 class Claims:
-    """PROTECTs of peers."""
+    """Claims of peers."""
 
     def __init__(self, engine: Engine) -> None:
         self._e = engine
+        self._claimed: dict[Which, Claimed] = {}
+        self._awaited: dict[bytes, Claimed] = {}  # by digest of the token
+        self._of_peer: Counter[bytes] = Counter()
+        self._done: dict[Which, Verdict] = {}  # for those who ask again because our answer was lost
+        self._looking: dict[int, tuple[Claimed, FourTuple]] = {}
         self._asked: dict[int, Asked] = {}
         self._number = 0
-        self._proofs: dict[tuple[bytes, IPAddress], Proof] = {}
 
     def received(self, now: float, event: events.Received) -> None:
-        """Protect, or a PathChallenge or PathResponse of NO_MOVE."""
+        """Protect, Bind, BindNumbers."""
         match event.message:
             case Protect():
                 self._on_protect(now, event, event.message)
-            case PathChallenge(epoch, data):
-                self._e.send(now, event.key, PathResponse(epoch, data), event.source, event.local)
-            case PathResponse():
-                self._on_response(now, event, event.message)
+            case Bind():
+                self._on_bind(now, event, event.message)
+            case BindNumbers():
+                self._on_numbers(now, event, event.message)
+
+    # -- a claim ------------------------------------------------------------------------------------------------------
 
     def _on_protect(self, now: float, event: events.Received, message: Protect) -> None:
-        """Check what can be checked without the socket table and without a proof."""
+        """Check what can be checked without knowing which connection it is."""
         peer = self._e.peers[event.key]
         verdicts: list[Verdict] = []
-        claims: list[Claim] = []
         for claim in message.claims:
-            status = self._judge(peer, claim, event)
-            if status is None:
-                claims.append(claim)
-            else:
+            status = self._judge(peer, claim)
+            if status is not None:
                 self._refuse(event, claim, status, verdicts)
-        if all(self._confirmed(peer, claim) for claim in claims):
-            self._look(Asked(event, message.request, claims, verdicts))
-        else:
-            self._challenge(now, event, message)
+            elif self._keep(now, event, claim):
+                verdicts.append(Verdict(claim.cid, 0, Status.PROVE))
+        self._e.send(now, event.key, messages.Protected(message.request, tuple(verdicts)), event.source, event.local)
+
+    def _judge(self, peer: Peer, claim: Claim) -> Status | None:
+        """A refusal, or None to go on."""
+        if peer.state is not PeerState.APPROVED:
+            return Status.REJECTED if peer.state is PeerState.REJECTED else Status.PENDING
+        known = self._e.table.get(claim.cid)
+        if known is not None and known.peer not in (None, peer.key):
+            return Status.CONFLICT  # an id names one connection
+        if claim.integrity != self._e.policy.integrity:
+            return Status.INTEGRITY
+        return None
+
+    def _full(self, peer: Peer) -> bool:
+        table = self._e.table
+        return len(table) >= constants.MAX_CONNECTIONS or len(table.movable(peer.key)) >= constants.MAX_PER_PEER
+
+    def _keep(self, now: float, event: events.Received, claim: Claim) -> bool:
+        """Wait for its token.  False: there are too many; the peer may try again later."""
+        which = event.key, claim.cid
+        known = self._e.table.get(claim.cid)
+        if known is not None and known.peer == event.key and claim.epoch <= known.remote_epoch:
+            return True  # it comes late: this has been taken on
+        before = self._claimed.get(which)
+        if before is not None and (before.taking or claim.epoch <= before.claim.epoch):
+            return True
+        if claim.digest in self._awaited:
+            self._refuse(event, claim, Status.CONFLICT, [])
+            return False
+        if before is not None:
+            self._drop(which)
+        if len(self._claimed) >= constants.MAX_CLAIMED or self._of_peer[event.key] >= constants.MAX_CLAIMED_OF_PEER:
+            self._e.notice("connection.refused", peer=event.key, reason="too-many-claims", source=str(event.source))
+            return False
+        claimed = Claimed(event.key, claim, event.source.host)
+        self._done.pop(which, None)
+        self._claimed[which] = self._awaited[claim.digest] = claimed
+        self._of_peer[event.key] += 1
+        self._e.listen.add(("claim", *which))
+        self._e.timers.set(("claim", *which), now + constants.CLAIM_TIME)
+        return True
 
     def _refuse(self, event: events.Received, claim: Claim, status: Status, verdicts: list[Verdict]) -> None:
         verdicts.append(Verdict(claim.cid, 0, status))
         if status not in (Status.PENDING, Status.REJECTED):
-            self._e.notice(
-                "connection.refused", peer=event.key, reason=REASONS[status],
-                local=str(claim.tuple.remote), remote=str(claim.tuple.local), source=str(event.source),
-            )  # fmt: skip
+            self._report(event.key, claim, status)
 
-    def _challenge(self, now: float, event: events.Received, message: Protect) -> None:
-        which = event.key, event.source.host
-        proof = self._proofs.get(which)
-        if proof is None:
-            if len(self._proofs) >= constants.MAX_PROOFS:
-                self._forget(*next(iter(self._proofs)))
-            proof = self._proofs[which] = Proof(self._e.rng(8))
-            self._e.timers.set(("proof", *which), now + constants.PROOF_TIME)
-        if len(proof.held) < constants.MAX_HELD_CLAIMS or message.request in proof.held:
-            proof.held[message.request] = event, message
-        self._e.send(now, event.key, PathChallenge(NO_MOVE, proof.data), event.source, event.local)
+    def _report(self, key: bytes, claim: Claim, status: Status) -> None:
+        if status is Status.INTEGRITY:
+            reason = f"integrity-{'refused' if claim.integrity else 'required'}-here"
+        else:
+            reason = REASONS[status]
+        self._e.notice(
+            "connection.refused", peer=key, reason=reason, local=str(claim.tuple.remote), remote=str(claim.tuple.local)
+        )
 
-    def _on_response(self, now: float, event: events.Received, message: PathResponse) -> None:
-        proof = self._proofs.get((event.key, event.source.host))
-        if proof is None or not hmac.compare_digest(proof.data, message.data):
-            return  # late, or from an address that we did not challenge
-        self._forget(event.key, event.source.host)
-        peer = self._e.peers[event.key]
-        for held, protect in proof.held.values():
-            verdicts: list[Verdict] = []
-            claims: list[Claim] = []
-            for claim in protect.claims:  # judged again: time has passed
-                status = self._judge(peer, claim, held)
-                if status is None:
-                    claims.append(claim)
-                else:
-                    verdicts.append(Verdict(claim.cid, 0, status))
-            self._look(Asked(held, protect.request, claims, verdicts))
-
-    def expired(self, key: bytes, address: IPAddress) -> None:
-        """The timer of a proof: nobody at that address answers for this peer."""
-        proof = self._proofs.get((key, address))
-        if proof is None:
+    def expired(self, now: float, key: bytes, cid: bytes) -> None:
+        """The timer of a claim: the peer has not proven it."""
+        claimed = self._claimed.get((key, cid))
+        if claimed is None:
             return
-        self._forget(key, address)
-        for event, protect in proof.held.values():
-            for claim in protect.claims:
-                self._refuse(event, claim, Status.NOT_YOURS, [])
+        self._drop((key, cid))
+        here = [self._e.table.at(place) for place in claimed.places]
+        if claimed.taking or claimed.refusal is not None or any(c is not None and c.peer == key for c in here):
+            return  # reported, or protected by our own claim meanwhile
+        self._report(key, claimed.claim, Status.NOT_YOURS)
 
-    def _forget(self, key: bytes, address: IPAddress) -> None:
-        self._proofs.pop((key, address), None)
-        self._e.timers.cancel(("proof", key, address))
+    def withdrawn(self, key: bytes, cids: tuple[bytes, ...]) -> None:
+        """The peer does not claim these any more."""
+        for cid in cids:
+            if (key, cid) in self._claimed:
+                self._drop((key, cid))
 
-    def _confirmed(self, peer: Peer, claim: Claim) -> bool:
-        """It has this connection already: our answer was lost."""
-        known = self._e.table.at(claim.tuple.mirrored)
-        return known is not None and known.cid == claim.cid and known.peer == peer.key and known.movable
+    def _drop(self, which: Which) -> None:
+        claimed = self._claimed.pop(which)
+        del self._awaited[claimed.claim.digest]
+        self._of_peer[claimed.key] -= 1
+        if not self._of_peer[claimed.key]:
+            del self._of_peer[claimed.key]
+        self._e.listen.discard(("claim", *which))
+        self._e.timers.cancel(("claim", *which))
 
-    def _judge(self, peer: Peer, claim: Claim, event: events.Received) -> Status | None:
-        """A refusal, or None to go on."""
-        if peer.state is not PeerState.APPROVED:
-            return Status.REJECTED if peer.state is PeerState.REJECTED else Status.PENDING
-        if self._confirmed(peer, claim):
-            return None
-        if claim.tuple.local.host != event.source.host or claim.tuple.remote.host != event.local:
-            return Status.NOT_YOURS
-        known, named = self._e.table.at(claim.tuple.mirrored), self._e.table.get(claim.cid)
+    # -- its proof ----------------------------------------------------------------------------------------------------
+
+    def token(self, now: float, arrived: FourTuple, token: bytes) -> bool:
+        """A token has come.  False: it belongs to no claim."""
+        claimed = self._awaited.get(digest(token))
+        if claimed is None:
+            return False
+        claimed.token = token
+        if arrived in claimed.places:
+            self._answer(claimed, arrived)
+        elif claimed.looked < constants.MAX_PLACES:
+            claimed.looked += 1
+            self._look("claim", claimed, arrived)
+        return True
+
+    def _answer(self, claimed: Claimed, place: FourTuple) -> None:
+        if claimed.answers < constants.MAX_ANSWERS:
+            claimed.answers += 1
+            self._e.emit(commands.Prove((commands.Proof(place, claimed.places[place]),)))
+
+    def _look(self, kind: str, claimed: Claimed, place: FourTuple) -> None:
+        """Is there such a socket?"""
+        self._number += 1
+        if len(self._looking) >= constants.MAX_CLAIMED:
+            self._looking.pop(next(iter(self._looking)))
+        self._looking[self._number] = claimed, place
+        self._e.emit(commands.CheckSockets((kind, self._number), (place,)))
+
+    def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple]) -> None:
+        """The socket table has been read: send a token back."""
+        claimed, place = self._looking.pop(token[1], (None, None))
+        if claimed is None or place not in present or claimed.refusal is not None:
+            return
+        peer = self._e.peers.get(claimed.key)
+        status = self._judge_at(peer, claimed.claim, place) if peer is not None else Status.REJECTED
+        if status is Status.CONFLICT:  # others are not told, nor troubled
+            claimed.refusal = status
+            self._report(claimed.key, claimed.claim, status)
+            return
+        claimed.places[place] = self._e.rng(8)
+        self._answer(claimed, place)
+
+    def _judge_at(self, peer: Peer, claim: Claim, place: FourTuple) -> Status | None:
+        """A refusal, now that the socket is known."""
+        known, named = self._e.table.at(place), self._e.table.get(claim.cid)
         if named is not None and named is not known:
-            return Status.CONFLICT  # an id names one connection
+            return Status.CONFLICT
         if known is not None and not self._may_take(peer, known, claim):
             return Status.CONFLICT
-        if self._e.policy.accept_ports and claim.tuple.remote.port not in self._e.policy.accept_ports:
+        if self._e.policy.accept_ports and place.local.port not in self._e.policy.accept_ports:
             return Status.PORT
-        if known is None and (
-            len(self._e.table) >= constants.MAX_CONNECTIONS
-            or len(self._e.table.movable(peer.key)) >= constants.MAX_PER_PEER
-        ):
+        if known is None and self._full(peer):
             return Status.LIMIT
-        return None
+        return self._judge(peer, claim)
 
     @staticmethod
     def _may_take(peer: Peer, known: Connection, claim: Claim) -> bool:
@@ -184,44 +253,113 @@ class Claims:
         # that comes late does not take it on again.
         return not (known.movable and known.peer != peer.key) and claim.epoch > known.remote_epoch
 
-    def _ours_wins(self, key: bytes, claim: Claim) -> bool:
-        """Both hosts claim the same connection: the smaller id wins on both."""
-        known = self._e.table.at(claim.tuple.mirrored)
-        return known is not None and known.state is State.NEGOTIATING and known.peer == key and known.cid < claim.cid
+    def _on_bind(self, now: float, event: events.Received, message: Bind) -> None:
+        asked = Asked(event, message.request)
+        for cid, token in message.tokens:
+            claimed = self._open(now, asked, cid)
+            if claimed is None:
+                continue
+            sent = [place for place, ours in claimed.places.items() if hmac.compare_digest(ours, token)]
+            if claimed.refusal is not None:
+                asked.verdicts.append(Verdict(cid, 0, claimed.refusal))
+            elif not sent or claimed.token is None:
+                self._refuse(event, claimed.claim, Status.NOT_YOURS, asked.verdicts)
+            else:
+                asked.bound.append((claimed, sent[0], claimed.token))
+        if not asked.busy:
+            self._complete(now, asked)
 
-    def _look(self, asked: Asked) -> None:
-        """In the socket table."""
+    def _open(self, now: float, asked: Asked, cid: bytes) -> Claimed | None:
+        """The claim that is to be proven; None: answered already, or will be."""
+        which = asked.event.key, cid
+        claimed, done = self._claimed.get(which), self._done.get(which)
+        if claimed is not None and not claimed.taking:
+            self._e.timers.set(("claim", *which), now + constants.CLAIM_TIME)
+            return claimed
+        if claimed is not None:
+            asked.busy = True
+        else:
+            known = self._e.table.get(cid)
+            here = done is not None and known is not None and known.peer == which[0] and known.movable
+            asked.verdicts.append(done if done is not None and here else Verdict(cid, 0, Status.PROVE))
+        return None
+
+    def _on_numbers(self, now: float, event: events.Received, message: BindNumbers) -> None:
+        asked = Asked(event, message.request)
+        for cid, proof in message.proofs:
+            claimed = self._open(now, asked, cid)
+            if claimed is None:
+                continue
+            if claimed.refusal is not None:
+                asked.verdicts.append(Verdict(cid, 0, claimed.refusal))
+            elif claimed.numbered >= constants.MAX_NUMBERED:
+                self._refuse(event, claimed.claim, Status.NOT_YOURS, asked.verdicts)
+            else:
+                claimed.numbered += 1
+                asked.numbers.append((claimed, proof))
+        if not asked.busy:
+            self._compare(now, self._remember(asked))
+
+    def _compare(self, now: float, number: int) -> None:
+        """With the numbers of every socket that it may be: they are asked for, one claim after the other."""
+        asked = self._asked[number]
+        if not asked.numbers:
+            del self._asked[number]
+            self._complete(now, asked)
+            return
+        claimed, _ = asked.numbers[0]
+        self._e.emit(commands.FindNumbers(("claim", number), claimed.claim.tuple.remote.port, claimed.source))
+
+    def numbers(self, now: float, number: int, found: Mapping[FourTuple, Numbers]) -> None:
+        """Sequence number bases of the sockets that it may be."""
+        asked = self._asked.get(number)
+        if asked is None:
+            return
+        claimed, proof = asked.numbers.pop(0)
+        claim, places = claimed.claim, []
+        for place, (ours, theirs) in found.items():
+            for about in around((theirs, ours)):
+                if hmac.compare_digest(shown(CLAIMANT, claim.digest, *about), proof):
+                    places.append((place, shown(ANSWERER, claim.digest, *about)))
+        if len(places) == 1:
+            asked.bound.append((claimed, *places[0]))
+        else:
+            self._refuse(asked.event, claim, Status.NOT_YOURS if found else Status.NO_SOCKET, asked.verdicts)
+            claimed.refusal = asked.verdicts[-1].status
+        self._compare(now, number)
+
+    # -- taking on ----------------------------------------------------------------------------------------------------
+
+    def _remember(self, asked: Asked) -> int:
         self._number += 1
         if len(self._asked) >= constants.MAX_REQUESTS:
             self._asked.pop(next(iter(self._asked)))
         self._asked[self._number] = asked
-        self._e.emit(commands.CheckSockets(("protect", self._number), tuple(c.tuple.mirrored for c in asked.claims)))
+        return self._number
 
-    def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple]) -> None:
-        """The socket table has been read: take the claimed connections on."""
-        number = token[1]
-        asked = self._asked.get(number)
-        if asked is None:
-            return
-        peer = self._e.peers.get(asked.event.key)
+    def _complete(self, now: float, asked: Asked) -> None:
+        """All that can be said of these claims is known: take on what is proven, and answer."""
+        key = asked.event.key
+        peer = self._e.peers.get(key)
         taken: dict[FourTuple, Connection] = {}
-        for claim in asked.claims:
-            socket = claim.tuple.mirrored
-            status = Status.NO_SOCKET if socket not in present else None
-            if socket in taken or peer is None:
-                status = Status.CONFLICT
-            elif status is None:
-                # Once more: the claims before it, and time, may have changed things.
-                status = self._judge(peer, claim, asked.event)
+        for claimed, place, proof in asked.bound:
+            claim = claimed.claim
+            if self._claimed.get((key, claim.cid)) is not claimed or peer is None:
+                continue
+            status = Status.CONFLICT if place in taken else self._judge_at(peer, claim, place)
             if status is not None:
                 self._refuse(asked.event, claim, status, asked.verdicts)
+                claimed.refusal = status
                 continue
-            if self._ours_wins(asked.event.key, claim):
+            if self._ours_wins(key, claim, place):
+                self._drop((key, claim.cid))
                 continue  # without a verdict: our own claim, which tells the peer our id, is under way
-            connection = taken[socket] = self._take(now, asked.event.key, claim, socket)
+            claimed.taking = True
+            connection = taken[place] = self._take(now, key, claim, place)
             asked.verdicts.append(
-                Verdict(connection.cid, connection.local_epoch, Status.OK, connection.socket, connection.receiving)
+                Verdict(claim.cid, connection.local_epoch, Status.OK, place, connection.receiving, proof)
             )
+        number = self._remember(asked)
         fresh = [c for c in taken.values() if not c.guarded]
         if fresh:
             self._e.protection.guard(fresh, number)
@@ -230,28 +368,33 @@ class Claims:
         else:
             self.reply(now, number)
 
+    def _ours_wins(self, key: bytes, claim: Claim, place: FourTuple) -> bool:
+        """Both hosts claim the same connection: the smaller id wins on both."""
+        known = self._e.table.at(place)
+        return known is not None and known.state is State.NEGOTIATING and known.peer == key and known.cid < claim.cid
+
     def _take(self, now: float, key: bytes, claim: Claim, socket: FourTuple) -> Connection:
         e = self._e
         connection = e.table.at(socket)
-        if connection is not None and connection.movable and connection.cid == claim.cid:
-            return connection
-        offer = e.offers.make()
         if connection is None:
             e.protection.clear(socket)
             connection = Connection(claim.cid, socket, socket, now, initiator=False)
             e.table.add(connection)
-        elif connection.movable:
-            if connection.cid != claim.cid:
-                e.emit(commands.DropConnections((connection.cid,)))
-                e.table.rename(connection, claim.cid)
-                connection.remote_epoch = connection.announced_epoch = claim.epoch
-                e.emit(commands.SaveConnections((connection,)))
-            connection.there, connection.sending, connection.receiving = claim.tuple, claim.offer, offer
-            return connection
         elif connection.cid != claim.cid:
+            e.binding.end(now, connection.cid)
+            if connection.movable:
+                e.emit(commands.DropConnections((connection.cid,)))
             e.table.rename(connection, claim.cid)
+        else:
+            e.binding.end(now, connection.cid)
+        connection.there, connection.sending, connection.receiving = claim.tuple, claim.offer, e.offers.make()
+        connection.integrity = claim.integrity
+        if connection.movable:  # the peer has lost it, and claims it anew
+            connection.remote_epoch = connection.announced_epoch = claim.epoch
+            e.emit(commands.SaveConnections((connection,)))
+            e.carry((connection,))
+            return connection
         connection.peer = key
-        connection.there, connection.sending, connection.receiving = claim.tuple, claim.offer, offer
         connection.local_epoch = e.epoch
         connection.remote_epoch = max(connection.remote_epoch, claim.epoch)
         if connection.state is not State.NEGOTIATING:
@@ -263,8 +406,16 @@ class Claims:
         asked = self._asked.pop(number, None)
         if asked is None:
             return
-        verdicts = asked.verdicts
+        event, verdicts = asked.event, asked.verdicts
         if failed:
             verdicts = [Verdict(v.cid, 0, Status.FAILED) if v.status is Status.OK else v for v in verdicts]
-        event = asked.event
+        for verdict in verdicts:
+            which = event.key, verdict.cid
+            claimed = self._claimed.get(which)
+            if claimed is not None and claimed.taking:
+                self._drop(which)
+            if verdict.status is Status.OK:
+                if len(self._done) >= constants.MAX_CLAIMED:
+                    self._done.pop(next(iter(self._done)))
+                self._done[which] = verdict
         self._e.send(now, event.key, messages.Protected(asked.request, tuple(verdicts)), event.source, event.local)

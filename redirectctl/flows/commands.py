@@ -106,6 +106,15 @@ class AskNumbers:
     sockets: tuple[FourTuple, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class FindNumbers:
+    """The same for all sockets with this local port and remote host, at most MAX_CANDIDATES."""
+
+    token: tuple[Any, ...]
+    port: int
+    remote: IPAddress
+
+
 class Carried(NamedTuple):
     """A connection as the tunnel carries it.  Datagrams are received whether we send by the tunnel or not."""
 
@@ -182,6 +191,7 @@ Command: TypeAlias = (
     | Prove
     | Listen
     | AskNumbers
+    | FindNumbers
     | Carry
     | Uncarry
     | Destroy

@@ -4,6 +4,7 @@ The shell tells the engine what happened (a datagram, a timer, a socket found or
 decision), and after each call carries out drain(): commands in order.  The work is in
 
     protection.py   taking connections on: threshold, contact, trust, ending
+    binding.py      claims of ours, and how both ends prove that a connection is theirs
     claims.py       what peers ask us to protect
     mobility.py     our address changes
     redirects.py    those that peers announce
@@ -18,12 +19,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from redirectctl.flows import commands, constants
-from redirectctl.flows.binding import Offers
+from redirectctl.flows.binding import Binding
 from redirectctl.flows.choosing import Choosing
 from redirectctl.flows.claims import Claims
 from redirectctl.flows.commands import Carried, Command, Notice
 from redirectctl.flows.connection import Connection, Table, change
 from redirectctl.flows.mobility import Mobility
+from redirectctl.flows.offers import Offers
+from redirectctl.flows.proofs import Numbers
 from redirectctl.flows.protection import Protection
 from redirectctl.flows.redirects import Redirects
 from redirectctl.flows.requests import Requests
@@ -109,6 +112,7 @@ class Engine:
         self.offers = Offers(self)
         self.requests = Requests(self)
         self.protection = Protection(self)
+        self.binding = Binding(self)
         self.claims = Claims(self)
         self.mobility = Mobility(self)
         self.redirects = Redirects(self)
@@ -137,6 +141,10 @@ class Engine:
                     self.requests.retry(now, *rest)
                 case "acm" | "challenge":
                     self.mobility.timer(now, kind, *rest)
+                case "bind" | "gather":
+                    self.binding.timer(now, kind, *rest)
+                case "claim":
+                    self.claims.expired(now, *rest)
                 case "plain" | "unlisten":
                     self.choosing.timer(now, kind, *rest)
                 case _:
@@ -192,7 +200,16 @@ class Engine:
 
     def token(self, now: float, arrived: FourTuple, token: bytes) -> None:
         """A segment with a token has come in, on this tuple as the wire has it."""
-        self.choosing.token(now, arrived, token)
+        if not self.claims.token(now, arrived, token) and not self.binding.token(now, arrived, token):
+            self.choosing.token(now, arrived, token)
+        self._relay(now)
+
+    def numbers(self, now: float, token: tuple[Any, ...], found: Mapping[FourTuple, Numbers]) -> None:
+        """Answer to AskNumbers and FindNumbers: for each socket its sequence number bases, sent and received."""
+        if token[0] == "bind":
+            self.binding.numbers(now, token[1], found)
+        else:
+            self.claims.numbers(now, token[1], found)
         self._relay(now)
 
     def stalled(self, now: float, sockets: Iterable[FourTuple]) -> None:
@@ -282,6 +299,11 @@ class Engine:
         sent = self.endpoint.send(now, peer, message, to, source)
         self._transmit()
         return sent
+
+    def keep_alive(self, now: float, peer: Peer) -> None:
+        """A sign of life."""
+        self.endpoint.keep_alive(now, peer)
+        self._transmit()
 
     def contact(self, now: float, to: SockAddr, source: IPAddress | None = None, key: bytes | None = None) -> None:
         """Start a handshake."""
@@ -379,7 +401,7 @@ class Engine:
         match message:
             case messages.Hello() | messages.EndOf() | messages.Sync():
                 self.protection.received(now, event)
-            case messages.Protect() | messages.PathChallenge(epoch=0) | messages.PathResponse(epoch=0):
+            case messages.Protect() | messages.Bind() | messages.BindNumbers():
                 self.claims.received(now, event)
             case messages.Acm() | messages.AcmAck() | messages.PathChallenge() | messages.PathResponse():
                 self.mobility.received(now, event)

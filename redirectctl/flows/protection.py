@@ -1,9 +1,8 @@
 """Taking connections on, and letting them go.
 
-    found ─ threshold ─► contact ─► trust on both sides ─► PROTECT ─► the peer looks for the socket ─► guarded
+    found ─ threshold ─► contact ─► trust on both sides ─► claim ─► both ends prove that it is theirs ─► guarded
 
-Which host asks does not matter; the one that asks names the connection by its own view of the tuple and sends the claim
-between the very addresses of the connection.  claims.py is the other side of it.
+Which host asks does not matter (binding.py; claims.py is the other side of it).
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from redirectctl.flows import commands, constants
-from redirectctl.flows.claims import REASONS
 from redirectctl.flows.connection import Connection, change
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
-from redirectctl.wire.message import Claim, End, Status, Trust
+from redirectctl.wire.message import End, Trust
 
 if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine
@@ -80,9 +78,10 @@ class Protection:
         e.table.end(connection)
         e.timers.cancel(("long", connection.cid))
         e.timers.cancel(("poll", connection.cid))
+        e.binding.end(now, connection.cid)
         e.finish(now, connection, "closed")
         if was_movable and connection.peer is not None:
-            self._tell_end(now, connection.peer, End.CLOSED, (connection.cid,))
+            self.tell_end(now, connection.peer, End.CLOSED, (connection.cid,))
         linger = 0.0
         if connection.guarded:
             if connection.moved:
@@ -90,12 +89,12 @@ class Protection:
             e.timers.set(("linger", connection.cid), now + linger)
         e.timers.set(("bury", connection.cid), now + max(constants.LISTED, linger + 1.0))
         e.emit(commands.DropConnections((connection.cid,)))
-        self._update_keep(connection.peer)
+        self._update_keep(now, connection.peer)
 
     def timer(self, now: float, kind: str, *rest: Any) -> None:
-        """Timers: long, poll, retry, linger, bury, reach, doubt, undecided; proof is that of the claims."""
-        if kind == "proof":
-            self._e.claims.expired(rest[0], rest[1])
+        """Timers: long, poll, retry, linger, bury, reach, doubt, undecided, alive."""
+        if kind == "alive":
+            self._stay_alive(now, rest[0])
             return
         if kind == "reach":
             self._reach(now, rest[0])
@@ -119,7 +118,7 @@ class Protection:
                 if connection.state is State.PENDING:
                     self._negotiate(now, [connection])
             case "undecided":
-                self._unanswered(now, [connection.cid])
+                self.unanswered(now, [connection.cid])
             case "linger":
                 self._unguard([connection])
             case "bury":
@@ -132,6 +131,7 @@ class Protection:
             connection.guarded, connection.installed = False, None
         if gone:
             self._e.emit(commands.Rewrite(("guard", ()), remove=tuple(c.flow for c in gone)))
+            self._e.emit(commands.Uncarry(tuple(c.socket for c in gone)))
 
     # -- contact ------------------------------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ class Protection:
                 continue
             peer = self._peer_at(now, address)
             if peer is not None and peer.state is PeerState.REJECTED:
-                self._refuse(now, connection, "peer-rejected")
+                self.refuse(now, connection, "peer-rejected")
                 continue
             if peer is not None and peer.session(now) is not None:
                 ready[peer.key].append(connection)
@@ -200,7 +200,7 @@ class Protection:
             if connection.state is not State.NEGOTIATING:
                 continue
             if refusal is not None:
-                self._refuse(now, connection, refusal)
+                self.refuse(now, connection, refusal)
             else:
                 self._unsupport(now, connection, reason)
         if key is not None and self._e.table.movable(key):
@@ -226,7 +226,7 @@ class Protection:
         for connection in list(e.table):  # those that are being asked for in a session which only we still have
             asked = connection.peer == known and connection.state is State.NEGOTIATING
             if asked and connection.socket.remote.host == at.host:
-                self._refuse(now, connection, "key-changed")
+                self.refuse(now, connection, "key-changed")
 
     # -- trust --------------------------------------------------------------------------------------------------------
 
@@ -237,13 +237,13 @@ class Protection:
         if not connections:
             return
         if peer.state is PeerState.APPROVED:
-            self._claim(now, peer, connections)
+            self._e.binding.claim(now, peer, connections)
             return
         for connection in connections:
             if peer.state is PeerState.PENDING:
                 change(connection, State.PENDING, now, "approval-pending-here")
             else:
-                self._refuse(now, connection, "peer-rejected" if peer.state is PeerState.REJECTED else "key-changed")
+                self.refuse(now, connection, "peer-rejected" if peer.state is PeerState.REJECTED else "key-changed")
 
     def approve(self, now: float, key: bytes) -> None:
         """A person, or the policy, trusts this key."""
@@ -289,7 +289,7 @@ class Protection:
         """Everything with this peer becomes unprotected."""
         movable = self._e.table.movable(key)
         for start in range(0, len(movable), messages.MAX_CIDS):
-            self._tell_end(now, key, End.RELEASED, tuple(c.cid for c in movable[start : start + messages.MAX_CIDS]))
+            self.tell_end(now, key, End.RELEASED, tuple(c.cid for c in movable[start : start + messages.MAX_CIDS]))
         for connection in list(self._e.table):
             if (
                 connection.peer == key
@@ -300,56 +300,8 @@ class Protection:
 
     # -- asking the peer ----------------------------------------------------------------------------------------------
 
-    def _claim(self, now: float, peer: Peer, connections: list[Connection]) -> None:
-        """PROTECT, from the connection's own address to the other end's, in batches."""
-        by_path: dict[tuple[IPAddress, IPAddress], list[Connection]] = defaultdict(list)
-        epoch = self._e.next_epoch()  # later than any claim before, which may still be under way
-        for connection in connections:
-            connection.local_epoch = epoch
-            by_path[connection.socket.local.host, connection.socket.remote.host].append(connection)
-        port = peer.remote.port if peer.remote is not None else self._e.policy.control_port
-        for (local, remote), on_path in by_path.items():
-            for start in range(0, len(on_path), messages.MAX_PROTECT):
-                batch = on_path[start : start + messages.MAX_PROTECT]
-                claims = tuple(self._claim_of(c) for c in batch)
-                cids = [c.cid for c in batch]
-                self._e.requests.ask(
-                    now,
-                    peer.key,
-                    lambda number, claims=claims: messages.Protect(number, claims),  # type: ignore[misc]
-                    lambda at, reply, key=peer.key, cids=cids: self._answered(at, key, cids, reply),  # type: ignore[misc]
-                    lambda at, cids=cids: self._unanswered(at, cids),  # type: ignore[misc]
-                    (SockAddr(remote, port), local),
-                )
-
-    def _claim_of(self, c: Connection) -> Claim:
-        c.receiving = self._e.offers.make()
-        c.integrity = self._e.policy.integrity
-        return Claim(c.cid, c.local_epoch, c.socket, self._e.rng(8), c.receiving, c.integrity)
-
-    def _answered(self, now: float, key: bytes, cids: list[bytes], reply: messages.Message) -> None:
-        if not isinstance(reply, messages.Protected):
-            return
-        for cid in set(cids) - {v.cid for v in reply.verdicts}:
-            # Passed over, or the peer's id for it has won, and its own claim, which tells us that id, is under way.
-            self._e.timers.set(("undecided", cid), now + constants.UNDECIDED_TIME)
-        good = []
-        for verdict in reply.verdicts:
-            connection = self._e.table.get(verdict.cid)
-            if connection is None or connection.peer != key or connection.state is not State.NEGOTIATING:
-                continue
-            if verdict.status is Status.OK:
-                connection.remote_epoch = max(connection.remote_epoch, verdict.epoch)
-                connection.there, connection.sending = verdict.there or connection.there, verdict.offer
-                good.append(connection)
-            elif verdict.status is Status.PENDING:
-                change(connection, State.PENDING, now, REASONS[verdict.status])
-                self._e.timers.set(("poll", connection.cid), now + constants.PENDING_POLL)
-            else:
-                self._refuse(now, connection, REASONS[verdict.status])
-        self.guard(good)
-
-    def _unanswered(self, now: float, cids: list[bytes]) -> None:
+    def unanswered(self, now: float, cids: list[bytes]) -> None:
+        """The peer has not answered the claims of these."""
         asked: dict[bytes, list[bytes]] = defaultdict(list)
         for connection in self._e.table.select(cids):
             if connection.state is State.NEGOTIATING:
@@ -358,7 +310,7 @@ class Protection:
                 if connection.peer is not None:
                     asked[connection.peer].append(connection.cid)
         for key, unanswered in asked.items():
-            self._tell_end(now, key, End.RELEASED, tuple(unanswered))  # it may have taken them on: its answer was lost
+            self.tell_end(now, key, End.RELEASED, tuple(unanswered))  # it may have taken them on: its answer was lost
 
     def guard(self, connections: list[Connection], *claim: int) -> None:
         """From here on an RST is held and asked about; when the kernel has it the connection is protected.
@@ -379,15 +331,16 @@ class Protection:
         for connection in connections:
             if error is not None:
                 connection.guarded = False
-                self._refuse(now, connection, f"kernel: {error}")
+                self.refuse(now, connection, f"kernel: {error}")
                 self._e.emit(commands.DropConnections((connection.cid,)))
                 if len(token) == 2 and connection.peer is not None:  # ours: the peer has taken it on already
-                    self._tell_end(now, connection.peer, End.RELEASED, (connection.cid,))
+                    self.tell_end(now, connection.peer, End.RELEASED, (connection.cid,))
                 continue
             if connection.guarded:  # else it has been released, or has ended, meanwhile
                 connection.installed = connection.flow
             if connection.state is State.NEGOTIATING:
                 protected.append(connection)
+        self._e.carry(c for c in connections if c.installed is not None)
         for connection in protected:
             self._e.timers.cancel(("undecided", connection.cid))
             connection.confirmed = connection.wire.local.host
@@ -398,7 +351,7 @@ class Protection:
         if protected:
             self._e.emit(commands.SaveConnections(tuple(protected)))  # else a restart would not know them as protected
             for key in {c.peer for c in protected}:
-                self._update_keep(key)
+                self._update_keep(now, key)
             self._e.mobility.reconsider(now)
 
     # -- told by a peer -----------------------------------------------------------------------------------------------
@@ -449,13 +402,14 @@ class Protection:
             for connection in [
                 c for c in self._e.table if c.peer == key and c.state in (State.PENDING, State.NEGOTIATING)
             ]:
-                self._refuse(now, connection, "rejected-there")
+                self.refuse(now, connection, "rejected-there")
         elif trust is Trust.APPROVED and peer.state is PeerState.APPROVED:
             self._negotiate(now, [c for c in self._e.table if c.peer == key and c.state is State.PENDING])
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
     def _on_end(self, now: float, event: events.Received, message: messages.EndOf) -> None:
+        self._e.claims.withdrawn(event.key, message.cids)
         for connection in self._e.table.select(message.cids):
             if connection.peer != event.key:
                 self._e.notice("redirect.refused", connection, peer=event.key, reason="not-your-connection")
@@ -478,7 +432,7 @@ class Protection:
         if connection is None or connection.state is State.CLOSED:
             return
         if connection.movable and connection.peer is not None:
-            self._tell_end(now, connection.peer, End.RELEASED, (cid,))
+            self.tell_end(now, connection.peer, End.RELEASED, (cid,))
         self._unprotect(now, connection, "released")
 
     def kill(self, now: float, cid: bytes) -> None:
@@ -487,7 +441,7 @@ class Protection:
         if connection is None or connection.state is State.CLOSED:
             return
         if connection.movable and connection.peer is not None:
-            self._tell_end(now, connection.peer, End.KILL, (cid,))
+            self.tell_end(now, connection.peer, End.KILL, (cid,))
         self._e.emit(commands.Destroy((connection.socket,)))
         self._e.finish(now, connection, "killed")
         self.gone(now, connection.socket)
@@ -495,14 +449,15 @@ class Protection:
     def _unprotect(self, now: float, connection: Connection, reason: str) -> None:
         self._e.timers.cancel(("long", connection.cid))
         if connection.state is not State.REFUSED:
-            self._refuse(now, connection, reason)
+            self.refuse(now, connection, reason)
         if not connection.moved:
             self._unguard([connection])
         self._e.emit(commands.DropConnections((connection.cid,)) if not connection.moved else
                      commands.SaveConnections((connection,)))  # fmt: skip
-        self._update_keep(connection.peer)
+        self._update_keep(now, connection.peer)
 
-    def _tell_end(self, now: float, key: bytes, what: End, cids: tuple[bytes, ...]) -> None:
+    def tell_end(self, now: float, key: bytes, what: End, cids: tuple[bytes, ...]) -> None:
+        """Tell a peer, until it has heard, that these are not protected here any more."""
         peer = self._e.peers.get(key)
         if peer is None or (peer.session(now) is None and peer.remote is None):
             return
@@ -515,6 +470,7 @@ class Protection:
     def restore(self, now: float, connections: Iterable[Connection]) -> None:
         """The kernel has their flows already; agree with the peers again."""
         keys = set()
+        restored = []
         for connection in connections:
             if not connection.movable and not connection.moved:  # stored, but the kernel was not asked yet
                 self._e.emit(commands.DropConnections((connection.cid,)))
@@ -522,10 +478,12 @@ class Protection:
             connection.guarded, connection.installed = True, connection.flow
             self._e.table.add(connection)
             self._e.offers.keep(connection.receiving)
+            restored.append(connection)
             if connection.movable and connection.peer is not None:
                 keys.add(connection.peer)
+        self._e.carry(restored)
         for key in keys:
-            self._update_keep(key)
+            self._update_keep(now, key)
             self._reach(now, key)
 
     def sync(self, now: float, key: bytes, announce: bool = False) -> None:
@@ -561,22 +519,24 @@ class Protection:
         again = [c for c in lost if not c.moved]
         for connection in lost:
             if connection.moved:
-                self._tell_end(now, key, End.RELEASED, (connection.cid,))  # it may be about to take it on
+                self.tell_end(now, key, End.RELEASED, (connection.cid,))  # it may be about to take it on
                 self._unprotect(now, connection, "lost-there")
         for connection in again:
             change(connection, State.NEGOTIATING, now)
         self._unguard(again)
         if again:
             self._e.emit(commands.DropConnections(tuple(c.cid for c in again)))
-        self._update_keep(key)
+        self._update_keep(now, key)
         self._met(now, self._e.peers[key], again)
         self._announce_again(now, doubtful)
 
     # -- common -------------------------------------------------------------------------------------------------------
 
-    def _refuse(self, now: float, connection: Connection, reason: str) -> None:
+    def refuse(self, now: float, connection: Connection, reason: str) -> None:
+        """It is not to be protected."""
         if connection.state is State.CLOSED:
             return
+        self._e.binding.end(now, connection.cid)
         change(connection, State.REFUSED, now, reason)
         self._e.notice("connection.refused", connection, reason=reason)
 
@@ -584,7 +544,23 @@ class Protection:
         change(connection, State.UNSUPPORTED, now, reason)
         self._e.notice("connection.unsupported", connection, reason=reason)
 
-    def _update_keep(self, key: bytes | None) -> None:
+    def _update_keep(self, now: float, key: bytes | None) -> None:
         peer = self._e.peers.get(key) if key is not None else None
         if peer is not None:
             peer.keep = bool(self._e.table.movable(peer.key))
+            if peer.keep and not self._e.timers.armed(("alive", peer.key)):
+                self._e.timers.set(("alive", peer.key), now + constants.KEEPALIVE_TIME)
+
+    def _stay_alive(self, now: float, key: bytes) -> None:
+        """A NAT must not forget where datagrams of this peer belong, as long as connections depend on it."""
+        peer = self._e.peers.get(key)
+        if peer is None or not peer.keep:
+            return
+        at = now + constants.KEEPALIVE_TIME
+        if any(c.natted or c.tunnel for c in self._e.table.movable(key)):
+            quiet = now - peer.last_sent if peer.last_sent is not None else constants.KEEPALIVE_TIME
+            if quiet >= constants.KEEPALIVE_TIME:
+                self._e.keep_alive(now, peer)
+            else:
+                at -= quiet
+        self._e.timers.set(("alive", key), at)

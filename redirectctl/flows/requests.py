@@ -8,13 +8,27 @@ from typing import TYPE_CHECKING, Final
 
 from redirectctl.flows import constants
 from redirectctl.wire.addr import IPAddress, SockAddr
-from redirectctl.wire.message import Done, EndOf, Message, Protect, Protected, RstQuery, RstReply, Sync, SyncReply
+from redirectctl.wire.message import (
+    Bind,
+    BindNumbers,
+    Done,
+    EndOf,
+    Message,
+    Protect,
+    Protected,
+    RstQuery,
+    RstReply,
+    Sync,
+    SyncReply,
+)
 
 if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine
 
 _ANSWERS: Final[dict[type[Message], type[Message]]] = {
     Protect: Protected,
+    Bind: Protected,
+    BindNumbers: Protected,
     RstQuery: RstReply,
     EndOf: Done,
     Sync: SyncReply,

@@ -88,11 +88,19 @@ class Endpoint:
         if session.final is not None and session.confirms > 1:  # it may be what was lost: without it nothing is read
             self.emit(events.Transmit(source, to, session.final))
         self._seal(session, messages.encode(message), to, source)
+        peer.last_sent = now
         if session.old(now) and not self.initiator.under_way(peer.key):
             if peer.remote is not None:  # not `to`, which may be an address that has yet to be proven
                 to, source = peer.remote, peer.local
             self.initiator.start(now, to, source, peer.key)
         return True
+
+    def keep_alive(self, now: float, peer: Peer) -> None:
+        """Send an empty message to where the peer is, if there is a session."""
+        session = peer.session(now)
+        if session is not None and peer.remote is not None:
+            self._seal(session, b"", peer.remote, peer.local)
+            peer.last_sent = now
 
     def receive(self, now: float, data: bytes, source: SockAddr, local: IPAddress) -> None:
         """A datagram came from ``source`` to our address ``local``."""

@@ -63,6 +63,7 @@ class Peer:
     remote: SockAddr | None = None  # where its control port was last proven to be
     local: IPAddress | None = None  # the address that we used for that
     last_contact: float | None = None
+    last_sent: float | None = None
     trust_there: Trust | None = None  # what it last said of us
     observed: SockAddr | None = None  # where it said it sees us
     addresses: tuple[IPAddress, ...] = ()  # what it said it has: where it may be tried, within a session

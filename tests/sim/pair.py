@@ -6,6 +6,8 @@ the product states as an invariant is checked after every step:
 - kernel and engine hold the same wire tuples; the store holds what is protected;
 - what a Rewrite removes is there, what it adds is not;
 - an ACM is applied only if the peer sent it, and none newer for the connection was received or applied before;
+- no connection is protected with a host that is not its other end;
+- the tunnel knows the connections that the kernel guards, and no others;
 - tables stay bounded.
 
 A host carries its commands out in order, one at a time.  With `kernel_delay` a Rewrite takes that long; datagrams and
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,13 +52,62 @@ class Link:
     loss: float = 0.0
     duplicate: float = 0.0
     cut: bool = False
+    strips: bool = False  # TCP options that it does not know
+
+
+class Nat:
+    """A router that gives hosts behind it its own address and, for each of their ports, one at random."""
+
+    def __init__(self, world: World, public: str) -> None:
+        self.world = world
+        self.public = ip(public)
+        self.forwarded: dict[tuple[str, int], SockAddr] = {}  # to the same port of a host behind it
+        self._outside: dict[tuple[str, SockAddr], int] = {}
+        self._inside: dict[tuple[str, int], SockAddr] = {}
+
+    def out(self, protocol: str, source: SockAddr) -> SockAddr:
+        """What a packet's source becomes."""
+        if self.forwarded.get((protocol, source.port)) == source:
+            return SockAddr(self.public, source.port)
+        port = self._outside.get((protocol, source))
+        while port is None or self._inside.setdefault((protocol, port), source) != source:
+            port = self.world.random.randrange(1024, 65536)
+        self._outside[protocol, source] = port
+        return SockAddr(self.public, port)
+
+    def into(self, protocol: str, to: SockAddr) -> SockAddr | None:
+        """Where a packet to the public address goes on to."""
+        return self.forwarded.get((protocol, to.port)) or self._inside.get((protocol, to.port))
+
+    def forward(self, host: Host, *, port: int = 22) -> None:
+        """Let others reach this TCP port of a host, and its control port."""
+        for protocol, number in (("tcp", port), ("udp", PORT)):
+            self.forwarded[protocol, number] = SockAddr(host.addresses[0], number)
+
+    def rebind(self, public: str | None = None) -> None:
+        """It forgets everything, and may get another address."""
+        self._outside.clear()
+        self._inside.clear()
+        self.public = ip(public) if public is not None else self.public
+
+
+@dataclass(frozen=True)
+class Packet:
+    """On its way: a datagram, or a TCP segment with a token."""
+
+    protocol: str
+    source: SockAddr
+    to: SockAddr
+    data: bytes
+    nat: Nat | None = None  # behind which the sender is
 
 
 def copied(c: Connection) -> Connection:
     """What the store keeps of a connection."""
     return Connection(
         c.cid, c.socket, c.wire, c.since, c.state, peer=c.peer, initiator=c.initiator, local_epoch=c.local_epoch,
-        remote_epoch=c.remote_epoch, moves=c.moves,
+        remote_epoch=c.remote_epoch, moves=c.moves, there=c.there, sending=c.sending, receiving=c.receiving,
+        integrity=c.integrity, tunnel=c.tunnel, outer_local=c.outer_local, outer_remote=c.outer_remote,
     )  # fmt: skip
 
 
@@ -84,6 +136,10 @@ class Host:
         self.announced: dict[int, set[IPAddress]] = {}  # epoch: addresses that this host's ACMs have named
         self.heard: dict[tuple[bytes, FourTuple], int] = {}  # (peer, socket): newest authentic ACM received
         self.applied: dict[tuple[bytes, FourTuple], int] = {}  # the same: newest applied
+        self.nat: Nat | None = None
+        self.listening = False
+        self.carried: dict[FourTuple, commands.Carried] = {}
+        self.numbers: dict[FourTuple, tuple[int, int]] = {}
         self.backlog: deque[commands.Command] = deque()
         self.busy_until: float | None = None
         self.lives: int | None = None  # commands until the daemon is killed
@@ -103,6 +159,8 @@ class Host:
         self.engine = Engine(self.static, self.world.random.randbytes, self.generation, self.policy, peers)
         self._watch()
         self.up = True
+        self.listening = False
+        self.carried = {}
         self.backlog.clear()
         self.busy_until = None
         restored = []
@@ -186,6 +244,17 @@ class Host:
             self.engine.receive(self.world.now, data, source, to.host)
             self.run()
 
+    def arrive(self, packet: Packet) -> None:
+        """A segment with a token."""
+        if self.up and self.listening and packet.to.host in self.addresses:
+            self.engine.token(self.world.now, FourTuple(packet.to, packet.source), packet.data)
+            self.run()
+
+    def bases(self, socket: FourTuple) -> tuple[int, int]:
+        """Of the sequence numbers: the same at both ends, the other way round."""
+        here = zlib.crc32(str(socket).encode()), zlib.crc32(str(socket.mirrored).encode())
+        return self.numbers.get(socket, here)
+
     # -- carrying out commands ----------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -229,7 +298,7 @@ class Host:
                     source = next((a for a in self.addresses if a.version == to.host.version), None)
                 self.sent.append((to, data))
                 if source in self.addresses:
-                    self.world.transmit(SockAddr(source, PORT), to, data)
+                    self.world.transmit(SockAddr(source, PORT), to, data, self)
             case commands.SavePeer(peer):
                 copy = Peer(peer.key, peer.state, peer.secret, identity=set(peer.identity),
                             greatest_counter=peer.greatest_counter, remote=peer.remote, local=peer.local)  # fmt: skip
@@ -254,6 +323,24 @@ class Host:
                 self.engine.rewritten(now, token, error)
             case commands.CheckSockets(token, sockets):
                 self.engine.checked(now, token, frozenset(s for s in sockets if s in self.sockets))
+            case commands.Prove(proofs):
+                for socket, sent, wire in proofs:
+                    there = wire or self.flows.get(socket, socket)
+                    if socket in self.sockets and there.local.host in self.addresses:
+                        self.world.segment(there.local, there.remote, sent, self)
+            case commands.Listen(on):
+                assert on != self.listening, f"{self.name} is told twice to listen, or not to"
+                self.listening = on
+            case commands.AskNumbers(token, sockets):
+                self.engine.numbers(now, token, {s: self.bases(s) for s in sockets if s in self.sockets})
+            case commands.FindNumbers(token, port, remote):
+                found = [s for s in sorted(self.sockets, key=str) if (s.local.port, s.remote.host) == (port, remote)]
+                self.engine.numbers(now, token, {s: self.bases(s) for s in found[: limits.MAX_CANDIDATES]})
+            case commands.Carry(carried):
+                self.carried |= {c.socket: c for c in carried}
+            case commands.Uncarry(sockets):
+                for socket in sockets:
+                    self.carried.pop(socket, None)
             case commands.FindRoutes():
                 self.network_changed()
             case commands.Kick(sockets):
@@ -302,14 +389,22 @@ class Host:
         assert len(engine.redirects._validations) <= limits.MAX_VALIDATIONS * max(1, len(engine.peers)) * 2
         assert len(engine.mobility._moves) <= len(engine.table)
         assert len(engine.requests._open) <= limits.MAX_REQUESTS
-        assert len(engine.claims._proofs) <= limits.MAX_PROOFS
+        for table in (engine.claims._claimed, engine.claims._done, engine.claims._looking):
+            assert len(table) <= limits.MAX_CLAIMED
+        for peer_key in engine.peers:
+            assert len([a for a in engine.binding._asking.values() if a.key == peer_key]) <= limits.CLAIM_WINDOW
+            assert engine.claims._of_peer[peer_key] <= limits.MAX_CLAIMED_OF_PEER
         assert len(engine.endpoint.responder._half_open) <= proto_limits.HALF_OPEN_MAX
         assert len(engine.endpoint.initiator._attempts) <= proto_limits.ATTEMPTS_MAX
         for peer in engine.peers.values():
             assert len(peer.sessions) <= 2 * proto_limits.SESSIONS_PER_PEER
         if self.backlog:
             return
+        carried = {c.socket: (c.sending, c.receiving) for c in engine.table if c.guarded and c.sending is not None}
+        assert {c.socket: (c.sending, c.receiving) for c in self.carried.values()} == carried
         for c in engine.table:
+            if c.movable:
+                self.world.check_ends(self, c)
             if c.guarded:
                 assert self.flows.get(c.socket) == c.wire, f"{self.name}: kernel and engine differ on {c.socket}"
             if c.movable:
@@ -332,7 +427,9 @@ class World:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         self.hosts: list[Host] = []
-        self.queue: list[tuple[float, int, SockAddr, SockAddr, bytes]] = []
+        self.queue: list[tuple[float, int, Packet]] = []
+        self.ends: dict[tuple[str, FourTuple], tuple[Host, FourTuple]] = {}  # of each connection: the other one
+        self.segments: list[Packet] = []
         self.order = 0
         self.kernel_failed = False  # some change has been refused on purpose
         self.recorded: list[tuple[SockAddr, SockAddr, bytes]] = []
@@ -344,17 +441,53 @@ class World:
         self.hosts.append(host)
         return host
 
-    def transmit(self, source: SockAddr, to: SockAddr, data: bytes) -> None:
-        """Into the network; whoever calls may lie about the source."""
+    def nat(self, public: str, *hosts: Host) -> Nat:
+        """Put hosts behind a NAT."""
+        nat = Nat(self, public)
+        for host in hosts:
+            host.nat = nat
+        return nat
+
+    def transmit(self, source: SockAddr, to: SockAddr, data: bytes, sender: Host | None = None) -> None:
+        """A datagram into the network; whoever calls may lie about the source."""
         self.recorded.append((source, to, data))
-        if self.tap is not None and not self.tap(source, to, data):
-            return
+        if self.tap is None or self.tap(source, to, data):
+            self._send(Packet("udp", source, to, data, sender.nat if sender is not None else None))
+
+    def segment(self, source: SockAddr, to: SockAddr, token: bytes, sender: Host | None = None) -> None:
+        """A TCP segment with a token; the same may be said."""
+        packet = Packet("tcp", source, to, token, sender.nat if sender is not None else None)
+        self.segments.append(packet)
+        if not self.link.strips:
+            self._send(packet)
+
+    def _send(self, packet: Packet) -> None:
         if self.link.cut or self.random.random() < self.link.loss:
             return
         for _ in range(2 if self.random.random() < self.link.duplicate else 1):
             self.order += 1
             at = self.now + self.link.delay + self.random.random() * self.link.jitter
-            heapq.heappush(self.queue, (at, self.order, source, to, data))
+            heapq.heappush(self.queue, (at, self.order, packet))
+
+    def _arrive(self, packet: Packet) -> None:
+        """Through the NATs, to whoever has the address."""
+        protocol, source, to = packet.protocol, packet.source, packet.to
+        if any(h.nat is packet.nat and to.host in h.addresses for h in self.hosts):
+            near = packet.nat  # it stays behind the NAT, or never was behind one
+        else:
+            source = packet.nat.out(protocol, source) if packet.nat is not None else source
+            near = next((h.nat for h in self.hosts if h.nat is not None and h.nat.public == to.host), None)
+            inside = near.into(protocol, to) if near is not None else to
+            if inside is None:
+                return
+            to = inside
+        for host in self.hosts:
+            if host.nat is near and protocol == "tcp":
+                host.arrive(Packet(protocol, source, to, packet.data))
+            elif host.nat is near:
+                host.deliver(packet.data, source, to)
+        if to.host in self.strangers and protocol == "udp":
+            self.strangers[to.host](source, to, packet.data)
 
     def run(self, seconds: float) -> None:
         """Let time pass."""
@@ -368,11 +501,7 @@ class World:
                 break
             self.now = max(self.now, at)
             if self.queue and self.queue[0][0] <= self.now:
-                _, _, source, to, data = heapq.heappop(self.queue)
-                for host in self.hosts:
-                    host.deliver(data, source, to)
-                if to.host in self.strangers:
-                    self.strangers[to.host](source, to, data)
+                self._arrive(heapq.heappop(self.queue)[2])
             for host in self.hosts:
                 if host.busy_until is not None and host.busy_until <= self.now:
                     host.run()
@@ -388,16 +517,47 @@ class World:
             if host.up:
                 host.check()
 
+    def check_ends(self, host: Host, c: Connection) -> None:
+        """A connection is protected with the host at its other end, whose tuple is known; both ends say the same."""
+        end = self.ends.get((host.name, c.socket))
+        if end is None:
+            return
+        other, socket = end
+        assert c.peer == other.static.public, f"{host.name}: {c.socket} is protected with somebody else"
+        assert c.there == socket, f"{host.name}: {c.socket} is not {c.there} at its other end"
+
+    def settled(self) -> None:
+        """Nothing is under way."""
+        for host in self.hosts:
+            assert not host.listening, f"{host.name} listens for tokens"
+            assert not host.engine.claims._claimed
+            assert not host.engine.claims._awaited
+            assert not host.engine.binding._asking
+            for c in host.engine.table.movable():
+                other, socket = self.ends[host.name, c.socket]
+                theirs = other.engine.table.at(socket)
+                assert theirs is not None
+                assert theirs.movable
+                assert (c.cid, c.sending, c.receiving) == (theirs.cid, theirs.receiving, theirs.sending)
+                assert c.sending is not None
+                assert c.integrity == theirs.integrity
+
     def connect(
         self, a: Host, b: Host, sport: int, dport: int = 22, *, watch: bool = True
     ) -> tuple[FourTuple, FourTuple]:
         """A TCP connection from a to b, opted in on a."""
-        here = FourTuple(SockAddr(a.addresses[0], sport), SockAddr(b.addresses[0], dport))
+        source, to = SockAddr(a.addresses[0], sport), SockAddr(b.addresses[0], dport)
+        here, there = FourTuple(source, to), FourTuple(to, source)
+        if a.nat is not b.nat:
+            here = FourTuple(source, SockAddr(b.nat.public, dport) if b.nat is not None else to)
+            there = FourTuple(to, a.nat.out("tcp", source) if a.nat is not None else source)
+            a.numbers[here] = b.bases(there)[::-1]
         a.sockets.add(here)
-        b.sockets.add(here.mirrored)
+        b.sockets.add(there)
+        self.ends[a.name, here], self.ends[b.name, there] = (b, there), (a, here)
         if watch:
             a.opened(here)
-        return here, here.mirrored
+        return here, there
 
 
 def agree(a: Host, b: Host, socket: FourTuple) -> bool:

@@ -23,7 +23,7 @@ def test_every_reason_is_explained() -> None:
         r'MalformedError\("([a-z-]+)"\)',
         r'_fail\(\w+, "([a-z-]+)"\)',
         r'reason="([a-z-]+)"',
-        r'_(?:refuse|unsupport|unprotect|leave)\(now, \w+, "([a-z-]+)"\)',
+        r'\b_?(?:refuse|unsupport|unprotect|leave)\(now, \w+, "([a-z-]+)"\)',
         r'Status\.\w+: "([a-z-]+)"',
         r'return "([a-z]+-[a-z-]+)"',
         r'\bfinish\(now, \w+, "([a-z-]+)"\)',

@@ -108,6 +108,8 @@ def test_every_request_of_the_protocol_has_an_answer(asking: Asking) -> None:
     for i, (request, answer) in enumerate(
         [
             (m.Protect(0, ()), m.Protected(0, ())),
+            (m.Bind(0, ()), m.Protected(0, ())),
+            (m.BindNumbers(0, ()), m.Protected(0, ())),
             (m.EndOf(0, m.End.CLOSED, ()), m.Done(0)),
             (m.Sync(0, ()), m.SyncReply(0, ())),
             (m.RstQuery(0, b"c" * 8), m.RstReply(0, alive=True)),
@@ -116,4 +118,4 @@ def test_every_request_of_the_protocol_has_an_answer(asking: Asking) -> None:
     ):
         asking.requests.ask(0.0, KEY, lambda _, r=request: r, lambda _, a: asking.answers.append(a), lambda _: None)
         asking.requests.answer(0.0, KEY, i, answer)
-    assert len(asking.answers) == 4
+    assert len(asking.answers) == 6

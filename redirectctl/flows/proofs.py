@@ -1,0 +1,29 @@
+"""What two hosts show each other to prove that they are the two ends of one connection."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from hashlib import blake2s
+from typing import Final
+
+Numbers = tuple[int, int]  # bases of the sequence numbers that a host sends and receives, 32 bits each
+
+CLAIMANT: Final = b"claimant"
+ANSWERER: Final = b"answerer"
+_NUMBERS: Final = struct.Struct("!II")
+
+
+def digest(token: bytes) -> bytes:
+    """8 bytes that tell nothing of a token but whether it is the one meant."""
+    return blake2s(token, digest_size=8, person=b"rd token").digest()
+
+
+def shown(role: bytes, claim: bytes, ours: int, theirs: int) -> bytes:
+    """8 bytes that show knowledge of sequence number bases, ``ours`` being the claimant's; good for one claim only."""
+    return blake2s(claim + _NUMBERS.pack(ours, theirs), digest_size=8, person=role).digest()
+
+
+def around(numbers: Numbers) -> Iterable[Numbers]:
+    """Each base may be one off: whether a SYN or a FIN is counted differs."""
+    return [((numbers[0] + i) % 2**32, (numbers[1] + j) % 2**32) for i in (0, -1, 1) for j in (0, -1, 1)]
