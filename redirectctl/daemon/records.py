@@ -102,7 +102,7 @@ def listed_connection(c: Connection, now: float, counters: schema.Counters | Non
     return schema.Connection(
         id=c.cid.hex(),
         state=schema.ConnectionState(c.state.value),
-        path=schema.PathName.REWRITTEN if c.moved else schema.PathName.ORIGINAL,
+        path=schema.PathName(c.path.value),
         local=str(c.socket.local),
         remote=str(c.socket.remote),
         wire_local=str(c.wire.local),

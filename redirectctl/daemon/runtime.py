@@ -20,11 +20,13 @@ from redirectctl.daemon.eventlog import EventFields, EventLog
 from redirectctl.daemon.finder import Finder
 from redirectctl.daemon.network import NetworkView
 from redirectctl.daemon.rewriting import Rewriting
+from redirectctl.daemon.stalls import StallWatch
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.daemon.udp import ControlPort
 from redirectctl.flows import commands
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
+from redirectctl.kernel.carrier import Carrier, Report, Sight
 from redirectctl.kernel.constants import QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.inject import RawInjector
@@ -72,6 +74,9 @@ class Runtime:
         injector = RawInjector()
         self.kicker = Kicker(self.finder.diag, injector, self.rewriting.rewriter.probe)
         self._mtu = MtuWatch(self.rewriting.socket_of, injector)
+        self._stalls = StallWatch(self.engine, self.finder.look_up, self.wake)
+        self._carrier: Carrier | None = None  # while the daemon runs
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._queues: list[PacketQueue] = []
         self._held: dict[int, QueuedPacket] = {}
         self._held_number = 0
@@ -86,6 +91,13 @@ class Runtime:
         return asyncio.get_running_loop().time()
 
     @property
+    def carrier(self) -> Carrier:
+        """The tunnel; it is there from start() on."""
+        if self._carrier is None:
+            raise RuntimeError("the daemon has not started")
+        return self._carrier
+
+    @property
     def offset(self) -> float:
         """Epoch time minus the engine's clock."""
         return time.time() - self.now
@@ -94,7 +106,7 @@ class Runtime:
 
     async def start(self) -> None:
         """Take up what an earlier run left, then begin.  Raises KernelError."""
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         await self.network.start()
         restored = [records.restored_connection(r, self.offset) for r in self.store.connections()]
         present = self.finder.present([c.socket for c in restored])
@@ -102,6 +114,7 @@ class Runtime:
         restored = [c for c in restored if c.socket in present and c.peer in self.engine.peers]
         await self.rewriting.take_over([c.flow for c in restored if c.movable or c.moved])
         self.store.delete_connections([c.cid for c in ended])
+        self._carrier = Carrier(self.port.shared(), self._on_report_in_thread)
         self._queues = [
             PacketQueue(QUEUE_RST, self._on_rst, on_error=self._on_queue_error),
             PacketQueue(QUEUE_HOLD, self._on_rst, on_error=self._on_queue_error),
@@ -114,6 +127,7 @@ class Runtime:
         self.tasks.start(self.finder.run(), "finder")
         self.tasks.start(self._prune(), "prune")
         self.tasks.start(self._repair(), "repair")
+        self.tasks.start(self._stalls.run(), "stalls")
         self.port.start(loop)
         self._mtu.start(loop)
         self.finder.start(loop)
@@ -132,6 +146,8 @@ class Runtime:
         await self.tasks.cancel()
         for queue in self._queues:
             queue.close()
+        if self._carrier is not None:
+            self._carrier.close()
         if not any(c.guarded for c in self.engine.table):
             try:
                 self.rewriting.rewriter.teardown()
@@ -191,6 +207,29 @@ class Runtime:
         self.engine.rst(self.now, here, self._held_number)
         self.wake()
 
+    def _on_report_in_thread(self, report: Report) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._on_report, report)
+
+    def _on_report(self, report: Report) -> None:
+        """The carrier has something to tell."""
+        if report.what is Sight.RETRANSMISSION:
+            return  # StallWatch looks at all connections, not at those in the tunnel only
+        connection = self.engine.table.at(report.socket) if report.socket is not None else None
+        if isinstance(report.what, Sight):
+            _log.log(logging.ERROR if report.what is Sight.DEVICE_GONE else logging.DEBUG, "tunnel: %s", report.what)
+            return
+        self._record(
+            commands.Notice(
+                "packet.refused",
+                connection.cid if connection is not None else None,
+                connection.peer if connection is not None else None,
+                str(report.what),
+                report.source.host if report.source is not None else None,
+                {"source": str(report.source), "count": report.count},
+            )
+        )
+
     def _on_queue_error(self, error: Exception) -> None:
         _log.error("a queued packet was dropped", exc_info=error)
 
@@ -227,6 +266,12 @@ class Runtime:
                 self.engine.checked(self.now, token, self.finder.present(sockets))
             case commands.Kick(sockets):
                 self.tasks.start(self.kicker.follow_up(self.kicker.push(sockets)), "kick")
+            case commands.Carry(carried):
+                for each in carried:
+                    self.carrier.carry(each)
+            case commands.Uncarry(sockets):
+                for socket in sockets:
+                    self.carrier.uncarry(socket)
             case commands.Hasten(sockets):
                 self.kicker.hasten(sockets)
             case commands.FindRoutes():
