@@ -56,7 +56,7 @@ class Move:
     chosen: IPAddress | None = None
     chosen_at: float = 0.0
     stalled: bool = False  # plain packets do not get through: the tunnel must
-    targets: set[SockAddr] = field(default_factory=set)  # where it was announced
+    targets: set[IPAddress] = field(default_factory=set)  # where it was announced
     rewriting: IPAddress | None = None  # what the kernel has been asked for
     installed: bool = False
     challenge: tuple[bytes, SockAddr] | None = None  # to be answered when the kernel rewrites
@@ -111,7 +111,7 @@ class Mobility:
         remotes = [connection.there_now]
         peer = self._e.peers.get(connection.peer) if connection.peer is not None else None
         if peer is not None and self._e.choosing.tunnels(connection):
-            remotes += peer.addresses
+            remotes += [connection.wire.remote.host, connection.socket.remote.host, *peer.addresses]
         return tuple(dict.fromkeys(remotes))
 
     def _sources(self, connection: Connection) -> tuple[IPAddress, ...]:
@@ -256,7 +256,7 @@ class Mobility:
         for source in (a for a in candidates if a in self._e.network.usable):
             for to in dict.fromkeys(t for t in targets if t.host.version == source.version):
                 message = Acm(move.epoch, source, move.entries, stalled=move.stalled)
-                move.targets.add(to)
+                move.targets.add(to.host)
                 sent = self._e.send(now, move.key, message, to, source)
                 if not sent or rehandshake:
                     self._e.contact(now, to, source, move.key)
@@ -290,8 +290,8 @@ class Mobility:
         move = self._moves.get(message.epoch)
         if move is None or move.key != event.key:
             return  # superseded by a later move, or finished
-        if event.source not in move.targets:
-            # Our packets would follow it there.
+        if event.source.host not in move.targets:
+            # Our packets would follow it there.  Its port may be another one: NATs choose them anew.
             reason = "challenge-from-elsewhere"
             self._e.notice("packet.refused", peer=event.key, reason=reason, source=str(event.source))
             return
