@@ -167,8 +167,9 @@ class Runtime:
         if config.control != self.config.control:
             _log.warning("[control] changes at the next start only")
         self.config = config
-        self.engine.policy = policy(config)
         self.finder.settings = config.protect
+        self.engine.policy_changed(self.now, policy(config))
+        self.wake()
 
     def wake(self) -> None:
         """The engine was told something: carry out what it wants."""

@@ -198,6 +198,12 @@ class Engine:
         self.choosing.stalled(now, sockets)
         self._relay(now)
 
+    def policy_changed(self, now: float, policy: Policy) -> None:
+        """The configuration has been read again."""
+        self.policy = policy
+        self.choosing.policy_changed(now)
+        self._relay(now)
+
     def restore(self, now: float, connections: Iterable[Connection]) -> None:
         """At start: what an earlier run protected and whose sockets still exist, with its rules in the kernel."""
         self.protection.restore(now, connections)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from redirectctl.flows import commands
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
@@ -135,3 +137,15 @@ def test_both_move_one_after_the_other() -> None:
     assert paths(alice) == paths(bob) == {Path.REWRITTEN}
     assert bob.flows[socket].remote.host == ip("192.0.2.77")
     assert alice.flows[socket.mirrored] == bob.flows[socket].mirrored
+
+
+def test_the_configuration_leads_into_the_tunnel_and_out_of_it() -> None:
+    world, alice, bob, _, _ = started()
+    bob.move("203.0.113.9")
+    world.run(2)
+    for prefer, path in (("tunnel", Path.TUNNEL), ("auto", Path.REWRITTEN), ("tunnel", Path.TUNNEL)):
+        for host in (alice, bob):
+            host.engine.policy_changed(world.now, dataclasses.replace(AUTO, prefer=prefer))
+            host.run()
+        world.run(2)
+        assert paths(alice) == paths(bob) == {path}
