@@ -17,6 +17,7 @@ from redirectctl.kernel.constants import (
     QUEUE_HOLD,
     QUEUE_PROBE,
     QUEUE_RST,
+    QUEUE_TOKEN,
     ROUTE_TABLE,
     RULE_PRIORITY,
     TUN_DEVICE,
@@ -110,7 +111,7 @@ def traces(host: Namespace) -> list[str]:
     for family in ("-4", "-6"):
         rules = host.run(["ip", family, "rule"]).stdout.splitlines()
         found += [rule for rule in rules if rule.startswith((f"{RULE_PRIORITY}:", f"{FALLBACK_PRIORITY}:"))]
-    queues = [f"--queue-num {number}" for number in (QUEUE_RST, QUEUE_HOLD, QUEUE_PROBE)]
+    queues = [f"--queue-num {number}" for number in (QUEUE_RST, QUEUE_HOLD, QUEUE_PROBE, QUEUE_TOKEN)]
     for program in ("iptables", "ip6tables"):
         rules = host.run([f"{program}-save"], check=False).stdout.splitlines()
         found += [rule for rule in rules if any(queue in rule for queue in queues)]
