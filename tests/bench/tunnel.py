@@ -85,6 +85,8 @@ def end(role: str, local: str, remote: str, alias: str, rounds: int) -> None:
     """Be one end: carrier, and rewriting of addresses."""
     import socket
 
+    ending = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     server = role == "server"
     family = socket.AF_INET6 if ":" in local else socket.AF_INET
     control = socket.socket(family, socket.SOCK_DGRAM)
@@ -99,7 +101,7 @@ def end(role: str, local: str, remote: str, alias: str, rounds: int) -> None:
         moved.append(KernelFlow(*(each.mirrored if server else each for each in pair)))
     rewriter.setup(moved)
     print("ready", flush=True)
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    signal.sigwait(ending)
     carrier.close()
 
 
@@ -161,7 +163,7 @@ class Bench:
             self.options.congestion,
             "--json",
         ]
-        found = json.loads(self.lab.client.run([*command, "--json"], timeout=self.options.seconds + PATIENCE).stdout)
+        found = json.loads(self.lab.client.run(command, timeout=self.options.seconds + PATIENCE).stdout)
         return float(found["end"]["sum_received"]["bits_per_second"])
 
 
