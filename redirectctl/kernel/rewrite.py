@@ -8,6 +8,8 @@ connection goes through
 
 Both addresses are changed in `out` and not one of them in postrouting, so that the new route is one for packets from
 the new source address (`ip rule from ...` of hosts with several uplinks).
+
+What sends through the tunnel gets MARK_TUNNEL in `out` and keeps its socket tuple; keep.py routes it to redirect0.
 """
 
 from __future__ import annotations

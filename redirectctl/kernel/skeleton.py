@@ -11,14 +11,16 @@ an IPv4 and an IPv6 form, `NAME4` and `NAME6`:
     bsrc  the same after `odst` has been applied  -> wL, where this host is now
     osrc  outgoing socket tuple, only this host has moved -> wL
     wire  outgoing wire tuples that no new local connection may take
+    tun   outgoing socket tuples of connections that send through the tunnel
     probe outgoing socket tuples whose next pure ACK is wanted; elements go when it has come, or time out
 
 The base chains are there only while sets have elements that they must look up, and have only the rules for those:
 a host without protected connections has no hook, and nothing is looked up before a connection has moved.
 
-    in     prerouting, raw - 10    tokens: MARK_TOKEN (TOKEN); RSTs to chain rst; src and dst applied, MARK_MOVED
+    in     prerouting, raw - 10    tokens: MARK_TOKEN (TOKEN); RSTs to chain rst; src and dst applied, MARK_MOVED;
+                                   what the tunnel brings passes: MARK_MOVED and MARK_TUNNEL
     probe  output, raw - 10        MARK_PROBE
-    out    output, mangle          type route: odst, bsrc, osrc applied, then routed again
+    out    output, mangle          type route: tun gets MARK_TUNNEL; odst, bsrc, osrc applied; then routed again
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from redirectctl.kernel.constants import (
     MARK_MOVED,
     MARK_PROBE,
     MARK_TOKEN,
+    MARK_TUNNEL,
     NFT_TABLE,
     TUN_DEVICE,
 )
@@ -39,7 +42,7 @@ from redirectctl.wire.ip import EXPERIMENT, EXPERIMENT_ID
 
 TABLE = {"family": "inet", "table": NFT_TABLE}
 
-SETS = ("ask", "hold", "wire", "probe")
+SETS = ("ask", "hold", "wire", "probe", "tun")
 MAPS = {"src": "saddr", "dst": "daddr", "odst": "daddr", "bsrc": "saddr", "osrc": "saddr"}  # what each of them changes
 TOKEN = "token"  # among the names of sets: tokens are waited for; needs a rule and no set
 
@@ -105,6 +108,8 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
         if "src" in here:
             last = _goto("dst", version) if "dst" in here else {"accept": None}
             rules["in"].append(_in_family(version, _apply(version, "src"), _or_mark(MARK_MOVED), last))
+        if "tun" in here:
+            rules["out"].append(_in_family(version, _is_in(version, "tun"), _or_mark(MARK_TUNNEL), {"accept": None}))
         if "odst" in here:
             last = _goto("bsrc", version) if "bsrc" in here else {"accept": None}
             rules["out"].append(_in_family(version, _apply(version, "odst"), last))
@@ -121,6 +126,10 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
                 rules["probe"].append(_in_family(version, made_here, {"notrack": None}))
             wanted = _flags_are("ack"), _is_in(version, "probe"), _goto("pure", version)
             rules["probe"].append(_in_family(version, *wanted))
+    if rules["in"]:
+        # Also for connections that are guarded only: the peer may have gone over to the tunnel before this host does.
+        tunnelled = _equals({"meta": {"key": "iifname"}}, TUN_DEVICE)
+        rules["in"].insert(0, [tunnelled, _or_mark(MARK_MOVED | MARK_TUNNEL), {"accept": None}])
     if rules["out"]:
         # FALLBACK_TABLE leads every packet to an old remote address here; those that are not ours are told what they
         # would be told without us: there is no route.
