@@ -70,6 +70,13 @@ def connection_records(connections: Iterable[Connection], offset: float) -> list
             state=c.state.value,
             command=c.command,
             pid=c.pid,
+            there=c.there,
+            sending=c.sending,
+            receiving=c.receiving,
+            integrity=c.integrity,
+            tunnel=c.tunnel,
+            outer_local=c.outer_local,
+            outer_remote=c.outer_remote,
         )
         for c in connections
         if c.peer is not None
@@ -94,6 +101,13 @@ def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
         moves=record.moves,
         pid=record.pid,
         command=record.command,
+        there=record.there or record.socket.mirrored,
+        sending=record.sending,
+        receiving=record.receiving,
+        integrity=record.integrity,
+        tunnel=record.tunnel,
+        outer_local=record.outer_local,
+        outer_remote=record.outer_remote,
     )
 
 

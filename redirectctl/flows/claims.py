@@ -219,7 +219,9 @@ class Claims:
             if self._ours_wins(asked.event.key, claim):
                 continue  # without a verdict: our own claim, which tells the peer our id, is under way
             connection = taken[socket] = self._take(now, asked.event.key, claim, socket)
-            asked.verdicts.append(Verdict(connection.cid, connection.local_epoch, Status.OK))
+            asked.verdicts.append(
+                Verdict(connection.cid, connection.local_epoch, Status.OK, connection.socket, connection.receiving)
+            )
         fresh = [c for c in taken.values() if not c.guarded]
         if fresh:
             self._e.protection.guard(fresh, number)
@@ -231,6 +233,9 @@ class Claims:
     def _take(self, now: float, key: bytes, claim: Claim, socket: FourTuple) -> Connection:
         e = self._e
         connection = e.table.at(socket)
+        if connection is not None and connection.movable and connection.cid == claim.cid:
+            return connection
+        offer = e.offers.make()
         if connection is None:
             e.protection.clear(socket)
             connection = Connection(claim.cid, socket, socket, now, initiator=False)
@@ -241,10 +246,12 @@ class Claims:
                 e.table.rename(connection, claim.cid)
                 connection.remote_epoch = connection.announced_epoch = claim.epoch
                 e.emit(commands.SaveConnections((connection,)))
+            connection.there, connection.sending, connection.receiving = claim.tuple, claim.offer, offer
             return connection
         elif connection.cid != claim.cid:
             e.table.rename(connection, claim.cid)
         connection.peer = key
+        connection.there, connection.sending, connection.receiving = claim.tuple, claim.offer, offer
         connection.local_epoch = e.epoch
         connection.remote_epoch = max(connection.remote_epoch, claim.epoch)
         if connection.state is not State.NEGOTIATING:

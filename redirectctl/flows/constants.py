@@ -50,6 +50,7 @@ PENDING_POLL: Final = 30.0  # seconds between questions whether the other side h
 LINGER: Final = 65.0  # seconds that a moved connection's rewriting outlives its socket: TIME_WAIT is 60 s in Linux
 LINGER_BOTH: Final = 2.0  # the same when the peer's socket is gone too: only packets under way
 LISTED: Final = 60.0  # seconds that an ended connection stays in listings
+TELL_PAUSE: Final = 2.0  # seconds between two times that a peer is told that it is seen elsewhere than before
 DOUBT_PAUSE: Final = 5.0  # seconds between two times that a peer is asked which connections of a move it has
 REACH_PAUSE: Final = 60.0  # seconds between attempts to reach the peers of protected connections
 MAX_TRIALS: Final = 1024  # routes that are being tried, or have failed

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from redirectctl.flows import commands, constants
+from redirectctl.flows.binding import Offers
 from redirectctl.flows.choosing import Choosing
 from redirectctl.flows.claims import Claims
 from redirectctl.flows.commands import Carried, Command, Notice
@@ -105,6 +106,7 @@ class Engine:
         self._out: list[Command] = []
         self.endpoint = Endpoint(static, rng, self._admit, {p.key: p for p in peers}, counter=generation << 32)
         self.listen = Listening(self)
+        self.offers = Offers(self)
         self.requests = Requests(self)
         self.protection = Protection(self)
         self.claims = Claims(self)
@@ -355,6 +357,8 @@ class Engine:
                 self._save_peer(key)
             case events.Received():
                 self._received(now, event)
+            case events.Heard():
+                self.protection.heard(now, event)
             case events.SessionUp():
                 self.protection.session_up(now, event)
                 self.mobility.session_up(now, event.key)

@@ -41,6 +41,7 @@ class Protection:
         self._e = engine
         self._waiting: dict[IPAddress, set[bytes]] = defaultdict(set)  # connections, by the address being contacted
         self._doubted: dict[bytes, float] = {}  # peers, and when they were last asked what of a move they have
+        self._told: dict[bytes, float] = {}  # peers, and when they were last told that they are elsewhere
         self._unsupported: dict[IPAddress, tuple[float, str]] = {}  # until when to leave an address alone, and why
 
     # -- the life of a connection -------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ class Protection:
         e, peer = self._e, self._e.peers.get(event.key)
         if peer is None:
             return
-        e.send(now, peer.key, messages.Hello(_TRUST.get(peer.state, Trust.PENDING)))
+        self.hello(now, peer)
         self._unsupported.pop(event.remote.host, None)
         e.timers.cancel(("reach", peer.key))
         if event.initiator:
@@ -252,7 +253,7 @@ class Protection:
         peer.state = PeerState.APPROVED
         self._e.emit(commands.SavePeer(peer))
         self._e.notice("peer.approved", peer=key)
-        self._e.send(now, key, messages.Hello(Trust.APPROVED))
+        self.hello(now, peer)
         again = (State.PENDING, State.REFUSED)
         self._negotiate(
             now, [c for c in self._e.table if c.peer == key and c.state in again and c.reason != "released"]
@@ -266,7 +267,7 @@ class Protection:
         peer.state = PeerState.REJECTED
         self._e.emit(commands.SavePeer(peer))
         self._e.notice("peer.rejected", peer=key)
-        self._e.send(now, key, messages.Hello(Trust.REJECTED))
+        self.hello(now, peer)
         self._leave(now, key, "peer-rejected")
 
     def forget(self, now: float, key: bytes) -> None:
@@ -280,6 +281,7 @@ class Protection:
 
     def _drop_peer(self, key: bytes) -> None:
         self._doubted.pop(key, None)
+        self._told.pop(key, None)
         self._e.endpoint.forget(key)
         self._e.emit(commands.DropPeer(key))
 
@@ -309,7 +311,7 @@ class Protection:
         for (local, remote), on_path in by_path.items():
             for start in range(0, len(on_path), messages.MAX_PROTECT):
                 batch = on_path[start : start + messages.MAX_PROTECT]
-                claims = tuple(Claim(c.cid, c.local_epoch, c.socket) for c in batch)
+                claims = tuple(self._claim_of(c) for c in batch)
                 cids = [c.cid for c in batch]
                 self._e.requests.ask(
                     now,
@@ -319,6 +321,11 @@ class Protection:
                     lambda at, cids=cids: self._unanswered(at, cids),  # type: ignore[misc]
                     (SockAddr(remote, port), local),
                 )
+
+    def _claim_of(self, c: Connection) -> Claim:
+        c.receiving = self._e.offers.make()
+        c.integrity = self._e.policy.integrity
+        return Claim(c.cid, c.local_epoch, c.socket, self._e.rng(8), c.receiving, c.integrity)
 
     def _answered(self, now: float, key: bytes, cids: list[bytes], reply: messages.Message) -> None:
         if not isinstance(reply, messages.Protected):
@@ -333,6 +340,7 @@ class Protection:
                 continue
             if verdict.status is Status.OK:
                 connection.remote_epoch = max(connection.remote_epoch, verdict.epoch)
+                connection.there, connection.sending = verdict.there or connection.there, verdict.offer
                 good.append(connection)
             elif verdict.status is Status.PENDING:
                 change(connection, State.PENDING, now, REASONS[verdict.status])
@@ -398,8 +406,8 @@ class Protection:
     def received(self, now: float, event: events.Received) -> None:
         """Hello, EndOf, Sync."""
         match event.message:
-            case messages.Hello(trust):
-                self._on_hello(now, event.key, trust)
+            case messages.Hello():
+                self._on_hello(now, event.key, event.message)
             case messages.EndOf():
                 self._on_end(now, event, event.message)
             case messages.Sync(request, cids):
@@ -407,9 +415,36 @@ class Protection:
                 unknown = tuple(cid for cid in cids if cid not in mine)
                 self._e.send(now, event.key, messages.SyncReply(request, unknown), event.source, event.local)
 
-    def _on_hello(self, now: float, key: bytes, trust: Trust) -> None:
-        peer = self._e.peers[key]
+    def hello(self, now: float, peer: Peer, to: SockAddr | None = None, source: IPAddress | None = None) -> None:
+        """Say what we think of a peer, where we see it and, unless this is where it has not been proven to be, what
+        other addresses we have: there the answer is to be no longer than the question."""
+        at = to or peer.remote
+        if at is not None:
+            addresses = () if to is not None else self._addresses()
+            message = messages.Hello(_TRUST.get(peer.state, Trust.PENDING), at, addresses)
+            self._e.send(now, peer.key, message, to, source)
+
+    def _addresses(self) -> tuple[IPAddress, ...]:
+        """Ours that others can reach, of both families."""
+        known = [a for a in self._e.network.usable if not (a.is_loopback or a.is_link_local or a.is_multicast)]
+        half = messages.MAX_ADDRESSES // 2
+        return tuple(a for version in (4, 6) for a in sorted(b for b in known if b.version == version)[:half])
+
+    def heard(self, now: float, event: events.Heard) -> None:
+        """A peer's datagram came from elsewhere than where it was: tell it, it may not know."""
+        peer = self._e.peers.get(event.key)
+        if peer is not None and now - self._told.get(peer.key, float("-inf")) >= constants.TELL_PAUSE:
+            self._told[peer.key] = now
+            self.hello(now, peer, event.source, event.local)
+
+    def _on_hello(self, now: float, key: bytes, message: messages.Hello) -> None:
+        peer, trust = self._e.peers[key], message.trust
         peer.trust_there = trust
+        peer.addresses = message.addresses or peer.addresses
+        before, peer.observed = peer.observed, message.observed
+        if before not in (None, peer.observed) and peer.observed.host not in self._e.network.usable:
+            # One of our own is no news: who leaves one for another has announced it.
+            self._e.mobility.observed(now, key, before, peer.observed)
         if trust is Trust.REJECTED:
             for connection in [
                 c for c in self._e.table if c.peer == key and c.state in (State.PENDING, State.NEGOTIATING)
@@ -486,6 +521,7 @@ class Protection:
                 continue
             connection.guarded, connection.installed = True, connection.flow
             self._e.table.add(connection)
+            self._e.offers.keep(connection.receiving)
             if connection.movable and connection.peer is not None:
                 keys.add(connection.peer)
         for key in keys:

@@ -232,8 +232,11 @@ class Endpoint:
             self.timers.cancel(("confirm", session.local_index))
         if not session.usable:
             self._first_heard(now, peer, session, source, local)
-        if plaintext:
-            self.emit(events.Received(session.key, messages.decode(plaintext), source, local))
+        received = messages.decode(plaintext) if plaintext else None
+        if received is not None:
+            self.emit(events.Received(session.key, received, source, local))
+        if source != peer.remote and not isinstance(received, messages.Hello):  # what answers must not draw an answer
+            self.emit(events.Heard(session.key, source, local))
 
     def _first_heard(self, now: float, peer: Peer, session: Session, source: SockAddr, local: IPAddress) -> None:
         """The initiator has shown that it holds the keys, and its address that it receives: we may send."""

@@ -39,6 +39,15 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """Something authentic came from elsewhere than where the peer was proven to be; not for every datagram that did."""
+
+    key: bytes
+    source: SockAddr
+    local: IPAddress
+
+
+@dataclass(frozen=True, slots=True)
 class ContactFailed:
     """A handshake got no answer, or none that could be accepted."""
 
@@ -89,5 +98,5 @@ class Refused:
 
 
 Event: TypeAlias = (
-    Transmit | SessionUp | Received | ContactFailed | PeerMet | PeerChanged | PeerDropped | KeyChanged | Refused
+    Transmit | SessionUp | Received | Heard | ContactFailed | PeerMet | PeerChanged | PeerDropped | KeyChanged | Refused
 )

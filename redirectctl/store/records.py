@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from redirectctl.wire.addr import FourTuple, IPAddress
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+from redirectctl.wire.tunnel import Offer
 
 
 class StoreError(Exception):
@@ -68,3 +69,10 @@ class ConnectionRecord:
     state: str = "protected"
     command: str | None = None
     pid: int | None = None
+    there: FourTuple | None = None  # the other host's socket tuple; None: not known, taken for the same
+    sending: Offer | None = None  # how the peer wants to see tunnel datagrams
+    receiving: Offer | None = None  # how we want to
+    integrity: bool = False
+    tunnel: bool = False
+    outer_local: IPAddress | None = None
+    outer_remote: SockAddr | None = None

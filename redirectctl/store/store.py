@@ -8,6 +8,7 @@ power failure (own key, epochs, decisions about peers) is synced to disk; connec
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -18,9 +19,11 @@ from typing import Any, Final, Self
 from redirectctl.store.database import DATABASE, explained, lock_directory, open_database, prepare_directory
 from redirectctl.store.records import ConnectionRecord, PeerAddress, PeerRecord, PeerState
 from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.tunnel import Offer
 
 MAX_UNDECIDED: Final = 64  # peers that are pending or changed: anybody can make us keep one; a person can look through
 MAX_ADDRESSES: Final = 32  # of one peer, the latest: a laptop's networks of some weeks
+_OFFER: Final = struct.Struct("!I16sQ")
 EPOCHS_AT_ONCE: Final = 16  # epochs reserved by one sync, so that a move hardly ever waits for the disk
 
 
@@ -181,7 +184,8 @@ class Store:
         with explained(self.path):
             rows = self._database.execute(
                 "SELECT cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,"
-                " opened_at, moves, state, command, pid FROM connections ORDER BY opened_at"
+                " opened_at, moves, state, command, pid, there_local, there_remote, sending, receiving, integrity,"
+                " tunnel, outer_local, outer_remote FROM connections ORDER BY opened_at"
             ).fetchall()
         return [
             ConnectionRecord(
@@ -197,10 +201,22 @@ class Store:
                 state=state,
                 command=command,
                 pid=pid,
+                there=(
+                    FourTuple(SockAddr.parse(there_local), SockAddr.parse(there_remote))
+                    if there_local is not None
+                    else None
+                ),
+                sending=Offer(*_OFFER.unpack(sending)) if sending is not None else None,
+                receiving=Offer(*_OFFER.unpack(receiving)) if receiving is not None else None,
+                integrity=bool(integrity),
+                tunnel=bool(tunnel),
+                outer_local=ip_address(outer_local) if outer_local is not None else None,
+                outer_remote=SockAddr.parse(outer_remote) if outer_remote is not None else None,
             )
             for (
                 cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,
-                opened_at, moves, state, command, pid,
+                opened_at, moves, state, command, pid, there_local, there_remote, sending, receiving, integrity,
+                tunnel, outer_local, outer_remote,
             ) in rows
         ]  # fmt: skip
 
@@ -227,17 +243,30 @@ class Store:
                 # A command line may hold bytes that are not UTF-8, which SQLite refuses.
                 record.command and record.command.encode(errors="replace").decode(),
                 record.pid,
+                text(record.there.local) if record.there is not None else None,
+                text(record.there.remote) if record.there is not None else None,
+                _offer(record.sending),
+                _offer(record.receiving),
+                record.integrity,
+                record.tunnel,
+                str(record.outer_local) if record.outer_local is not None else None,
+                text(record.outer_remote) if record.outer_remote is not None else None,
             )
             for record in batch
         ]
         with self._transaction():
             self._database.executemany(
                 "INSERT INTO connections (cid, peer, local, remote, wire_local, wire_remote, initiator,"
-                " local_epoch, remote_epoch, opened_at, moves, state, command, pid)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (cid) DO UPDATE SET"
+                " local_epoch, remote_epoch, opened_at, moves, state, command, pid, there_local, there_remote,"
+                " sending, receiving, integrity, tunnel, outer_local, outer_remote)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (cid) DO UPDATE SET"
                 " wire_local = excluded.wire_local, wire_remote = excluded.wire_remote,"
                 " local_epoch = excluded.local_epoch, remote_epoch = excluded.remote_epoch,"
-                " moves = excluded.moves, state = excluded.state, command = excluded.command, pid = excluded.pid",
+                " moves = excluded.moves, state = excluded.state, command = excluded.command, pid = excluded.pid,"
+                " there_local = excluded.there_local, there_remote = excluded.there_remote,"
+                " sending = excluded.sending, receiving = excluded.receiving, integrity = excluded.integrity,"
+                " tunnel = excluded.tunnel, outer_local = excluded.outer_local, outer_remote = excluded.outer_remote",
                 rows,
             )
 
@@ -296,6 +325,10 @@ class _AddressText:
         if text is None:
             text = self._hosts[key] = f"[{address.host}]" if address.host.version == 6 else str(address.host)
         return f"{text}:{address.port}"
+
+
+def _offer(offer: Offer | None) -> bytes | None:
+    return _OFFER.pack(offer.flow, offer.key, offer.start) if offer is not None else None
 
 
 def _u64(number: int) -> bytes:

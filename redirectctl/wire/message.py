@@ -2,10 +2,13 @@
 
     address: 16 bytes, IPv4 as ::ffff:a.b.c.d
     tuple: address (16), port (2), address (16), port (2); the sender's end first
+    offer: flow (4), key (16), start (8)
 
-    HELLO (1)           | trust (1) |
-    PROTECT (2)         | request (4) | n (1) | n x { cid (8), epoch (8), tuple (36) } |
-    PROTECTED (3)       | request (4) | n (1) | n x { cid (8), epoch (8), status (1) } |
+    HELLO (1)           | trust (1) | observed (16) | port (2) | n (1) | n x address (16) |
+    PROTECT (2)         | request (4) | n (1)
+                        |     n x { cid (8), epoch (8), tuple (36), token's digest (8), offer (28), flags (1) } |
+    PROTECTED (3)       | request (4) | n (1)
+                        |     n x { cid (8), epoch (8), status (1), tuple (36), offer (28), proof (8) } |
     ACM (4)             | epoch (8) | new (16) | flags (1) | n (1)
                         |     n x { old (16), destination (16), sport (2), dport (2) } |
     ACM_ACK (5)         | epoch (8) | status (1) | connections (4) | observed (16) | port (2) |
@@ -17,6 +20,8 @@
     DONE (11)           | request (4) |
     SYNC (12)           | request (4) | n (1) | n x cid (8) |
     SYNC_REPLY (13)     | request (4) | n (1) | n x cid (8) |
+    BIND (14)           | request (4) | n (1) | n x { cid (8), token (8) } |
+    BIND_NUMBERS (15)   | request (4) | n (1) | n x { cid (8), proof (8) } |
     SEEN (16)           | n (1) | n x token (8) |
 
 Each starts with its type (1).  The ACM has the fields of the paper's figure 2; its authentication is the AEAD
@@ -33,13 +38,15 @@ from typing import ClassVar, Final, TypeAlias
 
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr, unmap
 from redirectctl.wire.datagram import MalformedError
+from redirectctl.wire.tunnel import Offer
 
 MAX_PLAINTEXT: Final = 1200  # with header and tag it fits MAX_DATAGRAM
-MAX_PROTECT: Final = 22
-MAX_PROTECTED: Final = 64
+MAX_ADDRESSES: Final = 8
+MAX_PROTECT: Final = 13  # also of what comes of it: PROTECTED and BIND
 MAX_ENTRIES: Final = 32
 MAX_CIDS: Final = 128
 MAX_TOKENS: Final = 64
+MAX_START: Final = 2**62  # of the counters of an offer
 
 _V4_MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 ANY: Final = b"\0" * 16
@@ -65,6 +72,8 @@ class Status(IntEnum):
     LIMIT = 6  # too many connections protected already
     CONFLICT = 7  # another peer has this connection
     FAILED = 8  # the kernel refused
+    PROVE = 9  # show on the connection itself that it is yours; to a BIND: there is no such claim, begin anew
+    INTEGRITY = 10  # one end insists on integrity, the other will not
 
 
 class AcmStatus(IntEnum):
@@ -104,9 +113,34 @@ def _need_ip(field: bytes) -> IPAddress:
     return address
 
 
+def _pack_tuple(four: FourTuple) -> tuple[bytes, int, bytes, int]:
+    (local, lport), (remote, rport) = four
+    return pack_ip(local), lport, pack_ip(remote), rport
+
+
+def _need_tuple(local: bytes, lport: int, remote: bytes, rport: int) -> FourTuple:
+    here, there = _need_ip(local), _need_ip(remote)
+    if here.version != there.version or not lport or not rport:
+        raise MalformedError("bad-tuple")
+    return FourTuple(SockAddr(here, lport), SockAddr(there, rport))
+
+
+def _pack_offer(offer: Offer) -> tuple[int, bytes, int]:
+    return offer.flow, offer.key, offer.start
+
+
+def _need_offer(flow: int, key: bytes, start: int) -> Offer:
+    if not flow or start >= MAX_START:
+        raise MalformedError("bad-offer")
+    return Offer(flow, key, start)
+
+
 _REQ_N = struct.Struct("!IB")
-_PROTECT = struct.Struct("!8sQ16sH16sH")
-_PROTECTED = struct.Struct("!8sQB")
+_HELLO = struct.Struct("!B16sHB")
+_ADDRESS = struct.Struct("!16s")
+_PROTECT = struct.Struct("!8sQ16sH16sH8sI16sQB")
+_PROTECTED = struct.Struct("!8sQB16sH16sHI16sQ8s")
+_BIND = struct.Struct("!8s8s")
 _ACM = struct.Struct("!Q16sBB")
 _ENTRY = struct.Struct("!16s16sHH")
 _ACM_ACK = struct.Struct("!QBI16sH")
@@ -124,17 +158,21 @@ class Hello:
 
     TYPE: ClassVar[int] = 1
     trust: Trust
+    observed: SockAddr  # where the sender sees the receiver's datagrams come from
+    addresses: tuple[IPAddress, ...] = ()  # the sender's own, of global scope; none: it does not say
 
     def pack(self) -> bytes:
         """Body without the type byte."""
-        return bytes((self.trust,))
+        host, port = self.observed
+        head = _HELLO.pack(self.trust, pack_ip(host), port, len(self.addresses))
+        return head + b"".join(map(pack_ip, self.addresses))
 
     @classmethod
     def unpack(cls, body: bytes) -> Hello:
         """Raises MalformedError."""
-        if len(body) != 1:
-            raise MalformedError("bad-length")
-        return cls(Trust(body[0]))
+        (trust, host, port, _), rest = _counted(_HELLO, body, _ADDRESS, MAX_ADDRESSES)
+        addresses = tuple(_need_ip(address) for (address,) in _ADDRESS.iter_unpack(rest))
+        return cls(Trust(trust), SockAddr(_need_ip(host), port), addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +182,9 @@ class Claim:
     cid: bytes
     epoch: int
     tuple: FourTuple
+    digest: bytes  # 8 bytes, of the token that will come on the connection
+    offer: Offer
+    integrity: bool = False  # wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,36 +199,44 @@ class Protect:
         """Body without the type byte."""
         parts = [_REQ_N.pack(self.request, len(self.claims))]
         for c in self.claims:
-            (local, lport), (remote, rport) = c.tuple
-            parts.append(_PROTECT.pack(c.cid, c.epoch, pack_ip(local), lport, pack_ip(remote), rport))
+            offer = _pack_offer(c.offer)
+            parts.append(_PROTECT.pack(c.cid, c.epoch, *_pack_tuple(c.tuple), c.digest, *offer, c.integrity))
         return b"".join(parts)
 
     @classmethod
     def unpack(cls, body: bytes) -> Protect:
         """Raises MalformedError."""
-        (request, n), rest = _counted(_REQ_N, body, _PROTECT, MAX_PROTECT)
-        del n
+        (request, _), rest = _counted(_REQ_N, body, _PROTECT, MAX_PROTECT)
         claims = []
-        for cid, epoch, local, lport, remote, rport in _PROTECT.iter_unpack(rest):
-            here, there = _need_ip(local), _need_ip(remote)
-            if here.version != there.version or not lport or not rport:
-                raise MalformedError("bad-tuple")
-            claims.append(Claim(cid, epoch, FourTuple(SockAddr(here, lport), SockAddr(there, rport))))
+        for cid, epoch, local, lport, remote, rport, digest, flow, key, start, flags in _PROTECT.iter_unpack(rest):
+            four, offer = _need_tuple(local, lport, remote, rport), _need_offer(flow, key, start)
+            if flags > 1:
+                raise MalformedError("bad-value")
+            claims.append(Claim(cid, epoch, four, digest, offer, bool(flags)))
         return cls(request, tuple(claims))
+
+
+_NO_PROOF: Final = bytes(8)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Answer to one claim; epoch is that of the answering host when it took the connection on."""
+    """Answer to one claim; epoch is that of the answering host when it took the connection on.
+
+    With any status but OK, the rest is left out: zeros.
+    """
 
     cid: bytes
     epoch: int
     status: Status
+    there: FourTuple | None = None  # the answering host's socket tuple
+    offer: Offer | None = None
+    proof: bytes = _NO_PROOF  # 8 bytes: the claimant's token, or what shows knowledge of the same sequence numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Protected:
-    """Answer to PROTECT."""
+    """Answer to PROTECT, BIND, BIND_NUMBERS."""
 
     TYPE: ClassVar[int] = 3
     request: int
@@ -195,15 +244,66 @@ class Protected:
 
     def pack(self) -> bytes:
         """Body without the type byte."""
-        return _REQ_N.pack(self.request, len(self.verdicts)) + b"".join(
-            _PROTECTED.pack(v.cid, v.epoch, v.status) for v in self.verdicts
-        )
+        parts = [_REQ_N.pack(self.request, len(self.verdicts))]
+        for v in self.verdicts:
+            there = _pack_tuple(v.there) if v.there is not None else (ANY, 0, ANY, 0)
+            offer = _pack_offer(v.offer) if v.offer is not None else (0, bytes(16), 0)
+            parts.append(_PROTECTED.pack(v.cid, v.epoch, v.status, *there, *offer, v.proof))
+        return b"".join(parts)
 
     @classmethod
     def unpack(cls, body: bytes) -> Protected:
         """Raises MalformedError."""
-        (request, _), rest = _counted(_REQ_N, body, _PROTECTED, MAX_PROTECTED)
-        return cls(request, tuple(Verdict(c, e, Status(s)) for c, e, s in _PROTECTED.iter_unpack(rest)))
+        (request, _), rest = _counted(_REQ_N, body, _PROTECTED, MAX_PROTECT)
+        verdicts = []
+        for cid, epoch, number, local, lport, remote, rport, flow, key, start, proof in _PROTECTED.iter_unpack(rest):
+            status = Status(number)
+            if status is Status.OK:
+                four, offer = _need_tuple(local, lport, remote, rport), _need_offer(flow, key, start)
+                verdicts.append(Verdict(cid, epoch, status, four, offer, proof))
+            elif any((*local, lport, *remote, rport, flow, *key, start, *proof)):
+                raise MalformedError("bad-value")
+            else:
+                verdicts.append(Verdict(cid, epoch, status))
+        return cls(request, tuple(verdicts))
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """These tokens have come on the connections of these claims."""
+
+    TYPE: ClassVar[int] = 14
+    request: int
+    tokens: tuple[tuple[bytes, bytes], ...]  # cid, token
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return _REQ_N.pack(self.request, len(self.tokens)) + b"".join(_BIND.pack(*item) for item in self.tokens)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Bind:
+        """Raises MalformedError."""
+        (request, _), rest = _counted(_REQ_N, body, _BIND, MAX_PROTECT)
+        return cls(request, tuple(_BIND.iter_unpack(rest)))
+
+
+@dataclass(frozen=True, slots=True)
+class BindNumbers:
+    """No token gets through: the claimant knows the connections' sequence numbers."""
+
+    TYPE: ClassVar[int] = 15
+    request: int
+    proofs: tuple[tuple[bytes, bytes], ...]  # cid, proof
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return _REQ_N.pack(self.request, len(self.proofs)) + b"".join(_BIND.pack(*item) for item in self.proofs)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> BindNumbers:
+        """Raises MalformedError."""
+        (request, _), rest = _counted(_REQ_N, body, _BIND, MAX_PROTECT)
+        return cls(request, tuple(_BIND.iter_unpack(rest)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,6 +551,8 @@ Message: TypeAlias = (
     | Done
     | Sync
     | SyncReply
+    | Bind
+    | BindNumbers
     | Seen
 )
 
@@ -471,6 +573,8 @@ _TYPES: Final = {
         Done,
         Sync,
         SyncReply,
+        Bind,
+        BindNumbers,
         Seen,
     )
 }

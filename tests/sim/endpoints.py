@@ -17,7 +17,7 @@ from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.datagram import Pattern
 from tests.sim.pair import PORT, ip
 
-HELLO = messages.Hello(messages.Trust.APPROVED)
+HELLO = messages.Hello(messages.Trust.APPROVED, SockAddr(ip("192.0.2.1"), 7747))
 DONE = messages.Done(7)
 
 Filter = Callable[[SockAddr, SockAddr, bytes], Iterable[tuple[float, bytes]]]  # -> (delay, datagram)...

@@ -525,7 +525,7 @@ def test_a_move_while_the_answer_to_a_claim_is_under_way() -> None:
     for late in (0.02, 0.06, 0.15, 0.25):
         world, alice, bob, (socket,) = protected()
         second, mirrored = world.connect(bob, alice, 40001)
-        world.tap = lambda source, to, data: source.host != ip("192.0.2.1") or len(data) != 32 + 1 + 5 + 17
+        world.tap = lambda source, to, data: source.host != ip("192.0.2.1") or len(data) != 32 + 1 + 5 + 89
         world.run(1.2)
         assert alice.protects(mirrored)
         assert not bob.protects(second)

@@ -215,7 +215,7 @@ class TestOpening:
         database.close()
         before = {file.name: file.read_bytes() for file in directory.iterdir()}
         with pytest.raises(
-            StoreError, match=r"newer redirectctl \(schema 99, this one knows 1\); install that version"
+            StoreError, match=r"newer redirectctl \(schema 99, this one knows 2\); install that version"
         ):
             Store(directory)
         after = {file.name: file.read_bytes() for file in directory.iterdir()}

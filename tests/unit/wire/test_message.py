@@ -12,18 +12,28 @@ from hypothesis import strategies as st
 from redirectctl.wire import message as m
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.datagram import MAX_DATAGRAM, MalformedError, Transport
+from redirectctl.wire.tunnel import Offer
 
 _CID, _CID2 = bytes.fromhex("c1d0000000000001"), bytes.fromhex("c1d0000000000002")
 _V4 = "00000000000000000000ffff c0000201"  # 192.0.2.1
 _V4B = "00000000000000000000ffff c6336402"  # 198.51.100.2
 _V6 = "20010db8000000000000000000000001"
 _TUPLE = FourTuple(SockAddr(ip_address("192.0.2.1"), 40000), SockAddr(ip_address("198.51.100.2"), 22))
+_OFFER = Offer(1, b"K" * 16, 2**62 - 1)
+_OFFERED = f"00000001 {b'K'.hex() * 16} 3fffffffffffffff"
+_CLAIM = f"{_CID.hex()} 0000000000000009 {_V4} 9c40 {_V4B} 0016 {b'tokenize'.hex()} {_OFFERED}"
 
 TABLE: list[tuple[m.Message, str]] = [
-    (m.Hello(m.Trust.APPROVED), "01 01"),
-    (m.Protect(7, (m.Claim(_CID, 9, _TUPLE),)), f"02 00000007 01 {_CID.hex()} 0000000000000009 {_V4} 9c40 {_V4B} 0016"),
+    (m.Hello(m.Trust.APPROVED, SockAddr(ip_address("192.0.2.1"), 7747)), f"01 01 {_V4} 1e43 00"),
+    (m.Hello(m.Trust.PENDING, SockAddr(ip_address("2001:db8::1"), 1), (ip_address("192.0.2.1"),)),
+     f"01 00 {_V6} 0001 01 {_V4}"),
+    (m.Protect(7, (m.Claim(_CID, 9, _TUPLE, b"tokenize", _OFFER),)), f"02 00000007 01 {_CLAIM} 00"),
+    (m.Protect(7, (m.Claim(_CID, 9, _TUPLE, b"tokenize", _OFFER, integrity=True),)), f"02 00000007 01 {_CLAIM} 01"),
     (m.Protect(7, ()), "02 00000007 00"),
-    (m.Protected(7, (m.Verdict(_CID, 2**32, m.Status.NOT_YOURS),)), f"03 00000007 01 {_CID.hex()} 0000000100000000 04"),
+    (m.Protected(7, (m.Verdict(_CID, 2**32, m.Status.NOT_YOURS),)),
+     f"03 00000007 01 {_CID.hex()} 0000000100000000 04 {'00' * 72}"),
+    (m.Protected(7, (m.Verdict(_CID, 2**32, m.Status.OK, _TUPLE, _OFFER, b"tokenize"),)),
+     f"03 00000007 01 {_CID.hex()} 0000000100000000 00 {_V4} 9c40 {_V4B} 0016 {_OFFERED} {b'tokenize'.hex()}"),
     (m.Acm(5, ip_address("192.0.2.1"), (m.Entry(ip_address("198.51.100.2")),)),
      f"04 0000000000000005 {_V4} 00 01 {_V4B} {'00' * 16} 0000 0000"),
     (m.Acm(5, ip_address("192.0.2.1"), (m.Entry(ip_address("198.51.100.2")),), stalled=True),
@@ -40,6 +50,8 @@ TABLE: list[tuple[m.Message, str]] = [
     (m.Done(9), "0b 00000009"),
     (m.Sync(10, (_CID,)), f"0c 0000000a 01 {_CID.hex()}"),
     (m.SyncReply(10, ()), "0d 0000000a 00"),
+    (m.Bind(11, ((_CID, b"12345678"),)), f"0e 0000000b 01 {_CID.hex()} 3132333435363738"),
+    (m.BindNumbers(11, ((_CID, b"12345678"),)), f"0f 0000000b 01 {_CID.hex()} 3132333435363738"),
     (m.Seen((_CID, _CID2)), f"10 02 {_CID.hex()} {_CID2.hex()}"),
     (m.Seen(()), "10 00"),
 ]  # fmt: skip
@@ -58,18 +70,29 @@ def test_the_table_has_every_message() -> None:
 REFUSED = [
     ("", "empty"),
     ("00", "unknown-message"),
-    ("0e 00", "unknown-message"),
+    ("11 00", "unknown-message"),
     ("01", "bad-length"),
-    ("01 0101", "bad-length"),
-    ("01 03", "bad-value"),
+    ("01 01", "bad-length"),
+    (f"01 03 {_V4} 1e43 00", "bad-value"),
+    (f"01 01 {'00' * 16} 1e43 00", "no-address"),
+    (f"01 01 {_V4} 1e43 01 {'00' * 16}", "no-address"),
+    (f"01 01 {_V4} 1e43 09 {_V4 * 9}", "bad-length"),  # one more than MAX_ADDRESSES
     ("02 000000", "bad-length"),
     ("02 00000007 01", "bad-length"),
-    ("02 00000007 17" + "00" * 52 * 23, "bad-length"),  # one more than MAX_PROTECT
-    (f"02 00000007 01 {_CID.hex()} 0000000000000009 {'00' * 16} 9c40 {_V4B} 0016", "no-address"),
-    (f"02 00000007 01 {_CID.hex()} 0000000000000009 {_V6} 9c40 {_V4B} 0016", "bad-tuple"),
-    (f"02 00000007 01 {_CID.hex()} 0000000000000009 {_V4} 0000 {_V4B} 0016", "bad-tuple"),
-    (f"03 00000007 01 {_CID.hex()} 0000000100000000 09", "bad-value"),
+    ("02 00000007 0e" + "00" * 89 * 14, "bad-length"),  # one more than MAX_PROTECT
+    (f"02 00000007 01 {_CLAIM} 00".replace(_V4, "00" * 16), "no-address"),
+    (f"02 00000007 01 {_CLAIM} 00".replace(_V4, _V6), "bad-tuple"),
+    (f"02 00000007 01 {_CLAIM} 00".replace("9c40", "0000"), "bad-tuple"),
+    (f"02 00000007 01 {_CLAIM} 00".replace("00000001 4b", "00000000 4b"), "bad-offer"),
+    (f"02 00000007 01 {_CLAIM} 00".replace("3fff", "4000"), "bad-offer"),
+    (f"02 00000007 01 {_CLAIM} 02", "bad-value"),
+    (f"03 00000007 01 {_CID.hex()} 0000000100000000 0b {'00' * 72}", "bad-value"),
+    (f"03 00000007 01 {_CID.hex()} 0000000100000000 04 {'00' * 71} 01", "bad-value"),
+    (f"03 00000007 01 {_CID.hex()} 0000000100000000 00 {'00' * 72}", "no-address"),
     (f"03 00000007 02 {_CID.hex()} 0000000100000000 00", "bad-length"),
+    ("03 00000007 0e" + "00" * 89 * 14, "bad-length"),  # one more than MAX_PROTECT
+    (f"0e 0000000b 02 {_CID.hex()} 3132333435363738", "bad-length"),
+    ("0f 0000000b 0e" + "00" * 16 * 14, "bad-length"),  # one more than MAX_PROTECT
     (f"04 0000000000000005 {_V4} 00 00", "empty"),
     (f"04 0000000000000005 {_V4} 02 01 {_V4B} {'00' * 16} 0000 0000", "bad-value"),
     (f"04 0000000000000005 {'00' * 16} 00 01 {_V4B} {'00' * 16} 0000 0000", "no-address"),
@@ -108,6 +131,9 @@ _v6 = st.integers(2**64, 2**128 - 1).map(IPv6Address)
 _ip = st.one_of(_v4, _v6)
 _pair = st.one_of(st.tuples(_v4, _v4), st.tuples(_v6, _v6))
 _tuple = st.builds(lambda ips, a, b: FourTuple(SockAddr(ips[0], a), SockAddr(ips[1], b)), _pair, _port, _port)
+_offer = st.builds(
+    Offer, st.integers(1, 2**32 - 1), st.binary(min_size=16, max_size=16), st.integers(0, m.MAX_START - 1)
+)
 _entry = st.builds(m.Entry, _ip, st.none() | _ip, _u16, _u16)
 
 
@@ -116,9 +142,25 @@ def _tuples_of(item: st.SearchStrategy[object], most: int, least: int = 0) -> st
 
 
 any_message = st.one_of(
-    st.builds(m.Hello, st.sampled_from(m.Trust)),
-    st.builds(m.Protect, _u32, _tuples_of(st.builds(m.Claim, _cid, _u64, _tuple), m.MAX_PROTECT)),
-    st.builds(m.Protected, _u32, _tuples_of(st.builds(m.Verdict, _cid, _u64, st.sampled_from(m.Status)), 64)),
+    st.builds(m.Hello, st.sampled_from(m.Trust), st.builds(SockAddr, _ip, _port), _tuples_of(_ip, m.MAX_ADDRESSES)),
+    st.builds(
+        m.Protect,
+        _u32,
+        _tuples_of(st.builds(m.Claim, _cid, _u64, _tuple, _cid, _offer, st.booleans()), m.MAX_PROTECT),
+    ),
+    st.builds(
+        m.Protected,
+        _u32,
+        _tuples_of(
+            st.one_of(
+                st.builds(m.Verdict, _cid, _u64, st.sampled_from([s for s in m.Status if s])),
+                st.builds(m.Verdict, _cid, _u64, st.just(m.Status.OK), _tuple, _offer, _cid),
+            ),
+            m.MAX_PROTECT,
+        ),
+    ),
+    st.builds(m.Bind, _u32, _tuples_of(st.tuples(_cid, _cid), m.MAX_PROTECT)),
+    st.builds(m.BindNumbers, _u32, _tuples_of(st.tuples(_cid, _cid), m.MAX_PROTECT)),
     st.builds(m.Acm, _u64, _ip, _tuples_of(_entry, m.MAX_ENTRIES, 1), st.booleans()),
     st.builds(m.AcmAck, _u64, st.sampled_from(m.AcmStatus), _u32, st.builds(SockAddr, _ip, _port)),
     st.builds(m.PathChallenge, _u64, _cid),
@@ -141,7 +183,7 @@ def test_round_trip_within_a_datagram(message: m.Message) -> None:
     assert len(Transport(1, 1, 1, plaintext + bytes(16)).encode()) <= MAX_DATAGRAM
 
 
-@given(st.one_of(st.binary(max_size=1300), st.builds(lambda t, b: bytes((t,)) + b, st.integers(0, 14), st.binary())))
+@given(st.one_of(st.binary(max_size=1300), st.builds(lambda t, b: bytes((t,)) + b, st.integers(0, 17), st.binary())))
 def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
     try:
         message = m.decode(data)
