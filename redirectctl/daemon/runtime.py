@@ -396,4 +396,6 @@ def policy(config: Config) -> Policy:
         long_lived_after=config.protect.long_lived_after,
         close_short_lived=config.protect.close_short_lived,
         accept_ports=frozenset(config.protect.accept_ports),
+        integrity=config.integrity.mode == "on",
+        prefer=config.path.prefer,
     )
