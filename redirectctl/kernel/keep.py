@@ -130,7 +130,7 @@ class Keeper:
 
     async def fallback(self, peer: IPAddress) -> None:
         """Let packets to ``peer`` be routed even if there is no route to it."""
-        await self._request("route", "add", **self._fallback_route(peer))
+        await self._request("route", "add", **self._fallback_route(peer), metrics={"mtu": _FALLBACK_MTU})
 
     async def drop_fallback(self, peer: IPAddress) -> None:
         """Undo fallback."""
@@ -233,7 +233,7 @@ class Keeper:
 
     def _fallback_route(self, peer: IPAddress) -> dict[str, Any]:
         scope = {"scope": _SCOPE_LINK} if peer.version == 4 else {}
-        return {**_route(peer, FALLBACK_TABLE, self._device), **scope, "metrics": {"mtu": _FALLBACK_MTU}}
+        return {**_route(peer, FALLBACK_TABLE, self._device), **scope}
 
     def _tunnel_route(self, family: int) -> dict[str, Any]:
         scope = {"scope": _SCOPE_LINK} if family == socket.AF_INET else {}
