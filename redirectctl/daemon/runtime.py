@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from redirectctl.api import schema
 from redirectctl.config import Config
@@ -27,8 +28,9 @@ from redirectctl.flows import commands
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
 from redirectctl.kernel.carrier import Carrier, Report, Sight
-from redirectctl.kernel.constants import QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST
+from redirectctl.kernel.constants import QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST, QUEUE_TOKEN
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.inband import Inband, RawSender
 from redirectctl.kernel.inject import RawInjector
 from redirectctl.kernel.kick import Kicker
 from redirectctl.kernel.nfqueue import PacketQueue, QueuedPacket
@@ -73,6 +75,8 @@ class Runtime:
         self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.wake)
         injector = RawInjector()
         self.kicker = Kicker(self.finder.diag, injector, self.rewriting.rewriter.probe)
+        self._sender = RawSender()
+        self._inband = Inband(self.kicker, self._sender, on_token=self._on_token, on_refused=self._on_no_token)
         self._mtu = MtuWatch(self.rewriting.socket_of, injector)
         self._stalls = StallWatch(self.engine, self.finder.look_up, self.wake)
         self._carrier: Carrier | None = None  # while the daemon runs
@@ -119,6 +123,7 @@ class Runtime:
             PacketQueue(QUEUE_RST, self._on_rst, on_error=self._on_queue_error),
             PacketQueue(QUEUE_HOLD, self._on_rst, on_error=self._on_queue_error),
             PacketQueue(QUEUE_PROBE, self.kicker.on_ack, on_error=self._on_queue_error),
+            PacketQueue(QUEUE_TOKEN, self._inband.on_arrival, on_error=self._on_queue_error),
         ]
         for queue in self._queues:
             queue.start(loop)
@@ -158,6 +163,7 @@ class Runtime:
         self.network.close()
         self.port.close()
         self._mtu.close()
+        self._sender.close()
         self.rewriting.close()
         self.log.close()
         self.store.close()
@@ -207,6 +213,13 @@ class Runtime:
         here = FourTuple(segment.destination, segment.source)
         self.engine.rst(self.now, here, self._held_number)
         self.wake()
+
+    def _on_token(self, arrived: FourTuple, token: bytes) -> None:
+        self.engine.token(self.now, arrived, token)
+        self.wake()
+
+    def _on_no_token(self, reason: str, connection: FourTuple | None) -> None:
+        _log.debug("no token for or from %s: %s", connection, reason)
 
     def _on_report_in_thread(self, report: Report) -> None:
         if self._loop is not None:
@@ -267,6 +280,12 @@ class Runtime:
                 self.engine.checked(self.now, token, self.finder.present(sockets))
             case commands.Kick(sockets):
                 self.tasks.start(self.kicker.follow_up(self.kicker.push(sockets)), "kick")
+            case commands.Prove(proofs):
+                self.tasks.start(self._inband.prove(proofs), "prove")
+            case commands.Listen(on):
+                self.rewriting.rewriter.listen(on)
+            case commands.AskNumbers(token, sockets):
+                self.tasks.start(self._numbers(token, sockets), "numbers")
             case commands.Carry(carried):
                 for each in carried:
                     self.carrier.carry(each)
@@ -295,6 +314,10 @@ class Runtime:
                         ended.set_result(reason)
             case commands.Notice():
                 self._record(command)
+
+    async def _numbers(self, token: tuple[Any, ...], sockets: Collection[FourTuple]) -> None:
+        self.engine.numbers(self.now, token, await self._inband.numbers(sockets))
+        self.wake()
 
     def save_peer(self, key: bytes) -> None:
         """Write down what the engine knows of a peer."""

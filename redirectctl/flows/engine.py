@@ -195,6 +195,10 @@ class Engine:
         self.choosing.token(now, arrived, token)
         self._relay(now)
 
+    def numbers(self, now: float, token: tuple[Any, ...], found: Mapping[FourTuple, tuple[int, int]]) -> None:
+        """Answer to AskNumbers."""
+        self._relay(now)
+
     def stalled(self, now: float, sockets: Iterable[FourTuple]) -> None:
         """These retransmit in vain."""
         self.choosing.stalled(now, sockets)
