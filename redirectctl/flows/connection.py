@@ -52,6 +52,7 @@ class Connection:
     tunnel: bool = False  # what the socket sends goes into the tunnel
     outer_local: IPAddress | None = None  # our end of the tunnel
     outer_remote: SockAddr | None = None  # the peer's
+    holding: bool = False  # what goes into the tunnel waits there, until the peer knows where we are
     peer: bytes | None = None  # static public key
     initiator: bool = True  # we asked the peer, not the peer us
     local_epoch: int = 0  # our epoch when the connection was taken on

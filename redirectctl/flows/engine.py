@@ -308,7 +308,7 @@ class Engine:
                 c.sending.start + (self.generation << COUNTER_BITS),
                 c.integrity,
                 c.outer_local,
-                c.outer_remote,
+                None if c.holding else c.outer_remote,
             )
             for c in connections
             if c.sending is not None and c.receiving is not None

@@ -316,9 +316,13 @@ class Mobility:
         connections = [c for c in self._e.table.select(move.cids) if c.movable]
         changes = []
         for c in connections:
-            if local != c.here_now:
+            elsewhere, tunnelled = local != c.here_now, c.tunnel
+            if elsewhere:
                 c.confirmed = None  # from the moment that the peer may hear of it
-            changes.append(self.changed(c, local=local, outer=(local, remote), stalled=move.stalled))
+            change = self.changed(c, local=local, outer=(local, remote), stalled=move.stalled)
+            # What is sent before the peer is ready would arrive, but its answer would not.
+            c.holding = change[2] and (c.holding or elsewhere or not tunnelled)
+            changes.append(change)
         self.reroute(("move", move.epoch, local), changes)
 
     def changed(
@@ -396,8 +400,8 @@ class Mobility:
         move.installed = True
         data, to = move.challenge
         self._e.send(now, move.key, PathResponse(epoch, data), to, chosen)
-        # The peer takes what comes by the tunnel at any time; plain packets only when it has heard the answer.
-        self.kick([c for c in connections if c.tunnel])
+        # What is held is not lost: the back-off can go now, before the peer's first segment may fix it.
+        self.kick([c for c in connections if c.holding])
         self._e.emit(commands.Hasten(tuple(c.socket for c in connections if not c.tunnel)))
 
     @staticmethod
@@ -419,7 +423,8 @@ class Mobility:
         elif message.status is AcmStatus.APPLIED:
             if move.chosen is None or not all(self._installed(c, move.chosen) for c in connections):
                 return  # the kernel is at it; the next acknowledgement finds it done
-            self.kick(connections)
+            self.kick([c for c in connections if not c.holding])
+            self._release(connections)
             self._drop(move)
             for connection in connections:
                 connection.confirmed = move.chosen
@@ -435,6 +440,7 @@ class Mobility:
             self.reconsider(now)
         elif message.status in (AcmStatus.NO_CONNECTION, AcmStatus.STALE):
             self._drop(move)
+            self._release(connections)
             self._e.notice(
                 "redirect.refused", peer=move.key, reason=f"{message.status.name.lower()}-there", epoch=move.epoch
             )
@@ -443,6 +449,13 @@ class Mobility:
             self._e.notice(
                 "redirect.refused", peer=move.key, reason=f"{message.status.name.lower()}-there", epoch=move.epoch
             )
+
+    def _release(self, connections: list[Connection]) -> None:
+        """Let go what the tunnel holds of these."""
+        held = [c for c in connections if c.holding]
+        for connection in held:
+            connection.holding = False
+        self._e.carry(held)
 
     def arrived(self, now: float, connections: list[Connection], elsewhere: set[bytes]) -> None:
         """There is a path again, for some from another address than before: both ends' sockets send at once."""
