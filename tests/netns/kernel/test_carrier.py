@@ -19,7 +19,7 @@ import pytest
 from two_hosts import Connection, Host, Net, address, until
 
 from redirectctl.flows.commands import Carried
-from redirectctl.kernel.carrier import HOLD_FLOW, Carrier, Report, Sight, share_port
+from redirectctl.kernel.carrier import Carrier, Report, Sight, share_port
 from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, TUN_DEVICE, TUNNEL_PRIORITY, TUNNEL_TABLE
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.probing import SAFE_MTU
@@ -269,18 +269,31 @@ def test_congestion_marks_are_carried(net: Net, ends: tuple[End, End]) -> None:
     assert alice.refused() == bob.refused() == {}
 
 
-def lose(net: Net, rule: str) -> None:
-    net.router.sh(
-        "nft add table inet lossy; nft add chain inet lossy forward '{ type filter hook forward priority 0; }';"
-        f"nft flush chain inet lossy forward; nft add rule inet lossy forward {rule}"
-    )
+def one_by_one(ends: tuple[End, End]) -> None:
+    """Datagrams reach the router cut, as they would on any real link."""
+    for end, device in zip(ends, ("net1", "net3"), strict=True):
+        end.host.sh(f"ip link set {device} gso_max_segs 1")
+
+
+def narrow(net: Net, mtu: int) -> None:
+    """The router's links take no more than this from now on, and it does not say so."""
+    for rule in ("icmp type destination-unreachable", "icmpv6 type packet-too-big"):
+        net.router.sh(
+            "nft add table inet mute; nft add chain inet mute output '{ type filter hook output priority 0; }';"
+            f"nft add rule inet mute output {rule} drop"
+        )
+    net.router.sh(f"for net in 1 3; do ip link set br$net mtu {mtu}; done")
 
 
 @pytest.mark.parametrize("integrity", [False, True], ids=["plain", "with tags"])
 def test_three_of_a_hundred_packets_may_get_lost(net: Net, ends: tuple[End, End], integrity: bool) -> None:
     tunnel = connect(ends, integrity=integrity)
     tunnel.start()
-    lose(net, "numgen random mod 100 < 3 counter drop")
+    one_by_one(ends)
+    net.router.sh(
+        "nft add table inet lossy; nft add chain inet lossy forward '{ type filter hook forward priority 0; }';"
+        "nft add rule inet lossy forward 'numgen random mod 100 < 3 counter drop'"
+    )
     exchange(tunnel, 10_000_000)
     assert "packets 0 " not in net.router.sh("nft list ruleset")
     for end in ends:
@@ -288,16 +301,11 @@ def test_three_of_a_hundred_packets_may_get_lost(net: Net, ends: tuple[End, End]
         assert any(report.what is Sight.RETRANSMISSION for report in end.reports)
 
 
-def limit(outer: int, mtu: int) -> str:
-    """Drop what is larger than a link would take, and say nothing."""
-    return f"meta length > {mtu} counter drop"
-
-
 @pytest.mark.parametrize("outer", [4, 6])
 @pytest.mark.parametrize("mtu", [SAFE_MTU, 1400])
 def test_a_small_link_that_says_nothing_stops_nothing(net: Net, ends: tuple[End, End], outer: int, mtu: int) -> None:
     tunnel = connect(ends, outer=outer)
-    lose(net, limit(outer, mtu))
+    narrow(net, mtu)
     tunnel.start()
     exchange(tunnel, 20_000_000)
     carried_everything(tunnel, 20_000_000)
@@ -311,7 +319,7 @@ def test_a_link_that_becomes_small_under_way_stops_nothing(net: Net, ends: tuple
     exchanging = threading.Thread(target=exchange, args=(tunnel, 300_000_000))
     exchanging.start()
     until(lambda: tunnel.total(tunnel.alice) > 10_000)
-    lose(net, limit(outer, SAFE_MTU))
+    narrow(net, SAFE_MTU)
     before = tunnel.total(tunnel.alice)
     until(lambda: tunnel.total(tunnel.alice) > before + 50_000, 30)
     exchanging.join(60)
@@ -350,7 +358,10 @@ def test_what_is_sent_before_there_is_an_address_waits(ends: tuple[End, End]) ->
     assert alice.refused() == {}
 
 
-def test_what_waits_is_bounded_and_the_oldest_goes_first(ends: tuple[End, End]) -> None:
+def test_what_waits_is_bounded_and_the_oldest_goes_first(
+    ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("redirectctl.kernel.carrier.HOLD_FLOW", 100_000)
     tunnel = connect(ends)
     bob, alice = ends
     tunnel.start()
@@ -359,7 +370,7 @@ def test_what_waits_is_bounded_and_the_oldest_goes_first(ends: tuple[End, End]) 
     until(lambda: tunnel.total(alice) > 10_000)
     bob.carrier.carry(tunnel.carried(bob, hold=True))
     until(lambda: bob.carrier.counters(tunnel.socket(bob)).overflowed)
-    assert bob.carrier.counters(tunnel.socket(bob)).held <= HOLD_FLOW
+    assert bob.carrier.counters(tunnel.socket(bob)).held <= 100_000
     bob.carrier.carry(tunnel.carried(bob))
     exchanging.join(60)
     assert not exchanging.is_alive()
@@ -379,9 +390,6 @@ def test_a_busy_connection_goes_into_the_tunnel_and_out_again_without_loss(ends:
         until(lambda before=before: tunnel.total(alice) > before[0] + 1000 and tunnel.total(bob) > before[1] + 1000)
         for end in ends:
             end.unsteer()
-            end.host.sh(
-                f"for w in -4 -6; do ip $w rule del lookup {TUNNEL_TABLE}; ip $w route flush table {TUNNEL_TABLE}; done"
-            )
     exchanging.join(60)
     assert not exchanging.is_alive()
     assert bob.refused() == alice.refused() == {}
