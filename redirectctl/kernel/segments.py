@@ -338,7 +338,7 @@ def _alike(rows: list[tuple[bytes, int, int, bytes, bytes, bytes]], data: int) -
         heads.count(heads[0]) == count
         and counters == tuple(range(counter, counter + count))
         and seqs == tuple(range(seq, seq + count * data, data))
-        and tails.count(tail) >= count - 1
+        and tails[:-1].count(tail) == count - 1
         and tails[-1][:5] + bytes([tails[-1][5] | _ENDING]) + tails[-1][6:] == ends
     ):
         return count
@@ -347,7 +347,7 @@ def _alike(rows: list[tuple[bytes, int, int, bytes, bytes, bytes]], data: int) -
         if head != heads[0] or number != counter + index or at != (seq + index * data) & SEQ_MASK:
             return index
         if other != tail:  # with PSH or FIN it is the last of the run
-            return index + (other[:5] + bytes([other[5] | _ENDING]) + other[6:] == ends)
+            return index + 1 if other[:5] + bytes([other[5] | _ENDING]) + other[6:] == ends else index
     return count
 
 

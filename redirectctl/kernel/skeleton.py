@@ -46,7 +46,7 @@ SETS = ("ask", "hold", "wire", "probe", "tun")
 MAPS = {"src": "saddr", "dst": "daddr", "odst": "daddr", "bsrc": "saddr", "osrc": "saddr"}  # what each of them changes
 TOKEN = "token"  # among the names of sets: tokens are waited for; needs a rule and no set
 
-_TOKENS_A_SECOND, _TOKENS_AT_ONCE = 2000, 500  # beyond that they pass: TCP ignores options that it does not know
+_TOKENS_A_SECOND, _TOKENS_AT_ONCE = 2000, 2000  # beyond that they pass: TCP ignores options that it does not know
 _BEFORE_RAW = -310  # NF_IP_PRI_RAW - 10: before conntrack (-200), so that it sees the socket tuple
 _MANGLE = -150  # NF_IP_PRI_MANGLE: chains of type route at output re-route what they have changed
 _TCP_HEADER_WORDS = range(5, 16)  # data offset, RFC 9293 section 3.1

@@ -36,7 +36,13 @@ from redirectctl.lab.topology import FIRST_HOST, Host, Lab
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.tunnel import Offer
 
-METHODS = {"plain": 40000, "rewritten": 41000, "tunnel": 42000, "tunnel with integrity": 43000, "wireguard-go": 44000}
+METHODS = {  # and the first port of each; no port that a connection is given by itself
+    "plain": 20000,
+    "rewritten": 21000,
+    "tunnel": 22000,
+    "tunnel with integrity": 23000,
+    "wireguard-go": 24000,
+}
 PORT = 5201
 CONTROL_PORT = 7747
 PATIENCE = 30.0
@@ -154,15 +160,8 @@ class Bench:
         """Bits a second of one connection."""
         address = "10.77.0.2" if method == "wireguard-go" else self.target
         command = ["iperf3", "--client", address, "--port", str(PORT), "--cport", str(METHODS[method] + number)]
-        command += [
-            "--time",
-            str(self.options.seconds),
-            "--omit",
-            "1",
-            "--congestion",
-            self.options.congestion,
-            "--json",
-        ]
+        command += ["--time", str(self.options.seconds), "--omit", "1"]
+        command += ["--congestion", self.options.congestion, "--json"]
         found = json.loads(self.lab.client.run(command, timeout=self.options.seconds + PATIENCE).stdout)
         return float(found["end"]["sum_received"]["bits_per_second"])
 

@@ -234,8 +234,8 @@ def rule_trace(family: int, priority: int | None, table: int | None) -> Trace:
 
 def route_trace(target: IPAddress, table: int) -> Trace:
     """Of a route."""
-    where = "everywhere" if target in _DEFAULT.values() else str(target)
-    return Trace(f"route to {where} in table {table}", f"ip -{target.version} route flush table {table}")
+    where = f"default IPv{target.version} route" if target in _DEFAULT.values() else f"route to {target}"
+    return Trace(f"{where} in table {table}", f"ip -{target.version} route flush table {table}")
 
 
 async def _routes(netlink: Any, table: int, family: int) -> list[Any]:
