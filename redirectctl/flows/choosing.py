@@ -187,9 +187,10 @@ class Choosing:
     def tell(self, connections: Iterable[Connection], reason: str | None = None) -> None:
         """For the event log: how these travel now."""
         for connection in connections:
+            local, remote = connection.on_wire(self._e.policy.control_port)
             self._e.notice(
                 "path.changed", connection, reason=reason, path=connection.path.value,
-                wire_local=str(connection.wire.local), wire_remote=str(connection.wire.remote),
+                wire_local=str(local), wire_remote=str(remote),
             )  # fmt: skip
 
     # -- without a move -----------------------------------------------------------------------------------------------

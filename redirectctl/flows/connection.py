@@ -94,6 +94,12 @@ class Connection:
             return Path.TUNNEL
         return Path.REWRITTEN if self.wire != self.socket else Path.ORIGINAL
 
+    def on_wire(self, control_port: int) -> FourTuple:
+        """What a look at the network would show: of the tunnel, its datagrams."""
+        if self.tunnel and self.outer_local is not None and self.outer_remote is not None:
+            return FourTuple(SockAddr(self.outer_local, control_port), self.outer_remote)
+        return self.wire
+
     @property
     def here_now(self) -> IPAddress:
         """Our address that its packets come from now."""
