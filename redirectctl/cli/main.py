@@ -48,6 +48,7 @@ COMMANDS: Final = {
     "announce": Entry("say our addresses to all peers now", "announce"),
     "events": Entry("the event log", "events"),
     "doctor": Entry("check what could keep it from working", "doctor"),
+    "tui": Entry("the terminal UI", "tui"),
     "demo": Entry("a real ssh session through address changes, on this machine alone", "demo"),
     "config": Entry("check a configuration file", "config"),
 }

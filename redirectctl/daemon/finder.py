@@ -169,7 +169,7 @@ class Finder:
         return frozenset(self.look_up(sockets))
 
     def measured(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, TcpInfo]:
-        """What the kernel counts for those that exist: 10 microseconds each, of every socket where many are asked for."""
+        """What the kernel counts for those that exist: 10 us each, of every socket where many are asked for."""
         return {s: found.info for s, found in self.look_up(sockets).items() if found.info is not None}
 
     def look_up(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, SocketInfo]:

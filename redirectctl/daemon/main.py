@@ -14,7 +14,7 @@ from redirectctl import __version__, config
 from redirectctl.api.optin import socket_path
 from redirectctl.config import Config, ConfigError
 from redirectctl.daemon.apiserver import ApiError, ApiServer
-from redirectctl.daemon.notify import notify
+from redirectctl.daemon.notify import keep_watchdog_quiet, notify
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.daemon.service import DaemonService
 from redirectctl.daemon.udp import ControlPortError
@@ -74,6 +74,7 @@ async def _run(settings: Config, args: argparse.Namespace) -> None:
     await runtime.start()
     await server.start(Path(socket_path(args.socket)))
     notify("READY=1")
+    runtime.tasks.start(keep_watchdog_quiet(), "watchdog")
     _log.info("serving; control port %d/udp", settings.control.port)
     await stop.wait()
     notify("STOPPING=1")

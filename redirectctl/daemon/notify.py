@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+from typing import Final
+
+PINGS: Final = 3  # in the time after which systemd restarts us: one may be late (sd_watchdog_enabled(3) asks for two)
 
 
 def notify(state: str) -> None:
@@ -17,3 +21,24 @@ def notify(state: str) -> None:
             sock.sendto(state.encode(), address)
         except OSError:
             return  # whoever started us is gone: no reason to stop
+
+
+def watchdog_timeout() -> float | None:
+    """Seconds without a sign of life after which systemd restarts this process; None: it does not."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None  # inherited: meant for a process above us
+    try:
+        timeout = int(os.environ["WATCHDOG_USEC"]) / 1e6
+    except (KeyError, ValueError):
+        return None
+    return timeout if timeout > 0 else None
+
+
+async def keep_watchdog_quiet() -> None:
+    """Give signs of life for as long as the event loop turns; returns at once where nobody waits for them."""
+    timeout = watchdog_timeout()
+    if timeout is None:
+        return
+    while True:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(timeout / PINGS)

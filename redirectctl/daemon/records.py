@@ -111,22 +111,25 @@ def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
     )
 
 
-def listed_connection(c: Connection, now: float, counters: schema.Counters | None = None) -> schema.Connection:
+def listed_connection(
+    c: Connection, now: float, control_port: int, counters: schema.Counters | None = None
+) -> schema.Connection:
     """For `connections`."""
+    local, remote = c.on_wire(control_port)
     return schema.Connection(
         id=c.cid.hex(),
         state=schema.ConnectionState(c.state.value),
-        path=schema.PathName.REWRITTEN if c.moved else schema.PathName.ORIGINAL,
+        path=schema.PathName(c.path.value),
         local=str(c.socket.local),
         remote=str(c.socket.remote),
-        wire_local=str(c.wire.local),
-        wire_remote=str(c.wire.remote),
+        wire_local=str(local),
+        wire_remote=str(remote),
         age=round(max(0.0, now - c.since), 3),
         peer=fingerprint(c.peer) if c.peer is not None else None,
         pid=c.pid,
         command=c.command,
         moves=c.moves,
-        integrity=False,
+        integrity=c.integrity,
         suspended_for=round(now - c.lost_since, 3) if c.lost_since is not None else None,
         reason=c.reason,
         counters=counters or UNSET,

@@ -34,7 +34,7 @@ class Rewriting:
         self._fallbacks: Counter[IPAddress] = Counter()
         self._reserved: Counter[int] = Counter()
         self._arrivals: dict[IPv4Address, int] = {}
-        self._sockets: dict[FourTuple, FourTuple] = {}  # by wire tuple, of moved connections
+        self._sockets: dict[FourTuple, FourTuple] = {}  # by wire tuple, of rewritten connections
 
     @property
     def reserved_ports(self) -> frozenset[int]:
@@ -42,7 +42,7 @@ class Rewriting:
         return self._ports.ours
 
     def socket_of(self, wire: FourTuple) -> FourTuple | None:
-        """Which connection has this tuple on the wire; None: none that has moved."""
+        """Which connection sends with this tuple; None: none that is rewritten."""
         return self._sockets.get(wire)
 
     def repair(self) -> bool:
@@ -70,7 +70,7 @@ class Rewriting:
         self._arrivals = arrivals
         self._ports.reconcile(+self._reserved)
         self._note()
-        self.rewriter.setup(KernelFlow(f.socket, f.wire) for f in flows)
+        self.rewriter.setup(KernelFlow(*flow) for flow in flows)
         self._index(flows, ())
 
     async def apply(self, add: Iterable[Flow], remove: Iterable[Flow]) -> None:
@@ -88,9 +88,7 @@ class Rewriting:
             if set(self._reserved) - before[2]:
                 self._ports.reserve(set(self._reserved) - before[2])
                 self._note()
-            self.rewriter.apply(
-                [KernelFlow(f.socket, f.wire) for f in add], [KernelFlow(f.socket, f.wire) for f in remove]
-            )
+            self.rewriter.apply([KernelFlow(*flow) for flow in add], [KernelFlow(*flow) for flow in remove])
         except BaseException:
             await self._release(add)
             raise
@@ -118,11 +116,13 @@ class Rewriting:
             self._note()
 
     def _count(self, flows: Iterable[Flow], by: int) -> None:
-        for socket, wire, _ in flows:
-            if wire.local.host != socket.local.host:
+        for socket, wire, tunnel in flows:
+            if tunnel or wire.local.host != socket.local.host:
+                # In the tunnel also while an interface has the address: it may go without a move of the connection.
                 self._kept[socket.local.host] += by
+            if wire.local.host != socket.local.host:
                 self._reserved[wire.local.port] += by
-            if wire != socket:
+            if tunnel or wire != socket:
                 # Also where only we moved: from the new network there may be no route that the socket would find.
                 self._fallbacks[socket.remote.host] += by
         for counter in (self._kept, self._fallbacks, self._reserved):
@@ -133,7 +133,7 @@ class Rewriting:
         for socket, wire, _ in remove:
             if self._sockets.get(wire) == socket:
                 del self._sockets[wire]
-        self._sockets.update({wire: socket for socket, wire, _ in add if wire != socket})
+        self._sockets.update({wire: socket for socket, wire, tunnel in add if wire != socket and not tunnel})
 
     async def _arrive(self, flow: Flow) -> None:
         found: dict[IPv4Address, int] = {}

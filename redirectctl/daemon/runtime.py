@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from redirectctl.api import schema
 from redirectctl.config import Config
@@ -20,13 +21,16 @@ from redirectctl.daemon.eventlog import EventFields, EventLog
 from redirectctl.daemon.finder import Finder
 from redirectctl.daemon.network import NetworkView
 from redirectctl.daemon.rewriting import Rewriting
+from redirectctl.daemon.stalls import StallWatch
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.daemon.udp import ControlPort
 from redirectctl.flows import commands
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
-from redirectctl.kernel.constants import QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST
+from redirectctl.kernel.carrier import Carrier, Report, Sight
+from redirectctl.kernel.constants import QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST, QUEUE_TOKEN
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.inband import Inband, RawSender
 from redirectctl.kernel.inject import RawInjector
 from redirectctl.kernel.kick import Kicker
 from redirectctl.kernel.nfqueue import PacketQueue, QueuedPacket
@@ -71,7 +75,12 @@ class Runtime:
         self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.wake)
         injector = RawInjector()
         self.kicker = Kicker(self.finder.diag, injector, self.rewriting.rewriter.probe)
+        self._sender = RawSender()
+        self._inband = Inband(self.kicker, self._sender, on_token=self._on_token, on_refused=self._on_no_token)
         self._mtu = MtuWatch(self.rewriting.socket_of, injector)
+        self._stalls = StallWatch(self.engine, self.finder.look_up, self.wake)
+        self._carrier: Carrier | None = None  # while the daemon runs
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._queues: list[PacketQueue] = []
         self._held: dict[int, QueuedPacket] = {}
         self._held_number = 0
@@ -86,6 +95,13 @@ class Runtime:
         return asyncio.get_running_loop().time()
 
     @property
+    def carrier(self) -> Carrier:
+        """The tunnel; it is there from start() on."""
+        if self._carrier is None:
+            raise RuntimeError("the daemon has not started")
+        return self._carrier
+
+    @property
     def offset(self) -> float:
         """Epoch time minus the engine's clock."""
         return time.time() - self.now
@@ -94,7 +110,7 @@ class Runtime:
 
     async def start(self) -> None:
         """Take up what an earlier run left, then begin.  Raises KernelError."""
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         await self.network.start()
         restored = [records.restored_connection(r, self.offset) for r in self.store.connections()]
         present = self.finder.present([c.socket for c in restored])
@@ -102,10 +118,12 @@ class Runtime:
         restored = [c for c in restored if c.socket in present and c.peer in self.engine.peers]
         await self.rewriting.take_over([c.flow for c in restored if c.movable or c.moved])
         self.store.delete_connections([c.cid for c in ended])
+        self._carrier = Carrier(self.port.shared(), self._on_report_in_thread)
         self._queues = [
             PacketQueue(QUEUE_RST, self._on_rst, on_error=self._on_queue_error),
             PacketQueue(QUEUE_HOLD, self._on_rst, on_error=self._on_queue_error),
             PacketQueue(QUEUE_PROBE, self.kicker.on_ack, on_error=self._on_queue_error),
+            PacketQueue(QUEUE_TOKEN, self._inband.on_arrival, on_error=self._on_queue_error),
         ]
         for queue in self._queues:
             queue.start(loop)
@@ -114,6 +132,7 @@ class Runtime:
         self.tasks.start(self.finder.run(), "finder")
         self.tasks.start(self._prune(), "prune")
         self.tasks.start(self._repair(), "repair")
+        self.tasks.start(self._stalls.run(), "stalls")
         self.port.start(loop)
         self._mtu.start(loop)
         self.finder.start(loop)
@@ -132,6 +151,8 @@ class Runtime:
         await self.tasks.cancel()
         for queue in self._queues:
             queue.close()
+        if self._carrier is not None:
+            self._carrier.close()
         if not any(c.guarded for c in self.engine.table):
             try:
                 self.rewriting.rewriter.teardown()
@@ -142,6 +163,7 @@ class Runtime:
         self.network.close()
         self.port.close()
         self._mtu.close()
+        self._sender.close()
         self.rewriting.close()
         self.log.close()
         self.store.close()
@@ -151,8 +173,9 @@ class Runtime:
         if config.control != self.config.control:
             _log.warning("[control] changes at the next start only")
         self.config = config
-        self.engine.policy = policy(config)
         self.finder.settings = config.protect
+        self.engine.policy_changed(self.now, policy(config))
+        self.wake()
 
     def wake(self) -> None:
         """The engine was told something: carry out what it wants."""
@@ -191,6 +214,36 @@ class Runtime:
         self.engine.rst(self.now, here, self._held_number)
         self.wake()
 
+    def _on_token(self, arrived: FourTuple, token: bytes) -> None:
+        self.engine.token(self.now, arrived, token)
+        self.wake()
+
+    def _on_no_token(self, reason: str, connection: FourTuple | None) -> None:
+        _log.debug("no token for or from %s: %s", connection, reason)
+
+    def _on_report_in_thread(self, report: Report) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._on_report, report)
+
+    def _on_report(self, report: Report) -> None:
+        """The carrier has something to tell."""
+        if report.what is Sight.RETRANSMISSION:
+            return  # StallWatch looks at all connections, not at those in the tunnel only
+        connection = self.engine.table.at(report.socket) if report.socket is not None else None
+        if isinstance(report.what, Sight):
+            _log.log(logging.ERROR if report.what is Sight.DEVICE_GONE else logging.DEBUG, "tunnel: %s", report.what)
+            return
+        self._record(
+            commands.Notice(
+                "packet.refused",
+                connection.cid if connection is not None else None,
+                connection.peer if connection is not None else None,
+                str(report.what),
+                report.source.host if report.source is not None else None,
+                {"source": str(report.source), "count": report.count},
+            )
+        )
+
     def _on_queue_error(self, error: Exception) -> None:
         _log.error("a queued packet was dropped", exc_info=error)
 
@@ -227,6 +280,18 @@ class Runtime:
                 self.engine.checked(self.now, token, self.finder.present(sockets))
             case commands.Kick(sockets):
                 self.tasks.start(self.kicker.follow_up(self.kicker.push(sockets)), "kick")
+            case commands.Prove(proofs):
+                self.tasks.start(self._inband.prove(proofs), "prove")
+            case commands.Listen(on):
+                self.rewriting.rewriter.listen(on)
+            case commands.AskNumbers(token, sockets):
+                self.tasks.start(self._numbers(token, sockets), "numbers")
+            case commands.Carry(carried):
+                for each in carried:
+                    self.carrier.carry(each)
+            case commands.Uncarry(sockets):
+                for socket in sockets:
+                    self.carrier.uncarry(socket)
             case commands.Hasten(sockets):
                 self.kicker.hasten(sockets)
             case commands.FindRoutes():
@@ -249,6 +314,10 @@ class Runtime:
                         ended.set_result(reason)
             case commands.Notice():
                 self._record(command)
+
+    async def _numbers(self, token: tuple[Any, ...], sockets: Collection[FourTuple]) -> None:
+        self.engine.numbers(self.now, token, await self._inband.numbers(sockets))
+        self.wake()
 
     def save_peer(self, key: bytes) -> None:
         """Write down what the engine knows of a peer."""
@@ -350,4 +419,6 @@ def policy(config: Config) -> Policy:
         long_lived_after=config.protect.long_lived_after,
         close_short_lived=config.protect.close_short_lived,
         accept_ports=frozenset(config.protect.accept_ports),
+        integrity=config.integrity.mode == "on",
+        prefer=config.path.prefer,
     )

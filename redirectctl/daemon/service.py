@@ -55,9 +55,9 @@ class DaemonService:
 
     async def connections(self, request: schema.ConnectionsRequest, caller: Caller) -> schema.ConnectionsReply:
         """All connections."""
-        now, table = self._r.now, self._r.engine.table
+        table = self._r.engine.table
         counters = self._counters(table) if request.counters else {}
-        listed = [records.listed_connection(c, now, counters.get(c.socket)) for c in table]
+        listed = [self._listed_connection(c, counters.get(c.socket)) for c in table]
         return schema.ConnectionsReply(connections=listed)
 
     async def connection(self, request: schema.ConnectionRequest, caller: Caller) -> schema.ConnectionReply:
@@ -65,7 +65,7 @@ class DaemonService:
         table = self._r.engine.table
         named = next((c for c in table if c.cid.hex() == request.connection), None)
         c = named or self._connection("connection", request.connection)
-        listed = records.listed_connection(c, self._r.now, self._counters([c]).get(c.socket))
+        listed = self._listed_connection(c, self._counters([c]).get(c.socket))
         history = records.listed_history(c, self._r.offset)
         return schema.ConnectionReply(connection=msgspec.structs.replace(listed, history=history))
 
@@ -145,21 +145,21 @@ class DaemonService:
                 what, "the connection does not leave this host", "only connections to other hosts can move"
             )
         listed = [c for s in taken if (c := r.engine.table.at(s)) is not None]
-        return schema.ConnectionsReply(connections=[records.listed_connection(c, r.now) for c in listed])
+        return schema.ConnectionsReply(connections=[self._listed_connection(c) for c in listed])
 
     async def release(self, request: schema.ReleaseRequest, caller: Caller) -> schema.ConnectionReply:
         """Stop protecting a connection."""
         connection = self._connection("release", request.connection)
         self._r.engine.release(self._r.now, connection.cid)
         self._r.wake()
-        return schema.ConnectionReply(connection=records.listed_connection(connection, self._r.now))
+        return schema.ConnectionReply(connection=self._listed_connection(connection))
 
     async def kill(self, request: schema.KillRequest, caller: Caller) -> schema.ConnectionReply:
         """Close a connection on both hosts."""
         connection = self._connection("kill", request.connection)
         self._r.engine.kill(self._r.now, connection.cid)
         self._r.wake()
-        return schema.ConnectionReply(connection=records.listed_connection(connection, self._r.now))
+        return schema.ConnectionReply(connection=self._listed_connection(connection))
 
     async def announce(self, request: schema.AnnounceRequest, caller: Caller) -> schema.AnnounceReply:
         """Say our addresses to all peers."""
@@ -232,6 +232,9 @@ class DaemonService:
         everything = self._r.finder.diag.dump(SocketFilter())
         owned = procs.sockets_of(pid)
         return [s for s in everything if s.inode in owned]
+
+    def _listed_connection(self, c: Connection, counters: schema.Counters | None = None) -> schema.Connection:
+        return records.listed_connection(c, self._r.now, self._r.port.port, counters)
 
     def _listed(self, peer: PeerRecord) -> schema.Peer:
         return records.listed_peer(peer, len(self._r.engine.table.movable(peer.public)))

@@ -10,6 +10,8 @@ import struct
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 
+from redirectctl.kernel.carrier import share_port
+from redirectctl.kernel.errors import KernelError
 from redirectctl.wire.addr import IPAddress, SockAddr, parse_ip
 
 _log = logging.getLogger(__name__)
@@ -59,6 +61,15 @@ class ControlPort:
         """Begin to call back."""
         for sock, address in self._sockets:
             loop.add_reader(sock.fileno(), self._read, sock, address)
+
+    def shared(self) -> list[socket.socket]:
+        """Sockets for the tunnel on the same port.  Raises KernelError."""
+        try:
+            return [share_port(sock) for sock, _ in self._sockets]
+        except OSError as error:
+            raise KernelError(
+                f"sharing port {self.port}/udp with the tunnel", error.strerror or str(error), "Linux 4.6 or later can"
+            ) from error
 
     def close(self) -> None:
         """Give the port free."""

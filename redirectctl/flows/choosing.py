@@ -187,10 +187,35 @@ class Choosing:
     def tell(self, connections: Iterable[Connection], reason: str | None = None) -> None:
         """For the event log: how these travel now."""
         for connection in connections:
+            local, remote = connection.on_wire(self._e.policy.control_port)
             self._e.notice(
                 "path.changed", connection, reason=reason, path=connection.path.value,
-                wire_local=str(connection.wire.local), wire_remote=str(connection.wire.remote),
+                wire_local=str(local), wire_remote=str(remote),
             )  # fmt: skip
+
+    # -- without a move -----------------------------------------------------------------------------------------------
+
+    def protected(self, now: float, connections: Iterable[Connection]) -> None:
+        """Both ends hold these now: those of which each packet is to be authenticated go into the tunnel."""
+        changes = []
+        for c in connections:
+            peer = self._e.peers.get(c.peer) if c.peer is not None else None
+            if c.integrity and peer is not None and peer.remote is not None:
+                c.outer_local, c.outer_remote = peer.local or c.socket.local.host, peer.remote
+                c.confirmed = c.outer_local
+                changes.append((c, c.wire, True))
+        if changes:
+            self._e.mobility.reroute(("path", True), changes)
+
+    def policy_changed(self, now: float) -> None:
+        """The configuration has been read again."""
+        moved = [c for c in self._e.table.movable() if c.outer_remote is not None and not c.integrity]
+        if self._e.policy.prefer == "tunnel":
+            self._change([c for c in moved if not c.tunnel], tunnel=True)
+        else:
+            for route in {self._route(c) for c in moved}:
+                self._drop(route)
+            self.arrived(now, [c for c in moved if c.tunnel])
 
     # -- when a way does not carry ------------------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ class Connection:
     tunnel: bool = False  # what the socket sends goes into the tunnel
     outer_local: IPAddress | None = None  # our end of the tunnel
     outer_remote: SockAddr | None = None  # the peer's
+    holding: bool = False  # what goes into the tunnel waits there, until the peer knows where we are
     peer: bytes | None = None  # static public key
     initiator: bool = True  # we asked the peer, not the peer us
     local_epoch: int = 0  # our epoch when the connection was taken on
@@ -92,6 +93,12 @@ class Connection:
         if self.tunnel:
             return Path.TUNNEL
         return Path.REWRITTEN if self.wire != self.socket else Path.ORIGINAL
+
+    def on_wire(self, control_port: int) -> FourTuple:
+        """What a look at the network would show: of the tunnel, its datagrams."""
+        if self.tunnel and self.outer_local is not None and self.outer_remote is not None:
+            return FourTuple(SockAddr(self.outer_local, control_port), self.outer_remote)
+        return self.wire
 
     @property
     def here_now(self) -> IPAddress:

@@ -212,9 +212,19 @@ class Engine:
             self.claims.numbers(now, token[1], found)
         self._relay(now)
 
+    def numbers(self, now: float, token: tuple[Any, ...], found: Mapping[FourTuple, tuple[int, int]]) -> None:
+        """Answer to AskNumbers."""
+        self._relay(now)
+
     def stalled(self, now: float, sockets: Iterable[FourTuple]) -> None:
         """These retransmit in vain."""
         self.choosing.stalled(now, sockets)
+        self._relay(now)
+
+    def policy_changed(self, now: float, policy: Policy) -> None:
+        """The configuration has been read again."""
+        self.policy = policy
+        self.choosing.policy_changed(now)
         self._relay(now)
 
     def restore(self, now: float, connections: Iterable[Connection]) -> None:
@@ -320,7 +330,7 @@ class Engine:
                 c.sending.start + (self.generation << COUNTER_BITS),
                 c.integrity,
                 c.outer_local,
-                c.outer_remote,
+                None if c.holding else c.outer_remote,
             )
             for c in connections
             if c.sending is not None and c.receiving is not None

@@ -56,7 +56,7 @@ class Move:
     chosen: IPAddress | None = None
     chosen_at: float = 0.0
     stalled: bool = False  # plain packets do not get through: the tunnel must
-    targets: set[SockAddr] = field(default_factory=set)  # where it was announced
+    targets: set[IPAddress] = field(default_factory=set)  # where it was announced
     rewriting: IPAddress | None = None  # what the kernel has been asked for
     installed: bool = False
     challenge: tuple[bytes, SockAddr] | None = None  # to be answered when the kernel rewrites
@@ -111,7 +111,7 @@ class Mobility:
         remotes = [connection.there_now]
         peer = self._e.peers.get(connection.peer) if connection.peer is not None else None
         if peer is not None and self._e.choosing.tunnels(connection):
-            remotes += peer.addresses
+            remotes += [connection.wire.remote.host, connection.socket.remote.host, *peer.addresses]
         return tuple(dict.fromkeys(remotes))
 
     def _sources(self, connection: Connection) -> tuple[IPAddress, ...]:
@@ -256,7 +256,7 @@ class Mobility:
         for source in (a for a in candidates if a in self._e.network.usable):
             for to in dict.fromkeys(t for t in targets if t.host.version == source.version):
                 message = Acm(move.epoch, source, move.entries, stalled=move.stalled)
-                move.targets.add(to)
+                move.targets.add(to.host)
                 sent = self._e.send(now, move.key, message, to, source)
                 if not sent or rehandshake:
                     self._e.contact(now, to, source, move.key)
@@ -290,8 +290,8 @@ class Mobility:
         move = self._moves.get(message.epoch)
         if move is None or move.key != event.key:
             return  # superseded by a later move, or finished
-        if event.source not in move.targets:
-            # Our packets would follow it there.
+        if event.source.host not in move.targets:
+            # Our packets would follow it there.  Its port may be another one: NATs choose them anew.
             reason = "challenge-from-elsewhere"
             self._e.notice("packet.refused", peer=event.key, reason=reason, source=str(event.source))
             return
@@ -316,9 +316,13 @@ class Mobility:
         connections = [c for c in self._e.table.select(move.cids) if c.movable]
         changes = []
         for c in connections:
-            if local != c.here_now:
+            elsewhere, tunnelled = local != c.here_now, c.tunnel
+            if elsewhere:
                 c.confirmed = None  # from the moment that the peer may hear of it
-            changes.append(self.changed(c, local=local, outer=(local, remote), stalled=move.stalled))
+            change = self.changed(c, local=local, outer=(local, remote), stalled=move.stalled)
+            # What is sent before the peer is ready would arrive, but its answer would not.
+            c.holding = change[2] and (c.holding or elsewhere or not tunnelled)
+            changes.append(change)
         self.reroute(("move", move.epoch, local), changes)
 
     def changed(
@@ -396,8 +400,8 @@ class Mobility:
         move.installed = True
         data, to = move.challenge
         self._e.send(now, move.key, PathResponse(epoch, data), to, chosen)
-        # The peer takes what comes by the tunnel at any time; plain packets only when it has heard the answer.
-        self.kick([c for c in connections if c.tunnel])
+        # What is held is not lost: the back-off can go now, before the peer's first segment may fix it.
+        self.kick([c for c in connections if c.holding])
         self._e.emit(commands.Hasten(tuple(c.socket for c in connections if not c.tunnel)))
 
     @staticmethod
@@ -419,7 +423,8 @@ class Mobility:
         elif message.status is AcmStatus.APPLIED:
             if move.chosen is None or not all(self._installed(c, move.chosen) for c in connections):
                 return  # the kernel is at it; the next acknowledgement finds it done
-            self.kick(connections)
+            self.kick([c for c in connections if not c.holding])
+            self._release(connections)
             self._drop(move)
             for connection in connections:
                 connection.confirmed = move.chosen
@@ -435,6 +440,7 @@ class Mobility:
             self.reconsider(now)
         elif message.status in (AcmStatus.NO_CONNECTION, AcmStatus.STALE):
             self._drop(move)
+            self._release(connections)
             self._e.notice(
                 "redirect.refused", peer=move.key, reason=f"{message.status.name.lower()}-there", epoch=move.epoch
             )
@@ -443,6 +449,13 @@ class Mobility:
             self._e.notice(
                 "redirect.refused", peer=move.key, reason=f"{message.status.name.lower()}-there", epoch=move.epoch
             )
+
+    def _release(self, connections: list[Connection]) -> None:
+        """Let go what the tunnel holds of these."""
+        held = [c for c in connections if c.holding]
+        for connection in held:
+            connection.holding = False
+        self._e.carry(held)
 
     def arrived(self, now: float, connections: list[Connection], elsewhere: set[bytes]) -> None:
         """There is a path again, for some from another address than before: both ends' sockets send at once."""

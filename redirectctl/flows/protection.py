@@ -349,6 +349,7 @@ class Protection:
         if len(token) > 2:
             self._e.claims.reply(now, token[2], failed=error is not None)
         if protected:
+            self._e.carry(protected)
             self._e.emit(commands.SaveConnections(tuple(protected)))  # else a restart would not know them as protected
             for key in {c.peer for c in protected}:
                 self._update_keep(now, key)

@@ -26,18 +26,18 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from ipaddress import IPv4Address
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from redirectctl.flows.commands import Carried
 from redirectctl.kernel.constants import TUN_DEVICE
 from redirectctl.kernel.probing import SAFE_MTU, SUSPICION, Path
-from redirectctl.kernel.segments import LARGEST_SEND, MOST_AT_ONCE, Buffer, Inbound, Outbound
+from redirectctl.kernel.segments import LARGEST_SEND, MOST_AT_ONCE, Buffer, Inbound, Outbound, continues, ending
 from redirectctl.kernel.tun import GSO_NONE, READ_SIZE, VNET_HEADER, open_tun
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr, parse_ip
 from redirectctl.wire.ip import Protocol
@@ -47,6 +47,8 @@ _log = logging.getLogger(__name__)
 
 HOLD_FLOW: Final = 1 << 20  # bytes that wait for a remote address: some ten full super-segments
 HOLD_ALL: Final = 16 << 20
+LARGE: Final = 1 << 15  # bytes of a packet after which more of the same is to be expected
+READ_AT_ONCE: Final = 4 << 16
 REPORT_SECONDS: Final = 1.0
 
 _SO_REUSEPORT, _SO_ATTACH_REUSEPORT_CBPF = 15, 51  # asm-generic/socket.h
@@ -62,6 +64,8 @@ _SEND_BUFFER = 4 << 20
 _RECEIVE_BUFFER = 8 << 20
 _BATCH = 16  # reads before other sources get their turn
 _SWITCH_SECONDS = 0.0005  # see Carrier.__init__
+_MSG_TRUNC = int(socket.MSG_TRUNC)  # an IntFlag takes a microsecond
+_TCP, _TUNNEL, _PROBE = int(Protocol.TCP), int(Type.TUNNEL), int(Type.PROBE)
 _MOST_PROBES = 64  # unanswered ones that a flow remembers
 _NOT_AT_ONCE = (errno.EIO, errno.EINVAL)  # the interface has no checksum offload; the size does not fit (older kernels)
 
@@ -224,7 +228,8 @@ class Carrier:
         self._paths: dict[tuple[IPAddress | None, SockAddr], Path] = {}
         self._holding = 0  # bytes of all flows
         self._reporter = _Reporter(on_report)
-        self._read_buffer = bytearray(READ_SIZE)
+        self._read_buffer = bytearray(READ_AT_ONCE + READ_SIZE)
+        self._header_buffer = bytearray(READ_SIZE)
         self._receive_buffer = bytearray(_RECEIVE_SIZE)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.epoll()
@@ -344,30 +349,65 @@ class Carrier:
         return False
 
     def _from_tun(self) -> bool:
-        """One packet; False if there is none."""
+        """What can be read and sent together; False if there is nothing more.
+
+        A packet of 64 KiB is a little more than one send takes, and a second send of what is left costs both ends as
+        much as the first.  So packets that continue each other are read behind one another and cut as one.  The next
+        packet's header must not end up between the data: it goes into a buffer of its own.
+        """
+        length = self._read([self._read_buffer])
+        while length:
+            whole = memoryview(self._read_buffer)
+            packet = whole[VNET_HEADER.size : length]
+            found = _locate(packet)
+            if found is None or (flow := self._flows.get(found.key)) is None:
+                return True
+            cwr_once = whole[1] != GSO_NONE
+            following = 0
+            if len(packet) >= LARGE:
+                headers = memoryview(self._header_buffer)[: VNET_HEADER.size + found.data]
+                while length < READ_AT_ONCE:
+                    following = self._read([headers, whole[length:]])
+                    if following <= len(headers):
+                        break
+                    header = headers[VNET_HEADER.size :]
+                    other = _locate(header)
+                    if other is None or other != found or not continues(packet, found.tcp, header):
+                        break
+                    packet[found.tcp + 13] |= ending(header, found.tcp)
+                    length += following - len(headers)
+                    packet = whole[VNET_HEADER.size : length]
+                    following = 0
+            self._go(flow, packet, found, cwr_once)
+            if following:  # another packet has been read behind this one: to the front with it
+                behind = max(0, following - len(headers))
+                whole[len(headers) : len(headers) + behind] = bytes(whole[length : length + behind])
+                whole[: len(headers)] = headers
+            elif len(packet) >= LARGE and length < READ_AT_ONCE:
+                return False
+            length = following
+        return bool(length)
+
+    def _read(self, buffers: list[bytearray | memoryview]) -> int:
+        """Bytes of one packet with its virtio header; 0 if there is none."""
         try:
-            length = os.readv(self._tun, [self._read_buffer])
+            return os.readv(self._tun, buffers)
         except BlockingIOError:
-            return False
+            return 0
         except OSError as error:
             if error.errno in (errno.EBADFD, errno.ENODEV, errno.EIO):
                 self._poll.unregister(self._tun)
                 self._reporter.note(Sight.DEVICE_GONE, None, None)
-            return False
-        packet = memoryview(self._read_buffer)[VNET_HEADER.size : length]
-        found = _locate(packet)
-        flow = self._flows.get(found[0]) if found else None
-        if flow is None:
-            return True
-        cwr_once = self._read_buffer[1] != GSO_NONE
+            return 0
+
+    def _go(self, flow: _Flow, packet: memoryview, found: _Found, cwr_once: bool) -> None:
         route = flow.route
         if route is None:
             self._hold(flow, packet, cwr_once)
-            return True
+            return
         if flow.held:
             self._release(flow, route)
-        self._send(flow, route, packet, cwr_once)
-        return True
+        self._send(flow, route, packet, found, cwr_once)
 
     def _hold(self, flow: _Flow, packet: memoryview, cwr_once: bool) -> None:
         flow.held.append((bytes(packet), cwr_once))
@@ -384,14 +424,13 @@ class Carrier:
             packet, cwr_once = flow.held.popleft()
             flow.traffic.held -= len(packet)
             self._holding -= len(packet)
-            self._send(flow, route, memoryview(packet), cwr_once)
+            found = _locate(memoryview(packet))
+            if found is not None:
+                self._send(flow, route, memoryview(packet), found, cwr_once)
 
-    def _send(self, flow: _Flow, route: _Route, packet: memoryview, cwr_once: bool) -> None:
+    def _send(self, flow: _Flow, route: _Route, packet: memoryview, found: _Found, cwr_once: bool) -> None:
         """A packet of the flow's socket goes to the peer."""
-        found = _locate(packet)
-        if found is None:
-            return
-        _, tcp, traffic = found
+        tcp, traffic = found.tcp, found.traffic
         path = route.path
         again = self._note_progress(flow, path, packet, tcp)
         now = time.monotonic()
@@ -497,44 +536,47 @@ class Carrier:
             return True
         chunk = memoryview(self._receive_buffer)[:length]
         size = next((int.from_bytes(data, sys.byteorder) for _, kind, data in ancillary if kind == _UDP_GRO), length)
-        if flags & socket.MSG_TRUNC or not 0 < size <= length:
+        if flags & _MSG_TRUNC or not 0 < size <= length:
             self._refuse(Refused.TRUNCATED, None, source)
             return True
-        for part in _by_flow(chunk, size):
-            self._receive(part, size, source, sock, ancillary)
+        while chunk:
+            chunk = chunk[self._receive(chunk, size, source, sock, ancillary) :]
         return True
 
     def _receive(
         self, chunk: memoryview, size: int, source: tuple[str, int], sock: socket.socket, ancillary: Ancillary
-    ) -> None:
-        """Datagrams that begin with the same type and flow."""
+    ) -> int:
+        """Datagrams of one flow at the beginning of a chunk.  Returns how many bytes they were."""
         if len(chunk) < HEAD.size:
             self._refuse(Refused.TRUNCATED, None, source)
-            return
+            return size
         kind, version, _, _, number, _ = HEAD.unpack_from(chunk)
         flow = self._by_number.get(number)
-        if flow is None or kind not in (Type.TUNNEL, Type.PROBE) or version != VERSION:
-            reason = Refused.UNKNOWN_FLOW if version == VERSION else Refused.UNKNOWN_VERSION
-            if kind not in (Type.TUNNEL, Type.PROBE):
-                reason = Refused.UNKNOWN_TYPE
-            self._refuse(reason, None, source, -(-len(chunk) // size))
-            return
-        if kind == Type.PROBE:
-            for at in range(0, len(chunk), size):
-                self._receive_probe(flow, chunk[at : at + size], source, sock, ancillary)
-            return
-        before = flow.traffic.refused.total()
-        writes = flow.inbound.take(chunk, size, lambda reason: self._refuse(reason, flow, source))
+        if flow is None or version != VERSION or kind != _TUNNEL:
+            if kind not in (_TUNNEL, _PROBE):
+                self._refuse(Refused.UNKNOWN_TYPE, None, source)
+            elif version != VERSION:
+                self._refuse(Refused.UNKNOWN_VERSION, None, source)
+            elif flow is None:
+                self._refuse(Refused.UNKNOWN_FLOW, None, source)
+            else:
+                self._receive_probe(flow, chunk[:size], source, sock, ancillary)
+            return size
+        counted = flow.traffic
+        refused: list[Refused] = []
+        writes, length = flow.inbound.take(chunk, size, refused.append)
         for buffers in writes:
             try:
                 os.writev(self._tun, buffers)
             except OSError as error:
                 _log.debug("%s: write to the tunnel's device: %s", flow.carried.socket, error)
         if writes:
-            counted = flow.traffic
-            counted.datagrams_in += -(-len(chunk) // size) - counted.refused.total() + before
-            counted.bytes_in += len(chunk)
+            counted.datagrams_in += -(-min(length, len(chunk)) // size) - len(refused)
+            counted.bytes_in += min(length, len(chunk))
             counted.last_received = time.monotonic()
+        for reason in refused:
+            self._refuse(reason, flow, source)
+        return length
 
     def _receive_probe(
         self, flow: _Flow, datagram: memoryview, source: tuple[str, int], sock: socket.socket, ancillary: Ancillary
@@ -620,34 +662,27 @@ def _key_of(connection: FourTuple) -> bytes:
     return local.host.packed + remote.host.packed + struct.pack("!HH", local.port, remote.port)
 
 
-def _locate(packet: memoryview) -> tuple[bytes, int, int] | None:
-    """Of an IP packet from the kernel: the key of its connection, where its TCP header begins, its traffic class.
+class _Found(NamedTuple):
+    """Of an IP packet from the kernel."""
 
-    None if it is not TCP.  IPv6 extension headers mean that it is not: no socket of ours sends any.
-    """
+    key: bytes  # of its connection
+    tcp: int  # where the TCP header begins
+    data: int  # where the data begins
+    traffic: int  # traffic class
+
+
+def _locate(packet: memoryview) -> _Found | None:
+    """None if it is not TCP.  IPv6 extension headers mean that it is not: no socket of ours sends any."""
     if len(packet) < 40:
         return None
     version = packet[0] >> 4
-    if version == 4 and packet[9] == Protocol.TCP:
-        tcp = (packet[0] & 0xF) * 4
-        return bytes(packet[12:20]) + bytes(packet[tcp : tcp + 4]), tcp, packet[1]
-    if version == 6 and packet[6] == Protocol.TCP and len(packet) >= 60:
-        return bytes(packet[8:44]), 40, (packet[0] << 4 | packet[1] >> 4) & 0xFF
+    if version == 4 and packet[9] == _TCP and len(packet) >= (tcp := (packet[0] & 0xF) * 4) + 20:
+        key = bytes(packet[12:20]) + bytes(packet[tcp : tcp + 4])
+        return _Found(key, tcp, tcp + (packet[tcp + 12] >> 4) * 4, packet[1])
+    if version == 6 and packet[6] == _TCP and len(packet) >= 60:
+        traffic = (packet[0] << 4 | packet[1] >> 4) & 0xFF
+        return _Found(bytes(packet[8:44]), 40, 40 + (packet[52] >> 4) * 4, traffic)
     return None
-
-
-def _by_flow(chunk: memoryview, size: int) -> Iterable[memoryview]:
-    """Cut where type, version or flow changes; as a rule nowhere."""
-    columns = [bytes(chunk[at::size]) for at in (0, 1, 4, 5, 6, 7)]
-    if len(chunk) <= size or all(column.count(column[:1]) == len(column) for column in columns):
-        yield chunk
-        return
-    start = 0
-    for at in range(size, len(chunk), size):
-        if chunk[at : at + 2] != chunk[start : start + 2] or chunk[at + 4 : at + 8] != chunk[start + 4 : start + 8]:
-            yield chunk[start:at]
-            start = at
-    yield chunk[start:]
 
 
 def _source(local: IPAddress) -> tuple[int, int, bytes]:

@@ -12,7 +12,7 @@ ROUTE_TABLE = 7747  # `local OLD` routes: incoming rewritten packets only (MARK_
 FALLBACK_TABLE = 7748  # a route to an old remote address where the main table has none
 TUNNEL_TABLE = 7749  # default routes through TUN_DEVICE
 RULE_PRIORITY = 7747  # fwmark MARK_MOVED -> ROUTE_TABLE
-TUNNEL_PRIORITY = 7748  # fwmark MARK_TUNNEL -> TUNNEL_TABLE
+TUNNEL_PRIORITY = 1  # iif lo fwmark MARK_TUNNEL -> TUNNEL_TABLE; before a host's own rules `from ADDRESS`
 FALLBACK_PRIORITY = 40000  # after main and default
 
 MARK_MOVED = 0x1000_0000  # incoming, rewritten to its socket tuple: routed by ROUTE_TABLE

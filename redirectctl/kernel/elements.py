@@ -21,10 +21,14 @@ from redirectctl.wire.addr import FourTuple, SockAddr
 
 @dataclass(frozen=True, slots=True)
 class KernelFlow:
-    """A protected connection.  With wire == socket it has not moved and only its RSTs are looked at."""
+    """A protected connection.  With wire == socket it has not moved and only its RSTs are looked at.
+
+    With ``tunnel`` what its socket sends goes into the tunnel; packets with the wire tuple are still received.
+    """
 
     socket: FourTuple
     wire: FourTuple
+    tunnel: bool = False
 
 
 Place: TypeAlias = tuple[str, bytes]  # where an element is: name of the set or map, key
@@ -48,15 +52,20 @@ def elements(flow: KernelFlow) -> list[tuple[Place, bytes | None]]:
     wire_local, wire_remote = _end(flow.wire.local), _end(flow.wire.remote)
     incoming, outgoing = remote + local, local + remote
     found: list[tuple[Place, bytes | None]] = [((names["ask"], incoming), b"")]
-    if wire_local == local and wire_remote == remote:
+    here, away = wire_local != local, wire_remote != remote
+    if here or away or flow.tunnel:
+        found.append(((names["hold"], incoming), b""))
+    if flow.tunnel:
+        found.append(((names["tun"], outgoing), b""))
+    if not here and not away:
         found.append(((names["src"], incoming), None))
         return found
-    here, away = wire_local != local, wire_remote != remote
-    found.append(((names["hold"], incoming), b""))
     found.append(((names["src"], wire_remote + wire_local), remote[:-4]))
     found.append(((names["dst"], remote + wire_local), local[:-4] if here else None))
     if here:
         found.append(((names["wire"], wire_local + wire_remote), b""))
+    if flow.tunnel:
+        return found
     if away:
         found.append(((names["odst"], outgoing), wire_remote[:-4]))
         found.append(((names["bsrc"], local + wire_remote), wire_local[:-4] if here else None))
@@ -114,13 +123,15 @@ def flows_in(listing: list[Command]) -> frozenset[KernelFlow]:
                     found[description["name"]][pair] = value
     flows = []
     for version in (4, 6):
-        destinations = found[f"dst{version}"]
+        destinations, tunnelled = found[f"dst{version}"], found[f"tun{version}"]
         moved = set()
         for (wire_remote, wire_local), text in found[f"src{version}"].items():
             remote = SockAddr(ip_address(text), wire_remote.port)
             local = SockAddr(ip_address(destinations.get((remote, wire_local), str(wire_local.host))), wire_local.port)
             moved.add((remote, local))
-            flows.append(KernelFlow(FourTuple(local, remote), FourTuple(wire_local, wire_remote)))
+            wire = FourTuple(wire_local, wire_remote)
+            flows.append(KernelFlow(FourTuple(local, remote), wire, (local, remote) in tunnelled))
         for remote, local in found[f"ask{version}"].keys() - moved:
-            flows.append(KernelFlow(FourTuple(local, remote), FourTuple(local, remote)))
+            still = FourTuple(local, remote)
+            flows.append(KernelFlow(still, still, (local, remote) in tunnelled))
     return frozenset(flows)

@@ -1,6 +1,6 @@
 """What the kernel's routing needs so that connections live on under addresses that this host or its peers have lost.
 
-Three things, all on TUN device `redirect0`, in routing tables 7747 and 7748 with one rule each:
+All on TUN device `redirect0`, in routing tables 7747, 7748 and 7749 with one rule each:
 
 keep(L)      this host's old address L.  IPv4 sends only from addresses it has (`__ip_dev_find` in
              `ip_route_output_key_hash_rcu`): L/32 on redirect0.  The `local` route that the kernel adds with it would
@@ -11,6 +11,10 @@ fallback(R)  a peer's old address R: a route in table 7748, after main and defau
 arrive(R)    rewritten packets say they are from R, which the route to R may contradict: strict rp_filter
              (`__fib_validate_source`) drops them.  A route to R in table 7747 through the interface they come in by,
              and `src_valid_mark` there so that the check looks at the mark.  Only where rp_filter is 1.
+the tunnel   what has MARK_TUNNEL and is sent from here finds default routes to redirect0 in table 7749.  The rule says
+             `iif lo`: so it also answers the reverse path check of what comes from redirect0 (with `src_valid_mark`
+             there), but does not send that back.  `redirect0` may have any MTU (tun.py), which must not become the
+             segment size of a socket whose only route is the fallback: that route has a PMTU of its own.
 """
 
 from __future__ import annotations
@@ -33,9 +37,12 @@ from redirectctl.kernel.constants import (
     FALLBACK_PRIORITY,
     FALLBACK_TABLE,
     MARK_MOVED,
+    MARK_TUNNEL,
     ROUTE_TABLE,
     RULE_PRIORITY,
     TUN_DEVICE,
+    TUNNEL_PRIORITY,
+    TUNNEL_TABLE,
 )
 from redirectctl.kernel.errors import KernelError
 from redirectctl.wire.addr import IPAddress
@@ -51,6 +58,8 @@ _LOOPBACK = 1  # the ifindex of lo in every network namespace
 _PROTO_STATIC = 4  # rtm_protocol of our routes
 _PROTO_SWITCHED = 177  # the same, and src_valid_mark of the route's interface was switched on by us
 _STRICT = 1  # rp_filter
+_FALLBACK_MTU = 1500  # what Ethernet carries; the way that the packets really take tells when it is less
+_TABLES = (ROUTE_TABLE, FALLBACK_TABLE, TUNNEL_TABLE)
 _CONF = Path("/proc/sys/net")
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -77,13 +86,18 @@ class Keeper:
         self._device = socket.if_nametoindex(TUN_DEVICE)
         # No link-local address, router solicitation or multicast group: nothing of its own goes there.
         _write(_CONF / "ipv6/conf" / TUN_DEVICE / "addr_gen_mode", "1")
+        # A host may have switched IPv6 off for all interfaces; no route could be made.
+        _write(_CONF / "ipv6/conf" / TUN_DEVICE / "disable_ipv6", "0")
+        _write(_CONF / "ipv4/conf" / TUN_DEVICE / "src_valid_mark", "1")
         await self._request("link", "set", index=self._device, flags=_IFF_UP, change=_IFF_UP | _IFF_MULTICAST)
         for family in self._families():
             for priority, table, mark in (
                 (RULE_PRIORITY, ROUTE_TABLE, {"fwmark": MARK_MOVED, "fwmask": MARK_MOVED}),
                 (FALLBACK_PRIORITY, FALLBACK_TABLE, {}),
+                (TUNNEL_PRIORITY, TUNNEL_TABLE, {"fwmark": MARK_TUNNEL, "fwmask": MARK_TUNNEL, "iifname": "lo"}),
             ):
                 await self._request("rule", "add", family=family, priority=priority, table=table, **mark)
+            await self._request("route", "add", **self._tunnel_route(family))
 
     async def keep(self, old: IPAddress) -> None:
         """Let connections of this host go on using ``old``; whoever else has the address can be reached."""
@@ -106,11 +120,17 @@ class Keeper:
         """Undo keep.  An address or route of the same name elsewhere stays."""
         await self._request("route", "del", **_local_route(old))
         if old.version == 4:
+            fallbacks = await self._fallbacks()
             await self._request("addr", "del", index=self._device, address=str(old), prefixlen=32)
+            # With the last address of a device go all its IPv4 routes (`fib_inetaddr_event`).
+            if socket.AF_INET not in {route["family"] for route in await self._routes(TUNNEL_TABLE, socket.AF_INET)}:
+                await self._request("route", "add", **self._tunnel_route(socket.AF_INET))
+                for peer in fallbacks:
+                    await self.fallback(peer)
 
     async def fallback(self, peer: IPAddress) -> None:
         """Let packets to ``peer`` be routed even if there is no route to it."""
-        await self._request("route", "add", **self._fallback_route(peer))
+        await self._request("route", "add", **self._fallback_route(peer), metrics={"mtu": _FALLBACK_MTU})
 
     async def drop_fallback(self, peer: IPAddress) -> None:
         """Undo fallback."""
@@ -177,7 +197,7 @@ class Keeper:
         lines = [f"device {TUN_DEVICE}"] if TUN_DEVICE in _interfaces() else []
         for family in self._families():
             lines += [f"rule {rule.get('priority')} to table {rule.get('table')}" for rule in await self._rules(family)]
-            for table in (ROUTE_TABLE, FALLBACK_TABLE):
+            for table in _TABLES:
                 lines += [f"route to {_target(route)} in table {table}" for route in await self._routes(table, family)]
         return lines
 
@@ -197,9 +217,9 @@ class Keeper:
             for rule in await self._rules(family):
                 table, priority = rule.get("table"), rule.get("priority")
                 await self._request("rule", "del", family=family, table=table, priority=priority)
-            for table in (ROUTE_TABLE, FALLBACK_TABLE):
+            for table in _TABLES:
                 for route in await self._routes(table, family):
-                    kind = {"type": route["type"], "scope": route["scope"]}
+                    kind = {"type": route["type"], "scope": route["scope"], "dst_len": route["dst_len"]}
                     await self._request("route", "del", **_route(_target(route), table, route.get("oif")), **kind)
         for index in switched:
             _switch_back(index)
@@ -212,7 +232,12 @@ class Keeper:
         return {**_route(old, _RT_TABLE_LOCAL, self._device), "type": "local", "scope": _SCOPE_HOST}
 
     def _fallback_route(self, peer: IPAddress) -> dict[str, Any]:
-        return {**_route(peer, FALLBACK_TABLE, self._device), **({"scope": _SCOPE_LINK} if peer.version == 4 else {})}
+        scope = {"scope": _SCOPE_LINK} if peer.version == 4 else {}
+        return {**_route(peer, FALLBACK_TABLE, self._device), **scope}
+
+    def _tunnel_route(self, family: int) -> dict[str, Any]:
+        scope = {"scope": _SCOPE_LINK} if family == socket.AF_INET else {}
+        return {"dst": "default", "family": family, "table": TUNNEL_TABLE, "oif": self._device, **scope}
 
     def _families(self) -> tuple[int, ...]:
         return _FAMILIES if (_CONF / "ipv6").exists() else _FAMILIES[:1]
@@ -231,7 +256,11 @@ class Keeper:
 
     async def _rules(self, family: int) -> list[Any]:
         rules = await self._request("rule", "dump", family=family)
-        ours = {(RULE_PRIORITY, ROUTE_TABLE), (FALLBACK_PRIORITY, FALLBACK_TABLE)}
+        ours = {
+            (RULE_PRIORITY, ROUTE_TABLE),
+            (FALLBACK_PRIORITY, FALLBACK_TABLE),
+            (TUNNEL_PRIORITY, TUNNEL_TABLE),
+        }
         return [rule async for rule in rules if (rule.get("priority"), rule.get("table")) in ours]
 
     async def _routes(self, table: int, family: int, kind: str | None = None) -> list[Any]:

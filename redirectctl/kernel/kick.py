@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
 
@@ -65,17 +66,22 @@ class Numbers(NamedTuple):
         return (self.receive_base + (one.info.bytes_received if one.info else 0)) & SEQ_MASK
 
 
+Take = Callable[[QueuedPacket, TcpSegment], None]  # decides about an ACK that was caught
+Finish = Callable[[list[SocketInfo]], None]
+
+
 class Kicker:
     """Keeps the sequence numbers it has learnt; lives as long as the daemon."""
 
     def __init__(self, sockets: Sockets, injector: Injector, probe: Callable[[Iterable[FourTuple]], None]) -> None:
-        """``probe`` sends pure ACKs of exactly these sockets to the NFQUEUE of which on_ack is the handler."""
+        """``probe`` sends a pure ACK of exactly these sockets to the NFQUEUE of which on_ack is the handler."""
         self._sockets = sockets
         self._injector = injector
         self._probe = probe
         self._numbers: dict[int, Numbers] = {}
         self._learning = asyncio.Lock()
         self._wanted: set[FourTuple] = set()
+        self._take: Take = _let_go
         self._answers: dict[FourTuple, TcpSegment] = {}
         self._answered = asyncio.Event()
 
@@ -148,24 +154,40 @@ class Kicker:
         """What is known of a connection."""
         return self._numbers.get(one.cookie)
 
+    def known(self, connections: Collection[FourTuple]) -> dict[FourTuple, Numbers]:
+        """What is known, by socket tuple."""
+        return {one.tuple: numbers for one in self._look(connections) if (numbers := self._numbers.get(one.cookie))}
+
     def forget(self, cookie: int) -> None:
         """The socket is gone."""
         self._numbers.pop(cookie, None)
 
     def on_ack(self, packet: QueuedPacket) -> None:
         """Handler of the probe queue."""
-        # Genuine, and news to a peer that missed our last one.
-        packet.accept()
         try:
             segment = parse_tcp(packet.payload)
         except PacketError:
+            packet.accept()
             return
         connection = segment.sender_tuple
-        if segment.is_pure_ack and connection in self._wanted:
-            self._wanted.discard(connection)
-            self._answers[connection] = segment
-            if not self._wanted:
-                self._answered.set()
+        if not segment.is_pure_ack or connection not in self._wanted:
+            packet.accept()
+            return
+        self._take(packet, segment)
+        self._wanted.discard(connection)
+        self._answers[connection] = segment
+        if not self._wanted:
+            self._answered.set()
+
+    async def catch(
+        self, connections: Collection[FourTuple], take: Take, finish: Finish | None = None
+    ) -> set[FourTuple]:
+        """Make sockets send an ACK, and let ``take`` decide about the first that each sends, be it this one or another.
+
+        ``finish`` is called with the sockets whose ACKs were caught, as they are afterwards.  Returns the tuples of
+        those: a socket that was asked less than half a second ago does not answer.  Raises KernelError.
+        """
+        return await self._catch(self._look(connections), take, finish)
 
     def _look(self, connections: Collection[FourTuple]) -> list[SocketInfo]:
         """Those that exist and that we can send to."""
@@ -187,35 +209,43 @@ class Kicker:
             await asyncio.sleep(0)
 
     async def _learn(self, sockets: list[SocketInfo]) -> None:
+        await self._catch(sockets, _let_go, None)
+
+    async def _catch(self, sockets: list[SocketInfo], take: Take, finish: Finish | None) -> set[FourTuple]:
         if not sockets:
-            return
+            return set()
         async with self._learning:
             before = {one.tuple: one for one in sockets}
             self._answers.clear()
-            self._wanted = set(before)
+            self._wanted, self._take = set(before), take
             self._answered.clear()
             self._probe(before)
             try:
-                await self._ask(sockets)
-                async with asyncio.timeout(PROBE_TIMEOUT):
-                    await self._answered.wait()
-            except TimeoutError:
-                pass  # what has answered is enough
+                with suppress(TimeoutError):  # what has answered is enough
+                    await self._ask(sockets)
+                    async with asyncio.timeout(PROBE_TIMEOUT):
+                        await self._answered.wait()
+                self._wanted.clear()
+                found = self._look(self._answers)
+                for now in found:
+                    self._compare(before[now.tuple], now, self._answers[now.tuple])
+                if finish is not None:
+                    finish(found)
+                return set(self._answers)
             finally:
                 self._wanted.clear()
+                self._take = _let_go
+                self._answers.clear()
                 self._probe(())
-            for now in self._look(self._answers):
-                was = before.get(now.tuple)
-                if was and now.info and _position(was) == _position(now):
-                    answer = self._answers[now.tuple]
-                    self._remember(
-                        now.cookie,
-                        Numbers(
-                            (answer.seq - now.in_flight - now.info.bytes_acked) & SEQ_MASK,
-                            (answer.ack - now.info.bytes_received) & SEQ_MASK,
-                        ),
-                    )
-            self._answers.clear()
+
+    def _compare(self, was: SocketInfo, now: SocketInfo, answer: TcpSegment) -> None:
+        """Learn from an ACK if the connection was quiet while it was sent."""
+        if now.info and _position(was) == _position(now):
+            numbers = Numbers(
+                (answer.seq - now.in_flight - now.info.bytes_acked) & SEQ_MASK,
+                (answer.ack - now.info.bytes_received) & SEQ_MASK,
+            )
+            self._remember(now.cookie, numbers)
 
     def _remember(self, cookie: int, numbers: Numbers) -> None:
         self._numbers[cookie] = numbers
@@ -231,6 +261,11 @@ class Kicker:
         else:
             window = one.info.send_window >> one.info.send_scale
             self._injector.ack(one.tuple, seq=numbers.rcv_nxt(one), ack=numbers.snd_una(one), window=window)
+
+
+def _let_go(packet: QueuedPacket, _: TcpSegment) -> None:
+    # Genuine, and news to a peer that missed our last one.
+    packet.accept()
 
 
 def is_backed_off(one: SocketInfo) -> bool:

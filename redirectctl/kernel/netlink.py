@@ -16,7 +16,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from redirectctl.kernel.constants import FALLBACK_TABLE, ROUTE_TABLE, TUN_DEVICE
+from redirectctl.kernel.constants import FALLBACK_TABLE, ROUTE_TABLE, TUN_DEVICE, TUNNEL_TABLE
 from redirectctl.kernel.errors import KernelError
 from redirectctl.wire.addr import IPAddress
 
@@ -267,7 +267,7 @@ class NetWatch:
         if table != _TABLE_COMPAT:
             return True
         (parsed,) = self._marshal.parse(message)
-        return parsed.get("table") not in (ROUTE_TABLE, FALLBACK_TABLE)
+        return parsed.get("table") not in (ROUTE_TABLE, FALLBACK_TABLE, TUNNEL_TABLE)
 
 
 def _split(data: bytes) -> Iterator[tuple[int, bytes]]:

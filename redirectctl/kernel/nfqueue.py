@@ -35,8 +35,8 @@ class QueuedPacket(Protocol):
     def mark(self) -> int:
         """The packet mark."""
 
-    def accept(self) -> None:
-        """Let it go on."""
+    def accept(self, instead: bytes | None = None) -> None:
+        """Let it go on; ``instead``: this packet in its place, with complete checksums."""
 
     def drop(self) -> None:
         """Throw it away."""
@@ -57,8 +57,10 @@ class _Waiting:
         self._held = held
         held.add(self)
 
-    def accept(self) -> None:
+    def accept(self, instead: bytes | None = None) -> None:
         if packet := self._decided():
+            if instead is not None:
+                packet.set_payload(instead)
             packet.accept()
 
     def drop(self) -> None:

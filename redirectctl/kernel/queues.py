@@ -9,7 +9,16 @@ from __future__ import annotations
 import subprocess
 from typing import NamedTuple
 
-from redirectctl.kernel.constants import MARK_ASK, MARK_HOLD, MARK_PROBE, QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST
+from redirectctl.kernel.constants import (
+    MARK_ASK,
+    MARK_HOLD,
+    MARK_PROBE,
+    MARK_TOKEN,
+    QUEUE_HOLD,
+    QUEUE_PROBE,
+    QUEUE_RST,
+    QUEUE_TOKEN,
+)
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.nft import Command, Nft, NftError
 
@@ -29,6 +38,7 @@ class QueueRule(NamedTuple):
 QUEUE_RULES = (
     QueueRule("prerouting", MARK_HOLD, QUEUE_HOLD, bypass=False),
     QueueRule("prerouting", MARK_ASK, QUEUE_RST, bypass=True),
+    QueueRule("prerouting", MARK_TOKEN, QUEUE_TOKEN, bypass=True),
     QueueRule("output", MARK_PROBE, QUEUE_PROBE, bypass=True),
 )
 

@@ -8,6 +8,8 @@ connection goes through
 
 Both addresses are changed in `out` and not one of them in postrouting, so that the new route is one for packets from
 the new source address (`ip rule from ...` of hosts with several uplinks).
+
+What sends through the tunnel gets MARK_TUNNEL in `out` and keeps its socket tuple; keep.py routes it to redirect0.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.nfbatch import BatchError, ElementSocket
 from redirectctl.kernel.nft import Nft, NftError
 from redirectctl.kernel.queues import IptablesQueues, nft_has_queue, nft_queue_commands
-from redirectctl.kernel.skeleton import TABLE, reshape, skeleton
+from redirectctl.kernel.skeleton import TABLE, TOKEN, reshape, skeleton
 from redirectctl.wire.addr import FourTuple
 
 __all__ = ["PROBE_SECONDS", "KernelFlow", "Rewriter"]
@@ -68,6 +70,7 @@ class Rewriter:
         self._counts: Counter[str] = Counter()  # elements by set
         self._shape: frozenset[str] = frozenset()  # sets that the base chains look in
         self._probed: frozenset[str] = frozenset()  # sets that sockets being probed are in
+        self._tokens: frozenset[str] = frozenset()  # TOKEN while tokens are waited for
 
     def close(self) -> None:
         """Let go of the kernel's interfaces; the table stays and goes on working."""
@@ -89,7 +92,7 @@ class Rewriter:
                 raise _conflict(flow, "the connection is listed twice")
         installed = {place: value for place, value in places.items() if value is not None}
         counts = Counter(name for name, _ in installed)
-        shape = frozenset(counts)
+        shape = frozenset(counts) | self._tokens
         commands = skeleton()
         if self._queues:
             self._queues.install()
@@ -143,18 +146,27 @@ class Rewriter:
         self._counts = counts
 
     def probe(self, sockets: Iterable[FourTuple]) -> None:
-        """Give outgoing pure ACKs of exactly these socket tuples MARK_PROBE, which leads to QUEUE_PROBE.
+        """Give the next outgoing pure ACK of exactly these socket tuples MARK_PROBE, which leads to QUEUE_PROBE.
 
-        Until the next call, and for PROBE_SECONDS at most: the packets of a receiver of bulk data are pure ACKs.
+        One each, until the next call, and for PROBE_SECONDS at most.
         """
         places = [(probe_place(socket), b"") for socket in sockets]
         # An element that is there already would keep its old timeout, so all are put in anew.
         flush = [{"flush": {"set": {**TABLE, "name": f"probe{version}"}}} for version in (4, 6)]
         self._probed = frozenset(name for (name, _), _ in places)
-        shape = frozenset(+self._counts) | self._probed
+        shape = frozenset(+self._counts) | self._probed | self._tokens
         commands = reshape(self._shape, shape) + flush + add_commands(places, timeout=int(PROBE_SECONDS))
         self._nft.run(commands)
         self._shape = shape
+
+    def listen(self, on: bool) -> None:
+        """Give incoming segments with a token MARK_TOKEN, which leads to QUEUE_TOKEN; or no longer.
+
+        They skip the rewriting: who reads them sees the tuple that they arrived with.
+        """
+        tokens = frozenset({TOKEN} if on else ())
+        self._reshape(self._shape - {TOKEN} | tokens)
+        self._tokens = tokens
 
     def flows(self) -> frozenset[KernelFlow]:
         """What the kernel has, read back; empty without a table."""
@@ -174,11 +186,11 @@ class Rewriter:
         if self._queues:
             self._queues.remove()
         self._entries, self._places, self._counts, self._shape = {}, {}, Counter(), frozenset()
-        self._probed = frozenset()
+        self._probed, self._tokens = frozenset(), frozenset()
 
     def _change(self, counts: Counter[str], delete: dict[Place, bytes], create: dict[Place, bytes]) -> None:
         """Rules that look in empty sets harm nobody: they come before the first element and go after the last."""
-        shape = frozenset(counts) | self._probed
+        shape = frozenset(counts) | self._probed | self._tokens
         self._reshape(shape | self._shape)
         self._netlink.change(delete.items(), create.items())
         self._reshape(shape)

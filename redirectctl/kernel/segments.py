@@ -28,6 +28,7 @@ WINDOW: Final = 8192  # counters behind the highest that can be told apart: 20 m
 
 _TCP = struct.Struct("!HHIIHHHH")
 _TAIL = struct.Struct("!IHHH")  # acknowledgement, offset and flags, window, urgent pointer
+_NEXT = struct.Struct("!4xIIHH")  # sequence number, acknowledgement, offset and flags, window
 _NONCE = struct.Struct("!4xQ")
 _HEAD = struct.Struct("!BBBBI")
 _IPV4 = struct.Struct("!BBHHHBBH")
@@ -70,6 +71,30 @@ class Window:
             self._seen = self._seen << moved & _SEEN_MASK if moved < WINDOW else 0
             self._next = end
         self._seen |= ((1 << count) - 1) << (self._next - end)
+
+
+def continues(packet: memoryview, tcp: int, header: memoryview) -> bool:
+    """Whether ``header``, of a packet without its data, goes on where ``packet`` ends, so that they can be cut as one.
+
+    ``header`` is known to be as long as that of ``packet``.
+    """
+    seq, ack, offset, window = _NEXT.unpack_from(packet, tcp)
+    other_seq, other_ack, other_offset, other_window = _NEXT.unpack_from(header, tcp)
+    start = tcp + (offset >> 12) * 4
+    return (
+        other_seq == (seq + len(packet) - start) & SEQ_MASK
+        and other_ack == ack
+        and other_window == window
+        and not (offset ^ other_offset) & ~_ENDING
+        and not offset & (_ALONE ^ _PSH)
+        and start == len(header)
+        and header[tcp + _TCP.size :] == packet[tcp + _TCP.size : start]
+    )
+
+
+def ending(header: memoryview, tcp: int) -> int:
+    """PSH and FIN of a TCP header."""
+    return header[tcp + 13] & _ENDING
 
 
 class Outbound:
@@ -184,16 +209,16 @@ class Inbound:
         """Bytes of a datagram that are tag."""
         return self._tag
 
-    def take(self, chunk: memoryview, size: int, refuse: Callable[[Refused], None]) -> list[list[Buffer]]:
-        """TUNNEL datagrams of this flow, or what begins with one: ``size`` bytes each, the last may be shorter.
+    def take(self, chunk: memoryview, size: int, refuse: Callable[[Refused], None]) -> tuple[list[list[Buffer]], int]:
+        """TUNNEL datagrams that begin with one of this flow: ``size`` bytes each, the last may be shorter.
 
-        Returns the buffers of each packet that is to be written to the TUN device, which refer to ``chunk``.  Those
-        that are refused are left out, and ``refuse`` is called for each.  A datagram of another flow ends the work:
-        the caller sees to it that there is none.
+        Returns the buffers of each packet that is to be written to the TUN device, which refer to ``chunk``, and how
+        many bytes of it have been dealt with: up to another flow's datagram.  Those that are refused are left out,
+        and ``refuse`` is called for each.
         """
         writes: list[list[Buffer]] = []
         at = 0
-        while at < len(chunk):
+        while True:
             taken, write, reason = self._run(chunk[at:], size)
             if write is not None:
                 writes.append(write)
@@ -206,7 +231,8 @@ class Inbound:
                     if why is not None:
                         refuse(why)
             at += taken * size
-        return writes
+            if at >= len(chunk) or chunk[at] != Type.TUNNEL or chunk[at + 4 : at + 8] != chunk[4:8]:
+                return writes, at
 
     def _run(self, chunk: memoryview, size: int) -> tuple[int, list[Buffer] | None, Refused | None]:
         """The run that a chunk begins with: number of datagrams, and the packet or why they are refused."""
@@ -312,7 +338,7 @@ def _alike(rows: list[tuple[bytes, int, int, bytes, bytes, bytes]], data: int) -
         heads.count(heads[0]) == count
         and counters == tuple(range(counter, counter + count))
         and seqs == tuple(range(seq, seq + count * data, data))
-        and tails.count(tail) >= count - 1
+        and tails[:-1].count(tail) == count - 1
         and tails[-1][:5] + bytes([tails[-1][5] | _ENDING]) + tails[-1][6:] == ends
     ):
         return count
@@ -321,7 +347,7 @@ def _alike(rows: list[tuple[bytes, int, int, bytes, bytes, bytes]], data: int) -
         if head != heads[0] or number != counter + index or at != (seq + index * data) & SEQ_MASK:
             return index
         if other != tail:  # with PSH or FIN it is the last of the run
-            return index + (other[:5] + bytes([other[5] | _ENDING]) + other[6:] == ends)
+            return index + 1 if other[:5] + bytes([other[5] | _ENDING]) + other[6:] == ends else index
     return count
 
 

@@ -11,28 +11,42 @@ an IPv4 and an IPv6 form, `NAME4` and `NAME6`:
     bsrc  the same after `odst` has been applied  -> wL, where this host is now
     osrc  outgoing socket tuple, only this host has moved -> wL
     wire  outgoing wire tuples that no new local connection may take
-    probe outgoing socket tuples whose next pure ACK is wanted; elements time out
+    tun   outgoing socket tuples of connections that send through the tunnel
+    probe outgoing socket tuples whose next pure ACK is wanted; elements go when it has come, or time out
 
 The base chains are there only while sets have elements that they must look up, and have only the rules for those:
 a host without protected connections has no hook, and nothing is looked up before a connection has moved.
 
-    in     prerouting, raw - 10    RSTs to chain rst; src and dst applied, MARK_MOVED
+    in     prerouting, raw - 10    tokens: MARK_TOKEN (TOKEN); RSTs to chain rst; src and dst applied, MARK_MOVED;
+                                   what the tunnel brings passes: MARK_MOVED and MARK_TUNNEL
     probe  output, raw - 10        MARK_PROBE
-    out    output, mangle          type route: odst, bsrc, osrc applied, then routed again
+    out    output, mangle          type route: tun gets MARK_TUNNEL; odst, bsrc, osrc applied; then routed again
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from redirectctl.kernel.constants import MARK_ASK, MARK_HOLD, MARK_MOVED, MARK_PROBE, NFT_TABLE, TUN_DEVICE
+from redirectctl.kernel.constants import (
+    MARK_ASK,
+    MARK_HOLD,
+    MARK_MOVED,
+    MARK_PROBE,
+    MARK_TOKEN,
+    MARK_TUNNEL,
+    NFT_TABLE,
+    TUN_DEVICE,
+)
 from redirectctl.kernel.nft import Command
+from redirectctl.wire.ip import EXPERIMENT, EXPERIMENT_ID
 
 TABLE = {"family": "inet", "table": NFT_TABLE}
 
-SETS = ("ask", "hold", "wire", "probe")
+SETS = ("ask", "hold", "wire", "probe", "tun")
 MAPS = {"src": "saddr", "dst": "daddr", "odst": "daddr", "bsrc": "saddr", "osrc": "saddr"}  # what each of them changes
+TOKEN = "token"  # among the names of sets: tokens are waited for; needs a rule and no set
 
+_TOKENS_A_SECOND, _TOKENS_AT_ONCE = 2000, 2000  # beyond that they pass: TCP ignores options that it does not know
 _BEFORE_RAW = -310  # NF_IP_PRI_RAW - 10: before conntrack (-200), so that it sees the socket tuple
 _MANGLE = -150  # NF_IP_PRI_MANGLE: chains of type route at output re-route what they have changed
 _TCP_HEADER_WORDS = range(5, 16)  # data offset, RFC 9293 section 3.1
@@ -94,6 +108,8 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
         if "src" in here:
             last = _goto("dst", version) if "dst" in here else {"accept": None}
             rules["in"].append(_in_family(version, _apply(version, "src"), _or_mark(MARK_MOVED), last))
+        if "tun" in here:
+            rules["out"].append(_in_family(version, _is_in(version, "tun"), _or_mark(MARK_TUNNEL), {"accept": None}))
         if "odst" in here:
             last = _goto("bsrc", version) if "bsrc" in here else {"accept": None}
             rules["out"].append(_in_family(version, _apply(version, "odst"), last))
@@ -103,16 +119,26 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
             refuse = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
             rules["out"].append(_in_family(version, _flags_are("syn"), _is_in(version, "wire"), refuse))
         if "probe" in here:
-            # A host firewall that drops what conntrack calls invalid must not see our SYN (inject.py) as such.
-            injected = _equals({"&": [{"meta": {"key": "mark"}}, MARK_MOVED]}, MARK_MOVED)
-            rules["probe"].append(_in_family(version, injected, {"notrack": None}))
+            # A host firewall that drops what conntrack calls invalid must not see our SYN (inject.py) as such, and a
+            # token sent on a wire tuple (inband.py) is of no connection that conntrack knows.
+            for mark in (MARK_MOVED, MARK_TOKEN):
+                made_here = _equals({"&": [{"meta": {"key": "mark"}}, mark]}, mark)
+                rules["probe"].append(_in_family(version, made_here, {"notrack": None}))
             wanted = _flags_are("ack"), _is_in(version, "probe"), _goto("pure", version)
             rules["probe"].append(_in_family(version, *wanted))
+    if rules["in"]:
+        # Also for connections that are guarded only: the peer may have gone over to the tunnel before this host does.
+        tunnelled = _equals({"meta": {"key": "iifname"}}, TUN_DEVICE)
+        rules["in"].insert(0, [tunnelled, _or_mark(MARK_MOVED | MARK_TUNNEL), {"accept": None}])
     if rules["out"]:
         # FALLBACK_TABLE leads every packet to an old remote address here; those that are not ours are told what they
         # would be told without us: there is no route.
         device = _equals({"meta": {"key": "oifname"}}, TUN_DEVICE)
         rules["out"].append([device, {"reject": {"type": "icmpx", "expr": "no-route"}}])
+    if TOKEN in filled:
+        experiment = {"tcp option": {"base": EXPERIMENT, "offset": 16, "len": 16}}
+        limit = {"limit": {"rate": _TOKENS_A_SECOND, "per": "second", "burst": _TOKENS_AT_ONCE}}
+        rules["in"].insert(0, [_equals(experiment, EXPERIMENT_ID), limit, _or_mark(MARK_TOKEN), {"accept": None}])
     return rules
 
 
@@ -134,6 +160,8 @@ def _subchains(version: int) -> dict[str, list[list[Command]]]:
             [
                 _equals({"payload": {"protocol": "tcp", "field": "doff"}}, words),
                 _equals(_address(version, "length"), fixed + 4 * words),
+                # One is enough: those of a bulk transfer must not all go through NFQUEUE.
+                {"set": {"op": "delete", "elem": _key(version), "set": f"@probe{version}"}},
                 _or_mark(MARK_PROBE),
             ]
             for words in _TCP_HEADER_WORDS

@@ -33,6 +33,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from enum import IntEnum, IntFlag, StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
@@ -45,12 +46,19 @@ TCP_HEADER = struct.Struct("!HHIIBBHHH")
 ICMP_HEADER = struct.Struct("!BBHI")
 
 SEQ_MASK = 0xFFFF_FFFF
+EXPERIMENT = 253  # TCP option kind for experiments (RFC 4727)
+EXPERIMENT_ID = 0x7747  # which experiment: ours (RFC 6994)
+TOKEN_SIZE = 8
+MAX_OPTIONS = 40  # bytes of TCP options
 HOP_LIMIT = 255  # passes sockets that ask for a minimum (RFC 5082, IP_MINTTL)
 
 _DONT_FRAGMENT = 0x4000
 _FRAGMENT_BITS = 0x3FFF  # more-fragments and the offset
 _EXTENSION_HEADERS = (0, 43, 60)  # hop-by-hop, routing, destination options: RFC 8200 4.1
 _FRAGMENT_HEADER = 44
+_END, _NOP, _SACK = 0, 1, 5  # TCP option kinds: RFC 9293 section 3.1, RFC 2018 section 3
+_TOKEN = struct.Struct(f"!BBH{TOKEN_SIZE}s")
+TOKEN_OPTION = _TOKEN.size  # bytes
 
 
 class Protocol(IntEnum):
@@ -84,6 +92,10 @@ class BadPacket(StrEnum):
     FRAGMENT = "a fragment"
     PROTOCOL = "not the expected protocol"
     CHECKSUM = "wrong checksum"
+    OPTIONS = "malformed TCP options"
+    TOKEN_LENGTH = "a token of the wrong length"
+    NO_TOKEN = "no token"
+    NO_ROOM = "no room for another TCP option"
 
 
 class PacketError(ValueError):
@@ -204,6 +216,80 @@ def build_tcp(
     start = pseudo_header_sum(source.host, destination.host, Protocol.TCP, TCP_HEADER.size + len(tail))
     check = checksum(TCP_HEADER.pack(*fields, 0, 0) + tail, start)
     return build_ip(source.host, destination.host, Protocol.TCP, TCP_HEADER.pack(*fields, check, 0) + tail)
+
+
+def token_of(options: bytes) -> bytes:
+    """The first token in the options of a TCP header.  Raises PacketError.
+
+    ::
+
+        +------------+------------+-------------------------+----------------------------------+
+        | kind: 253  | length: 12 | ExID: 0x7747            | token, 8 bytes                   |
+        +------------+------------+-------------------------+----------------------------------+
+    """
+    for option in _each_option(options):
+        if option[0] == EXPERIMENT and option[2:4] == EXPERIMENT_ID.to_bytes(2):
+            if len(option) != _TOKEN.size:
+                raise PacketError(BadPacket.TOKEN_LENGTH)
+            return option[4:]
+    raise PacketError(BadPacket.NO_TOKEN)
+
+
+def options_with_token(options: bytes, token: bytes, *, sack: bool = True) -> bytes:
+    """``options`` of a TCP header, and a token; without SACK blocks where these leave no room: the next ACK has them.
+
+    ``sack``: False leaves them out in any case.  Raises PacketError when there is no room all the same.
+    """
+    if len(token) != TOKEN_SIZE:
+        raise ValueError(f"a token of {len(token)} bytes")
+    every = list(_each_option(options))
+    added = _TOKEN.pack(EXPERIMENT, _TOKEN.size, EXPERIMENT_ID, token)
+    without = [option for option in every if option[0] != _SACK]
+    for kept in (every, without) if sack else (without,):
+        found = b"".join(option for option in kept if option[0] != _NOP)
+        # Padded in front: timestamps alone stay where everybody has them (RFC 7323 appendix A).
+        found = bytes([_NOP]) * (-len(found) % 4) + found + added
+        if len(found) <= MAX_OPTIONS:
+            return found
+    raise PacketError(BadPacket.NO_ROOM)
+
+
+def _each_option(options: bytes) -> Iterator[bytes]:
+    """The options of a TCP header one by one, kind and length included, up to the end mark."""
+    at = 0
+    while at < len(options) and options[at] != _END:
+        size = 1
+        if options[at] != _NOP:
+            size = options[at + 1] if at + 1 < len(options) else 0
+            if size < 2 or at + size > len(options):
+                raise PacketError(BadPacket.OPTIONS)
+        yield options[at : at + size]
+        at += size
+
+
+def replace_options(packet: bytes, options: bytes) -> bytes:
+    """An IP packet with a TCP segment, whole, with other TCP options; all else stays, checksums and lengths are right.
+
+    ``options`` must be a multiple of 4 bytes, at most 40.  Raises PacketError.
+    """
+    if len(options) % 4 or len(options) > MAX_OPTIONS:
+        raise ValueError(f"{len(options)} bytes of TCP options")
+    ip, segment = parse_ip(packet), parse_tcp(packet)
+    if len(ip.payload) < ip.length:
+        raise PacketError(BadPacket.TRUNCATED)
+    end = len(packet) if ip.source.version == 6 else int.from_bytes(packet[2:4])
+    head = bytearray(packet[: end - ip.length])
+    tcp = bytearray(ip.payload[: TCP_HEADER.size] + options + ip.payload[ip.length - segment.data_length :])
+    tcp[12] = (TCP_HEADER.size + len(options)) << 2 | tcp[12] & 0xF
+    tcp[16:18] = bytes(2)
+    tcp[16:18] = checksum(bytes(tcp), pseudo_header_sum(ip.source, ip.destination, Protocol.TCP, len(tcp))).to_bytes(2)
+    if ip.source.version == 6:
+        head[4:6] = (len(head) - IPV6_HEADER.size + len(tcp)).to_bytes(2)
+    else:
+        head[2:4] = (len(head) + len(tcp)).to_bytes(2)
+        head[10:12] = bytes(2)
+        head[10:12] = checksum(bytes(head)).to_bytes(2)
+    return bytes(head + tcp)
 
 
 def build_unreachable(connection: FourTuple, seq: int) -> bytes:

@@ -36,7 +36,13 @@ from redirectctl.lab.topology import FIRST_HOST, Host, Lab
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.tunnel import Offer
 
-METHODS = {"plain": 40000, "rewritten": 41000, "tunnel": 42000, "tunnel with integrity": 43000, "wireguard-go": 44000}
+METHODS = {  # and the first port of each; no port that a connection is given by itself
+    "plain": 20000,
+    "rewritten": 21000,
+    "tunnel": 22000,
+    "tunnel with integrity": 23000,
+    "wireguard-go": 24000,
+}
 PORT = 5201
 CONTROL_PORT = 7747
 PATIENCE = 30.0
@@ -85,6 +91,8 @@ def end(role: str, local: str, remote: str, alias: str, rounds: int) -> None:
     """Be one end: carrier, and rewriting of addresses."""
     import socket
 
+    ending = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     server = role == "server"
     family = socket.AF_INET6 if ":" in local else socket.AF_INET
     control = socket.socket(family, socket.SOCK_DGRAM)
@@ -99,7 +107,7 @@ def end(role: str, local: str, remote: str, alias: str, rounds: int) -> None:
         moved.append(KernelFlow(*(each.mirrored if server else each for each in pair)))
     rewriter.setup(moved)
     print("ready", flush=True)
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    signal.sigwait(ending)
     carrier.close()
 
 
@@ -152,16 +160,9 @@ class Bench:
         """Bits a second of one connection."""
         address = "10.77.0.2" if method == "wireguard-go" else self.target
         command = ["iperf3", "--client", address, "--port", str(PORT), "--cport", str(METHODS[method] + number)]
-        command += [
-            "--time",
-            str(self.options.seconds),
-            "--omit",
-            "1",
-            "--congestion",
-            self.options.congestion,
-            "--json",
-        ]
-        found = json.loads(self.lab.client.run([*command, "--json"], timeout=self.options.seconds + PATIENCE).stdout)
+        command += ["--time", str(self.options.seconds), "--omit", "1"]
+        command += ["--congestion", self.options.congestion, "--json"]
+        found = json.loads(self.lab.client.run(command, timeout=self.options.seconds + PATIENCE).stdout)
         return float(found["end"]["sum_received"]["bits_per_second"])
 
 

@@ -17,9 +17,12 @@ from redirectctl.kernel.constants import (
     QUEUE_HOLD,
     QUEUE_PROBE,
     QUEUE_RST,
+    QUEUE_TOKEN,
     ROUTE_TABLE,
     RULE_PRIORITY,
     TUN_DEVICE,
+    TUNNEL_PRIORITY,
+    TUNNEL_TABLE,
 )
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import Namespace
@@ -100,7 +103,7 @@ def held(host: Namespace) -> list[str]:
     if reserved := host.run(["sysctl", "-n", "net.ipv4.ip_local_reserved_ports"]).stdout.strip():
         found.append(f"reserved ports {reserved}")
     switches = host.run(["sysctl", "-a", "--pattern", r"\.src_valid_mark"]).stdout.splitlines()
-    return found + [line for line in switches if not line.endswith(" = 0")]
+    return found + [line for line in switches if not line.endswith(" = 0") and TUN_DEVICE not in line]
 
 
 def traces(host: Namespace) -> list[str]:
@@ -109,8 +112,11 @@ def traces(host: Namespace) -> list[str]:
     found += [line for line in host.run(["ip", "-o", "link"]).stdout.splitlines() if f" {TUN_DEVICE}:" in line]
     for family in ("-4", "-6"):
         rules = host.run(["ip", family, "rule"]).stdout.splitlines()
-        found += [rule for rule in rules if rule.startswith((f"{RULE_PRIORITY}:", f"{FALLBACK_PRIORITY}:"))]
-    queues = [f"--queue-num {number}" for number in (QUEUE_RST, QUEUE_HOLD, QUEUE_PROBE)]
+        priorities = tuple(f"{number}:" for number in (RULE_PRIORITY, FALLBACK_PRIORITY, TUNNEL_PRIORITY))
+        found += [rule for rule in rules if rule.startswith(priorities)]
+        shown = host.run(["ip", family, "route", "show", "table", str(TUNNEL_TABLE)], check=False).stdout
+        found += shown.splitlines()
+    queues = [f"--queue-num {number}" for number in (QUEUE_RST, QUEUE_HOLD, QUEUE_PROBE, QUEUE_TOKEN)]
     for program in ("iptables", "ip6tables"):
         rules = host.run([f"{program}-save"], check=False).stdout.splitlines()
         found += [rule for rule in rules if any(queue in rule for queue in queues)]

@@ -211,7 +211,9 @@ DAMAGE = (
     (f"ip link set {TUN_DEVICE} down", "state.routing", "down"),
     (f"ip link del {TUN_DEVICE}", "state.routing", f"device {TUN_DEVICE}"),
     (f"ip route flush table {ROUTE_TABLE}", "state.routing", "in table 7747"),
-    ("iptables -t raw -F", "state.queues", "3 of 6 iptables rules"),
+    ("ip -6 rule del priority 1", "state.routing", "IPv6 rule 1 to table 7749"),
+    ("ip -6 route flush table 7749", "state.routing", "default IPv6 route in table 7749"),
+    ("iptables -t raw -F", "state.queues", "4 of 8 iptables rules"),
     ("nft flush chain inet redirectctl rst4", "state.table", "rule of chain rst4"),
     ("sysctl -w net.ipv4.ip_local_reserved_ports=", "state.ports", "not reserved"),
 )
@@ -294,9 +296,11 @@ class TestWithoutADaemon:
             f"route to {old} in table 7747",
             "IPv4 rule 7747 to table 7747",
             "IPv6 rule 40000 to table 7748",
+            "IPv4 rule 1 to table 7749",
+            "default IPv4 route in table 7749",
             f"reserved port {port}",
         } <= set(found)
-        assert sum(line.startswith(("iptables ", "ip6tables ")) for line in found) in (0, 6)
+        assert sum(line.startswith(("iptables ", "ip6tables ")) for line in found) in (0, 8)
         pair.client.start()  # as the hint says: it removes what no connection needs
         assert doctor(pair.client)[1]["leftovers"]["status"] == "ok"
         assert pair.client.stop() < 5

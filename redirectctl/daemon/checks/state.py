@@ -152,7 +152,7 @@ class KernelState:
         own = traces.own_table(self.rules.nft)
         present = await traces.routing()
         queues = traces.queue_traces()
-        wanted = {KernelFlow(c.socket, c.wire) for c in self._r.engine.table if c.guarded}
+        wanted = {KernelFlow(*c.flow) for c in self._r.engine.table if c.guarded}
         arrivals = await self._arrivals()
         conflicts = await self._r.rewriting.keeper.rp_filter_conflicts(arrivals)
         return [

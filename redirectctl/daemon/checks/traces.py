@@ -21,6 +21,8 @@ from redirectctl.kernel.constants import (
     ROUTE_TABLE,
     RULE_PRIORITY,
     TUN_DEVICE,
+    TUNNEL_PRIORITY,
+    TUNNEL_TABLE,
 )
 from redirectctl.kernel.elements import KernelFlow, flows_in
 from redirectctl.kernel.errors import KernelError
@@ -32,6 +34,8 @@ from redirectctl.wire.addr import IPAddress
 _ELEMENTS = "nft elements for"
 _LOCAL = 255  # RT_TABLE_LOCAL
 _IFF_UP = 0x1
+_TABLES = (ROUTE_TABLE, FALLBACK_TABLE, TUNNEL_TABLE)
+_DEFAULT: dict[int, IPAddress] = {4: IPv4Address(0), 6: IPv6Address(0)}  # where the default route leads
 
 
 class Trace(NamedTuple):
@@ -44,18 +48,18 @@ class Trace(NamedTuple):
 class Needs(NamedTuple):
     """What routing must have for a set of flows (daemon/rewriting.py)."""
 
-    kept: frozenset[IPAddress]  # old addresses of this host
+    kept: frozenset[IPAddress]  # old addresses of this host, and all that connections in the tunnel have
     fallbacks: frozenset[IPAddress]  # what sockets take for the peers' addresses
     ports: frozenset[int]  # reserved
 
 
 def needs(flows: Iterable[KernelFlow]) -> Needs:
-    """Of the connections that have moved."""
+    """Of the connections that are rewritten or in the tunnel."""
     flows = list(flows)
     here = [flow for flow in flows if flow.wire.local.host != flow.socket.local.host]
-    moved = [flow for flow in flows if flow.wire != flow.socket]
+    moved = [flow for flow in flows if flow.tunnel or flow.wire != flow.socket]
     return Needs(
-        frozenset(flow.socket.local.host for flow in here),
+        frozenset(flow.socket.local.host for flow in (*here, *(flow for flow in flows if flow.tunnel))),
         frozenset(flow.socket.remote.host for flow in moved),
         frozenset(flow.wire.local.port for flow in here),
     )
@@ -98,7 +102,8 @@ def table_trace() -> Trace:
 def flow_trace(flow: KernelFlow) -> Trace:
     """Of a connection's elements in the table."""
     moved = "" if flow.wire == flow.socket else f" as {flow.wire}"
-    return Trace(f"{_ELEMENTS} {flow.socket}{moved}", f"nft delete table inet {NFT_TABLE}")
+    tunnel = " through the tunnel" if flow.tunnel else ""
+    return Trace(f"{_ELEMENTS} {flow.socket}{moved}{tunnel}", f"nft delete table inet {NFT_TABLE}")
 
 
 def queue_traces() -> list[Trace]:
@@ -178,9 +183,9 @@ async def _routing(netlink: Any) -> Routing:
                 hiding.append(Trace(what, f"ip route del table local local {_target(route)} dev {TUN_DEVICE}"))
     for family in families():
         async for rule in await netlink.rule("dump", family=family):
-            if rule.get("table") in (ROUTE_TABLE, FALLBACK_TABLE):
+            if rule.get("table") in _TABLES:
                 traces.append(rule_trace(family, rule.get("priority"), rule.get("table")))
-        for table in (ROUTE_TABLE, FALLBACK_TABLE):
+        for table in _TABLES:
             traces += [route_trace(_target(route), table) for route in await _routes(netlink, table, family)]
     return Routing(traces, index is not None, up, hiding)
 
@@ -192,8 +197,12 @@ def families() -> tuple[int, ...]:
 
 def skeleton_traces() -> list[Trace]:
     """What is there while the daemon runs, connections or not."""
-    rules = ((RULE_PRIORITY, ROUTE_TABLE), (FALLBACK_PRIORITY, FALLBACK_TABLE))
-    return [device_trace(), *(rule_trace(family, *rule) for family in families() for rule in rules)]
+    rules = ((RULE_PRIORITY, ROUTE_TABLE), (FALLBACK_PRIORITY, FALLBACK_TABLE), (TUNNEL_PRIORITY, TUNNEL_TABLE))
+    return [
+        device_trace(),
+        *(rule_trace(family, *rule) for family in families() for rule in rules),
+        *(route_trace(_DEFAULT[4 if family == socket.AF_INET else 6], TUNNEL_TABLE) for family in families()),
+    ]
 
 
 def wanted_traces(wanted: Needs) -> list[Trace]:
@@ -225,7 +234,8 @@ def rule_trace(family: int, priority: int | None, table: int | None) -> Trace:
 
 def route_trace(target: IPAddress, table: int) -> Trace:
     """Of a route."""
-    return Trace(f"route to {target} in table {table}", f"ip -{target.version} route flush table {table}")
+    where = f"default IPv{target.version} route" if target in _DEFAULT.values() else f"route to {target}"
+    return Trace(f"{where} in table {table}", f"ip -{target.version} route flush table {table}")
 
 
 async def _routes(netlink: Any, table: int, family: int) -> list[Any]:
@@ -234,5 +244,4 @@ async def _routes(netlink: Any, table: int, family: int) -> list[Any]:
 
 
 def _target(route: Any) -> IPAddress:
-    zero: IPAddress = IPv4Address(0) if route["family"] == socket.AF_INET else IPv6Address(0)
-    return ip_address(route.get("dst") or str(zero))
+    return ip_address(route.get("dst") or str(_DEFAULT[4 if route["family"] == socket.AF_INET else 6]))

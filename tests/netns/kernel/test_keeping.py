@@ -154,7 +154,7 @@ def test_reconcile_restores_what_others_removed(net: Net, alice: Host) -> None:
     keep, away = {address(1, 10, 4), address(1, 10, 6)}, {address(2, 9, 4), address(2, 9, 6)}
     alice.run(side.keeper.reconcile(keep, away))
     before = alice.run(side.keeper.leftovers())
-    assert len(before) == 9  # the device, two rules a family, four routes
+    assert len(before) == 13  # the device, three rules and a default route a family, four routes
     for damage in (
         "ip link del redirect0",
         "ip rule del priority 7747; ip -6 rule del priority 40000",

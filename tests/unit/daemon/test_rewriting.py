@@ -149,6 +149,33 @@ def test_a_peer_that_moved_has_a_fallback_route_and_an_arrival(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("kernel")
+def test_a_connection_in_the_tunnel_keeps_its_address_before_any_move_and_is_none_of_the_mtu_watch(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        it = made(tmp_path)
+        still = flow(OLD, OLD)
+        await it.apply([still], [])
+        await it.apply([still._replace(tunnel=True)], [still])
+        assert it.keeper.kept_now == {ip_address(OLD)}
+        assert it.keeper.fallbacks == {ip_address("192.0.2.1")}
+        assert it._ports.ours == set()
+        moved = flow(OLD, NEW)
+        await it.apply([moved._replace(tunnel=True)], [still._replace(tunnel=True)])
+        assert it._ports.ours == {40000}  # packets with the wire tuple are received
+        assert it.socket_of(moved.wire) is None
+        await it.apply([moved], [moved._replace(tunnel=True)])
+        assert it.socket_of(moved.wire) == moved.socket
+        await it.apply([moved._replace(tunnel=True)], [moved])
+        assert it.socket_of(moved.wire) is None
+        assert it.rewriter.flows == {KernelFlow(moved.socket, moved.wire, True)}
+        await it.apply([still], [moved._replace(tunnel=True)])
+        assert (it.keeper.kept_now, it.keeper.fallbacks, it._ports.ours) == (set(), set(), set())
+
+    asyncio.run(story())
+
+
+@pytest.mark.usefixtures("kernel")
 def test_what_the_kernel_refuses_is_undone(tmp_path: Path) -> None:
     async def story() -> None:
         it = made(tmp_path)

@@ -49,9 +49,11 @@ class Packet:
     payload: bytes
     mark: int = 0
     verdicts: list[str] = field(default_factory=list)
+    instead: bytes | None = None
 
-    def accept(self) -> None:
-        self.verdicts.append("accept")
+    def accept(self, instead: bytes | None = None) -> None:
+        self.instead = instead
+        self.verdicts.append("accept" if instead is None else "replace")
 
     def drop(self) -> None:
         self.verdicts.append("drop")
@@ -69,6 +71,7 @@ class FakeHost:
     acks: list[tuple[int, int, int]] = field(default_factory=list)
     probed: list[FourTuple] = field(default_factory=list)
     packets: list[Packet] = field(default_factory=list)
+    options: bytes = b""  # of its ACKs
     listings: int = 0
 
     def __post_init__(self) -> None:
@@ -95,7 +98,8 @@ class FakeHost:
         one = self.sockets.get(connection)
         if one and one.info and connection in self.probed and connection not in self.silent:
             seq, ack = SND_UNA + one.in_flight, RCV_NXT
-            self.packets.append(Packet(build_tcp(*connection, seq=seq, ack=ack, flags=TcpFlags.ACK)))
+            answer = build_tcp(*connection, seq=seq, ack=ack, flags=TcpFlags.ACK, options=self.options)
+            self.packets.append(Packet(answer))
             self.kicker.on_ack(self.packets[-1])
 
     def ack(self, connection: FourTuple, *, seq: int, ack: int, window: int) -> None:

@@ -35,6 +35,7 @@ def test_install_writes_each_rule_once_hold_first(programs: Path) -> None:
     assert lines == [
         "*raw",
         "-I OUTPUT -m mark --mark 0x8000000/0x8000000 -j NFQUEUE --queue-num 7749 --queue-bypass",
+        "-I PREROUTING -m mark --mark 0x2000000/0x2000000 -j NFQUEUE --queue-num 7750 --queue-bypass",
         "-I PREROUTING -m mark --mark 0x20000000/0x20000000 -j NFQUEUE --queue-num 7747 --queue-bypass",
         "-I PREROUTING -m mark --mark 0x40000000/0x40000000 -j NFQUEUE --queue-num 7748",
         "COMMIT",
@@ -46,6 +47,7 @@ def test_what_is_there_is_not_written_again(programs: Path) -> None:
     (programs / "iptables.rules").write_text(
         f"*raw\n-A PREROUTING -p udp -j DROP\n{OURS}\n"
         "-A PREROUTING -m mark --mark 0x20000000/0x20000000 -j NFQUEUE --queue-num 7747 --queue-bypass\n"
+        "-A PREROUTING -m mark --mark 0x2000000/0x2000000 -j NFQUEUE --queue-num 7750 --queue-bypass\n"
         "-A OUTPUT -m mark --mark 0x8000000/0x8000000 -j NFQUEUE --queue-num 7749 --queue-bypass\nCOMMIT\n"
     )
     IptablesQueues().install()
@@ -79,5 +81,6 @@ def test_nft_rules_have_bypass_except_for_held_rsts() -> None:
     assert [(rule["chain"], rule["expr"][1]["queue"]) for rule in rules] == [
         ("queue-prerouting", {"num": 7748}),
         ("queue-prerouting", {"num": 7747, "flags": ["bypass"]}),
+        ("queue-prerouting", {"num": 7750, "flags": ["bypass"]}),
         ("queue-output", {"num": 7749, "flags": ["bypass"]}),
     ]

@@ -23,9 +23,12 @@ from redirectctl.wire.ip import (
     build_tcp,
     build_unreachable,
     checksum,
+    options_with_token,
     parse_ip,
     parse_tcp,
     parse_unreachable,
+    replace_options,
+    token_of,
 )
 
 V4 = FourTuple(SockAddr.parse("192.0.2.1:40000"), SockAddr.parse("198.51.100.7:22"))
@@ -215,3 +218,107 @@ def test_addresses_come_back_as_their_family() -> None:
     packet = build_ip(V6.local.host, V6.remote.host, 6, b"abcd")
     assert isinstance(parse_ip(packet).source, IPv6Address)
     assert struct.unpack_from("!H", packet, 4) == (4,)
+
+
+TOKEN = bytes.fromhex("0102030405060708")
+OPTION = bytes.fromhex("fd0c7747") + TOKEN
+TIMESTAMPS = bytes.fromhex("0101080a 11111111 22222222")
+
+
+def sack(blocks: int) -> bytes:
+    return b"\x01\x01\x05" + bytes([2 + 8 * blocks]) + b"\x33" * 8 * blocks
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (b"", OPTION),
+        (TIMESTAMPS, TIMESTAMPS + OPTION),
+        (TIMESTAMPS + sack(1), TIMESTAMPS[2:] + sack(1)[2:] + OPTION),
+        (TIMESTAMPS + sack(2), TIMESTAMPS[2:] + sack(2)[2:] + OPTION),
+        (TIMESTAMPS + sack(3), TIMESTAMPS + OPTION),
+        (sack(3), b"\x01\x01" + sack(3)[2:] + OPTION),
+        (sack(4), OPTION),
+        (TIMESTAMPS + b"\0\xff\xff\xff", TIMESTAMPS + OPTION),
+    ],
+    ids=["none", "timestamps", "one block", "two blocks", "three", "three alone", "four", "end mark"],
+)
+def test_a_token_beside_other_options(options: bytes, expected: bytes) -> None:
+    assert options_with_token(options, TOKEN) == expected
+    assert token_of(expected) == TOKEN
+
+
+def test_a_token_without_sack_blocks() -> None:
+    assert options_with_token(TIMESTAMPS + sack(1), TOKEN, sack=False) == TIMESTAMPS + OPTION
+
+
+def test_no_room_for_a_token_beside_signatures() -> None:
+    signature = b"\x1d\x14" + bytes(18)  # RFC 5925
+    with pytest.raises(PacketError) as error:
+        options_with_token(TIMESTAMPS + signature, TOKEN)
+    assert error.value.reason is BadPacket.NO_ROOM
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("", BadPacket.NO_TOKEN),
+        ("0101080a1111111122222222", BadPacket.NO_TOKEN),
+        ("fd0c77480102030405060708", BadPacket.NO_TOKEN),
+        ("00000000fd0c77470102030405060708", BadPacket.NO_TOKEN),
+        ("fd0477470101", BadPacket.TOKEN_LENGTH),
+        ("fd0d774701020304050607080901", BadPacket.TOKEN_LENGTH),
+        ("fd0c7747010203", BadPacket.OPTIONS),
+        ("fd00", BadPacket.OPTIONS),
+        ("fd01", BadPacket.OPTIONS),
+        ("01fd", BadPacket.OPTIONS),
+    ],
+)
+def test_what_is_no_token(options: str, reason: BadPacket) -> None:
+    with pytest.raises(PacketError) as error:
+        token_of(bytes.fromhex(options))
+    assert error.value.reason is reason
+
+
+@given(st.binary(max_size=40))
+def test_any_options_give_a_token_or_a_reason(options: bytes) -> None:
+    with suppress(PacketError):
+        assert len(token_of(options)) == 8
+    with suppress(PacketError):
+        added = options_with_token(options, TOKEN)
+        assert added.endswith(OPTION)
+        assert len(added) <= 40
+        assert len(added) % 4 == 0
+
+
+@pytest.mark.parametrize("connection", [V4, V6], ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize("data", [b"", b"odd"])
+def test_replaced_options_leave_all_else_and_make_checksums_right(connection: FourTuple, data: bytes) -> None:
+    packet = bytearray(
+        build_tcp(*connection, seq=7, ack=9, flags=TcpFlags.ACK, window=77, options=TIMESTAMPS, data=data)
+    )
+    if connection is V4:
+        packet[1], packet[4:6], packet[8] = 0x02, b"id", 64
+        packet[10:12] = bytes(2)
+        packet[10:12] = checksum(bytes(packet[:20])).to_bytes(2)
+    else:
+        packet[1:4], packet[7] = b"\x21\x23\x45", 64
+    packet[-len(data) - 16 : -len(data) - 14] = b"??"  # what the network card would have completed
+    new = replace_options(bytes(packet), TIMESTAMPS + OPTION)
+    expected = build_tcp(
+        *connection, seq=7, ack=9, flags=TcpFlags.ACK, window=77, options=TIMESTAMPS + OPTION, data=data
+    )
+    ip = 20 if connection is V4 else 40
+    assert new[ip:] == expected[ip:]
+    if connection is V4:
+        assert checksum(new[:20]) == 0
+        assert (new[1], new[4:6], new[8], int.from_bytes(new[2:4])) == (0x02, b"id", 64, len(new))
+    else:
+        assert (new[1:4], new[7], int.from_bytes(new[4:6])) == (b"\x21\x23\x45", 64, len(new) - 40)
+
+
+def test_options_are_not_replaced_in_half_a_packet() -> None:
+    packet = build_tcp(*V4, seq=7, ack=9, flags=TcpFlags.ACK, data=b"data")
+    with pytest.raises(PacketError) as error:
+        replace_options(packet[:-1], OPTION)
+    assert error.value.reason is BadPacket.TRUNCATED

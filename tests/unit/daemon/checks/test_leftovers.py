@@ -26,6 +26,9 @@ WENT = KernelFlow(four("192.0.2.1:1001", "198.51.100.1:22"), four("192.0.2.9:100
 PEER_WENT = KernelFlow(four("[2001:db8::1]:22", "[2001:db8::2]:7"), four("[2001:db8::1]:22", "[2001:db8::3]:7"))
 
 
+TUNNELLED = KernelFlow(four("192.0.2.2:1002", "198.51.100.2:22"), four("192.0.2.2:1002", "198.51.100.2:22"), True)
+
+
 def test_nothing():
     assert alone.leftovers([], 0).status is CheckStatus.OK
 
@@ -64,6 +67,9 @@ def test_what_routing_needs():
     assert {str(a) for a in needs.kept} == {"192.0.2.1"}
     assert {str(a) for a in needs.fallbacks} == {"198.51.100.1", "2001:db8::2"}
     assert needs.ports == {1001}
+    tunnelled = traces.needs([TUNNELLED])
+    assert {str(a) for a in tunnelled.kept | tunnelled.fallbacks} == {"192.0.2.2", "198.51.100.2"}
+    assert tunnelled.ports == frozenset()
     assert traces.needs([STILL]) == traces.Needs(frozenset(), frozenset(), frozenset())
 
 

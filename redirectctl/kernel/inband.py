@@ -1,0 +1,236 @@
+"""Tokens inside a connection: an ACK with a TCP option that only the two hosts of the connection can have seen.
+
+The peer learns from it which of its sockets the connection is, whatever NAT lies between, and that we are on the path.
+A SYN for the socket makes it send an ACK (kick.py); that ACK, or any other that the socket happens to send before, is
+caught in NFQUEUE on its way out. One of them is enough: a bulk transfer's other ACKs stay in the kernel.
+
+- A token for the connection as it is goes with that ACK. A host that does not look for it ignores the option (RFC 9293
+  section 3.1), and a router that strips options leaves a plain ACK.
+- A token for a wire tuple on trial goes in a packet of our own there, as large as the socket's segments. The data in it
+  must never be taken for the program's, not by a host that does not catch it either: its sequence numbers are those of
+  bytes that the peer has acknowledged. For a firewall on the way it is a retransmission.
+
+Tokens that arrive are caught in prerouting before anything is rewritten, and never reach a socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from redirectctl.flows.commands import Proof
+from redirectctl.kernel.constants import MARK_TOKEN
+from redirectctl.kernel.diag import SocketInfo
+from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.kick import Kicker
+from redirectctl.kernel.nfqueue import QueuedPacket
+from redirectctl.wire.addr import FourTuple
+from redirectctl.wire.ip import (
+    TOKEN_OPTION,
+    PacketError,
+    TcpFlags,
+    TcpSegment,
+    build_tcp,
+    options_with_token,
+    parse_tcp,
+    replace_options,
+    token_of,
+)
+
+AGAIN = (0.15, 0.17)  # seconds between attempts: the last is more than half a second after the first
+LEARN_AGAIN = (0.05, 0.1, 0.2, 0.4)  # seconds to wait for a moment in which nothing happens
+NOT_SENT = "no way on the wire tuple"  # among the reasons of a token that was not sent
+
+_SO_MARK = 36
+_IP_PKTINFO = 8
+_IPV6_PKTINFO = 50
+_NO_INTERFACE = 0
+
+OnToken = Callable[[FourTuple, bytes], None]
+OnRefused = Callable[[str, FourTuple | None], None]
+
+
+class Sender(Protocol):
+    """What Inband uses of RawSender: tests give a fake of this."""
+
+    def send(self, wire: FourTuple, packet: bytes) -> None:
+        """Put a packet on the wire, from ``wire.local.host`` to ``wire.remote.host``."""
+
+
+class RawSender:
+    """Raw sockets of the current network namespace; what they send skips conntrack while Rewriter.probe is in force."""
+
+    def __init__(self) -> None:
+        """Raises KernelError without CAP_NET_RAW and CAP_NET_ADMIN.  A host without IPv6 is fine."""
+        self._raw: dict[int, socket.socket] = {}
+        try:
+            # IPPROTO_RAW: the header is ours, nothing is received (raw(7), ipv6(7)).
+            self._open(4, socket.AF_INET)
+            if os.path.exists("/proc/thread-self/net/if_inet6"):
+                self._open(6, socket.AF_INET6)
+        except OSError as error:
+            self.close()
+            why = os.strerror(error.errno or 0)
+            raise KernelError("opening raw sockets", why, "it needs CAP_NET_RAW and CAP_NET_ADMIN") from error
+
+    def _open(self, version: int, family: int) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._raw[version] = raw = socket.socket(family, kind, socket.IPPROTO_RAW)
+        raw.setsockopt(socket.SOL_SOCKET, _SO_MARK, MARK_TOKEN)
+
+    def send(self, wire: FourTuple, packet: bytes) -> None:
+        """Put a packet on the wire, routed as one from ``wire.local.host``.  Raises KernelError."""
+        raw = self._raw.get(wire.version)
+        if raw is None:
+            raise KernelError("sending a token", "this host has no IPv6", "enable it")
+        # The source address decides about the route on hosts with several uplinks (`ip rule from`).
+        source = wire.local.host.packed
+        if wire.version == 4:
+            about = (socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i4s4x", _NO_INTERFACE, source))
+        else:
+            about = (socket.IPPROTO_IPV6, _IPV6_PKTINFO, struct.pack("=16si", source, _NO_INTERFACE))
+        try:
+            raw.sendmsg([packet], [about], 0, (str(wire.remote.host), 0))
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            raise KernelError(f"sending a token for {wire}", why, "is there a route to it?") from error
+
+    def close(self) -> None:
+        """Close the sockets."""
+        for raw in self._raw.values():
+            raw.close()
+
+
+class Inband:
+    """Sends tokens and hands over those that arrive; lives as long as the daemon."""
+
+    def __init__(
+        self, kicker: Kicker, sender: Sender, *, on_token: OnToken, on_refused: OnRefused = lambda *_: None
+    ) -> None:
+        """``on_token``: called with the tuple of the segment that had it, as this host sees it, and the token.
+
+        ``on_refused``: called with the reason and, if it can be read, the tuple, when something was no token after all
+        or a token could not be sent.
+        """
+        self._kicker = kicker
+        self._sender = sender
+        self._on_token = on_token
+        self._on_refused = on_refused
+        self.refused: Counter[str] = Counter()  # by reason
+
+    async def prove(self, proofs: Iterable[Proof]) -> set[FourTuple]:
+        """Send tokens; the last of several for one socket counts.  Takes some 10 ms as a rule, half a second at most.
+
+        Returns the sockets whose tokens have gone out.  The others are gone, have no address here now, or their ACKs
+        cannot take an option.  Raises KernelError.
+        """
+        left = {proof.socket: proof for proof in proofs}
+        sent: set[FourTuple] = set()
+        for wait in (0.0, *AGAIN):
+            if not left:
+                break
+            await asyncio.sleep(wait)
+            attempt = _Attempt(self, left)
+            for caught in await self._kicker.catch(left, attempt.take, attempt.finish):
+                del left[caught]
+            sent |= attempt.sent
+        return sent
+
+    async def numbers(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, tuple[int, int]]:
+        """Sequence number bases (send, receive) of those sockets of which they can be found out (kick.py, Numbers).
+
+        Between the two hosts of a connection: the receiver's `receive_base` is the sender's `send_base`, or one more
+        if the sender opened the connection, since `bytes_acked` then has its SYN.  A socket in the middle of a
+        transfer has no moment in which they can be read.  Takes
+        a second or so at most.  Raises KernelError.
+        """
+        every = left = list(sockets)
+        for wait in (0.0, *LEARN_AGAIN):
+            if not left:
+                break
+            await asyncio.sleep(wait)
+            left = await self._kicker.learn(left)
+        return {one: (n.send_base, n.receive_base) for one, n in self._kicker.known(every).items()}
+
+    def on_arrival(self, packet: QueuedPacket) -> None:
+        """Handler of QUEUE_TOKEN."""
+        arrived: FourTuple | None = None
+        try:
+            segment = parse_tcp(packet.payload)
+            arrived = segment.sender_tuple.mirrored
+            token = token_of(segment.options)
+        except PacketError as error:
+            packet.accept()
+            self.refuse(error.reason, arrived)
+            return
+        packet.drop()
+        self._on_token(arrived, token)
+
+    def refuse(self, reason: str, connection: FourTuple | None) -> None:
+        """Count and report."""
+        self.refused[str(reason)] += 1
+        self._on_refused(str(reason), connection)
+
+    def send_plain(self, proof: Proof, wire: FourTuple, ack: TcpSegment, now: SocketInfo) -> None:
+        """Send a full-size segment of acknowledged bytes with the token on a wire tuple."""
+        mss = now.info.send_mss if now.info else 0  # besides the options that every segment has (`tcp_current_mss`)
+        data = bytes(max(mss - TOKEN_OPTION, 0))
+        # snd_una was at least this when the socket was looked at, after the ACK: snd_nxt then <= write_seq now, and the
+        # write queue is write_seq - snd_una.
+        end = ack.seq - now.write_queue
+        packet = build_tcp(
+            *wire,
+            seq=end - len(data),
+            ack=ack.ack,
+            flags=TcpFlags.ACK,
+            window=ack.window,
+            options=options_with_token(ack.options, proof.token, sack=False),
+            data=data,
+        )
+        self._sender.send(wire, packet)
+
+
+class _Attempt:
+    """What is done with the ACKs of one call of Kicker.catch."""
+
+    def __init__(self, inband: Inband, proofs: dict[FourTuple, Proof]) -> None:
+        self.sent: set[FourTuple] = set()
+        self._inband = inband
+        self._proofs = dict(proofs)
+        self._acks: dict[FourTuple, TcpSegment] = {}
+
+    def take(self, packet: QueuedPacket, segment: TcpSegment) -> None:
+        """A socket's ACK on its way out."""
+        proof = self._proofs[segment.sender_tuple]
+        if proof.wire is not None:
+            packet.accept()
+            self._acks[proof.socket] = segment
+            return
+        try:
+            instead = replace_options(packet.payload, options_with_token(segment.options, proof.token))
+        except PacketError as error:
+            packet.accept()
+            self._inband.refuse(error.reason, proof.socket)
+            return
+        packet.accept(instead)
+        self.sent.add(proof.socket)
+
+    def finish(self, found: list[SocketInfo]) -> None:
+        """All ACKs have come; ``found``: the sockets as they are now."""
+        for now in found:
+            proof, ack = self._proofs[now.tuple], self._acks.get(now.tuple)
+            if proof.wire is None or ack is None:
+                continue
+            try:
+                self._inband.send_plain(proof, proof.wire, ack, now)
+            except PacketError as error:
+                self._inband.refuse(error.reason, proof.socket)
+            except KernelError:
+                self._inband.refuse(NOT_SENT, proof.socket)
+            else:
+                self.sent.add(proof.socket)

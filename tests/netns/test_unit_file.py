@@ -1,0 +1,107 @@
+"""The daemon with the capabilities, and without the rights, that its unit file leaves it: everything still works."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from daemon_pair import FAST, PATIENCE, give_away
+
+from redirectctl.kernel.cgroup import find_mount
+from redirectctl.lab.daemons import Daemon
+from redirectctl.lab.namespaces import program
+from redirectctl.lab.topology import Lab
+
+UNIT = Path(__file__).parents[2] / "systemd" / "redirectd.service"
+NOBODY = 65534
+# PR_SET_MDWE of prctl(2): as strict as MemoryDenyWriteExecute=
+NO_NEW_CODE = """
+import ctypes, os, sys
+if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) != 0:
+    print("this kernel cannot deny writable code", file=sys.stderr)  # Linux 6.3
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+STAY_CONNECTED = """
+exec 3<>/dev/tcp/$0/$1 && echo connected
+while read -r line; do echo "$line" >&3; read -r answer <&3; echo "$answer"; done
+"""
+ECHO = """
+import socket, sys
+listener = socket.create_server(("", int(sys.argv[1])))
+print("listening", flush=True)
+sock, _ = listener.accept()
+while data := sock.recv(100):
+    sock.sendall(data)
+"""
+
+
+def settings() -> dict[str, str]:
+    lines = (line for line in UNIT.read_text().splitlines() if "=" in line and not line.startswith("#"))
+    return dict(line.split("=", 1) for line in lines)
+
+
+def confined() -> list[str]:
+    """Redirectd with what can be had of its unit file without systemd."""
+    unit = settings()
+    assert unit["NoNewPrivileges"] == unit["MemoryDenyWriteExecute"] == "yes"
+    kept = ",".join("+" + name.removeprefix("CAP_").lower() for name in unit["CapabilityBoundingSet"].split())
+    setpriv = [program("setpriv"), "--no-new-privs", "--inh-caps=-all", f"--bounding-set=-all,{kept}"]
+    return [*setpriv, sys.executable, "-c", NO_NEW_CODE, program("redirectd")]
+
+
+@pytest.fixture
+def cgroup_of_a_user() -> Iterator[Path]:
+    """A cgroup that belongs to somebody else than root, as in a user's session."""
+    path = find_mount()[0] / f"redirectctl-test-{os.getpid()}"
+    path.mkdir()
+    for each in (path, path / "cgroup.procs"):
+        os.chown(each, NOBODY, NOBODY)
+    yield path
+    for each in (*path.glob("redirectctl-*"), path):
+        with suppress(FileNotFoundError):  # the lab removes cgroups that its processes were in
+            each.rmdir()
+
+
+def test_another_users_connection_is_opted_in_named_and_moved(cgroup_of_a_user: Path, lab: Lab) -> None:
+    client, server = (Daemon(host, FAST, command=confined()) for host in (lab.client, lab.server))
+    for daemon in (client, server):
+        daemon.start()
+        assert daemon.process is not None
+        status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+        assert "NoNewPrivs:\t1\n" in status
+        assert "CapEff:\t000001ffffffffff" not in status
+    echo = lab.server.popen([sys.executable, "-c", ECHO, "7"], stdout=subprocess.PIPE)
+    assert echo.stdout is not None
+    assert echo.stdout.readline() == "listening\n"
+    user = lab.client.popen(
+        [*AS_NOBODY, "bash", "-c", STAY_CONNECTED, str(lab.server.address()), "7"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert user.stdin is not None
+    assert user.stdout is not None
+    assert user.stdout.readline() == "connected\n"
+    (cgroup_of_a_user / "cgroup.procs").write_text(str(user.pid))
+    (found,) = client.ctl("protect", str(user.pid))
+    assert f"{cgroup_of_a_user.name}/redirectctl-{user.pid}" in Path(f"/proc/{user.pid}/cgroup").read_text()
+    (protected,) = client.wait_connections("protected", timeout=PATIENCE)
+    assert (protected["id"], protected["pid"]) == (found["id"], user.pid)
+    since = time.time()
+    give_away(lab, lab.client)
+    lab.client.join(lab.cafe, 20)
+    client.wait_event("move.finished", since=since, timeout=PATIENCE)
+    user.stdin.write("still here\n")
+    user.stdin.flush()
+    assert user.stdout.readline() == "still here\n"
+    checks = {check["name"]: check for check in client.ctl("doctor")}
+    assert [check for check in checks.values() if check["status"] == "fail"] == []
+    user.stdin.close()
+    assert user.wait(PATIENCE) == 0
+    assert "Traceback" not in client.report() + server.report()

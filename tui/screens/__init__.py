@@ -1,0 +1,1 @@
+"""Panes and dialogs of the terminal UI."""

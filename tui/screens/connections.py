@@ -1,0 +1,170 @@
+"""The live table of connections."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Final
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.message import Message
+from textual.widgets import Input, Static
+
+from redirectctl.api.text import clean
+from redirectctl_tui.model import SORTS, Row, Selection, View
+from redirectctl_tui.widgets.lines import Column, Lines
+from redirectctl_tui.words import Cell, Tone, brief, plural, rate, state_cell, took
+
+WIDE: Final = 110  # cells, from which on there is room for more columns
+COLUMNS: Final = (
+    Column("host", "HOST", 13, grow=2),
+    Column("command", "COMMAND", 10, grow=3),
+    Column("state", "STATE", 15),
+    Column("path", "PATH", 9),
+    Column("age", "AGE", 4, right=True),
+    Column("rtt", "RTT", 6, right=True),
+    Column("rate", "RATE", 7, right=True, below=WIDE),
+    Column("rate", "IN", 8, right=True, above=WIDE),
+    Column("rate", "OUT", 8, right=True, above=WIDE),
+    Column("moves", "MOVES", 5, right=True),
+    Column("note", "NOTE", 12, grow=2, above=WIDE),
+)
+NOTHING: Final = "No connections. Start a program with redirect-run, or press p to protect a running one."
+
+
+class ConnectionsPane(Vertical):
+    """Filter, table, a line of what is shown."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("s", "sort", "Sort"),
+        Binding("S", "reverse", "Reverse", show=False),
+        Binding("p", "app.protect", "Protect"),
+        Binding("r", "do('release')", "Release"),
+        Binding("k", "do('kill')", "Kill"),
+        Binding("escape", "clear", "Clear", show=False),
+    ]
+
+    class Act(Message):
+        """Do something to a connection."""
+
+        def __init__(self, verb: str, row: Row) -> None:
+            """verb: details, release or kill."""
+            super().__init__()
+            self.verb = verb
+            self.row = row
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id=id)
+        self.selection = Selection()
+        self._view: View | None = None
+        self._rows: list[Row] = []
+
+    def compose(self) -> ComposeResult:
+        """Filter, table, a line of what is shown."""
+        yield Input(placeholder="filter: words that a row must have", id="filter", compact=True)
+        yield Lines[Row](COLUMNS, lambda row: row.connection.id, self._cells, empty=NOTHING, id="table")
+        yield Static("", id="shown", markup=False)
+
+    def on_mount(self) -> None:
+        """No filter to begin with."""
+        self.query_one("#filter").display = False
+        self._mark_sort()
+
+    @property
+    def table(self) -> Lines[Row]:
+        """The table."""
+        return self.query_one("#table", Lines)
+
+    def show(self, view: View) -> None:
+        """A new view."""
+        self._view = view
+        self._rows = view.rows()
+        self._refresh()
+
+    def _refresh(self) -> None:
+        rows = self.selection.apply(self._rows)
+        words = self.selection.words
+        self.table.show(rows, f"Nothing matches “{words}”. Esc shows all." if words and self._rows else NOTHING)
+        whole = plural(len(self._rows), "connection")
+        order = f"sorted by {self.selection.sort}{', reversed' if self.selection.reverse else ''}"
+        some = f"{len(rows):,} of {whole}" if len(rows) != len(self._rows) else whole
+        self.query_one("#shown", Static).update(f" {some}, {order}")
+
+    def _cells(self, row: Row) -> tuple[Cell, ...]:
+        c, counters = row.connection, row.counters
+        received, sent = row.rates
+        age = brief(c.age)
+        return (
+            Cell(row.host),
+            Cell(clean(c.command or "")),
+            state_cell(c, self._view.threshold if self._view else 10.0),
+            Cell(c.path.value, Tone.DIM if c.path == "original" else Tone.PLAIN),
+            Cell(age),
+            Cell(took(counters.rtt) if counters and counters.rtt else ""),
+            Cell(rate(received + sent)),
+            Cell(rate(received)),
+            Cell(rate(sent)),
+            Cell(str(c.moves) if c.moves else ""),
+            Cell(clean(c.reason or ""), Tone.DIM),
+        )
+
+    # -- what a person does -------------------------------------------------------------------------------------------
+
+    def action_filter(self) -> None:
+        """Type words."""
+        line = self.query_one("#filter", Input)
+        line.display = True
+        line.focus()
+
+    def action_clear(self) -> None:
+        """All rows again."""
+        line = self.query_one("#filter", Input)
+        line.value = ""
+        line.display = False
+        self.table.focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Filter while it is typed."""
+        self.selection = replace(self.selection, words=clean(event.value))
+        self._refresh()
+
+    def on_input_submitted(self) -> None:
+        """Back to the table."""
+        self.query_one("#filter").display = bool(self.selection.words)
+        self.table.focus()
+
+    def action_sort(self) -> None:
+        """By the next column."""
+        names = list(SORTS)
+        self._sort(names[(names.index(self.selection.sort) + 1) % len(names)])
+
+    def action_reverse(self) -> None:
+        """The other way round."""
+        self._sort(self.selection.sort)
+
+    def on_lines_titled(self, event: Lines.Titled) -> None:
+        """A click on a title sorts; another one the other way round."""
+        if event.column in SORTS:
+            self._sort(event.column)
+
+    def _sort(self, column: str) -> None:
+        reverse = column == self.selection.sort and not self.selection.reverse
+        self.selection = replace(self.selection, sort=column, reverse=reverse)
+        self._mark_sort()
+        self._refresh()
+
+    def _mark_sort(self) -> None:
+        self.table.titles = {self.selection.sort: "▴" if self.selection.reverse else "▾"}
+        self.table.retitle()
+
+    def on_lines_chosen(self, event: Lines.Chosen) -> None:
+        """Details."""
+        event.stop()
+        self.action_do("details")
+
+    def action_do(self, verb: str) -> None:
+        """Something to the row that has the cursor."""
+        if (row := self.table.current) is not None:
+            self.post_message(self.Act(verb, row))

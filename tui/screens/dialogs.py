@@ -1,0 +1,83 @@
+"""Small dialogs: yes or no, a line of text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Button, Input, Label
+
+
+class Dialog(ModalScreen[str]):
+    """A box with buttons.  Dismissed with the pressed button's id, or "" by Escape; arrows go from button to button."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss('')", "Close"),
+        Binding("left,up", "app.focus_previous", "Previous", show=False),
+        Binding("right,down", "app.focus_next", "Next", show=False),
+    ]
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """A decision."""
+        self.dismiss(event.button.id or "")
+
+
+class Confirm(Dialog):
+    """Whether to do what cannot be undone.  Dismissed with "yes" or not; the focus is on the harmless button."""
+
+    def __init__(self, title: str, text: str, yes: str) -> None:
+        """yes: on the button that does it."""
+        super().__init__()
+        self._title = title
+        self._text = text
+        self._yes = yes
+
+    def compose(self) -> ComposeResult:
+        """The box."""
+        with Vertical(classes="box danger") as box:
+            box.border_title = Text(self._title)
+            yield Label(Text(self._text))
+            with Horizontal(classes="buttons"):
+                yield Button("Cancel", id="cancel", compact=True)
+                yield Button(Text(self._yes), id="yes", variant="error", compact=True)
+
+
+class Ask(ModalScreen[str | None]):
+    """A line of text; None by Escape."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Close")]
+
+    def __init__(
+        self, title: str, text: str, value: str = "", error: Callable[[str], str | None] | None = None
+    ) -> None:
+        """value: to begin with.  error: what is wrong with a text, None if nothing is."""
+        super().__init__()
+        self._title = title
+        self._text = text
+        self._value = value
+        self._error = error or (lambda _: None)
+
+    def compose(self) -> ComposeResult:
+        """The box."""
+        with Vertical(classes="box") as box:
+            box.border_title = Text(self._title)
+            yield Label(Text(self._text))
+            yield Input(self._value, id="line", compact=True)
+            yield Label("", id="wrong")
+
+    def on_input_changed(self) -> None:
+        """Whatever was wrong has been seen."""
+        self.query_one("#wrong", Label).update("")
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Done, or wrong."""
+        text = event.value.strip()
+        if (wrong := self._error(text)) is not None:
+            self.query_one("#wrong", Label).update(Text(wrong))
+        else:
+            self.dismiss(text)

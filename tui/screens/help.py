@@ -1,0 +1,61 @@
+"""What the marks mean and which keys there are."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from redirectctl_tui.screens.dialogs import Dialog
+from redirectctl_tui.words import STATES
+
+KEYS: Final = (
+    ("1 2 3 4", "Connections, Peers, Moves, Network"),
+    ("↑ ↓ PgUp PgDn", "move; Enter or a double click: details"),
+    ("/", "filter: words that a row must have, as in  ssh suspended"),
+    ("s  S", "sort by the next column, the other way round; or click a title"),
+    ("p", "protect a running process, or an open connection"),
+    ("r  k", "release: stop protecting; kill: close on both hosts"),
+    ("w", "the host that waits for your decision"),
+    ("Ctrl+P", "everything by name"),
+    ("F5  Ctrl+L", "run doctor again; draw the screen again"),
+    ("q", "quit; nothing depends on this program running"),
+)
+PATHS: Final = (
+    ("original", "packets travel as ever"),
+    ("rewritten", "the kernel changes addresses in the packets"),
+    ("tunnel", "packets travel in UDP between the two daemons"),
+    ("settled", "the socket has been given its new address"),
+)
+
+
+class Help(Dialog):
+    """A page of text."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter,question_mark,f1", "dismiss('')", "Close", show=False)]
+
+    def compose(self) -> ComposeResult:
+        """The box."""
+        with VerticalScroll(classes="box tall", can_focus=True) as box:
+            box.border_title = "Help"
+            box.border_subtitle = "Esc Close"
+            yield Static(_text())
+
+
+def _text() -> Text:
+    text = Text()
+    for title, lines in (
+        ("Keys", KEYS),
+        ("States of a connection", tuple((f"{mark} {state}", what) for state, (mark, _, what) in STATES.items())),
+        ("Paths", PATHS),
+    ):
+        text.append(f"{title}\n", "bold")
+        for name, what in lines:
+            text.append(f"  {name:<15}{what}\n")
+        text.append("\n")
+    text.append("A program is opted in by starting it with  redirect-run PROGRAM…")
+    return text

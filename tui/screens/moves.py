@@ -1,0 +1,91 @@
+"""The timeline of address changes, and plots of how long recovery took and what is carried."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+
+from redirectctl_tui.journal import Entry, Journal, median
+from redirectctl_tui.model import View
+from redirectctl_tui.widgets.lines import Column, Lines
+from redirectctl_tui.widgets.plot import Bars
+from redirectctl_tui.words import Cell, Tone, amount, peer_name, plural, rate, took
+
+COLUMNS: Final = (
+    Column("time", "TIME", 8, below=110),
+    Column("time", "TIME", 19, above=110),
+    Column("what", "WHAT", 23, grow=3),
+    Column("peer", "PEER", 10, grow=2),
+    Column("connections", "CONNS", 5, right=True),
+    Column("recovery", "TOOK", 6, right=True),
+    Column("gap", "GAP", 6, right=True),
+    Column("note", "NOTE", 10, grow=4),
+)
+LATEST: Final = 40  # moves whose median is said
+
+
+class MovesPane(Vertical):
+    """Timeline above, plots below."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("a", "app.announce", "Announce our addresses")]
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id=id)
+        self._view: View | None = None
+
+    def compose(self) -> ComposeResult:
+        """Timeline above, plots below."""
+        empty = "No address has changed yet."
+        yield Lines[Entry](COLUMNS, lambda entry: str(entry.number), self._cells, empty=empty, id="timeline")
+        with Horizontal(id="plots"):
+            recovery = Bars(took, logarithmic=True, id="recovery")
+            recovery.border_title = "Recovery, move by move"
+            yield recovery
+            throughput = Bars(rate, id="throughput")
+            throughput.border_title = "Throughput, second by second"
+            yield throughput
+
+    @property
+    def table(self) -> Lines[Entry]:
+        """The timeline."""
+        return self.query_one("#timeline", Lines)
+
+    def show(self, view: View | None, journal: Journal, throughput: Sequence[tuple[float, float]]) -> None:
+        """throughput: received and sent, bytes a second, oldest first."""
+        self._view = view
+        self.table.show(list(reversed(journal.entries)))
+        seconds = [r.seconds for r in journal.recoveries]
+        caption = "no move yet"
+        if seconds:
+            latest = seconds[-LATEST:]
+            caption = (
+                f"last {took(seconds[-1])}, median {took(median(latest))}, slowest {took(max(latest))}"
+                f" of {plural(len(latest), 'move')}"
+            )
+        self.query_one("#recovery", Bars).show(seconds, caption)
+        received, sent = throughput[-1] if throughput else (0.0, 0.0)
+        caption = f"now {amount(received)}/s in, {amount(sent)}/s out"
+        self.query_one("#throughput", Bars).show([a + b for a, b in throughput], caption)
+
+    def on_resize(self) -> None:
+        """Low screens: the timeline is worth more than tall bars."""
+        self.query_one("#plots").set_class(self.size.height < 26, "low")
+
+    def _cells(self, entry: Entry) -> tuple[Cell, ...]:
+        at = time.localtime(entry.time)
+        peer = self._view.peer(entry.peer) if self._view and entry.peer else None
+        return (
+            Cell(time.strftime("%H:%M:%S", at)),
+            Cell(time.strftime("%Y-%m-%d %H:%M:%S", at)),
+            Cell(entry.what, entry.tone),
+            Cell(peer_name(peer, entry.peer) if entry.peer else ""),
+            Cell(str(entry.connections) if entry.connections else ""),
+            Cell(took(entry.recovery) if entry.recovery is not None else ""),
+            Cell(took(entry.gap) if entry.gap is not None else ""),
+            Cell(entry.note, Tone.DIM),
+        )

@@ -1,0 +1,86 @@
+"""This host: addresses, control port, own key, and what doctor finds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.widgets import Static
+
+from redirectctl.api.schema import Check, CheckStatus, IdentityReply
+from redirectctl.api.text import clean, duration
+from redirectctl_tui.model import View
+from redirectctl_tui.words import CHECKS, Tone, plural
+
+STYLES = {Tone.GOOD: "green", Tone.WAITING: "yellow", Tone.BAD: "red bold", Tone.DIM: "dim", Tone.PLAIN: ""}
+_WORDS = {
+    CheckStatus.OK: "ok",
+    CheckStatus.WARN: "warning",
+    CheckStatus.FAIL: "failed",
+    CheckStatus.SKIP: "skipped",
+}
+_ORDER = (CheckStatus.FAIL, CheckStatus.WARN, CheckStatus.OK, CheckStatus.SKIP)
+
+
+class NetworkPane(VerticalScroll, can_focus=True):
+    """Facts, picture, findings."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f5,d", "app.doctor", "Run doctor again", key_display="F5"),
+        Binding("a", "app.announce", "Announce our addresses"),
+    ]
+
+    def compose(self) -> ComposeResult:
+        """Facts and picture, findings below."""
+        with Horizontal(id="host"):
+            yield Static("", id="facts")
+            yield Static("", id="own-picture")
+        yield Static("doctor: not asked yet", id="findings")
+
+    def show(self, view: View, identity: IdentityReply | None) -> None:
+        """A new view."""
+        s = view.status
+        text = Text()
+        for name, value in (
+            ("redirectd", f"{clean(s.version)}, process {s.pid}, up {duration(s.uptime)}"),
+            ("addresses", "\n".join(clean(a) for a in s.addresses) or "none: no network"),
+            ("control port", f"UDP {s.control_port}"),
+            ("taken on after", duration(view.threshold)),
+            ("peers", plural(s.peers, "host")),
+            ("own key", clean(s.identity)),
+        ):
+            first, *others = value.split("\n")
+            text.append(f"{name:<16}", "dim")
+            text.append(f"{first}\n")
+            for line in others:
+                text.append(f"{'':<16}{line}\n")
+        self.query_one("#facts", Static).update(text)
+        if identity is not None:
+            self.query_one("#own-picture", Static).update(Text(identity.picture))
+
+    def asking(self) -> None:
+        """Doctor is at work."""
+        self.query_one("#findings", Static).update("doctor: looking…")
+
+    def findings(self, checks: Sequence[Check]) -> None:
+        """What doctor found: failures first, with what to do."""
+        counts = Counter(check.status for check in checks)
+        summary = ", ".join(f"{counts[status]} {_WORDS[status]}" for status in _ORDER if counts[status])
+        text = Text(f"doctor: {summary}\n", end="")
+        for check in sorted(checks, key=lambda check: _ORDER.index(check.status)):
+            mark, tone = CHECKS[check.status]
+            text.append(f"\n{mark} {_WORDS[check.status]:<8} ", STYLES[tone])
+            text.append(clean(check.name), "bold")
+            text.append(f"  {'; '.join(clean(line) for line in check.found.splitlines())}")
+            if check.hint and check.status is not CheckStatus.OK:
+                text.append(f"\n    → {clean(check.hint)}", STYLES[Tone.WAITING])
+        self.query_one("#findings", Static).update(text)
+
+    def failed(self, why: str) -> None:
+        """Doctor could not be asked."""
+        self.query_one("#findings", Static).update(Text(f"doctor: {why}"))

@@ -1,0 +1,1 @@
+"""Widgets of the terminal UI: no I/O, immutable values in, messages out."""

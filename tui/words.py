@@ -1,0 +1,154 @@
+"""How things are called and marked.  Marks and words say everything; colour only repeats it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from redirectctl.api.schema import CheckStatus, Connection, ConnectionState, Peer, PeerState
+from redirectctl.api.text import clean, duration
+
+BAR: Final = 5  # cells of the bar that shows how far a short connection is
+SHORT_FINGERPRINT: Final = 12  # characters of the base64
+
+
+class Tone(StrEnum):
+    """How something is meant; names a component class of the tables."""
+
+    PLAIN = "plain"
+    GOOD = "good"
+    WAITING = "waiting"
+    BAD = "bad"
+    DIM = "dim"
+
+
+class Cell(NamedTuple):
+    """Of a table."""
+
+    text: str
+    tone: Tone = Tone.PLAIN
+
+
+STATES: Final = {
+    ConnectionState.SHORT: ("○", Tone.DIM, "opted in, too young to be taken on"),
+    ConnectionState.NEGOTIATING: ("◔", Tone.WAITING, "the two hosts agree on it"),
+    ConnectionState.PENDING: ("?", Tone.WAITING, "a person has to approve the other host"),
+    ConnectionState.PROTECTED: ("●", Tone.GOOD, "lives on when an address changes"),
+    ConnectionState.SUSPENDED: ("‖", Tone.WAITING, "no path now; held until there is one"),
+    ConnectionState.UNSUPPORTED: ("–", Tone.DIM, "no redirectd answers on the other host"),
+    ConnectionState.REFUSED: ("✗", Tone.BAD, "not protected; details say why"),
+    ConnectionState.CLOSED: ("·", Tone.DIM, "ended; listed for a minute"),
+}
+PEERS: Final = {
+    PeerState.PENDING: ("?", Tone.WAITING),
+    PeerState.APPROVED: ("●", Tone.GOOD),
+    PeerState.REJECTED: ("✗", Tone.BAD),
+    PeerState.CHANGED: ("!", Tone.BAD),
+}
+CHECKS: Final = {
+    CheckStatus.OK: ("●", Tone.GOOD),
+    CheckStatus.WARN: ("!", Tone.WAITING),
+    CheckStatus.FAIL: ("✗", Tone.BAD),
+    CheckStatus.SKIP: ("–", Tone.DIM),
+}
+
+# The reasons that a person is likely to meet; protocol.md has them all.
+REASONS: Final = {
+    "approval-pending-here": "waits for your decision about the other host's key",
+    "approval-pending-there": "waits for somebody on the other host to approve this one",
+    "first-contact-refused": "the configuration refuses hosts that are not known",
+    "peer-rejected": "you rejected the other host",
+    "rejected-there": "the other host rejected this one",
+    "key-changed": "the other host presented another key than the one that is known",
+    "no-answer": "no redirectd answers there, or a firewall drops its UDP port",
+    "released": "you released it",
+    "released-there": "it was released on the other host",
+    "killed": "closed on both hosts by you",
+    "killed-there": "closed on both hosts by the other host",
+    "lost-there": "the other host knows nothing of it any more",
+    "no-such-connection-there": "the other host has no such connection: NAT between, or it just ended there",
+    "address-gone": "its address went before it was old enough to be protected",
+    "no-path": "no address of this host reaches the other one",
+    "path-challenge-failed": "the announced address did not answer",
+    "stale-epoch": "an older announcement, sent again",
+    "stale-there": "the other host has applied a later move",
+    "no-connection": "it names no connection that is protected with this host",
+    "no-connection-there": "the other host protects none of these connections",
+    "announced-from-elsewhere": "it did not come from the address that it announces",
+    "our-own-address": "it announces an address of this host",
+    "peer-alive": "the reset came from somebody else: the other end is alive",
+    "peer-unreachable": "nobody could be asked whether the reset is genuine",
+}
+
+
+def explained(reason: str) -> str:
+    """A named reason, with what it means where that is known."""
+    reason = clean(reason)
+    return f"{reason}: {REASONS[reason]}" if reason in REASONS else reason
+
+
+def state_cell(connection: Connection, threshold: float) -> Cell:
+    """Its state, for how long it has been suspended, how far it is from being taken on."""
+    mark, tone, _ = STATES[connection.state]
+    text = f"{mark} {connection.state.value}"
+    if connection.state is ConnectionState.SHORT:
+        text = f"{text} {progress(connection.age / threshold if threshold > 0 else 1.0)}"
+    elif connection.suspended_for is not None:
+        text = f"{mark} suspended {brief(connection.suspended_for)}"
+    return Cell(text, tone)
+
+
+def progress(part: float, width: int = BAR) -> str:
+    """A bar, legible without colour."""
+    full = min(width, int(part * width))
+    return "━" * full + "─" * (width - full)
+
+
+def peer_name(peer: Peer | None, fingerprint: str | None) -> str:
+    """What a person calls it, else its latest address, else the beginning of its key."""
+    if peer is not None and peer.name:
+        return clean(peer.name)
+    if peer is not None and peer.addresses:
+        return clean(peer.addresses[0])
+    return short_fingerprint(fingerprint) if fingerprint else "?"
+
+
+def short_fingerprint(fingerprint: str) -> str:
+    """Enough to tell keys apart in a list; comparing takes the whole."""
+    return clean(fingerprint).removeprefix("SHA256:")[:SHORT_FINGERPRINT] + "…"
+
+
+def brief(seconds: float) -> str:
+    """At most four characters where it can be: 3s, 12m, 5h, 20d."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{int(seconds)}s"
+
+
+def took(seconds: float) -> str:
+    """A short time: 0.4ms, 210ms, 3.4s, then as duration()."""
+    if seconds < 0.01:
+        return f"{seconds * 1000:.1f}ms"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    return duration(seconds)
+
+
+def amount(count: float) -> str:
+    """Of bytes, at most six characters: 999B, 1.2MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
+            return f"{count:.0f}{unit}" if unit == "B" or count >= 9.95 else f"{count:.1f}{unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def rate(count: float) -> str:
+    """Bytes a second; nothing for nothing."""
+    return f"{amount(count)}/s" if count >= 0.5 else ""
+
+
+def plural(count: int, what: str) -> str:
+    """1 connection, 2 connections."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
