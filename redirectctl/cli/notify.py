@@ -71,8 +71,13 @@ async def _run(args: argparse.Namespace) -> int:
             peers = (await asyncio.to_thread(ask, args, PeersRequest(), PeersReply)).peers
         except (UnreachableError, RequestError):
             peers = []  # the notices have addresses instead of names
-        for notice in notices.take(events, peers):
-            await desktop.show(notice)
+        try:
+            for notice in notices.take(events, peers):
+                await desktop.show(notice)
+        except Exception:
+            await asyncio.wait({ended}, timeout=GATHER)
+            if not ended.done():  # else the session has just ended
+                raise
 
 
 def _follow(args: argparse.Namespace, put: Callable[[Event | BaseException], None]) -> None:
