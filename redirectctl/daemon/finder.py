@@ -168,6 +168,11 @@ class Finder:
         """Those of them that exist and are not closed altogether."""
         return frozenset(self.look_up(sockets))
 
+    def between(self, port: int, remote: IPAddress) -> list[FourTuple]:
+        """Connections of a local port with a remote host."""
+        found = self.diag.dump(states=ALIVE)
+        return [one.tuple for one in found if one.tuple.local.port == port and one.tuple.remote.host == remote]
+
     def measured(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, TcpInfo]:
         """What the kernel counts for those that exist: 10 us each, of every socket where many are asked for."""
         return {s: found.info for s, found in self.look_up(sockets).items() if found.info is not None}

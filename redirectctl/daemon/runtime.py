@@ -24,7 +24,7 @@ from redirectctl.daemon.rewriting import Rewriting
 from redirectctl.daemon.stalls import StallWatch
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.daemon.udp import ControlPort
-from redirectctl.flows import commands
+from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
 from redirectctl.kernel.carrier import Carrier, Report, Sight
@@ -286,6 +286,9 @@ class Runtime:
                 self.rewriting.rewriter.listen(on)
             case commands.AskNumbers(token, sockets):
                 self.tasks.start(self._numbers(token, sockets), "numbers")
+            case commands.FindNumbers(token, port, remote):
+                found = self.finder.between(port, remote)[: constants.MAX_CANDIDATES]
+                self.tasks.start(self._numbers(token, found), "numbers")
             case commands.Carry(carried):
                 for each in carried:
                     self.carrier.carry(each)

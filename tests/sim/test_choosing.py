@@ -4,55 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 
-from redirectctl.flows import commands
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
-from redirectctl.wire.addr import FourTuple
-from redirectctl.wire.tunnel import Offer
-from tests.sim.pair import Host, World, ip
+from redirectctl.wire.addr import FourTuple, SockAddr
+from tests.sim.pair import PORT, Host, World, ip
 
 AUTO = Policy(prefer="auto", first_contact="accept-new", long_lived_after=1.0)
 
 
-class Tokens:
-    """Carries tokens between two hosts, as plain packets would."""
-
-    def __init__(self, *hosts: Host) -> None:
-        self.hosts = hosts
-        self.plain = True
-        self.sent = 0
-        for host in hosts:
-            host.carry_out = self._wrapped(host)  # type: ignore[method-assign]
-
-    def _wrapped(self, host: Host):  # type: ignore[no-untyped-def]
-        carry_out = host.carry_out
-
-        def carried(command: commands.Command) -> None:
-            carry_out(command)
-            if isinstance(command, commands.Prove):
-                for proof in command.proofs:
-                    self.sent += 1
-                    wire = proof.wire or proof.socket
-                    for other in self.hosts:
-                        if self.plain and wire.remote.host in other.addresses:
-                            other.engine.token(host.world.now, wire.mirrored, proof.token)
-
-        return carried
-
-
-def started(n: int = 1) -> tuple[World, Host, Host, list[FourTuple], Tokens]:
+def started(n: int = 1) -> tuple[World, Host, Host, list[FourTuple]]:
     world = World()
     alice = world.host("alice", "192.0.2.1", policy=AUTO)
     bob = world.host("bob", "198.51.100.2", policy=AUTO)
-    tokens = Tokens(alice, bob)
     sockets = [world.connect(bob, alice, 40000 + i)[0] for i in range(n)]
     world.run(5)
-    for i, socket in enumerate(sockets):
-        mine, theirs = bob.connection(socket), alice.connection(socket.mirrored)
-        a, b = Offer(2 * i + 1, bytes(16), 5), Offer(2 * i + 2, bytes(16), 9)
-        mine.sending = theirs.receiving = a
-        mine.receiving = theirs.sending = b
-    return world, alice, bob, sockets, tokens
+    assert len(bob.engine.table.movable()) == n
+    return world, alice, bob, sockets
+
+
+def tokens(world: World) -> int:
+    """Segments with a token that have been sent."""
+    return len(world.segments)
 
 
 def paths(host: Host) -> set[Path]:
@@ -60,13 +32,13 @@ def paths(host: Host) -> set[Path]:
 
 
 def test_a_move_begins_in_the_tunnel_and_goes_on_plainly_when_that_is_proven() -> None:
-    world, alice, bob, sockets, tokens = started(3)
-    tokens.plain = False
+    world, alice, bob, sockets = started(3)
+    world.link.strips = True
     bob.move("203.0.113.9")
     world.run(0.15)
     assert paths(alice) == paths(bob) == {Path.TUNNEL}
     assert bob.named("move.finished")
-    tokens.plain = True
+    world.link.strips = False
     world.run(1)
     assert paths(alice) == paths(bob) == {Path.REWRITTEN}
     for socket in sockets:
@@ -75,29 +47,29 @@ def test_a_move_begins_in_the_tunnel_and_goes_on_plainly_when_that_is_proven() -
 
 
 def test_where_plain_packets_do_not_get_through_the_tunnel_stays_and_few_tokens_are_sent() -> None:
-    world, alice, bob, _, tokens = started(3)
-    tokens.plain = False
+    world, alice, bob, _ = started(3)
+    world.link.strips = True
     bob.move("203.0.113.9")
     world.run(3600)
     assert paths(alice) == paths(bob) == {Path.TUNNEL}
-    assert tokens.sent < 200
-    tokens.plain = True
+    assert tokens(world) < 200
+    world.link.strips = False
     world.run(7300)
     assert paths(alice) == paths(bob) == {Path.REWRITTEN}
 
 
 def test_a_stall_leads_back_into_the_tunnel_and_the_way_is_tried_again_later() -> None:
-    world, alice, bob, (socket,), tokens = started()
+    world, alice, bob, (socket,) = started()
     bob.move("203.0.113.9")
     world.run(2)
     assert paths(bob) == {Path.REWRITTEN}
-    tokens.plain = False
+    world.link.strips = True
     bob.engine.stalled(world.now, [socket])
     bob.run()
     world.run(1)
     assert paths(bob) == {Path.TUNNEL}
     assert paths(alice) == {Path.TUNNEL}  # told by the announcement
-    tokens.plain = True
+    world.link.strips = False
     world.run(30)
     assert paths(bob) == {Path.TUNNEL}
     world.run(120)
@@ -105,7 +77,7 @@ def test_a_stall_leads_back_into_the_tunnel_and_the_way_is_tried_again_later() -
 
 
 def test_moving_back_ends_on_the_original_path() -> None:
-    world, alice, bob, (socket,), _ = started()
+    world, alice, bob, (socket,) = started()
     bob.move("203.0.113.9")
     world.run(2)
     bob.move("198.51.100.2")
@@ -115,10 +87,12 @@ def test_moving_back_ends_on_the_original_path() -> None:
 
 
 def test_from_ipv4_to_ipv6_and_back() -> None:
-    world, alice, bob, (socket,), _ = started()
+    world, alice, bob, (socket,) = started()
     alice.addresses.append(ip("2001:db8::1"))
     alice.network_changed()
-    bob.engine.peers[alice.static.public].addresses = (ip("2001:db8::1"),)
+    bob.engine.contact(world.now, SockAddr(ip("192.0.2.1"), PORT), None, alice.static.public)  # with news of addresses
+    bob.run()
+    world.run(1)
     bob.move("2001:db8:9::7")
     world.run(2)
     assert paths(alice) == paths(bob) == {Path.TUNNEL}
@@ -129,7 +103,7 @@ def test_from_ipv4_to_ipv6_and_back() -> None:
 
 
 def test_both_move_one_after_the_other() -> None:
-    world, alice, bob, (socket,), _ = started()
+    world, alice, bob, (socket,) = started()
     bob.move("203.0.113.9")
     world.run(0.3)
     alice.move("192.0.2.77")
@@ -140,7 +114,7 @@ def test_both_move_one_after_the_other() -> None:
 
 
 def test_the_configuration_leads_into_the_tunnel_and_out_of_it() -> None:
-    world, alice, bob, _, _ = started()
+    world, alice, bob, _ = started()
     bob.move("203.0.113.9")
     world.run(2)
     for prefer, path in (("tunnel", Path.TUNNEL), ("auto", Path.REWRITTEN), ("tunnel", Path.TUNNEL)):
