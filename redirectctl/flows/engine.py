@@ -212,10 +212,6 @@ class Engine:
             self.claims.numbers(now, token[1], found)
         self._relay(now)
 
-    def numbers(self, now: float, token: tuple[Any, ...], found: Mapping[FourTuple, tuple[int, int]]) -> None:
-        """Answer to AskNumbers."""
-        self._relay(now)
-
     def stalled(self, now: float, sockets: Iterable[FourTuple]) -> None:
         """These retransmit in vain."""
         self.choosing.stalled(now, sockets)

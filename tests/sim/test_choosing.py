@@ -4,54 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 
-from redirectctl.flows import commands
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
 from redirectctl.wire.addr import FourTuple
-from redirectctl.wire.tunnel import Offer
 from tests.sim.pair import Host, World, ip
 
 AUTO = Policy(prefer="auto", first_contact="accept-new", long_lived_after=1.0)
 
 
 class Tokens:
-    """Carries tokens between two hosts, as plain packets would."""
+    """Whether tokens on plain packets get through."""
 
-    def __init__(self, *hosts: Host) -> None:
-        self.hosts = hosts
-        self.plain = True
-        self.sent = 0
-        for host in hosts:
-            host.carry_out = self._wrapped(host)  # type: ignore[method-assign]
+    def __init__(self, world: World) -> None:
+        self._world = world
 
-    def _wrapped(self, host: Host):  # type: ignore[no-untyped-def]
-        carry_out = host.carry_out
+    @property
+    def plain(self) -> bool:
+        return not self._world.link.strips
 
-        def carried(command: commands.Command) -> None:
-            carry_out(command)
-            if isinstance(command, commands.Prove):
-                for proof in command.proofs:
-                    self.sent += 1
-                    wire = proof.wire or proof.socket
-                    for other in self.hosts:
-                        if self.plain and wire.remote.host in other.addresses:
-                            other.engine.token(host.world.now, wire.mirrored, proof.token)
+    @plain.setter
+    def plain(self, through: bool) -> None:
+        self._world.link.strips = not through
 
-        return carried
+    @property
+    def sent(self) -> int:
+        return len(self._world.segments)
 
 
 def started(n: int = 1) -> tuple[World, Host, Host, list[FourTuple], Tokens]:
     world = World()
     alice = world.host("alice", "192.0.2.1", policy=AUTO)
     bob = world.host("bob", "198.51.100.2", policy=AUTO)
-    tokens = Tokens(alice, bob)
     sockets = [world.connect(bob, alice, 40000 + i)[0] for i in range(n)]
     world.run(5)
-    for i, socket in enumerate(sockets):
-        mine, theirs = bob.connection(socket), alice.connection(socket.mirrored)
-        a, b = Offer(2 * i + 1, bytes(16), 5), Offer(2 * i + 2, bytes(16), 9)
-        mine.sending = theirs.receiving = a
-        mine.receiving = theirs.sending = b
+    tokens = Tokens(world)
     return world, alice, bob, sockets, tokens
 
 
