@@ -26,8 +26,8 @@ from redirectctl_tui.journal import Journal
 from redirectctl_tui.model import WAITING, View, target_error
 from redirectctl_tui.screens.connections import ConnectionsPane
 from redirectctl_tui.screens.contact import Contact
-from redirectctl_tui.screens.details import ENDED, Details, PeerDetails, connection_text
-from redirectctl_tui.screens.dialogs import Ask, Confirm
+from redirectctl_tui.screens.details import ENDED, Details, connection_text, peer_text
+from redirectctl_tui.screens.dialogs import Ask, Confirm, Page
 from redirectctl_tui.screens.help import Help
 from redirectctl_tui.screens.moves import MovesPane
 from redirectctl_tui.screens.network import NetworkPane
@@ -201,10 +201,10 @@ class RedirectApp(App[None]):
             lost.update(f" No answer from redirectd for {since}: {clean(self._lost.why)}. Trying again…")
         top = f" redirectctl  {clean(self._host)}"
         if self.view is not None:
+            if waiting := len(self.view.waiting()):
+                top += f"  ▶ {plural(waiting, 'host')} waiting for you: press w"
             counts = self.view.status.connections
             top += "".join(f"  {mark} {counts[s]:,} {s.value}" for s, (mark, _, _) in STATES.items() if counts.get(s))
-            if waiting := len(self.view.waiting()):
-                top += f"  ? {plural(waiting, 'host')} waiting for you: w"
         self.query_one("#top", Static).update(top)
 
     def _show_dialogs(self, view: View) -> None:
@@ -290,7 +290,8 @@ class RedirectApp(App[None]):
 
     def _show_peer(self, peer: Peer, picture: object) -> None:
         if len(self.screen_stack) == 1:
-            self.push_screen(PeerDetails(peer, picture if isinstance(picture, str) else ""))
+            text = peer_text(peer, picture if isinstance(picture, str) else "")
+            self.push_screen(Page(peer_name(peer, peer.fingerprint), text))
 
     def _forget(self, peer: Peer) -> None:
         request = schema.ForgetRequest(peer.fingerprint)

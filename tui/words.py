@@ -98,6 +98,12 @@ def state_cell(connection: Connection, threshold: float) -> Cell:
     return Cell(text, tone)
 
 
+def program_name(command: str | None) -> str:
+    """A command without the folder that its program is in."""
+    program, blank, rest = clean(command or "").partition(" ")
+    return program.rpartition("/")[2] + blank + rest
+
+
 def progress(part: float, width: int = BAR) -> str:
     """A bar, legible without colour."""
     full = min(width, int(part * width))

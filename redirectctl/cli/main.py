@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple, NoReturn, Protocol, cast
 
 from redirectctl import __version__
@@ -51,6 +51,8 @@ COMMANDS: Final = {
     "tui": Entry("the terminal UI", "tui"),
     "demo": Entry("a real ssh session through address changes, on this machine alone", "demo"),
     "config": Entry("check a configuration file", "config"),
+    "notify": Entry("notifications in a desktop session", "notify"),
+    "completion": Entry("what a shell needs to complete command lines", "completion"),
 }
 
 
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     name = _command_in(argv)
-    parser = _parser(name)
+    parser = make_parser([name] if name else [])
     args = parser.parse_args(argv)
     if name is None:
         parser.error("no command given")
@@ -107,8 +109,8 @@ def _command_in(argv: Sequence[str]) -> str | None:
     return None
 
 
-def _parser(selected: str | None) -> argparse.ArgumentParser:
-    """All subcommands by name; the arguments of the selected one."""
+def make_parser(selected: Collection[str]) -> argparse.ArgumentParser:
+    """All subcommands by name; the arguments of those selected."""
     parser = _Parser(
         prog="redirectctl", description="Keep TCP connections alive when a host's address changes.", allow_abbrev=False
     )
@@ -121,7 +123,7 @@ def _parser(selected: str | None) -> argparse.ArgumentParser:
             name, help=entry.help, description=f"{name}: {entry.help}.", aliases=entry.aliases, allow_abbrev=False
         )
         _add_common(command, socket=argparse.SUPPRESS, json=argparse.SUPPRESS)
-        if name == selected:
+        if name in selected:
             _module(name).add_arguments(command)
     return parser
 

@@ -28,7 +28,7 @@ _log = logging.getLogger("redirectd")
 
 def main() -> int:
     """Entry point.  Exit status: 0 stopped, 1 cannot start, 2 usage or configuration."""
-    args = _parser().parse_args()
+    args = make_parser().parse_args()
     logging.basicConfig(level=args.log_level.upper(), format="redirectd: %(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("pyroute2").setLevel(logging.INFO)  # else each netlink message is several lines
     try:
@@ -49,7 +49,8 @@ def main() -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The options of redirectd."""
     parser = argparse.ArgumentParser(
         prog="redirectd", description="Keeps TCP connections alive across address changes."
     )

@@ -433,9 +433,6 @@ class Carrier:
         tcp, traffic = found.tcp, found.traffic
         path = route.path
         again = self._note_progress(flow, path, packet, tcp)
-        now = time.monotonic()
-        if path.due(now):
-            self._probe(flow, route, now)
         while True:
             # What was lost once must get through, whatever the path has become.
             room = path.safe if again else path.size
@@ -454,6 +451,9 @@ class Carrier:
         if sent < count:
             counted.unsent += count - sent
             self._reporter.note(Sight.UNSENT, flow.carried.socket, None)
+        now = time.monotonic()
+        if path.due(now):
+            self._probe(flow, route, now)
 
     def _note_progress(self, flow: _Flow, path: Path, packet: memoryview, tcp: int) -> bool:
         """Whether a packet is a retransmission; several of them make us doubt the size of datagrams."""

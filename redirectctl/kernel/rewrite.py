@@ -164,9 +164,14 @@ class Rewriter:
 
         They skip the rewriting: who reads them sees the tuple that they arrived with.
         """
-        tokens = frozenset({TOKEN} if on else ())
-        self._reshape(self._shape - {TOKEN} | tokens)
-        self._tokens = tokens
+        before, self._tokens = self._tokens, frozenset({TOKEN} if on else ())
+        try:
+            self._reshape(self._shape - {TOKEN} | self._tokens)
+        except BatchError as error:
+            if error.code != errno.ENOENT:
+                self._tokens = before
+                raise
+            self.setup(self.wanted())
 
     def flows(self) -> frozenset[KernelFlow]:
         """What the kernel has, read back; empty without a table."""

@@ -1,7 +1,7 @@
 """Records what real daemons say, for the tests of the terminal UI: python -m tests.tui.record (as root, 2 minutes).
 
-Two hosts in network namespaces with a real sshd; the client's daemon is asked what the UI asks, in scenes: first contact,
-protected, moved, suspended, a changed key.  Paths of this machine are left out of the commands.
+Two hosts in network namespaces with a real sshd; the client's daemon is asked what the UI asks, in scenes: first
+contact, protected, moved, suspended, a changed key.  Paths of this machine are left out of the commands.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Story:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            )
         )
 
     def tell(self) -> None:

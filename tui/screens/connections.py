@@ -11,23 +11,25 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Input, Static
 
+from redirectctl.api.schema import PathName
 from redirectctl.api.text import clean
 from redirectctl_tui.model import SORTS, Row, Selection, View
 from redirectctl_tui.widgets.lines import Column, Lines
-from redirectctl_tui.words import Cell, Tone, brief, plural, rate, state_cell, took
+from redirectctl_tui.words import Cell, Tone, brief, plural, program_name, rate, state_cell, took
 
 WIDE: Final = 110  # cells, from which on there is room for more columns
 COLUMNS: Final = (
     Column("host", "HOST", 13, grow=2),
     Column("command", "COMMAND", 10, grow=3),
     Column("state", "STATE", 15),
-    Column("path", "PATH", 9),
+    Column("path", "PATH", 11, below=WIDE),
+    Column("path", "PATH", 9, above=WIDE),
     Column("age", "AGE", 4, right=True),
     Column("rtt", "RTT", 6, right=True),
     Column("rate", "RATE", 7, right=True, below=WIDE),
     Column("rate", "IN", 8, right=True, above=WIDE),
     Column("rate", "OUT", 8, right=True, above=WIDE),
-    Column("moves", "MOVES", 5, right=True),
+    Column("moves", "MOVES", 5, right=True, above=WIDE),
     Column("note", "NOTE", 12, grow=2, above=WIDE),
 )
 NOTHING: Final = "No connections. Start a program with redirect-run, or press p to protect a running one."
@@ -95,13 +97,14 @@ class ConnectionsPane(Vertical):
     def _cells(self, row: Row) -> tuple[Cell, ...]:
         c, counters = row.connection, row.counters
         received, sent = row.rates
-        age = brief(c.age)
+        tone = Tone.DIM if c.path is PathName.ORIGINAL else Tone.PLAIN
         return (
             Cell(row.host),
-            Cell(clean(c.command or "")),
+            Cell(program_name(c.command)),
             state_cell(c, self._view.threshold if self._view else 10.0),
-            Cell(c.path.value, Tone.DIM if c.path == "original" else Tone.PLAIN),
-            Cell(age),
+            Cell(f"{c.path.value} {c.moves or ''}", tone),
+            Cell(c.path.value, tone),
+            Cell(brief(c.age)),
             Cell(took(counters.rtt) if counters and counters.rtt else ""),
             Cell(rate(received + sent)),
             Cell(rate(received)),

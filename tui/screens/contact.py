@@ -23,12 +23,12 @@ COMPARE = (
     "Approve only if the whole fingerprint is the same; the picture helps the eye."
 )
 CHANGED = (
-    "Somebody may be answering in that host's place. Or it was installed anew.\n"
-    "Nothing goes on until this is settled:\n"
-    "1. Ask its administrator, by another way than this network, which key it has\n"
-    "   (redirectctl identity). Not the new one? Reject it here.\n"
-    "2. Really the new one? Forget the known key under Peers, then connect again:\n"
-    "   you are asked as at first contact."
+    "Somebody may be answering in that host's place. Or it was installed\n"
+    "anew. Nothing goes on until this is settled:\n\n"
+    "1. Ask its administrator, not over this network, which key it has\n"
+    "   (redirectctl identity). Not the new one? Reject that here.\n"
+    "2. Really the new one? Forget the known key under Peers and connect\n"
+    "   again: you will be asked as at first contact."
 )
 
 

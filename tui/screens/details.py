@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from msgspec import UnsetType
@@ -16,10 +16,12 @@ from textual.widgets import Static
 from redirectctl.api.schema import Connection, ConnectionState, Event, EventName, Peer
 from redirectctl.api.text import clean, duration, moment
 from redirectctl_tui.model import View
-from redirectctl_tui.screens.dialogs import Dialog
+from redirectctl_tui.screens.dialogs import Dialog, pairs_text
 from redirectctl_tui.words import PEERS, STATES, amount, explained, peer_name, plural, rate, took
 
 ENDED = "It has ended and is no longer listed."
+SAME = 0.01  # seconds between a step of the history and its event in the log
+RESUMED = ConnectionState.PROTECTED.value
 _STATE_OF = {
     EventName.CONNECTION_FOUND: ConnectionState.SHORT,
     EventName.CONNECTION_LONG: ConnectionState.NEGOTIATING,
@@ -58,36 +60,20 @@ class Details(Dialog):
         self.query_one("#text", Static).update(text)
 
 
-class PeerDetails(Dialog):
-    """A peer with its picture."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "dismiss('')", "Close", show=False)]
-
-    def __init__(self, peer: Peer, picture: str) -> None:
-        super().__init__()
-        self._peer = peer
-        self._picture = picture
-
-    def compose(self) -> ComposeResult:
-        """The box."""
-        p = self._peer
-        with VerticalScroll(classes="box", can_focus=True) as box:
-            box.border_title = Text(peer_name(p, p.fingerprint))
-            box.border_subtitle = "Esc Close"
-            addresses = "\n".join(clean(address) for address in p.addresses) or "none known"
-            yield Static(
-                _pairs(
-                    [
-                        ("state", f"{PEERS[p.state][0]} {p.state.value}"),
-                        ("fingerprint", clean(p.fingerprint)),
-                        ("addresses", addresses),
-                        ("first met", moment(p.first_seen)),
-                        ("last contact", moment(p.last_contact)),
-                        ("connections", str(p.connections)),
-                    ]
-                )
-            )
-            yield Static(Text(self._picture), classes="above")
+def peer_text(peer: Peer, picture: str) -> Text:
+    """All about a peer."""
+    text = pairs_text(
+        [
+            ("state", f"{PEERS[peer.state][0]} {peer.state.value}"),
+            ("fingerprint", clean(peer.fingerprint)),
+            ("addresses", "\n".join(clean(address) for address in peer.addresses) or "none known"),
+            ("first met", moment(peer.first_seen)),
+            ("last contact", moment(peer.last_contact)),
+            ("connections", str(peer.connections)),
+        ]
+    )
+    text.append(f"\n\n{picture}")
+    return text
 
 
 def connection_text(connection: Connection, view: View, events: Sequence[Event]) -> Text:
@@ -109,13 +95,17 @@ def connection_text(connection: Connection, view: View, events: Sequence[Event])
         ("on the wire", wire),
         ("path", f"{c.path.value}, {plural(c.moves, 'move')}"),
         ("integrity", "each datagram carries a tag" if c.integrity else "as TCP has it"),
-        ("peer", f"{peer_name(peer, c.peer)}, {peer.state.value if peer else 'not known'}" if c.peer else "none yet"),
-        ("", clean(c.peer) if c.peer else ""),
+        (
+            "peer",
+            f"{peer_name(peer, c.peer)}, {peer.state.value if peer else 'not known'}\n{clean(c.peer)}"
+            if c.peer
+            else "none yet",
+        ),
         ("age", duration(c.age)),
-        *_counted(c, view),
+        ("traffic", _traffic(c, view)),
         ("id", c.id),
     ]
-    text = _pairs((name, value) for name, value in pairs if value)
+    text = pairs_text(pairs)
     text.append("\n\nTimeline\n", "bold")
     for at, what in timeline(c, events):
         text.append(f"{time.strftime('%H:%M:%S', time.localtime(at))}.{int(at % 1 * 10)}  {what}\n")
@@ -123,16 +113,15 @@ def connection_text(connection: Connection, view: View, events: Sequence[Event])
     return text
 
 
-def _counted(connection: Connection, view: View) -> Iterable[tuple[str, str]]:
+def _traffic(connection: Connection, view: View) -> str:
     counters = connection.counters
     if isinstance(counters, UnsetType):
-        return ()
-    received, sent = (rate(r) for r in view.rates.get(connection.id, (0.0, 0.0)))
+        return ""
+    received, sent = view.rates.get(connection.id, (0.0, 0.0))
     return (
-        ("round trip", took(counters.rtt)),
-        ("received", f"{amount(counters.received)}  {received}".rstrip()),
-        ("sent", f"{amount(counters.sent)}  {sent}".rstrip()),
-        ("sent again", plural(counters.retransmitted, "segment")),
+        f"received {amount(counters.received)} {rate(received)}".rstrip()
+        + f", sent {amount(counters.sent)} {rate(sent)}".rstrip()
+        + f"\nround trip {took(counters.rtt)}, {plural(counters.retransmitted, 'segment')} sent again"
     )
 
 
@@ -142,21 +131,20 @@ def timeline(connection: Connection, events: Sequence[Event]) -> list[tuple[floa
     The daemon's history has every state but ends at its start; before that the event log has to do.
     """
     history = [] if isinstance(connection.history, UnsetType) else connection.history
-    begun = history[0].time - 0.01 if history else float("inf")
+    begun = history[0].time - SAME if history else float("inf")
     lines = [(step.time, step.state.value) for step in history]
     for event in events:
-        state = _STATE_OF.get(event.event)
-        if state is not None and event.time < begun:
-            lines.append((event.time, state.value))
         match event.event:
             case EventName.PATH_CHANGED:
-                path = event.path.value if event.path else "?"
-                lines.append((event.time, f"moved: {path}, {_ends(event.wire_local or '?', event.wire_remote or '?')}"))
+                lines.append((event.time, f"moved: {_ends(event.wire_local or '?', event.wire_remote or '?')}"))
             case EventName.CONNECTION_RESUMED if event.duration is not None:
-                lines.append((event.time, f"back after {took(event.duration)} without a path"))
+                lines = [line for line in lines if line[1] != RESUMED or abs(line[0] - event.time) > SAME]
+                lines.append((event.time, f"{RESUMED} again, after {took(event.duration)} without a path"))
             case EventName.RST_HELD | EventName.REDIRECT_REFUSED:
                 what = "reset held back" if event.event is EventName.RST_HELD else "move refused"
                 lines.append((event.time, f"{what}: {explained(event.reason or '?')}"))
+            case _ if event.event in _STATE_OF and event.time < begun:
+                lines.append((event.time, _STATE_OF[event.event].value))
             case _:
                 pass
     return sorted(lines, key=lambda line: line[0])
@@ -170,15 +158,3 @@ def _program(connection: Connection) -> str:
 
 def _ends(local: str, remote: str) -> str:
     return f"{clean(local)} ⇄ {clean(remote)}"
-
-
-def _pairs(pairs: Iterable[tuple[str, str]]) -> Text:
-    text = Text()
-    for name, value in pairs:
-        first, *others = value.split("\n")
-        text.append(f"{name:<13}", "dim" if name else "")
-        text.append(f"{first}\n")
-        for line in others:
-            text.append(f"{'':<13}{line}\n")
-    text.rstrip()
-    return text

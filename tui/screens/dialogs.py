@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Button, Input, Label
+from textual.widgets import Button, Input, Label, Static
 
 
 class Dialog(ModalScreen[str]):
@@ -25,6 +25,38 @@ class Dialog(ModalScreen[str]):
     def on_button_pressed(self, event: Button.Pressed) -> None:
         """A decision."""
         self.dismiss(event.button.id or "")
+
+
+class Page(Dialog):
+    """A text that can be scrolled."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "dismiss('')", "Close", show=False)]
+
+    def __init__(self, title: str, text: Text) -> None:
+        super().__init__()
+        self._title = title
+        self._text = text
+
+    def compose(self) -> ComposeResult:
+        """The box."""
+        with VerticalScroll(classes="box", can_focus=True) as box:
+            box.border_title = Text(self._title)
+            box.border_subtitle = "Esc Close"
+            yield Static(self._text)
+
+
+def pairs_text(pairs: Iterable[tuple[str, str]]) -> Text:
+    """Names and values in two columns; what has no value is left out."""
+    text = Text()
+    for name, value in pairs:
+        if value:
+            first, *others = value.split("\n")
+            text.append(f"{name:<13}", "dim")
+            text.append(f"{first}\n")
+            for line in others:
+                text.append(f"{'':<13}{line}\n")
+    text.rstrip()
+    return text
 
 
 class Confirm(Dialog):

@@ -5,19 +5,16 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from rich.text import Text
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
-from textual.widgets import Static
 
-from redirectctl_tui.screens.dialogs import Dialog
+from redirectctl_tui.screens.dialogs import Page
 from redirectctl_tui.words import STATES
 
 KEYS: Final = (
     ("1 2 3 4", "Connections, Peers, Moves, Network"),
-    ("↑ ↓ PgUp PgDn", "move; Enter or a double click: details"),
-    ("/", "filter: words that a row must have, as in  ssh suspended"),
-    ("s  S", "sort by the next column, the other way round; or click a title"),
+    ("↑ ↓ PgUp PgDn", "move; Enter or double click: details"),
+    ("/", "filter: words that a row must have"),
+    ("s  S", "sort by the next column; the other way round"),
     ("p", "protect a running process, or an open connection"),
     ("r  k", "release: stop protecting; kill: close on both hosts"),
     ("w", "the host that waits for your decision"),
@@ -33,17 +30,13 @@ PATHS: Final = (
 )
 
 
-class Help(Dialog):
-    """A page of text."""
+class Help(Page):
+    """Shown by ? on top of everything."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter,question_mark,f1", "dismiss('')", "Close", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark,f1", "dismiss('')", "Close", show=False)]
 
-    def compose(self) -> ComposeResult:
-        """The box."""
-        with VerticalScroll(classes="box tall", can_focus=True) as box:
-            box.border_title = "Help"
-            box.border_subtitle = "Esc Close"
-            yield Static(_text())
+    def __init__(self) -> None:
+        super().__init__("Help", _text())
 
 
 def _text() -> Text:

@@ -6,25 +6,28 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 
+from redirectctl.api.text import moment
 from redirectctl_tui.journal import Entry, Journal, median
 from redirectctl_tui.model import View
+from redirectctl_tui.screens.dialogs import Page, pairs_text
 from redirectctl_tui.widgets.lines import Column, Lines
 from redirectctl_tui.widgets.plot import Bars
-from redirectctl_tui.words import Cell, Tone, amount, peer_name, plural, rate, took
+from redirectctl_tui.words import Cell, Tone, amount, peer_name, rate, took
 
 COLUMNS: Final = (
     Column("time", "TIME", 8, below=110),
     Column("time", "TIME", 19, above=110),
-    Column("what", "WHAT", 23, grow=3),
-    Column("peer", "PEER", 10, grow=2),
+    Column("what", "WHAT", 27, grow=3),
+    Column("peer", "PEER", 8, grow=2),
     Column("connections", "CONNS", 5, right=True),
     Column("recovery", "TOOK", 6, right=True),
     Column("gap", "GAP", 6, right=True),
-    Column("note", "NOTE", 10, grow=4),
+    Column("note", "NOTE", 8, grow=4),
 )
 LATEST: Final = 40  # moves whose median is said
 
@@ -63,10 +66,7 @@ class MovesPane(Vertical):
         caption = "no move yet"
         if seconds:
             latest = seconds[-LATEST:]
-            caption = (
-                f"last {took(seconds[-1])}, median {took(median(latest))}, slowest {took(max(latest))}"
-                f" of {plural(len(latest), 'move')}"
-            )
+            caption = f"last {took(seconds[-1])}, median {took(median(latest))}, worst {took(max(latest))}"
         self.query_one("#recovery", Bars).show(seconds, caption)
         received, sent = throughput[-1] if throughput else (0.0, 0.0)
         caption = f"now {amount(received)}/s in, {amount(sent)}/s out"
@@ -75,6 +75,26 @@ class MovesPane(Vertical):
     def on_resize(self) -> None:
         """Low screens: the timeline is worth more than tall bars."""
         self.query_one("#plots").set_class(self.size.height < 26, "low")
+
+    def on_lines_chosen(self, event: Lines.Chosen) -> None:
+        """The whole of a line, which may have been cut."""
+        event.stop()
+        if (entry := self.table.current) is not None:
+            self.app.push_screen(Page("What happened", self._whole(entry)))
+
+    def _whole(self, entry: Entry) -> Text:
+        peer = self._view.peer(entry.peer) if self._view and entry.peer else None
+        return pairs_text(
+            [
+                ("time", f"{moment(entry.time)}.{int(entry.time % 1 * 1000):03d}"),
+                ("what", entry.what),
+                ("peer", f"{peer_name(peer, entry.peer)}\n{entry.peer}" if entry.peer else ""),
+                ("connections", str(entry.connections or "")),
+                ("took", f"{took(entry.recovery)} from a usable address to the peer's word" if entry.recovery else ""),
+                ("gap", f"{took(entry.gap)} without a path" if entry.gap is not None else ""),
+                ("because", entry.note),
+            ]
+        )
 
     def _cells(self, entry: Entry) -> tuple[Cell, ...]:
         at = time.localtime(entry.time)

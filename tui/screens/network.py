@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
 
+from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -40,6 +42,7 @@ class NetworkPane(VerticalScroll, can_focus=True):
         with Horizontal(id="host"):
             yield Static("", id="facts")
             yield Static("", id="own-picture")
+        yield Static("", id="key")
         yield Static("doctor: not asked yet", id="findings")
 
     def show(self, view: View, identity: IdentityReply | None) -> None:
@@ -52,14 +55,15 @@ class NetworkPane(VerticalScroll, can_focus=True):
             ("control port", f"UDP {s.control_port}"),
             ("taken on after", duration(view.threshold)),
             ("peers", plural(s.peers, "host")),
-            ("own key", clean(s.identity)),
         ):
             first, *others = value.split("\n")
             text.append(f"{name:<16}", "dim")
             text.append(f"{first}\n")
             for line in others:
                 text.append(f"{'':<16}{line}\n")
+        text.append("own key, as redirectctl identity shows it:", "dim")
         self.query_one("#facts", Static).update(text)
+        self.query_one("#key", Static).update(Text(clean(s.identity)))
         if identity is not None:
             self.query_one("#own-picture", Static).update(Text(identity.picture))
 
@@ -71,15 +75,15 @@ class NetworkPane(VerticalScroll, can_focus=True):
         """What doctor found: failures first, with what to do."""
         counts = Counter(check.status for check in checks)
         summary = ", ".join(f"{counts[status]} {_WORDS[status]}" for status in _ORDER if counts[status])
-        text = Text(f"doctor: {summary}\n", end="")
+        table = Table.grid(padding=(0, 1))
         for check in sorted(checks, key=lambda check: _ORDER.index(check.status)):
             mark, tone = CHECKS[check.status]
-            text.append(f"\n{mark} {_WORDS[check.status]:<8} ", STYLES[tone])
-            text.append(clean(check.name), "bold")
-            text.append(f"  {'; '.join(clean(line) for line in check.found.splitlines())}")
+            found = Text("\n".join(clean(line) for line in check.found.splitlines()))
             if check.hint and check.status is not CheckStatus.OK:
-                text.append(f"\n    → {clean(check.hint)}", STYLES[Tone.WAITING])
-        self.query_one("#findings", Static).update(text)
+                found.append(f"\n→ {clean(check.hint)}", STYLES[Tone.WAITING])
+            status = Text(f"{mark} {_WORDS[check.status]}", STYLES[tone], no_wrap=True)
+            table.add_row(status, Text(clean(check.name), "bold", no_wrap=True), found)
+        self.query_one("#findings", Static).update(Group(Text(f"doctor: {summary}"), table))
 
     def failed(self, why: str) -> None:
         """Doctor could not be asked."""

@@ -10,6 +10,7 @@ from typing import ClassVar, Final, Generic, NamedTuple, TypeVar
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
+from rich.style import Style
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
@@ -109,7 +110,7 @@ class Lines(ScrollView, Generic[RowT], can_focus=True):
             wanted = self._key(before)
             if self._key(rows[self._cursor]) != wanted:
                 self._cursor = next((n for n, row in enumerate(rows) if self._key(row) == wanted), self._cursor)
-        size = Size(self.size.width, len(rows) + 1)
+        size = Size(self._width, len(rows) + 1)
         if size != self.virtual_size:
             self.virtual_size = size
             self._drawn.clear()
@@ -118,9 +119,13 @@ class Lines(ScrollView, Generic[RowT], can_focus=True):
             self.scroll_to(y=max(0, self._cursor - offset), animate=False)
         self._refresh_changed()
 
+    @property
+    def _width(self) -> int:
+        return self.scrollable_content_region.width
+
     def retitle(self) -> None:
         """`titles` has changed."""
-        self.refresh(Region(0, 0, self.size.width, 1))
+        self.refresh(Region(0, 0, self._width, 1))
 
     def _refresh_changed(self) -> None:
         for line, drawn in list(self._drawn.items()):
@@ -128,7 +133,7 @@ class Lines(ScrollView, Generic[RowT], can_focus=True):
             row = self._rows[number] if number < len(self._rows) else None
             if (self._made(row) if row is not None else ()) != drawn:
                 del self._drawn[line]
-                self.refresh(Region(0, line, self.size.width, 1))
+                self.refresh(Region(0, line, self._width, 1))
 
     def _made(self, row: RowT) -> tuple[Cell, ...]:
         return tuple(self._cells(row))
@@ -137,7 +142,7 @@ class Lines(ScrollView, Generic[RowT], can_focus=True):
 
     def on_resize(self) -> None:
         """The columns have other widths."""
-        self.virtual_size = Size(self.size.width, len(self._rows) + 1)
+        self.virtual_size = Size(self._width, len(self._rows) + 1)
         self._drawn.clear()
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
@@ -147,7 +152,7 @@ class Lines(ScrollView, Generic[RowT], can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         """Line 0 is the titles, which do not scroll."""
-        width = self.size.width
+        width = self._width
         shown, widths = self._widths(width)
         if y == 0:
             style = self.get_component_rich_style("lines--header")
@@ -192,11 +197,15 @@ class Lines(ScrollView, Generic[RowT], can_focus=True):
         segments = [Segment(mark)]
         for place, (n, cell_width) in enumerate(zip(shown, widths, strict=True)):
             text, tone = cells[n]
-            style = None if tone is Tone.PLAIN else self.get_component_rich_style(f"lines--{tone}", partial=True)
+            style = None if tone is Tone.PLAIN else self._tone(tone)
             if place:
                 segments.append(Segment(" "))
             segments.append(Segment(fitted(text, cell_width, right=self._columns[n].right), style))
         return Strip(segments).adjust_cell_length(width)
+
+    def _tone(self, tone: Tone) -> Style:
+        whole = self.get_component_rich_style(f"lines--{tone}")
+        return Style(color=whole.color, bold=whole.bold)
 
     # -- cursor -------------------------------------------------------------------------------------------------------
 
@@ -204,7 +213,7 @@ class Lines(ScrollView, Generic[RowT], can_focus=True):
         """Put the cursor on a row, counted from 0, and scroll there."""
         number = min(max(number, 0), max(0, len(self._rows) - 1))
         for changed in (self._cursor, number):
-            self.refresh(Region(0, changed + 1 - self.scroll_offset.y, self.size.width, 1))
+            self.refresh(Region(0, changed + 1 - self.scroll_offset.y, self._width, 1))
         self._cursor = number
         top, height = self.scroll_offset.y, max(1, self.size.height - 1)
         if number < top:
@@ -246,7 +255,7 @@ class Lines(ScrollView, Generic[RowT], can_focus=True):
         self.move_to(number)
 
     def _column_at(self, x: int) -> str | None:
-        shown, widths = self._widths(self.size.width)
+        shown, widths = self._widths(self._width)
         edge = 1
         for n, width in zip(shown, widths, strict=True):
             if edge <= x < edge + width:

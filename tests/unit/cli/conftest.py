@@ -52,6 +52,10 @@ class FakeDaemon:
 
         self._do(record())
 
+    def followed(self) -> bool:
+        """Whether somebody follows the events."""
+        return bool(self._log._subscriptions)
+
     def close(self) -> None:
         self.stop()
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -62,7 +62,7 @@ def test_mandoc_finds_nothing_to_complain_about(page: Path) -> None:
 
 
 def test_redirectd_has_the_options_of_its_page() -> None:
-    assert options(daemon._parser()) == documented("redirectd.8")
+    assert options(daemon.make_parser()) == documented("redirectd.8")
 
 
 def test_redirect_run_has_the_options_of_its_page() -> None:
@@ -75,7 +75,7 @@ def test_redirect_run_has_the_options_of_its_page() -> None:
 
 def test_redirectctl_has_the_options_of_its_page() -> None:
     commands = set().union(*(options(command_parser(name)) for name in ctl.COMMANDS))
-    assert options(ctl._parser(None)) | commands == documented("redirectctl.1")
+    assert options(ctl.make_parser([])) | commands == documented("redirectctl.1")
 
 
 def test_every_command_is_in_the_page() -> None:

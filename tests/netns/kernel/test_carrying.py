@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -22,6 +22,7 @@ from redirectctl.flows.commands import Carried
 from redirectctl.kernel.carrier import Carrier, Report, Sight, share_port
 from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, TUN_DEVICE, TUNNEL_PRIORITY, TUNNEL_TABLE
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.keep import Keeper
 from redirectctl.kernel.probing import SAFE_MTU
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.tunnel import Offer, Probe, Refused, Segment, encode
@@ -137,6 +138,10 @@ class Tunnel:
         carried = self.carried(end)
         assert carried.remote is not None
         return end.carrier.mtu(carried.local, carried.remote)
+
+
+async def in_loop(make: Callable[[], Keeper]) -> Keeper:
+    return make()
 
 
 @pytest.fixture
@@ -476,6 +481,31 @@ def test_a_socket_of_another_user_does_not_get_the_port(ends: tuple[End, End]) -
 def test_a_second_carrier_does_not_get_the_device(ends: tuple[End, End]) -> None:
     with pytest.raises(KernelError, match="is another redirectd running"):
         ends[0].host.do(Carrier, [], print)
+
+
+def test_the_device_may_be_there_before_the_carrier_and_stays_after_it(bob: Host) -> None:
+    keeper = bob.run(in_loop(Keeper))
+    bob.at_close(keeper.close)
+    bob.run(keeper.setup())
+    end = End(bob)
+    assert "mtu 65535" in bob.sh(f"ip link show {TUN_DEVICE}")
+    bob.run(keeper.setup())
+    end.carrier.close()
+    assert "UP" in bob.sh(f"ip link show {TUN_DEVICE}")
+
+
+def test_a_device_that_is_deleted_is_reported_and_stops_nothing_else(ends: tuple[End, End]) -> None:
+    tunnel = connect(ends)
+    bob, alice = ends
+    tunnel.start()
+    assert tunnel.connection.works(1000)
+    alice.host.sh(f"ip link del {TUN_DEVICE}")
+    until(lambda: Report(Sight.DEVICE_GONE, None, None, 1) in alice.reports)
+    sender = bob.host.do(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    sender.sendto(b"\x09", (str(address(3, 10, 4)), PORT))
+    sender.close()
+    until(lambda: alice.refused()["truncated"])
+    alice.host.sh(f"ip tuntap add {TUN_DEVICE} mode tun")  # the fixture looks for it
 
 
 def test_an_unknown_connection_has_no_counters(ends: tuple[End, End]) -> None:

@@ -1,0 +1,430 @@
+"""What a person does, and what is asked of the daemon because of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TypeAlias
+
+import msgspec
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Button, Input, Static, TabbedContent
+
+from redirectctl.api import schema
+from redirectctl.api.schema import Connection, ConnectionState, Peer, PeerState, RequestError
+from redirectctl_tui.app import RedirectApp
+from redirectctl_tui.model import Row
+from redirectctl_tui.screens.connections import ConnectionsPane
+from redirectctl_tui.screens.contact import Contact
+from redirectctl_tui.screens.details import Details
+from redirectctl_tui.screens.dialogs import Ask, Confirm, Page
+from redirectctl_tui.screens.network import NetworkPane
+from tests.tui.recorded import Recorded, Scene, scene
+
+WATCHING = (schema.PeerRequest, schema.ConnectionRequest, schema.IdentityRequest, schema.DoctorRequest)
+
+
+class Session:
+    """The app, its keyboard, and the daemon behind it."""
+
+    def __init__(self, app: RedirectApp, pilot: Pilot[None], daemon: Recorded) -> None:
+        self.app = app
+        self.pilot = pilot
+        self.daemon = daemon
+
+    async def press(self, *keys: str) -> None:
+        for key in keys:
+            await self.pilot.press(key)
+            await self.settle()
+
+    async def type(self, text: str) -> None:
+        """All at once, as a paste."""
+        line = self.app.focused
+        assert isinstance(line, Input)
+        line.insert_text_at_cursor(text)
+        await self.settle()
+
+    async def settle(self) -> None:
+        await self.app.workers.wait_for_complete()
+        await self.pilot.pause()
+
+    async def show(self, shown: Scene) -> None:
+        self.daemon.show(shown)
+        await self.settle()
+
+    @property
+    def asked(self) -> list[schema.Request]:
+        """What was asked to be done; what was only asked to be shown is left out."""
+        return [request for request in self.daemon.asked if not isinstance(request, WATCHING)]
+
+    @property
+    def rows(self) -> list[Row]:
+        return list(self.app.query_one(ConnectionsPane).table.rows)
+
+    @property
+    def current(self) -> Row:
+        row = self.app.query_one(ConnectionsPane).table.current
+        assert row is not None
+        return row
+
+    @property
+    def notices(self) -> list[str]:
+        return [notice.message for notice in self.app._notifications]
+
+    def text(self, selector: str) -> str:
+        return str(self.app.screen.query_one(selector, Static).content)
+
+
+Start: TypeAlias = Callable[..., Awaitable[Session]]
+
+
+@asynccontextmanager
+async def session(name: str, size: tuple[int, int] = (100, 30), changed: Scene | None = None) -> AsyncIterator[Session]:
+    shown = changed or scene(name)
+    daemon = Recorded(shown)
+    app = RedirectApp(daemon, "laptop", lambda: shown.view.at)
+    async with app.run_test(size=size) as pilot:
+        one = Session(app, pilot, daemon)
+        await one.settle()
+        yield one
+
+
+def with_connections(shown: Scene, connections: list[Connection]) -> Scene:
+    return msgspec.structs.replace(shown, view=replace(shown.view, connections=connections))
+
+
+def with_peers(shown: Scene, peers: list[Peer]) -> Scene:
+    return msgspec.structs.replace(shown, view=replace(shown.view, peers=peers))
+
+
+def approved(shown: Scene) -> Scene:
+    return with_peers(shown, [msgspec.structs.replace(p, state=PeerState.APPROVED) for p in shown.view.peers])
+
+
+class TestConnections:
+    async def test_kill_asks_first(self):
+        async with session("protected") as s:
+            wanted = s.current.connection.id
+            await s.press("k")
+            assert isinstance(s.app.screen, Confirm)
+            await s.press("enter")  # the focus is on Cancel
+            assert s.asked == []
+            await s.press("k", "right", "enter")
+            assert s.asked == [schema.KillRequest(wanted)]
+            assert any(text.startswith("killed ") for text in s.notices)
+
+    async def test_escape_is_no(self):
+        async with session("protected") as s:
+            await s.press("k", "escape")
+            assert len(s.app.screen_stack) == 1
+            assert s.asked == []
+
+    async def test_release(self):
+        async with session("protected") as s:
+            await s.press("down")
+            wanted = s.current.connection.id
+            await s.press("r", "right", "enter")
+            assert s.asked == [schema.ReleaseRequest(wanted)]
+            assert s.daemon.pokes  # what it did is looked at soon
+
+    async def test_a_refusal_is_shown_with_what_to_do(self):
+        async with session("protected") as s:
+            s.daemon.refuse = RequestError("release", "no such connection", "see `redirectctl connections`")
+            await s.press("r", "right", "enter")
+            assert "release: no such connection; see `redirectctl connections`" in s.notices
+
+    async def test_what_has_ended_is_left_alone(self):
+        shown = scene("protected")
+        ended = [msgspec.structs.replace(c, state=ConnectionState.CLOSED) for c in shown.view.connections]
+        async with session("", changed=with_connections(shown, ended)) as s:
+            await s.press("k")
+            assert s.asked == []
+            assert s.notices == ["it has ended already"]
+
+    async def test_protect_takes_a_process_or_a_connection(self):
+        async with session("protected") as s:
+            await s.press("p")
+            await s.type("12a")
+            await s.press("enter")
+            assert isinstance(s.app.screen, Ask)
+            assert "neither a process number" in s.text("#wrong")
+            await s.press("backspace", "enter")
+            assert s.asked == [schema.ProtectRequest("12")]
+            await s.press("p")
+            await s.type("192.0.2.1:40000-198.51.100.2:22")
+            await s.press("enter")
+            assert s.asked[-1] == schema.ProtectRequest("192.0.2.1:40000-198.51.100.2:22")
+
+    async def test_filter(self):
+        async with session("protected") as s:
+            everything = len(s.rows)
+            await s.press("slash")
+            await s.type("ssh unsup")
+            assert [row.connection.state for row in s.rows] == [ConnectionState.UNSUPPORTED]
+            await s.press("enter")
+            assert len(s.rows) == 1  # and the keys are the table's again
+            await s.press("k")
+            assert isinstance(s.app.screen, Confirm)
+            await s.press("escape", "escape")
+            assert len(s.rows) == everything
+
+    async def test_sort_by_key_and_by_title(self):
+        async with session("protected") as s:
+            while s.app.query_one(ConnectionsPane).selection.sort != "age":
+                await s.press("s")
+            ages = [row.connection.age for row in s.rows]
+            assert ages == sorted(ages, reverse=True)
+            await s.press("S")
+            assert [row.connection.age for row in s.rows] == sorted(ages)
+            await s.pilot.click("#table", offset=(3, 0))
+            await s.settle()
+            hosts = [row.host for row in s.rows]
+            assert hosts == sorted(hosts)
+
+    async def test_the_cursor_stays_with_its_connection(self):
+        shown = scene("protected")
+        async with session("protected") as s:
+            await s.press("down", "down")
+            kept = s.current.connection.id
+            await s.show(with_connections(shown, list(reversed(shown.view.connections))))
+            assert s.current.connection.id == kept
+            await s.press("S")
+            assert s.current.connection.id == kept
+            await s.show(with_connections(shown, [c for c in shown.view.connections if c.id == kept]))
+            assert s.current.connection.id == kept
+            await s.show(with_connections(shown, []))
+            assert s.rows == []
+
+    async def test_mouse(self):
+        async with session("protected") as s:
+            await s.pilot.click("#table", offset=(5, 3))
+            await s.settle()
+            assert s.current == s.rows[2]
+            await s.pilot.click("#table", offset=(5, 3), times=2)
+            await s.settle()
+            assert isinstance(s.app.screen, Details)
+
+    async def test_details_follow_the_connection(self):
+        moved = scene("moved")
+        async with session("moved") as s:
+            await s.press("enter")
+            text = s.text("#text")
+            c = s.daemon.scene.connections[s.app.screen.connection]  # type: ignore[attr-defined]
+            for part in (c.local, c.remote, c.wire_local, c.wire_remote, c.peer, "suspended", "moved: ", "round trip"):
+                assert part is not None
+                assert part in text
+            gone = msgspec.structs.replace(moved, connections={})
+            await s.show(gone)
+            assert "ended" in s.text("#text")
+            await s.press("escape")
+            assert len(s.app.screen_stack) == 1
+
+    async def test_kill_from_the_details(self):
+        async with session("moved") as s:
+            wanted = s.current.connection.id
+            await s.press("enter", "k", "right", "enter")
+            assert s.asked == [schema.KillRequest(wanted)]
+
+
+class TestFirstContact:
+    async def test_it_comes_up_by_itself_with_all_that_is_needed_to_decide(self):
+        async with session("first_contact") as s:
+            assert isinstance(s.app.screen, Contact)
+            (peer,) = s.daemon.scene.view.peers
+            shown = "\n".join(str(each.content) for each in s.app.screen.query(Static))
+            assert peer.fingerprint in shown
+            assert peer.addresses[0] in shown
+            assert "ssh server sleep 1000" in shown
+            assert "redirectctl identity" in shown
+            picture = s.daemon.scene.peers[peer.fingerprint].picture
+            assert isinstance(picture, str)
+            assert picture in shown
+
+    async def test_no_single_key_approves(self):
+        for key in ("enter", "space"):
+            async with session("first_contact") as s:
+                await s.press("y", "r", "l", key)
+                assert s.asked == []
+
+    async def test_approve(self):
+        async with session("first_contact") as s:
+            (peer,) = s.daemon.scene.view.peers
+            await s.press("a", "enter")
+            assert s.asked == [schema.ApproveRequest(peer.fingerprint)]
+
+    async def test_reject(self):
+        async with session("first_contact") as s:
+            (peer,) = s.daemon.scene.view.peers
+            await s.press("r", "enter")
+            assert s.asked == [schema.RejectRequest(peer.fingerprint)]
+
+    async def test_later_is_not_asked_again_but_on_demand(self):
+        async with session("first_contact") as s:
+            await s.press("enter")
+            await s.show(s.daemon.scene)
+            assert len(s.app.screen_stack) == 1
+            assert "1 host waiting for you" in s.text("#top")
+            await s.press("w")
+            assert isinstance(s.app.screen, Contact)
+
+    async def test_a_decision_made_elsewhere_closes_it(self):
+        async with session("first_contact") as s:
+            await s.show(approved(s.daemon.scene))
+            assert len(s.app.screen_stack) == 1
+            assert s.asked == []
+            assert any("decided elsewhere" in text for text in s.notices)
+
+    async def test_it_does_not_interrupt_somebody_who_types(self):
+        shown = scene("first_contact")
+        async with session("", changed=approved(shown)) as s:
+            await s.press("slash")
+            await s.type("ssh")
+            await s.show(shown)
+            assert len(s.app.screen_stack) == 1
+            await s.press("enter")
+            await s.show(shown)
+            assert isinstance(s.app.screen, Contact)
+
+    async def test_a_changed_key_cannot_be_approved(self):
+        async with session("changed") as s:
+            assert isinstance(s.app.screen, Contact)
+            assert [button.id for button in s.app.screen.query(Button)] == ["later", "reject"]
+            shown = "\n".join(str(each.content) for each in s.app.screen.query(Static))
+            for peer in s.daemon.scene.view.peers:  # the known key and the new one
+                assert peer.fingerprint in shown
+            await s.press("a", "enter")
+            assert s.asked == []
+            await s.press("2", "a")  # nor from the list
+            assert isinstance(s.app.screen, Contact)
+            await s.press("a", "r", "enter")
+            (changed,) = (p for p in s.daemon.scene.view.peers if p.state is PeerState.CHANGED)
+            assert s.asked == [schema.RejectRequest(changed.fingerprint)]
+
+
+class TestPeers:
+    async def test_details(self):
+        async with session("resumed") as s:
+            await s.press("2", "enter")
+            assert isinstance(s.app.screen, Page)
+            (peer,) = s.daemon.scene.view.peers
+            assert peer.fingerprint in str(s.app.screen.query_one(Static).content)
+
+    async def test_rename(self):
+        async with session("resumed") as s:
+            await s.press("2", "n")
+            (peer,) = s.daemon.scene.view.peers
+            line = s.app.screen.query_one(Input)
+            assert line.value == peer.name
+            line.value = ""
+            await s.type("x" * 65)
+            await s.press("enter")
+            assert "at most 64" in s.text("#wrong")
+            line.value = "attic"
+            await s.press("enter")
+            assert s.asked == [schema.RenameRequest(peer.fingerprint, "attic")]
+            await s.press("n")
+            s.app.screen.query_one(Input).value = ""
+            await s.press("enter")
+            assert s.asked[-1] == schema.RenameRequest(peer.fingerprint, None)
+
+    @pytest.mark.parametrize(("key", "request_"), [("r", schema.RejectRequest), ("f", schema.ForgetRequest)])
+    async def test_what_ends_protection_is_confirmed(self, key: str, request_: type[schema.RejectRequest]):
+        async with session("resumed") as s:
+            (peer,) = s.daemon.scene.view.peers
+            await s.press("2", key, "enter")
+            assert s.asked == []
+            await s.press(key, "right", "enter")
+            assert s.asked == [request_(peer.fingerprint)]
+
+    async def test_approve(self):
+        shown = scene("resumed")
+        rejected = [msgspec.structs.replace(p, state=PeerState.REJECTED) for p in shown.view.peers]
+        async with session("", changed=with_peers(shown, rejected)) as s:
+            await s.press("2", "a", "right", "enter")
+            assert s.asked == [schema.ApproveRequest(rejected[0].fingerprint)]
+
+    async def test_one_that_is_approved_already(self):
+        async with session("resumed") as s:
+            await s.press("2", "a")
+            assert s.asked == []
+            assert s.notices == ["server is approved already"]
+
+
+class TestTheRest:
+    async def test_announce(self):
+        async with session("resumed") as s:
+            await s.press("3", "a")
+            assert s.asked == [schema.AnnounceRequest()]
+            assert s.notices == ["announced to 1 peer"]
+
+    async def test_doctor_is_asked_when_it_is_first_seen_and_again_on_demand(self):
+        async with session("resumed") as s:
+            await s.press("4", "1", "4")
+            assert s.daemon.asked.count(schema.DoctorRequest()) == 1
+            await s.press("f5")
+            assert s.daemon.asked.count(schema.DoctorRequest()) == 2
+            assert s.daemon.asked.count(schema.IdentityRequest()) == 1
+            assert s.app.query_one(NetworkPane).has_focus
+
+    async def test_tabs_by_key_and_mouse(self):
+        async with session("resumed") as s:
+            panes = s.app.query_one("#panes", TabbedContent)
+            for key, name in (("2", "peers"), ("3", "moves"), ("4", "network"), ("1", "connections")):
+                await s.press(key)
+                assert panes.active == name
+            await s.pilot.click("#--content-tab-moves")
+            await s.settle()
+            assert panes.active == "moves"
+
+    async def test_everything_is_in_the_command_palette(self):
+        async with session("resumed") as s:
+            titles = {command.title for command in s.app.get_system_commands(s.app.screen)}
+            assert titles >= {
+                "Connections",
+                "Peers",
+                "Moves",
+                "Network",
+                "Protect",
+                "Announce",
+                "Doctor",
+                "Help",
+                "Quit",
+            }
+
+    async def test_a_daemon_that_restarts(self):
+        async with session("protected") as s:
+            rows = s.rows
+            s.daemon.lose("no daemon listens there; start redirectd", s.app._clock() - 3)
+            await s.settle()
+            assert "No answer from redirectd for 3s: no daemon listens there; start redirectd." in s.text("#lost")
+            assert s.rows == rows  # what was known stays in sight
+            await s.show(scene("protected"))
+            assert not s.app.query_one("#lost").display
+            assert s.notices == ["redirectd is back"]
+
+    async def test_help_and_quit(self):
+        async with session("resumed") as s:
+            await s.press("question_mark")
+            assert isinstance(s.app.screen, Page)
+            await s.press("question_mark", "q")
+        assert s.app.return_code == 0
+
+    async def test_text_of_others_does_not_steer_the_terminal(self):
+        shown = scene("protected")
+        evil = "\x1b]0;owned\x07[bold red]x[/]"
+        connections = [msgspec.structs.replace(c, command=evil) for c in shown.view.connections]
+        async with session("", changed=with_connections(shown, connections), size=(120, 40)) as s:
+            svg = s.app.export_screenshot()
+            assert "\x1b" not in svg
+            assert "\\x1b]0;owned" in svg.replace("&#160;", " ")
+            await s.press("k")
+            assert "[bold red]x[/]" in str(s.app.screen.query_one("Label", Static).content)
+
+    async def test_without_colour(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("NO_COLOR", "1")
+        async with session("suspended") as s:
+            strips = s.app.query_one(ConnectionsPane).table.render_line(1)
+            assert any(segment.style and segment.style.reverse for segment in strips)
+            assert "suspended" in strips.text
