@@ -48,7 +48,7 @@ class Claimed:
     claim: Claim
     source: IPAddress  # where it came from
     token: bytes | None = None  # the claimant's, when it has come
-    places: dict[FourTuple, bytes] = field(default_factory=dict)  # where it came, and the token that goes back
+    places: dict[FourTuple, bytes | None] = field(default_factory=dict)  # where it came, and the token that goes back
     looked: int = 0  # places looked up
     answers: int = 0  # tokens sent back
     numbered: int = 0  # proofs by numbers that were looked at
@@ -204,9 +204,10 @@ class Claims:
         return True
 
     def _answer(self, claimed: Claimed, place: FourTuple) -> None:
-        if claimed.answers < constants.MAX_ANSWERS:
+        token = claimed.places[place]
+        if token is not None and claimed.answers < constants.MAX_ANSWERS:
             claimed.answers += 1
-            self._e.emit(commands.Prove((commands.Proof(place, claimed.places[place]),)))
+            self._e.emit(commands.Prove((commands.Proof(place, token),)))
 
     def _look(self, kind: str, claimed: Claimed, place: FourTuple) -> None:
         """Is there such a socket?"""
@@ -219,12 +220,12 @@ class Claims:
     def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple]) -> None:
         """The socket table has been read: send a token back."""
         claimed, place = self._looking.pop(token[1], (None, None))
-        if claimed is None or place not in present or claimed.refusal is not None:
+        if claimed is None or place not in present or place in claimed.places or claimed.refusal is not None:
             return
         peer = self._e.peers.get(claimed.key)
         status = self._judge_at(peer, claimed.claim, place) if peer is not None else Status.REJECTED
-        if status is Status.CONFLICT:  # others are not told, nor troubled
-            claimed.refusal = status
+        if status is Status.CONFLICT:  # not its connection: nothing is sent on it.  The token may have been replayed
+            claimed.places[place] = None
             self._report(claimed.key, claimed.claim, status)
             return
         claimed.places[place] = self._e.rng(8)
@@ -259,7 +260,7 @@ class Claims:
             claimed = self._open(now, asked, cid)
             if claimed is None:
                 continue
-            sent = [place for place, ours in claimed.places.items() if hmac.compare_digest(ours, token)]
+            sent = [place for place, ours in claimed.places.items() if ours and hmac.compare_digest(ours, token)]
             if claimed.refusal is not None:
                 asked.verdicts.append(Verdict(cid, 0, claimed.refusal))
             elif not sent or claimed.token is None:

@@ -349,7 +349,6 @@ class Protection:
         if len(token) > 2:
             self._e.claims.reply(now, token[2], failed=error is not None)
         if protected:
-            self._e.carry(protected)
             self._e.emit(commands.SaveConnections(tuple(protected)))  # else a restart would not know them as protected
             for key in {c.peer for c in protected}:
                 self._update_keep(now, key)
@@ -560,7 +559,7 @@ class Protection:
         at = now + constants.KEEPALIVE_TIME
         if any(c.natted or c.tunnel for c in self._e.table.movable(key)):
             quiet = now - peer.last_sent if peer.last_sent is not None else constants.KEEPALIVE_TIME
-            if quiet >= constants.KEEPALIVE_TIME:
+            if quiet >= constants.KEEPALIVE_TIME - 1.0:  # about: two times that are equal may not be as numbers
                 self._e.keep_alive(now, peer)
             else:
                 at -= quiet

@@ -6,25 +6,39 @@ import dataclasses
 
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
-from redirectctl.wire.addr import FourTuple, SockAddr
-from tests.sim.pair import PORT, Host, World, ip
+from redirectctl.wire.addr import FourTuple
+from tests.sim.pair import Host, World, ip
 
 AUTO = Policy(prefer="auto", first_contact="accept-new", long_lived_after=1.0)
 
 
-def started(n: int = 1) -> tuple[World, Host, Host, list[FourTuple]]:
+class Tokens:
+    """Whether tokens on plain packets get through."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    @property
+    def plain(self) -> bool:
+        return not self._world.link.strips
+
+    @plain.setter
+    def plain(self, through: bool) -> None:
+        self._world.link.strips = not through
+
+    @property
+    def sent(self) -> int:
+        return len(self._world.segments)
+
+
+def started(n: int = 1) -> tuple[World, Host, Host, list[FourTuple], Tokens]:
     world = World()
     alice = world.host("alice", "192.0.2.1", policy=AUTO)
     bob = world.host("bob", "198.51.100.2", policy=AUTO)
     sockets = [world.connect(bob, alice, 40000 + i)[0] for i in range(n)]
     world.run(5)
-    assert len(bob.engine.table.movable()) == n
-    return world, alice, bob, sockets
-
-
-def tokens(world: World) -> int:
-    """Segments with a token that have been sent."""
-    return len(world.segments)
+    tokens = Tokens(world)
+    return world, alice, bob, sockets, tokens
 
 
 def paths(host: Host) -> set[Path]:
@@ -32,13 +46,13 @@ def paths(host: Host) -> set[Path]:
 
 
 def test_a_move_begins_in_the_tunnel_and_goes_on_plainly_when_that_is_proven() -> None:
-    world, alice, bob, sockets = started(3)
-    world.link.strips = True
+    world, alice, bob, sockets, tokens = started(3)
+    tokens.plain = False
     bob.move("203.0.113.9")
     world.run(0.15)
     assert paths(alice) == paths(bob) == {Path.TUNNEL}
     assert bob.named("move.finished")
-    world.link.strips = False
+    tokens.plain = True
     world.run(1)
     assert paths(alice) == paths(bob) == {Path.REWRITTEN}
     for socket in sockets:
@@ -47,29 +61,29 @@ def test_a_move_begins_in_the_tunnel_and_goes_on_plainly_when_that_is_proven() -
 
 
 def test_where_plain_packets_do_not_get_through_the_tunnel_stays_and_few_tokens_are_sent() -> None:
-    world, alice, bob, _ = started(3)
-    world.link.strips = True
+    world, alice, bob, _, tokens = started(3)
+    tokens.plain = False
     bob.move("203.0.113.9")
     world.run(3600)
     assert paths(alice) == paths(bob) == {Path.TUNNEL}
-    assert tokens(world) < 200
-    world.link.strips = False
+    assert tokens.sent < 200
+    tokens.plain = True
     world.run(7300)
     assert paths(alice) == paths(bob) == {Path.REWRITTEN}
 
 
 def test_a_stall_leads_back_into_the_tunnel_and_the_way_is_tried_again_later() -> None:
-    world, alice, bob, (socket,) = started()
+    world, alice, bob, (socket,), tokens = started()
     bob.move("203.0.113.9")
     world.run(2)
     assert paths(bob) == {Path.REWRITTEN}
-    world.link.strips = True
+    tokens.plain = False
     bob.engine.stalled(world.now, [socket])
     bob.run()
     world.run(1)
     assert paths(bob) == {Path.TUNNEL}
     assert paths(alice) == {Path.TUNNEL}  # told by the announcement
-    world.link.strips = False
+    tokens.plain = True
     world.run(30)
     assert paths(bob) == {Path.TUNNEL}
     world.run(120)
@@ -77,7 +91,7 @@ def test_a_stall_leads_back_into_the_tunnel_and_the_way_is_tried_again_later() -
 
 
 def test_moving_back_ends_on_the_original_path() -> None:
-    world, alice, bob, (socket,) = started()
+    world, alice, bob, (socket,), _ = started()
     bob.move("203.0.113.9")
     world.run(2)
     bob.move("198.51.100.2")
@@ -87,12 +101,10 @@ def test_moving_back_ends_on_the_original_path() -> None:
 
 
 def test_from_ipv4_to_ipv6_and_back() -> None:
-    world, alice, bob, (socket,) = started()
+    world, alice, bob, (socket,), _ = started()
     alice.addresses.append(ip("2001:db8::1"))
     alice.network_changed()
-    bob.engine.contact(world.now, SockAddr(ip("192.0.2.1"), PORT), None, alice.static.public)  # with news of addresses
-    bob.run()
-    world.run(1)
+    bob.engine.peers[alice.static.public].addresses = (ip("2001:db8::1"),)
     bob.move("2001:db8:9::7")
     world.run(2)
     assert paths(alice) == paths(bob) == {Path.TUNNEL}
@@ -103,7 +115,7 @@ def test_from_ipv4_to_ipv6_and_back() -> None:
 
 
 def test_both_move_one_after_the_other() -> None:
-    world, alice, bob, (socket,) = started()
+    world, alice, bob, (socket,), _ = started()
     bob.move("203.0.113.9")
     world.run(0.3)
     alice.move("192.0.2.77")
@@ -114,7 +126,7 @@ def test_both_move_one_after_the_other() -> None:
 
 
 def test_the_configuration_leads_into_the_tunnel_and_out_of_it() -> None:
-    world, alice, bob, _ = started()
+    world, alice, bob, _, _ = started()
     bob.move("203.0.113.9")
     world.run(2)
     for prefer, path in (("tunnel", Path.TUNNEL), ("auto", Path.REWRITTEN), ("tunnel", Path.TUNNEL)):

@@ -181,6 +181,9 @@ def test_the_two_ends_agree_when_the_network_heals(seed: int, steps: list, ask: 
             assert story.world.kernel_failed or socket not in story.protected, f"was protected: {shown}"
             continue
         assert mine.cid == theirs.cid
+        assert (mine.there, theirs.there) == (mirrored, socket)
+        assert None not in (mine.sending, mine.receiving)
+        assert (mine.sending, mine.receiving) == (theirs.receiving, theirs.sending)
         assert agree(alice, bob, mirrored), f"{mine.wire} and {theirs.wire}"
         assert mine.wire.local.host in bob.addresses
         assert mine.wire.remote.host in alice.addresses

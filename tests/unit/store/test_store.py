@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import redirectctl.store.database
 from redirectctl.store.database import DATABASE
 from redirectctl.store.records import ConnectionRecord, PeerAddress, PeerRecord, PeerState, StoreError
 from redirectctl.store.store import EPOCHS_AT_ONCE, MAX_ADDRESSES, MAX_UNDECIDED, Store
 from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.tunnel import Offer
 
 
 @pytest.fixture
@@ -46,6 +48,20 @@ def connection(number: int, of: int = 1, moves: int = 0) -> ConnectionRecord:
         moves=moves,
         command="ssh host",
         pid=42,
+    )
+
+
+def carried(number: int) -> ConnectionRecord:
+    """As connection(), behind a NAT, in the tunnel."""
+    return replace(
+        connection(number),
+        there=FourTuple(SockAddr.parse("10.0.0.1:22"), SockAddr.parse("192.0.2.1:61000")),
+        sending=Offer(2**32 - 1, b"s" * 16, 2**62 - 1),
+        receiving=Offer(1, b"r" * 16, 0),
+        integrity=True,
+        tunnel=True,
+        outer_local=ip_address("2001:db8::1"),
+        outer_remote=SockAddr.parse("[2001:db8::2]:7747"),
     )
 
 
@@ -206,6 +222,27 @@ class TestOpening:
         with Store(directory), pytest.raises(StoreError, match=rf"another redirectd \(process {os.getpid()}\) uses it"):
             Store(directory)
         Store(directory).close()
+
+    def test_a_database_of_version_1_keeps_its_connections(self, directory: Path):
+        directory.mkdir(mode=0o700)
+        database = sqlite3.connect(directory / DATABASE)
+        schema = Path(redirectctl.store.database.__file__).with_name("schema") / "0001.sql"
+        database.executescript(schema.read_text() + "PRAGMA user_version = 1;")
+        database.execute(
+            "INSERT INTO peers VALUES (?, 'SHA256:1', NULL, 'approved', NULL, 1.0, NULL, ?)", (key(1), bytes(8))
+        )
+        database.execute(
+            "INSERT INTO connections VALUES (?, ?, '192.0.2.1:1025', '198.51.100.1:22', '203.0.113.9:1025',"
+            " '198.51.100.1:22', 1, ?, ?, 1.0, 0, 'protected', 'ssh host', 42)",
+            ((1).to_bytes(8), key(1), b"\xff" * 8, (3).to_bytes(8)),
+        )
+        database.commit()
+        database.close()
+        with Store(directory) as store:
+            assert store.connections() == [connection(1)]
+            store.put_connections([carried(1)])
+        with Store(directory) as store:
+            assert store.connections() == [carried(1)]
 
     def test_newer_schema_is_refused_and_not_touched(self, directory: Path):
         with Store(directory) as store:

@@ -1,0 +1,367 @@
+"""Claims proven on the connection itself: through NATs, with losses, without options, and who must not succeed.
+
+bob, the client, claims; alice serves.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from redirectctl.flows import constants
+from redirectctl.flows.engine import Policy
+from redirectctl.flows.proofs import CLAIMANT, digest, shown
+from redirectctl.flows.state import State
+from redirectctl.wire import message as messages
+from redirectctl.wire.addr import SockAddr
+from redirectctl.wire.tunnel import Offer
+from tests.sim.pair import PORT, Host, Link, World, ip
+
+ALICE, BOB, NEIGHBOUR = "192.0.2.1", "198.51.100.2", "198.51.100.3"
+POLICY = Policy(first_contact="accept-new", long_lived_after=1.0)
+
+
+def pair(seed: int = 1, link: Link | None = None, policy: Policy = POLICY) -> tuple[World, Host, Host]:
+    world = World(seed=seed, link=link or Link())
+    return world, world.host("alice", ALICE, policy=policy), world.host("bob", BOB, policy=policy)
+
+
+def test_both_ends_know_each_others_tuple_and_offer() -> None:
+    world, alice, bob = pair()
+    socket, there = world.connect(bob, alice, 40000)
+    world.run(20)
+    mine, theirs = bob.connection(socket), alice.connection(there)
+    assert mine.state is theirs.state is State.PROTECTED
+    assert mine.there == there
+    assert not mine.natted
+    assert mine.sending == theirs.receiving != mine.receiving == theirs.sending
+    world.settled()
+
+
+@pytest.mark.parametrize("who", ["client", "server", "both"])
+def test_behind_a_nat(who: str) -> None:
+    world, alice, bob = pair()
+    if who != "client":
+        alice.addresses = [ip("10.0.0.1")]
+        world.nat("203.0.113.1", alice).forward(alice)
+    if who != "server":
+        bob.addresses = [ip("10.0.0.1")]
+        world.nat("203.0.113.2", bob)
+    socket, there = world.connect(bob, alice, 40000)
+    world.run(20)
+    assert bob.connection(socket).there == there != socket.mirrored
+    assert alice.connection(there).there == socket
+    assert bob.connection(socket).natted
+    assert alice.connection(there).natted
+    world.settled()
+
+
+def test_two_users_of_one_nat() -> None:
+    world, alice, bob = pair()
+    neighbour = world.host("neighbour", NEIGHBOUR)
+    world.nat("203.0.113.2", bob, neighbour)
+    _, there = world.connect(bob, alice, 40000)
+    _, elsewhere = world.connect(neighbour, alice, 40000)
+    world.run(20)
+    assert alice.connection(there).peer == bob.static.public
+    assert alice.connection(elsewhere).peer == neighbour.static.public
+    world.settled()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_lost_datagrams_and_tokens(seed: int) -> None:
+    world, alice, bob = pair(seed, Link(loss=0.3, jitter=0.05, duplicate=0.1))
+    sockets = [world.connect(bob, alice, 40000 + i) for i in range(20)]
+    world.run(200)
+    assert all(bob.protects(socket) == alice.protects(there) for socket, there in sockets)
+    world.link = Link()
+    world.run(100)
+    assert all(bob.protects(socket) for socket, _ in sockets)
+    world.settled()
+
+
+@pytest.mark.parametrize("off", [(0, 0), (1, 0), (0, -1), (-1, 1)])
+def test_stripped_options_fall_back_to_numbers(off: tuple[int, int]) -> None:
+    world, alice, bob = pair(link=Link(strips=True))
+    world.nat("203.0.113.2", bob)
+    for port in range(5):
+        world.connect(bob, alice, 40001 + port, watch=False)  # others that it could be
+    socket, there = world.connect(bob, alice, 40000)
+    ours, theirs = alice.bases(there)
+    alice.numbers[there] = ours + off[0], theirs + off[1]
+    world.run(20)
+    assert bob.connection(socket).there == there
+    assert alice.protects(there)
+    world.run(20)
+    world.settled()
+
+
+def test_wrong_numbers() -> None:
+    world, alice, bob = pair(link=Link(strips=True))
+    socket, there = world.connect(bob, alice, 40000)
+    alice.numbers[there] = 1, 2
+    world.run(40)
+    assert bob.connection(socket).reason == "not-proven"
+    assert alice.named("connection.refused", "not-proven")
+    assert not alice.protects(there)
+    world.settled()
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(True, False), (False, True), (True, True)])
+def test_integrity(ours: bool, theirs: bool) -> None:
+    world = World()
+    alice = world.host("alice", ALICE, policy=Policy(integrity=theirs, first_contact="accept-new"))
+    bob = world.host("bob", BOB, policy=Policy(integrity=ours, first_contact="accept-new"))
+    socket, there = world.connect(bob, alice, 40000)
+    world.run(40)
+    if ours and theirs:
+        assert bob.connection(socket).integrity
+        assert alice.connection(there).integrity
+    else:
+        assert bob.connection(socket).reason == f"integrity-{'refused' if ours else 'required'}-there"
+        assert alice.named("connection.refused", f"integrity-{'refused' if ours else 'required'}-here")
+    world.settled()
+
+
+def test_many_connections_are_claimed_some_at_a_time() -> None:
+    world, alice, bob = pair()
+    sockets = [world.connect(bob, alice, 40000 + i) for i in range(300)]
+    assert len(sockets) > constants.CLAIM_WINDOW
+    world.run(30)
+    assert all(alice.protects(there) and bob.protects(socket) for socket, there in sockets)
+    world.settled()
+
+
+def test_a_restart_while_claims_are_proven() -> None:
+    """Whoever restarts has forgotten the claim: it is begun anew."""
+    for who in range(2):
+        for after in (1.05, 1.09, 1.11, 1.13, 1.2):
+            hosts = world, alice, bob = pair()
+            socket, there = world.connect(bob, alice, 40000)
+            world.run(after)
+            crashing = hosts[1 + who]
+            assert isinstance(crashing, Host)
+            crashing.crash()
+            world.run(0.5)
+            crashing.start()
+            for _ in range(20):
+                bob.find()
+                world.run(10)
+            assert bob.protects(socket)
+            assert alice.protects(there)
+            world.settled()
+
+
+def test_a_datagram_from_elsewhere_is_answered_with_where_it_came_from() -> None:
+    """The NAT gives bob another port, which bob cannot see."""
+    world, alice, bob = pair()
+    nat = world.nat("203.0.113.2", bob)
+    world.connect(bob, alice, 40000)
+    world.run(5)
+    peer = bob.engine.peers[alice.static.public]
+    before = peer.observed
+    nat.rebind("203.0.113.3")
+    world.run(60)  # a keepalive is due
+    assert before is not None
+    assert before.host == ip("203.0.113.2")
+    assert peer.observed is not None
+    assert peer.observed.host == ip("203.0.113.3")
+    assert alice.engine.peers[bob.static.public].addresses == (ip(BOB),)
+
+
+@pytest.mark.parametrize("natted", [True, False])
+def test_nats_are_kept_alive_where_there_are_some(natted: bool) -> None:
+    world, alice, bob = pair()
+    if natted:
+        world.nat("203.0.113.2", bob)
+    socket, _ = world.connect(bob, alice, 40000)
+    world.run(130)
+    start = len(world.recorded)
+    world.run(100)
+    sent = [data for source, *_, data in world.recorded[start:] if source.host == ip(BOB)]
+    assert bob.protects(socket)
+    assert bool([data for data in sent if len(data) == 32]) == natted
+
+
+# -- who must not succeed ----------------------------------------------------------------------------------------------
+
+
+class Thief:
+    """mallory, approved by alice, wants bob's connection, which is not protected yet."""
+
+    def __init__(self, *addresses: str, bobs: str = BOB, public: str | None = None) -> None:
+        self.world = World(seed=3)
+        self.alice = self.world.host("alice", ALICE)
+        self.bob = self.world.host("bob", bobs)
+        self.mallory = self.world.host("mallory", *addresses)
+        if public is not None:
+            self.world.nat(public, self.bob, self.mallory)
+        self.world.connect(self.mallory, self.alice, 50000)
+        self.socket, self.there = self.world.connect(self.bob, self.alice, 40000, watch=False)
+        self.world.run(5)
+        assert self.mallory.engine.peers[self.alice.static.public].session(self.world.now)
+
+    def say(self, message: messages.Message) -> None:
+        endpoint = self.mallory.engine.endpoint
+        peer = endpoint.peers[self.alice.static.public]
+        endpoint.send(self.world.now, peer, message, SockAddr(ip(ALICE), PORT), self.mallory.addresses[0])
+        self.mallory.run()
+        for event in endpoint.drain():
+            source = SockAddr(self.mallory.addresses[0], PORT)
+            self.world.transmit(source, SockAddr(ip(ALICE), PORT), event.data, self.mallory)  # type: ignore[union-attr]
+
+    def claim(self, cid: bytes = b"mallory!", token: bytes = b"T" * 8) -> None:
+        offer = Offer(1, bytes(16), 0)
+        self.say(messages.Protect(9, (messages.Claim(cid, 2**40, self.socket, digest(token), offer),)))
+        self.world.run(0.1)
+
+    def spoof(self, token: bytes = b"T" * 8) -> None:
+        """As if bob had sent it; a NAT treats it as bob's."""
+        self.world.segment(*self.socket, token, self.bob)
+        self.world.run(0.1)
+
+    def answers(self) -> list[bytes]:
+        """Tokens that mallory receives."""
+        mine = self.mallory.addresses
+        return [p.data for p in self.world.segments if p.source.host == ip(ALICE) and p.to.host in mine]
+
+    def assert_in_vain(self, *reasons: str) -> None:
+        self.world.run(60)
+        for reason in reasons:
+            assert self.alice.named("connection.refused", reason)
+        assert not self.alice.protects(self.there)
+        self.bob.opened(self.socket)
+        self.world.run(30)
+        assert self.alice.connection(self.there).peer == self.bob.static.public
+        assert self.bob.protects(self.socket)
+        self.world.settled()
+
+
+SAME_NAT = {"addresses": ("10.0.0.3",), "bobs": "10.0.0.2", "public": "203.0.113.2"}
+SAME_LAN = {"addresses": (NEIGHBOUR,)}
+
+
+@pytest.fixture(params=[SAME_NAT, SAME_LAN], ids=["same NAT", "same LAN"])
+def thief(request: pytest.FixtureRequest) -> Thief:
+    where = dict(request.param)
+    return Thief(*where.pop("addresses"), **where)
+
+
+def test_claim_of_anothers_connection_without_a_token(thief: Thief) -> None:
+    thief.claim()
+    thief.say(messages.Bind(10, ((b"mallory!", b"T" * 8),)))
+    thief.assert_in_vain("not-proven")
+
+
+def test_claim_of_anothers_connection_with_a_forged_segment(thief: Thief) -> None:
+    """The token arrives; the one that goes back reaches bob, who knows of no claim."""
+    known = len(thief.answers())
+    thief.claim()
+    thief.spoof()
+    assert [p for p in thief.world.segments if p.source == thief.there.local and p.to == thief.there.remote]
+    assert len(thief.answers()) == known
+    for guess in range(200):
+        thief.say(messages.Bind(100 + guess, ((b"mallory!", guess.to_bytes(8)),)))
+        thief.world.run(0.01)
+    thief.assert_in_vain("not-proven")
+
+
+def test_claim_of_anothers_connection_by_guessed_numbers(thief: Thief) -> None:
+    thief.claim()
+    for guess in range(100):
+        proof = shown(CLAIMANT, digest(b"T" * 8), guess, guess)
+        thief.say(messages.BindNumbers(100 + guess, ((b"mallory!", proof),)))
+        thief.world.run(0.01)
+    looked = [m for m, *_ in thief.alice.messages if isinstance(m, messages.Protected)]
+    assert looked
+    thief.assert_in_vain("not-proven")
+
+
+def test_claim_of_anothers_connection_on_the_same_host() -> None:
+    """mallory is another user there, with a daemon of its own on another port: it cannot read bob's connection."""
+    thief = Thief(BOB, bobs=BOB)
+    thief.world.hosts.remove(thief.mallory)
+    claim = messages.Claim(b"mallory!", 2**40, thief.socket, digest(b"T" * 8), Offer(1, bytes(16), 0))
+    endpoint = thief.mallory.engine.endpoint
+    endpoint.send(thief.world.now, endpoint.peers[thief.alice.static.public], messages.Protect(9, (claim,)))
+    for event in endpoint.drain():
+        source = SockAddr(ip(BOB), 7748)
+        thief.world.transmit(source, SockAddr(ip(ALICE), PORT), event.data)  # type: ignore[union-attr]
+    thief.world.run(60)
+    assert thief.alice.named("connection.refused", "not-proven")
+    assert not thief.alice.protects(thief.there)
+
+
+def test_a_recorded_token_replayed(thief: Thief) -> None:
+    """The token that protected bob's connection, on mallory's, for a claim of mallory's with the same digest."""
+    thief.bob.opened(thief.socket)
+    thief.world.run(30)
+    tokens = [p.data for p in thief.world.segments if p.to == thief.there.local and p.data]
+    for token in tokens:
+        thief.claim(token=token)
+        thief.spoof(token)
+    thief.world.run(60)
+    assert thief.alice.named("connection.refused", "claimed-by-another")
+    assert thief.alice.connection(thief.there).peer == thief.bob.static.public
+    thief.world.settled()
+
+
+def test_a_token_replayed_on_another_connection_does_not_help_or_hinder(thief: Thief) -> None:
+    """mallory reads bob's token on the LAN and sends it on a connection of its own: that is not what bob claims."""
+    own = next(s for s in thief.mallory.sockets)
+    thief.bob.opened(thief.socket)
+    thief.world.run(0.9)
+    while not [p for p in thief.world.segments if p.source == thief.socket.local]:
+        thief.world.run(0.001)
+    token = thief.world.segments[-1].data
+    thief.world.segment(*own, token, thief.mallory)
+    thief.world.run(40)
+    assert thief.bob.protects(thief.socket)
+    assert thief.alice.connection(thief.there).peer == thief.bob.static.public
+    thief.world.settled()
+
+
+def test_forged_tokens_do_not_keep_a_claim_from_being_proven(thief: Thief) -> None:
+    """Segments with tokens of no claim, to both ends, while bob's is under way."""
+    thief.bob.opened(thief.socket)
+    thief.world.run(0.9)
+    for i in range(60):
+        thief.world.segment(*thief.there, i.to_bytes(8), thief.alice)
+        thief.spoof(i.to_bytes(8))
+    thief.world.run(40)
+    assert thief.bob.protects(thief.socket)
+    assert thief.alice.connection(thief.there).peer == thief.bob.static.public
+
+
+def test_a_peer_that_says_yes_without_having_seen_the_token() -> None:
+    """mallory has the control port of the address at which bob's server is: it is no end of the connection."""
+    world, alice, bob = pair()
+    socket, _ = world.connect(bob, alice, 40000)
+    say = alice.engine.endpoint.send
+
+    def lying(now, peer, message, *path):  # type: ignore[no-untyped-def]
+        if isinstance(message, messages.Protected):
+            verdicts = tuple(
+                messages.Verdict(v.cid, 5, messages.Status.OK, socket.mirrored, Offer(1, bytes(16), 0), b"guessed!")
+                for v in message.verdicts
+            )
+            message = messages.Protected(message.request, verdicts)
+        return say(now, peer, message, *path)
+
+    alice.engine.endpoint.send = lying  # type: ignore[method-assign]
+    world.run(40)
+    assert bob.connection(socket).reason == "not-proven"
+    assert not bob.flows
+    world.settled()
+
+
+def test_claims_without_end_are_bounded() -> None:
+    thief = Thief(NEIGHBOUR)
+    for i in range(100):
+        claims = tuple(
+            messages.Claim(n.to_bytes(8), 2**40, thief.socket, digest(n.to_bytes(8)), Offer(1, bytes(16), 0))
+            for n in range(i * 13 + 1, i * 13 + 14)
+        )
+        thief.say(messages.Protect(1000 + i, claims))
+        thief.world.run(0.02)
+    assert thief.alice.named("connection.refused", "too-many-claims")
+    thief.assert_in_vain("not-proven")
