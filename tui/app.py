@@ -32,7 +32,7 @@ from redirectctl_tui.screens.help import Help
 from redirectctl_tui.screens.moves import MovesPane
 from redirectctl_tui.screens.network import NetworkPane
 from redirectctl_tui.screens.peers import PeersPane
-from redirectctl_tui.words import STATES, brief, peer_name, plural
+from redirectctl_tui.words import STATES, brief, peer_name, plural, program_name
 
 SECONDS_PLOTTED: Final = 600
 LONGEST_NAME: Final = 64  # characters, of a peer; the daemon refuses longer ones
@@ -196,6 +196,7 @@ class RedirectApp(App[None]):
     def _show_top(self) -> None:
         lost = self.query_one("#lost", Static)
         lost.display = self._lost is not None
+        self.query_one("#panes").set_class(self._lost is not None, "stale")
         if self._lost is not None:
             since = brief(max(0.0, self._clock() - self._lost.since))
             lost.update(f" No answer from redirectd for {since}: {clean(self._lost.why)}. Trying again…")
@@ -324,7 +325,7 @@ class RedirectApp(App[None]):
         self._do(message.verb, message.row.connection)
 
     def _do(self, verb: str, connection: Connection) -> None:
-        what = f"{clean(connection.command or 'a connection')} with {connection.remote}"
+        what = f"{program_name(connection.command) or 'a connection'} with {connection.remote}"
         if verb == "details":
             screen = Details(connection.id)
             self.push_screen(screen, lambda then: self._do(then, connection) if then else None)
