@@ -27,9 +27,11 @@ from collections import defaultdict
 from ipaddress import ip_address
 
 from redirectctl.flows.commands import Carried
-from redirectctl.kernel.carrier import Carrier, Report, share_port
+from redirectctl.kernel.carrier import Carrier
 from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, TUN_DEVICE, TUNNEL_PRIORITY, TUNNEL_TABLE
+from redirectctl.kernel.reports import Report
 from redirectctl.kernel.rewrite import KernelFlow, Rewriter
+from redirectctl.kernel.sharing import share_port
 from redirectctl.lab.namespaces import LabError, close_all, ended_by_signals
 from redirectctl.lab.streams import wait_until
 from redirectctl.lab.topology import FIRST_HOST, Host, Lab
