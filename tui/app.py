@@ -5,9 +5,11 @@ No widget does I/O.  Panes get immutable values by `show`; what a person wants d
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 from rich.text import Text
@@ -65,7 +67,7 @@ class RedirectApp(App[None]):
     """redirectctl tui."""
 
     TITLE = "redirectctl"
-    CSS_PATH = "redirect.tcss"
+    CSS_PATH = Path(__file__).with_name("redirect.tcss")
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
         *(Binding(str(n), f"pane('{name}')", title, show=False) for n, (name, title) in enumerate(PANES.items(), 1)),
@@ -118,6 +120,10 @@ class RedirectApp(App[None]):
         self.query_one(ConnectionsPane).table.focus()
         self._show_top()
         self._source.start(self)
+
+    def on_ready(self) -> None:
+        """What is there now stays: the garbage collector need not look at it again (0.1 s each time, measured)."""
+        gc.freeze()
 
     def on_unmount(self) -> None:
         """End."""
