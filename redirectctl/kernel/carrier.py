@@ -152,7 +152,8 @@ class Carrier:
         self._flows: dict[bytes, _Flow] = {}  # by the addresses and ports of what the socket sends
         self._by_number: dict[int, _Flow] = {}  # by the flow number in datagrams to us
         self._paths: dict[tuple[IPAddress | None, SockAddr], Path] = {}
-        self._holding = 0  # bytes of all flows
+        self._holders: set[_Flow] = set()  # flows with packets that wait
+        self._holding = 0  # bytes of all of them
         self._reporter = Reporter(on_report)
         self._read_buffer = bytearray(READ_AT_ONCE + READ_SIZE)
         self._header_buffer = bytearray(READ_SIZE)
@@ -214,7 +215,8 @@ class Carrier:
         self._by_number[carried.receiving.flow] = flow
         if before is not None and before.receiving.flow != carried.receiving.flow:
             self._by_number.pop(before.receiving.flow, None)
-        os.eventfd_write(self._wake, 1)
+        if before is not None and before.remote is None and route is not None:
+            os.eventfd_write(self._wake, 1)
 
     def uncarry(self, socket: FourTuple) -> None:
         """Forget a connection; one that is not known is no error."""
@@ -268,13 +270,13 @@ class Carrier:
     def _woken(self) -> bool:
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        self._holding = 0
-        for flow in list(self._flows.values()):
-            if flow.held:
-                route = flow.route
-                if route is not None:
-                    self._release(flow, route)
-                self._holding += flow.traffic.held
+        for flow in list(self._holders):
+            if self._flows.get(_key_of(flow.carried.socket)) is not flow:  # it has been uncarried
+                flow.held.clear()
+                self._holding -= flow.traffic.held
+                self._holders.discard(flow)
+            elif (route := flow.route) is not None:
+                self._release(flow, route)
         return False
 
     def _from_tun(self) -> bool:
@@ -339,6 +341,7 @@ class Carrier:
         self._send(flow, route, packet, found, cwr_once)
 
     def _hold(self, flow: _Flow, packet: memoryview, cwr_once: bool) -> None:
+        self._holders.add(flow)
         flow.held.append((bytes(packet), cwr_once))
         flow.traffic.held += len(packet)
         self._holding += len(packet)
@@ -356,6 +359,7 @@ class Carrier:
             found = _locate(memoryview(packet))
             if found is not None:
                 self._send(flow, route, memoryview(packet), found, cwr_once)
+        self._holders.discard(flow)
 
     def _send(self, flow: _Flow, route: _Route, packet: memoryview, found: _Found, cwr_once: bool) -> None:
         """A packet of the flow's socket goes to the peer."""
@@ -539,10 +543,9 @@ class Carrier:
             sock.sendmsg([outbound.sealed(encode(answer), counter)], back, 0, source)
 
     def _refuse(self, reason: Refused, flow: _Flow | None, source: tuple[str, int], count: int = 1) -> None:
-        where = SockAddr(parse_ip(source[0].partition("%")[0]), source[1])
         if flow is not None:
             flow.traffic.refused[reason] += count
-        self._reporter.note(reason, flow.carried.socket if flow else None, where, count)
+        self._reporter.note(reason, flow.carried.socket if flow else None, source, count)
 
 
 def _key_of(connection: FourTuple) -> bytes:

@@ -421,7 +421,7 @@ def test_reports_come_at_once_and_then_once_a_second_with_a_count(monkeypatch: p
     reporter = Reporter(seen.append)
     source = SockAddr(ip_address("198.51.100.1"), 7747)
     for _ in range(5):
-        reporter.note(Refused.FORGED, V4, source)
+        reporter.note(Refused.FORGED, V4, ("198.51.100.1", 7747))
     reporter.note(Sight.RETRANSMISSION, V4, None)
     assert seen == [Report(Refused.FORGED, V4, source, 1), Report(Sight.RETRANSMISSION, V4, None, 1)]
     reporter.flush(10.9)
