@@ -20,6 +20,7 @@ import platform
 import random
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -91,13 +92,13 @@ def flows(local: str, remote: str, rounds: int, server: bool) -> list[Carried]:
 
 def end(role: str, local: str, remote: str, alias: str, rounds: int) -> None:
     """Be one end: carrier, and rewriting of addresses."""
-    import socket
-
     ending = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     server = role == "server"
     family = socket.AF_INET6 if ":" in local else socket.AF_INET
     control = socket.socket(family, socket.SOCK_DGRAM)
+    if family == socket.AF_INET6:
+        control.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     control.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", CONTROL_PORT))
     carrier = Carrier([share_port(control)], report)
     for carried in flows(local, remote, rounds, server):
