@@ -6,19 +6,25 @@ BIN := $(VENV)/bin
 PREFIX := /opt/redirectctl
 LINKS := /usr/local/bin
 UNITS := /etc/systemd/system
+SHARE := /usr/local/share
+ZSH := $(SHARE)/zsh/site-functions
+CONFIG := /etc/redirectctl
 PYTEST_ARGS :=
 # Network namespaces need root.
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint setup packages install uninstall clean
+.PHONY: help demo test lint setup packages install uninstall wheel deb clean
 
 help:
 	@echo 'make demo       watch an ssh session live through address changes, in network namespaces of this machine'
 	@echo 'make test       all tests: unit, simulated, and on the real kernel in network namespaces'
 	@echo 'make lint       ruff, mypy --strict, import-linter'
-	@echo 'make install    into $(PREFIX), commands into $(LINKS), systemd unit into $(UNITS) (as root)'
-	@echo 'make uninstall  removes that; configuration and state stay'
+	@echo 'make install    into $(PREFIX), commands into $(LINKS), man pages and completion below $(SHARE),'
+	@echo '                systemd unit into $(UNITS), configuration into $(CONFIG) (as root)'
+	@echo 'make uninstall  removes that; state, and a configuration that was changed, stay'
+	@echo 'make wheel      dist/redirectctl-*.whl'
+	@echo 'make deb        dist/redirectctl_*.deb, for the Debian that this is'
 	@echo 'make clean      removes what the others made in this folder'
 
 demo: setup
@@ -50,10 +56,13 @@ install:
 	@[ ! -e $(PREFIX) ] || [ -e $(PREFIX)/pyvenv.cfg ] || { echo '$(PREFIX) holds something else'; exit 1; }
 	rm -rf build/lib
 	"$$(scripts/setup python public)" -m venv --clear $(PREFIX)
-	$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check .
+	$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check '.[desktop]'
 	$(PREFIX)/bin/python -m redirectctl_wrappers.launcher $(PREFIX)/bin/redirect-run
 	install -d $(LINKS)
 	ln -sfn $(PREFIX)/bin/redirectd $(PREFIX)/bin/redirectctl $(PREFIX)/bin/redirect-run $(LINKS)/
+	scripts/share install $(SHARE) $(ZSH) $(PREFIX)/bin/redirectctl
+	[ -e $(CONFIG)/redirectd.toml ] || install -D -m 644 etc/redirectd.toml $(CONFIG)/redirectd.toml
+	getent group redirectctl >/dev/null || groupadd --system redirectctl
 	if [ -d $(dir $(UNITS)) ]; then \
 	    install -d $(UNITS) && \
 	    sed 's|/usr/local/bin|$(LINKS)|' systemd/redirectd.service >$(UNITS)/redirectd.service; fi
@@ -63,7 +72,17 @@ install:
 uninstall:
 	if [ -d /run/systemd/system ]; then systemctl disable --now redirectd || true; fi
 	rm -f $(LINKS)/redirectd $(LINKS)/redirectctl $(LINKS)/redirect-run $(UNITS)/redirectd.service
+	scripts/share remove $(SHARE) $(ZSH)
+	if cmp -s etc/redirectd.toml $(CONFIG)/redirectd.toml; then \
+	    rm $(CONFIG)/redirectd.toml; rmdir --ignore-fail-on-non-empty $(CONFIG); fi
 	if [ -e $(PREFIX)/pyvenv.cfg ]; then rm -rf $(PREFIX); fi
+
+wheel: setup
+	rm -rf build/lib
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+deb:
+	scripts/deb
 
 clean:
 	$(SUDO) rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

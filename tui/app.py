@@ -5,9 +5,11 @@ No widget does I/O.  Panes get immutable values by `show`; what a person wants d
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 from rich.text import Text
@@ -32,7 +34,7 @@ from redirectctl_tui.screens.help import Help
 from redirectctl_tui.screens.moves import MovesPane
 from redirectctl_tui.screens.network import NetworkPane
 from redirectctl_tui.screens.peers import PeersPane
-from redirectctl_tui.words import STATES, brief, peer_name, plural
+from redirectctl_tui.words import STATES, brief, peer_name, plural, program_name
 
 SECONDS_PLOTTED: Final = 600
 LONGEST_NAME: Final = 64  # characters, of a peer; the daemon refuses longer ones
@@ -65,7 +67,7 @@ class RedirectApp(App[None]):
     """redirectctl tui."""
 
     TITLE = "redirectctl"
-    CSS_PATH = "redirect.tcss"
+    CSS_PATH = Path(__file__).with_name("redirect.tcss")
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
         *(Binding(str(n), f"pane('{name}')", title, show=False) for n, (name, title) in enumerate(PANES.items(), 1)),
@@ -118,6 +120,10 @@ class RedirectApp(App[None]):
         self.query_one(ConnectionsPane).table.focus()
         self._show_top()
         self._source.start(self)
+
+    def on_ready(self) -> None:
+        """What is there now stays: the garbage collector need not look at it again (0.1 s each time, measured)."""
+        gc.freeze()
 
     def on_unmount(self) -> None:
         """End."""
@@ -196,6 +202,7 @@ class RedirectApp(App[None]):
     def _show_top(self) -> None:
         lost = self.query_one("#lost", Static)
         lost.display = self._lost is not None
+        self.query_one("#panes").set_class(self._lost is not None, "stale")
         if self._lost is not None:
             since = brief(max(0.0, self._clock() - self._lost.since))
             lost.update(f" No answer from redirectd for {since}: {clean(self._lost.why)}. Trying again…")
@@ -324,7 +331,7 @@ class RedirectApp(App[None]):
         self._do(message.verb, message.row.connection)
 
     def _do(self, verb: str, connection: Connection) -> None:
-        what = f"{clean(connection.command or 'a connection')} with {connection.remote}"
+        what = f"{program_name(connection.command) or 'a connection'} with {connection.remote}"
         if verb == "details":
             screen = Details(connection.id)
             self.push_screen(screen, lambda then: self._do(then, connection) if then else None)

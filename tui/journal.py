@@ -143,7 +143,9 @@ class Journal:
         connections: int | None = None,
     ) -> None:
         self._number += 1
-        note = explained(event.reason) if event.reason else clean(event.detail or "")
+        note = explained(event.reason) if event.reason else ""
+        if event.detail and tone is Tone.BAD:
+            note = f"{note}; {clean(event.detail)}" if note else clean(event.detail)
         count = connections if connections is not None else event.connections or 0
         self.entries.append(Entry(self._number, event.time, what, tone, event.peer, count, recovery, gap, note))
 

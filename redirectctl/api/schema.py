@@ -84,7 +84,7 @@ class EventName(StrEnum):
     EVENTS_MISSED = "events.missed"  # to one follower that read too slowly: `count` were left out.  Never in the log
 
 
-class Counters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Counters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """What the kernel says of a connection's socket."""
 
     rtt: float  # seconds, smoothed
@@ -100,8 +100,11 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     state: ConnectionState  # from then on
 
 
-class Connection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A connection.  `local` and `remote` are the socket tuple and never change."""
+class Connection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
+    """A connection.  `local` and `remote` are the socket tuple and never change.
+
+    Lists of thousands come every second, so the garbage collector is spared (`gc`): there can be no cycles.
+    """
 
     id: str
     state: ConnectionState

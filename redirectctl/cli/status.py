@@ -11,11 +11,18 @@ from redirectctl.cli.output import print_json, print_pairs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None."""
+    """Once, or as it changes."""
+    parser.add_argument(
+        "--watch", "-w", action="store_true", help="go on, with a line for each change: for screen readers and logs"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the daemon in a few lines."""
+    """Show the daemon in a few lines; with --watch what changes, too, until interrupted."""
+    if args.watch:
+        from redirectctl.cli.watch import watch
+
+        watch(args)
     status = ask(args, StatusRequest(), StatusReply).status
     if args.json:
         print_json(status)

@@ -116,7 +116,7 @@ class Rewriting:
             self._note()
 
     def _count(self, flows: Iterable[Flow], by: int) -> None:
-        for socket, wire, tunnel in flows:
+        for socket, wire, tunnel, _ in flows:
             if tunnel or wire.local.host != socket.local.host:
                 # In the tunnel also while an interface has the address: it may go without a move of the connection.
                 self._kept[socket.local.host] += by
@@ -130,10 +130,10 @@ class Rewriting:
                 del counter[key]
 
     def _index(self, add: Iterable[Flow], remove: Iterable[Flow]) -> None:
-        for socket, wire, _ in remove:
+        for socket, wire, *_ in remove:
             if self._sockets.get(wire) == socket:
                 del self._sockets[wire]
-        self._sockets.update({wire: socket for socket, wire, tunnel in add if wire != socket and not tunnel})
+        self._sockets.update({wire: socket for socket, wire, tunnel, _ in add if wire != socket and not tunnel})
 
     async def _arrive(self, flow: Flow) -> None:
         found: dict[IPv4Address, int] = {}

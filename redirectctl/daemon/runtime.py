@@ -402,6 +402,8 @@ class Runtime:
             try:
                 if self.rewriting.repair():
                     _log.warning("somebody removed our nftables table; it is there again")
+                if dropped := self.rewriting.rewriter.untagged():
+                    self._record(commands.Notice("packet.refused", None, None, "not-tagged", None, {"count": dropped}))
             except KernelError as error:
                 _log.error("%s", error)
 

@@ -24,12 +24,14 @@ class Path(Enum):
 class Flow(NamedTuple):
     """What the kernel must know of a protected connection.  Equal tuples: not rewritten, only guarded.
 
-    With ``tunnel`` what the socket sends goes into the tunnel; packets with the wire tuple are still received.
+    With ``tunnel`` what the socket sends goes into the tunnel; packets with the wire tuple are still received, unless
+    it has ``integrity``.
     """
 
     socket: FourTuple
     wire: FourTuple
     tunnel: bool = False
+    integrity: bool = False
 
 
 _UNKNOWN = FourTuple(SockAddr(IPv4Address(0), 0), SockAddr(IPv4Address(0), 0))
@@ -75,7 +77,7 @@ class Connection:
     @property
     def flow(self) -> Flow:
         """For the kernel."""
-        return Flow(self.socket, self.wire, self.tunnel)
+        return Flow(self.socket, self.wire, self.tunnel, self.integrity and self.tunnel)
 
     @property
     def natted(self) -> bool:
@@ -117,7 +119,8 @@ class Connection:
 
     def rewired(self, local: SockAddr | None = None, remote: SockAddr | None = None) -> Flow:
         """The flow with one end of the wire tuple at another address."""
-        return Flow(self.socket, FourTuple(local or self.wire.local, remote or self.wire.remote), self.tunnel)
+        wire = FourTuple(local or self.wire.local, remote or self.wire.remote)
+        return self.flow._replace(wire=wire)
 
 
 class InvalidTransitionError(RuntimeError):

@@ -375,7 +375,7 @@ class Mobility:
             undone = [c for c in concerned if c.flow == flows[c.socket] and c.installed is not None]
             for connection in undone:
                 if connection.installed is not None:
-                    _, connection.wire, connection.tunnel = connection.installed
+                    connection.wire, connection.tunnel = connection.installed.wire, connection.installed.tunnel
             if what[0] == "acm":
                 self._e.redirects.take_back((what[1], what[2], what[3]))
             self._e.emit(commands.SaveConnections(tuple(c for c in undone if c.movable)))

@@ -23,12 +23,14 @@ from redirectctl.wire.addr import FourTuple, SockAddr
 class KernelFlow:
     """A protected connection.  With wire == socket it has not moved and only its RSTs are looked at.
 
-    With ``tunnel`` what its socket sends goes into the tunnel; packets with the wire tuple are still received.
+    With ``tunnel`` what its socket sends goes into the tunnel; packets with the wire tuple are still received, unless
+    it has ``integrity``: then what does not come through the tunnel is dropped.
     """
 
     socket: FourTuple
     wire: FourTuple
     tunnel: bool = False
+    integrity: bool = False
 
 
 Place: TypeAlias = tuple[str, bytes]  # where an element is: name of the set or map, key
@@ -57,9 +59,14 @@ def elements(flow: KernelFlow) -> list[tuple[Place, bytes | None]]:
         found.append(((names["hold"], incoming), b""))
     if flow.tunnel:
         found.append(((names["tun"], outgoing), b""))
+    if flow.integrity:
+        found.append(((names["tag"], incoming), b""))
     if not here and not away:
         found.append(((names["src"], incoming), None))
         return found
+    if flow.integrity:
+        found.append(((names["tag"], wire_remote + wire_local), b""))
+        found.append(((names["src"], incoming), None))
     found.append(((names["src"], wire_remote + wire_local), remote[:-4]))
     found.append(((names["dst"], remote + wire_local), local[:-4] if here else None))
     if here:
@@ -123,15 +130,15 @@ def flows_in(listing: list[Command]) -> frozenset[KernelFlow]:
                     found[description["name"]][pair] = value
     flows = []
     for version in (4, 6):
-        destinations, tunnelled = found[f"dst{version}"], found[f"tun{version}"]
+        destinations, tunnelled, tagged = (found[f"{kind}{version}"] for kind in ("dst", "tun", "tag"))
         moved = set()
         for (wire_remote, wire_local), text in found[f"src{version}"].items():
             remote = SockAddr(ip_address(text), wire_remote.port)
             local = SockAddr(ip_address(destinations.get((remote, wire_local), str(wire_local.host))), wire_local.port)
             moved.add((remote, local))
-            wire = FourTuple(wire_local, wire_remote)
-            flows.append(KernelFlow(FourTuple(local, remote), wire, (local, remote) in tunnelled))
+            wire, how = FourTuple(wire_local, wire_remote), ((local, remote) in tunnelled, (remote, local) in tagged)
+            flows.append(KernelFlow(FourTuple(local, remote), wire, *how))
         for remote, local in found[f"ask{version}"].keys() - moved:
             still = FourTuple(local, remote)
-            flows.append(KernelFlow(still, still, (local, remote) in tunnelled))
+            flows.append(KernelFlow(still, still, (local, remote) in tunnelled, (remote, local) in tagged))
     return frozenset(flows)

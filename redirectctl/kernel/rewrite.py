@@ -10,6 +10,7 @@ Both addresses are changed in `out` and not one of them in postrouting, so that 
 the new source address (`ip rule from ...` of hosts with several uplinks).
 
 What sends through the tunnel gets MARK_TUNNEL in `out` and keeps its socket tuple; keep.py routes it to redirect0.
+Of a connection with integrity `in` lets nothing pass but what comes from there.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.nfbatch import BatchError, ElementSocket
 from redirectctl.kernel.nft import Nft, NftError
 from redirectctl.kernel.queues import IptablesQueues, nft_has_queue, nft_queue_commands
-from redirectctl.kernel.skeleton import TABLE, TOKEN, reshape, skeleton
+from redirectctl.kernel.skeleton import TABLE, TOKEN, UNTAGGED, reshape, skeleton
 from redirectctl.wire.addr import FourTuple
 
 __all__ = ["PROBE_SECONDS", "KernelFlow", "Rewriter"]
 
 PROBE_SECONDS = 5.0  # how long a probe waits for its ACK: the local stack answers within microseconds
 
+_TAGGED = frozenset(f"tag{version}" for version in (4, 6))
 _TABLE_NAME = {"family": TABLE["family"], "name": TABLE["table"]}
 
 
@@ -71,6 +73,7 @@ class Rewriter:
         self._shape: frozenset[str] = frozenset()  # sets that the base chains look in
         self._probed: frozenset[str] = frozenset()  # sets that sockets being probed are in
         self._tokens: frozenset[str] = frozenset()  # TOKEN while tokens are waited for
+        self._untagged = 0  # what counter UNTAGGED said last
 
     def close(self) -> None:
         """Let go of the kernel's interfaces; the table stays and goes on working."""
@@ -100,7 +103,7 @@ class Rewriter:
             commands += nft_queue_commands(TABLE)
         self._nft.run(commands + reshape(frozenset(), shape) + add_commands(installed.items()))
         self._entries, self._places, self._counts, self._shape = entries, places, counts, shape
-        self._probed = frozenset()
+        self._probed, self._untagged = frozenset(), 0
 
     def apply(self, add: Iterable[KernelFlow] = (), remove: Iterable[KernelFlow] = ()) -> None:
         """Take ``remove`` out and put ``add`` in, in one transaction; a move is both with one socket tuple.
@@ -173,6 +176,23 @@ class Rewriter:
                 raise
             self.setup(self.wanted())
 
+    def untagged(self) -> int:
+        """How many plain packets of connections with integrity have been dropped since the last call; takes 0.4 ms.
+
+        What was dropped shortly before the table was made anew, or the last such connection went, is not counted.
+        """
+        if not self._shape & _TAGGED:
+            return 0
+        try:
+            # Not `reset`: nft 1.0.6 answers from a cache that it does not renew.
+            (listed,) = self._nft.run([{"list": {"counter": {**TABLE, "name": UNTAGGED}}}])
+        except NftError:
+            if self.intact():
+                raise
+            return 0
+        before, self._untagged = self._untagged, int(listed["counter"]["packets"])
+        return self._untagged - before
+
     def flows(self) -> frozenset[KernelFlow]:
         """What the kernel has, read back; empty without a table."""
         return flows_in(self._nft.run([{"list": {"table": _TABLE_NAME}}])) if self._netlink.has_table() else frozenset()
@@ -191,7 +211,7 @@ class Rewriter:
         if self._queues:
             self._queues.remove()
         self._entries, self._places, self._counts, self._shape = {}, {}, Counter(), frozenset()
-        self._probed, self._tokens = frozenset(), frozenset()
+        self._probed, self._tokens, self._untagged = frozenset(), frozenset(), 0
 
     def _change(self, counts: Counter[str], delete: dict[Place, bytes], create: dict[Place, bytes]) -> None:
         """Rules that look in empty sets harm nobody: they come before the first element and go after the last."""

@@ -12,13 +12,15 @@ an IPv4 and an IPv6 form, `NAME4` and `NAME6`:
     osrc  outgoing socket tuple, only this host has moved -> wL
     wire  outgoing wire tuples that no new local connection may take
     tun   outgoing socket tuples of connections that send through the tunnel
+    tag   packets that come in plainly with the socket or wire tuple of a connection with integrity: dropped
     probe outgoing socket tuples whose next pure ACK is wanted; elements go when it has come, or time out
 
 The base chains are there only while sets have elements that they must look up, and have only the rules for those:
 a host without protected connections has no hook, and nothing is looked up before a connection has moved.
 
     in     prerouting, raw - 10    tokens: MARK_TOKEN (TOKEN); RSTs to chain rst; src and dst applied, MARK_MOVED;
-                                   what the tunnel brings passes: MARK_MOVED and MARK_TUNNEL
+                                   what the tunnel brings passes: MARK_MOVED and MARK_TUNNEL; tag dropped, UNTAGGED
+    late   prerouting, raw + 10    what looked like a token and came out of its queue: tag dropped, UNTAGGED
     probe  output, raw - 10        MARK_PROBE
     out    output, mangle          type route: tun gets MARK_TUNNEL; odst, bsrc, osrc applied; then routed again
 """
@@ -42,20 +44,24 @@ from redirectctl.wire.ip import EXPERIMENT, EXPERIMENT_ID
 
 TABLE = {"family": "inet", "table": NFT_TABLE}
 
-SETS = ("ask", "hold", "wire", "probe", "tun")
+SETS = ("ask", "hold", "wire", "probe", "tun", "tag")
 MAPS = {"src": "saddr", "dst": "daddr", "odst": "daddr", "bsrc": "saddr", "osrc": "saddr"}  # what each of them changes
+UNTAGGED = "untagged"  # the counter of what is dropped
 TOKEN = "token"  # among the names of sets: tokens are waited for; needs a rule and no set
 
 _TOKENS_A_SECOND, _TOKENS_AT_ONCE = 2000, 2000  # beyond that they pass: TCP ignores options that it does not know
 _BEFORE_RAW = -310  # NF_IP_PRI_RAW - 10: before conntrack (-200), so that it sees the socket tuple
+_AFTER_RAW = -290  # after the queues, and before conntrack all the same
 _MANGLE = -150  # NF_IP_PRI_MANGLE: chains of type route at output re-route what they have changed
 _TCP_HEADER_WORDS = range(5, 16)  # data offset, RFC 9293 section 3.1
 _FLAGS = {"payload": {"protocol": "tcp", "field": "flags"}}
+_LOOPBACK = "lo"
 _FAMILIES = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 
 
 _BASES = {
     "in": {"type": "filter", "hook": "prerouting", "prio": _BEFORE_RAW, "policy": "accept"},
+    "late": {"type": "filter", "hook": "prerouting", "prio": _AFTER_RAW, "policy": "accept"},
     "probe": {"type": "filter", "hook": "output", "prio": _BEFORE_RAW, "policy": "accept"},
     "out": {"type": "route", "hook": "output", "prio": _MANGLE, "policy": "accept"},
 }
@@ -65,6 +71,7 @@ def skeleton() -> list[Command]:
     """Replace the whole table, whatever it was, by one without elements and base chains."""
     name = {"family": TABLE["family"], "name": NFT_TABLE}
     commands: list[Command] = [{"add": {"table": name}}, {"delete": {"table": name}}, {"add": {"table": name}}]
+    commands.append({"add": {"counter": {**TABLE, "name": UNTAGGED}}})
     for version, (_, address) in _FAMILIES.items():
         key = [address, "inet_service", address, "inet_service"]
         for kind in SETS:
@@ -103,6 +110,11 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
     rules: dict[str, list[list[Command]]] = {chain: [] for chain in _BASES}
     for version in (4, 6):
         here = {kind for kind in (*SETS, *MAPS) if f"{kind}{version}" in filled}
+        if "tag" in here:
+            drop = _is_in(version, "tag"), {"counter": UNTAGGED}, {"drop": None}
+            rules["in"].insert(0, _in_family(version, *drop))
+            # Without a daemon, and if it is none after all, what may have been a token goes on to the socket.
+            rules["late"].append(_in_family(version, _has_mark(MARK_TOKEN), *drop))
         if "ask" in here:
             rules["in"].append(_in_family(version, _has_flag("rst"), {"jump": {"target": f"rst{version}"}}))
         if "src" in here:
@@ -122,10 +134,13 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
             # A host firewall that drops what conntrack calls invalid must not see our SYN (inject.py) as such, and a
             # token sent on a wire tuple (inband.py) is of no connection that conntrack knows.
             for mark in (MARK_MOVED, MARK_TOKEN):
-                made_here = _equals({"&": [{"meta": {"key": "mark"}}, mark]}, mark)
-                rules["probe"].append(_in_family(version, made_here, {"notrack": None}))
+                rules["probe"].append(_in_family(version, _has_mark(mark), {"notrack": None}))
             wanted = _flags_are("ack"), _is_in(version, "probe"), _goto("pure", version)
             rules["probe"].append(_in_family(version, *wanted))
+    if rules["late"]:
+        # What we inject says that it is from the peer (inject.py). Nothing from the network has a mark.
+        injected = _equals({"meta": {"key": "iifname"}}, _LOOPBACK), _has_mark(MARK_MOVED)
+        rules["in"].insert(0, [*injected, {"accept": None}])
     if rules["in"]:
         # Also for connections that are guarded only: the peer may have gone over to the tunnel before this host does.
         tunnelled = _equals({"meta": {"key": "iifname"}}, TUN_DEVICE)
@@ -204,6 +219,10 @@ def _apply(version: int, kind: str) -> Command:
 def _or_mark(bit: int) -> Command:
     mark = {"meta": {"key": "mark"}}
     return {"mangle": {"key": mark, "value": {"|": [mark, bit]}}}
+
+
+def _has_mark(bit: int) -> Command:
+    return _equals({"&": [{"meta": {"key": "mark"}}, bit]}, bit)
 
 
 def _has_flag(flag: str) -> Command:

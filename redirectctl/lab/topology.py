@@ -44,6 +44,7 @@ PREFIXES = {
 CLIENT_NETWORKS = ("home", "cafe", "office")
 SERVER_NETWORKS = ("dc1", "dc2")
 FIRST_HOST = 10  # hosts are numbered from here; the router is number 1
+SHRUNK_TABLE = 100  # and above: routing tables of networks with a small MTU
 FIRST_METRIC = 1000  # of default routes; each link that joins later is preferred
 
 
@@ -61,16 +62,38 @@ class Addresses(NamedTuple):
         return f"{self.v4} and {self.v6}"
 
 
-class Network:
-    """One network: a bridge in the router."""
+class Prefixes(NamedTuple):
+    """Of a network."""
 
-    def __init__(self, lab: Lab, name: str) -> None:
+    v4: str
+    v6: str
+
+
+class Network:
+    """One network: a bridge in the router, or in a gateway (see `middlebox`)."""
+
+    def __init__(
+        self,
+        lab: Lab,
+        name: str,
+        prefixes: Prefixes | None = None,
+        *,
+        owner: Namespace | None = None,
+        bridge: str | None = None,
+    ) -> None:
+        """What the router does (cut, lose, firewall ...) it does to networks of its own only."""
         self.lab = lab
         self.name = name
-        self.bridge = f"br-{name}"
-        self.v4, self.v6 = IPv4Network(PREFIXES[name][0]), IPv6Network(PREFIXES[name][1])
+        self.owner = owner or lab.router
+        self.bridge = bridge or f"br-{name}"
+        v4, v6 = prefixes or PREFIXES[name]
+        self.v4, self.v6 = IPv4Network(v4), IPv6Network(v6)
+        self.versions: tuple[int, ...] = (4, 6)
         self.is_cut = False
         self.loss = 0
+        self.is_stateful = False
+        self.strips_options = False
+        self.mtu: int | None = None
 
     def addresses(self, number: int) -> Addresses:
         """The addresses of host number 2..254 of this network (1 is the router)."""
@@ -82,7 +105,7 @@ class Network:
         self.lab.filter()
 
     def restore(self) -> None:
-        """Undo cut() and lose()."""
+        """Undo cut() and lose(), not what the network is like."""
         self.is_cut = False
         self.loss = 0
         self.lab.filter()
@@ -90,6 +113,36 @@ class Network:
     def lose(self, percent: int) -> None:
         """Let the router drop this percentage of the packets from, and of those to, this network."""
         self.loss = percent
+        self.lab.filter()
+
+    def only(self, version: int) -> None:
+        """Give hosts that join from now on addresses of this IP version only."""
+        self.versions = (version,)
+
+    def firewall(self) -> None:
+        """Let the router drop TCP that it has not seen begin, from and to this network (nf_conntrack_tcp_loose=0)."""
+        self.is_stateful = True
+        self.lab.filter()
+        self.lab.router.sysctl({"net.netfilter.nf_conntrack_tcp_loose": 0})
+
+    def strip_options(self) -> None:
+        """Let the router overwrite TCP options of kind 253 by NOPs, from and to this network."""
+        self.strips_options = True
+        self.lab.filter()
+
+    def shrink(self, mtu: int) -> None:
+        """Let the router forward at most so many bytes from and to this network, and say nothing about it."""
+        self.mtu = mtu
+        table = SHRUNK_TABLE + list(self.lab.networks).index(self.name)
+        lines = [f"link set {self.bridge} mtu {mtu}"]
+        for version, family in ((4, "-4"), (6, "-6")):
+            lines.append(f"{family} rule add iif {self.bridge} lookup {table} priority {table}")
+            for other in self.lab.networks.values():
+                prefix = other.v4 if version == 4 else other.v6
+                if other is not self:
+                    lines.append(f"{family} route add {prefix} dev {other.bridge} table {table} mtu lock {mtu}")
+        for line in lines:
+            self.lab.router.run(["ip", *line.split()])  # a batch takes no family
         self.lab.filter()
 
 
@@ -131,7 +184,7 @@ class Host(Namespace):
                 f"link add name {port} type veth peer name {interface} netns {self.full_name}",
                 f"link set {port} addrgenmode none master {network.bridge} up",
             ],
-            self.lab.router.full_name,
+            network.owner.full_name,
         )
         link = Link(network, interface, port, self._next_metric(), network.addresses(number))
         self.links.append(link)
@@ -165,7 +218,8 @@ class Host(Namespace):
         """Change the addresses of the only link, as a DHCP server or a renumbering does; the interface stays."""
         (link,) = self.links
         old, link.addresses = link.addresses, link.network.addresses(number)
-        self.ip(*(f"address delete {address}/{length} dev {link.interface}" for address, length in _with_length(old)))
+        gone = [each for each in _with_length(old) if each[0].version in link.network.versions]
+        self.ip(*(f"address delete {address}/{length} dev {link.interface}" for address, length in gone))
         link.usable_at = time.monotonic()
         self.ip(*self._configure(link, link.addresses), *self._routes(link))
         self.lab.forget_neighbours(link.network, old, link.addresses)
@@ -206,16 +260,17 @@ class Host(Namespace):
     def _configure(self, link: Link, addresses: Addresses) -> list[str]:
         flags = "" if self.lab.dad else " nodad"
         (v4, length4), (v6, length6) = _with_length(addresses)
-        return [
-            f"address add {v4}/{length4} dev {link.interface}",
-            f"address add {v6}/{length6} dev {link.interface}{flags}",
-        ]
+        lines = {
+            4: f"address add {v4}/{length4} dev {link.interface}",
+            6: f"address add {v6}/{length6} dev {link.interface}{flags}",
+        }
+        return [lines[version] for version in link.network.versions]
 
     def _routes(self, link: Link) -> list[str]:
         gateway = link.network.addresses(1)
         return [
             f"route replace default via {gateway.of(version)} dev {link.interface} metric {link.metric}"
-            for version in (4, 6)
+            for version in link.network.versions
         ]
 
 
@@ -225,6 +280,8 @@ class Lab:
     A context manager.  dad: let IPv6 duplicate address detection take its time, as on real hosts (1 to 2 s).
     rp_filter: reverse path filtering on client and server (0 off, 1 strict, 2 loose).
     """
+
+    hosts: list[Host]
 
     def __init__(self, *, dad: bool = False, rp_filter: int = 0) -> None:
         self.sandbox = Sandbox()
@@ -238,14 +295,14 @@ class Lab:
         self.dad = dad
         self._ports = itertools.count(1)
         self.client, self.server, self.stranger = (Host(self, name) for name in ("client", "server", "stranger"))
-        self.hosts = (self.client, self.server, self.stranger)
+        self.hosts = [self.client, self.server, self.stranger]
         self.router = Namespace(self.sandbox, "router")
         self.sandbox.create(*self.hosts, self.router)
         for host in self.hosts:
             host.sysctl(_host_sysctls(dad, rp_filter))
-        self.router.sysctl(_host_sysctls(False, 0) | {"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1})
+        self.router.sysctl(router_sysctls())
         self.networks = {name: Network(self, name) for name in PREFIXES}
-        self.router.ip(*(line for network in self.networks.values() for line in _bridge(network)))
+        self.router.ip(*(line for network in self.networks.values() for line in bridge_lines(network)))
         self.filter()
         self.client.join(self.home, FIRST_HOST)
         self.server.join(self.dc1, FIRST_HOST)
@@ -288,23 +345,39 @@ class Lab:
         """Stops for the server, the first not in dc1."""
         return self.journey(*SERVER_NETWORKS[1:], SERVER_NETWORKS[0])
 
+    def add(self, host: Host) -> None:
+        """Make the namespace of one more host, on no network yet."""
+        self.sandbox.create(host)
+        self.hosts.append(host)
+
     def filter(self) -> None:
-        """Make the router drop what Network.cut and Network.lose ask for, in one transaction."""
+        """Make the router do what the networks ask for, in one transaction."""
         rules = []
+        silent = any(network.mtu is not None for network in self.networks.values())
         for network in self.networks.values():
             for side in ("iifname", "oifname"):
+                at = f'{side} "{network.bridge}"'
+                if network.strips_options:
+                    rules.append(f"{at} reset tcp option 253")
+                if network.is_stateful:
+                    rules.append(f"{at} ct state invalid counter drop")
+                    rules.append(f"{at} ct state new tcp flags & (fin | syn | rst | ack) != syn counter drop")
                 if network.is_cut:
                     rules.append(f'{side} "{network.bridge}" counter drop')
                 elif network.loss:
                     rules.append(f'{side} "{network.bridge}" numgen random mod 100 < {network.loss} counter drop')
         chain = "\n".join(["type filter hook forward priority 0", *rules])
-        script = f"table inet lab\ndelete table inet lab\ntable inet lab {{\nchain forward {{\n{chain}\n}}\n}}\n"
+        # What the router would say about packets that are too large; what it forwards of the kind goes on its way.
+        too_large = "icmp type destination-unreachable counter drop\nicmpv6 type packet-too-big counter drop"
+        output = "\n".join(["type filter hook output priority 0", too_large if silent else ""])
+        chains = f"chain forward {{\n{chain}\n}}\nchain output {{\n{output}\n}}\n"
+        script = f"table inet lab\ndelete table inet lab\ntable inet lab {{\n{chains}}}\n"
         call(self.router.inside(["nft", "-f", "-"]), stdin=script)
 
     def forget_neighbours(self, network: Network, *addresses: Addresses) -> None:
         """Make everyone on a network ask anew who has these addresses, as a gratuitous ARP would."""
         each = [address for pair in addresses for address in pair]
-        self.router.ip(*(f"neighbour flush to {address} dev {network.bridge}" for address in each))
+        network.owner.ip(*(f"neighbour flush to {address} dev {network.bridge}" for address in each))
         for host in self.hosts:
             for link in host.links:
                 if link.network is network:
@@ -358,7 +431,13 @@ def _host_sysctls(dad: bool, rp_filter: int) -> dict[str, object]:
     return values
 
 
-def _bridge(network: Network) -> list[str]:
+def router_sysctls() -> dict[str, object]:
+    """Of a namespace that forwards."""
+    return _host_sysctls(False, 0) | {"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1}
+
+
+def bridge_lines(network: Network) -> list[str]:
+    """The ``ip`` commands that make a network's bridge."""
     (v4, length4), (v6, length6) = _with_length(network.addresses(1))
     return [
         # Snooping without a querier only delays.  A bridge's own address would be the lowest of its ports' and change

@@ -20,6 +20,7 @@ import platform
 import random
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -27,9 +28,11 @@ from collections import defaultdict
 from ipaddress import ip_address
 
 from redirectctl.flows.commands import Carried
-from redirectctl.kernel.carrier import Carrier, Report, share_port
+from redirectctl.kernel.carrier import Carrier
 from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, TUN_DEVICE, TUNNEL_PRIORITY, TUNNEL_TABLE
+from redirectctl.kernel.reports import Report
 from redirectctl.kernel.rewrite import KernelFlow, Rewriter
+from redirectctl.kernel.sharing import share_port
 from redirectctl.lab.namespaces import LabError, close_all, ended_by_signals
 from redirectctl.lab.streams import wait_until
 from redirectctl.lab.topology import FIRST_HOST, Host, Lab
@@ -89,13 +92,13 @@ def flows(local: str, remote: str, rounds: int, server: bool) -> list[Carried]:
 
 def end(role: str, local: str, remote: str, alias: str, rounds: int) -> None:
     """Be one end: carrier, and rewriting of addresses."""
-    import socket
-
     ending = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     server = role == "server"
     family = socket.AF_INET6 if ":" in local else socket.AF_INET
     control = socket.socket(family, socket.SOCK_DGRAM)
+    if family == socket.AF_INET6:
+        control.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     control.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", CONTROL_PORT))
     carrier = Carrier([share_port(control)], report)
     for carried in flows(local, remote, rounds, server):

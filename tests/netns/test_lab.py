@@ -12,6 +12,7 @@ import pytest
 
 from redirectctl.kernel.constants import TUN_DEVICE
 from redirectctl.lab import namespaces
+from redirectctl.lab.middlebox import Gateway
 from redirectctl.lab.namespaces import LabError, Namespace, Sandbox
 from redirectctl.lab.sshd import SshServer
 from redirectctl.lab.streams import Program, Ticker, start_bulk, start_idle, start_ticker, wait_until
@@ -292,3 +293,129 @@ def test_sweep_removes_what_a_killed_one_left(child: subprocess.Popen[str], lab:
     assert not Path(f"/proc/{process}/ns/net").exists()
     assert lab.sandbox.left()  # that of a living process is not touched
     sandbox.close()
+
+
+def counted(host: Namespace, words: str) -> int:
+    """Packets counted by the rules of a host whose text has these words."""
+    rules = [line for line in host.run(["nft", "list", "ruleset"]).stdout.splitlines() if words in line]
+    assert rules, words
+    return sum(int(line.split("counter packets ")[1].split()[0]) for line in rules)
+
+
+def peers_of(host: Host) -> list[str]:
+    """The addresses, without ports, of those that a host has TCP connections with."""
+    lines = host.run(["ss", "-tnH", "state", "established"]).stdout.splitlines()
+    return [line.split()[3].rpartition(":")[0].removeprefix("[::ffff:").strip("[]") for line in lines]
+
+
+@BOTH_FAMILIES
+def test_behind_a_gateway_the_server_sees_its_public_address_and_another_port(lab: Lab, version: int) -> None:
+    gateway = Gateway(lab, lab.home)
+    lab.client.move(gateway.private, 10)
+    ticker = start_ticker(lab.server, lab.client, version=version)
+    assert peers_of(lab.server) == [str(gateway.address(version))]
+    port = ticker.local.rpartition(":")[2]
+    assert f":{port} " not in lab.server.run(["ss", "-tnH", "state", "established"]).stdout
+    assert "refused" not in answer_of(lab.server, gateway.private.addresses(10).of(version))
+
+
+def test_a_gateway_that_dials_again_forgets_its_connections(lab: Lab) -> None:
+    gateway = Gateway(lab, lab.home)
+    lab.client.move(gateway.private, 10)
+    ticker = start_ticker(lab.server, lab.client)
+    private, old = lab.client.address(), gateway.address()
+    gateway.rebind()
+    wait_until(lambda: not ticker.alive(), 20, "a RST for a port that the server does not know")
+    assert lab.client.address() == private
+    assert not gateway.has_address(old)
+    start_ticker(lab.server, lab.client)
+    assert str(gateway.address()) in peers_of(lab.server)
+
+
+@BOTH_FAMILIES
+def test_a_gateway_lets_in_only_what_is_forwarded(lab: Lab, version: int) -> None:
+    gateway = Gateway(lab, lab.dc1)
+    lab.server.move(gateway.private, 10)
+    gateway.forward({("tcp", 9): 10})
+    assert "refused" in answer_of(lab.client, gateway.address(version))  # by the server: nobody listens
+    SshServer(lab.server)
+    assert "connected" not in answer_of(lab.client, gateway.address(version), 22)
+    gateway.forward({("tcp", 22): 10})
+    assert answer_of(lab.client, gateway.address(version), 22) == "connected"
+
+
+@BOTH_FAMILIES
+def test_a_firewall_drops_connections_that_it_has_not_seen_begin(lab: Lab, version: int) -> None:
+    ticker = start_ticker(lab.server, lab.client, version=version)
+    lab.home.firewall()
+    wait_until(lambda: counted(lab.router, "ct state invalid") > 0, 10, "a packet in the middle", poll=0.05)
+    before = {end: len(ticker.records(end)) for end in ticker.ends}
+    dropped = counted(lab.router, "ct state invalid")
+    wait_until(lambda: counted(lab.router, "ct state invalid") > dropped + 3, 10, "packets in the middle", poll=0.05)
+    assert {end: len(ticker.records(end)) for end in ticker.ends} == before
+    assert "refused" in answer_of(lab.client, lab.server.address(version))
+    start_ticker(lab.server, lab.client, version=version)
+
+
+OPTION = """
+import sys
+from scapy.all import IP, TCP, send
+send(IP(dst=sys.argv[1]) / TCP(dport=9, flags="S", options=[(253, bytes(10))]), verbose=False)
+"""
+COUNT_OPTIONS = """
+table inet count {
+    chain input {
+        type filter hook input priority -300
+        tcp dport 9 counter
+        tcp option 253 exists counter
+    }
+}
+"""
+
+
+def test_a_router_strips_our_option(lab: Lab) -> None:
+    lab.server.run(["nft", "-f", "-"], stdin=COUNT_OPTIONS)
+    send = [sys.executable, "-c", OPTION, str(lab.server.address())]
+    lab.client.run(send)
+    assert (counted(lab.server, "dport 9"), counted(lab.server, "option 253")) == (1, 1)
+    lab.home.strip_options()
+    lab.client.run(send)
+    assert (counted(lab.server, "dport 9"), counted(lab.server, "option 253")) == (2, 1)
+
+
+PROBE = """
+import errno, socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+level, discover, probe = (41, 23, 3) if family == socket.AF_INET6 else (0, 10, 3)
+probing = socket.socket(family, socket.SOCK_DGRAM)
+probing.setsockopt(level, discover, probe)
+probing.setsockopt(level, 25 if level else 11, 1)
+probing.connect((sys.argv[1], 9))
+probing.settimeout(1)
+try:
+    probing.send(bytes(int(sys.argv[2]) - (48 if level else 28)))
+    probing.recv(1)
+except OSError as error:
+    print(errno.errorcode.get(error.errno, "silence"))
+"""
+
+
+@BOTH_FAMILIES
+@pytest.mark.parametrize("mtu", [1280, 1400])
+def test_a_small_link_drops_what_is_too_large_and_says_nothing(lab: Lab, mtu: int, version: int) -> None:
+    lab.home.shrink(mtu)
+    for host, other in ((lab.client, lab.server), (lab.server, lab.client)):
+        for size, said in ((mtu, "ECONNREFUSED"), (mtu + 4, "silence")):  # the answer of a host: nobody listens
+            probe = [sys.executable, "-c", PROBE, str(other.address(version)), str(size)]
+            assert host.run(probe).stdout.split() == [said]
+    assert counted(lab.router, "destination-unreachable" if version == 4 else "packet-too-big") == 2
+
+
+def test_hosts_on_a_network_of_one_family_have_no_other_address(lab: Lab) -> None:
+    lab.home.only(4)
+    lab.cafe.only(6)
+    for network, version in ((lab.home, 4), (lab.cafe, 6)):
+        link = lab.client.move(network, 20)
+        assert lab.client.assigned()[link.interface] == [str(link.addresses.of(version))]
+        assert "refused" in answer_of(lab.client, lab.server.address(version))
+        assert "unreachable" in answer_of(lab.client, lab.server.address(10 - version))

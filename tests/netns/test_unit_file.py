@@ -17,16 +17,10 @@ from redirectctl.kernel.cgroup import find_mount
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import program
 from redirectctl.lab.topology import Lab
+from tests.unit_file import confine, read
 
 UNIT = Path(__file__).parents[2] / "systemd" / "redirectd.service"
 NOBODY = 65534
-# PR_SET_MDWE of prctl(2): as strict as MemoryDenyWriteExecute=
-NO_NEW_CODE = """
-import ctypes, os, sys
-if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) != 0:
-    print("this kernel cannot deny writable code", file=sys.stderr)  # Linux 6.3
-os.execv(sys.argv[1], sys.argv[1:])
-"""
 AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
 STAY_CONNECTED = """
 exec 3<>/dev/tcp/$0/$1 && echo connected
@@ -42,18 +36,8 @@ while data := sock.recv(100):
 """
 
 
-def settings() -> dict[str, str]:
-    lines = (line for line in UNIT.read_text().splitlines() if "=" in line and not line.startswith("#"))
-    return dict(line.split("=", 1) for line in lines)
-
-
 def confined() -> list[str]:
-    """Redirectd with what can be had of its unit file without systemd."""
-    unit = settings()
-    assert unit["NoNewPrivileges"] == unit["MemoryDenyWriteExecute"] == "yes"
-    kept = ",".join("+" + name.removeprefix("CAP_").lower() for name in unit["CapabilityBoundingSet"].split())
-    setpriv = [program("setpriv"), "--no-new-privs", "--inh-caps=-all", f"--bounding-set=-all,{kept}"]
-    return [*setpriv, sys.executable, "-c", NO_NEW_CODE, program("redirectd")]
+    return confine(read(UNIT.read_text()), sys.executable, [program("redirectd")])
 
 
 @pytest.fixture

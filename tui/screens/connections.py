@@ -32,7 +32,7 @@ COLUMNS: Final = (
     Column("moves", "MOVES", 5, right=True, above=WIDE),
     Column("note", "NOTE", 12, grow=2, above=WIDE),
 )
-NOTHING: Final = "No connections. Start a program with redirect-run, or press p to protect a running one."
+NOTHING: Final = "No connections yet. Start a program with redirect-run, or protect one with p."
 
 
 class ConnectionsPane(Vertical):

@@ -66,7 +66,7 @@ class MovesPane(Vertical):
         caption = "no move yet"
         if seconds:
             latest = seconds[-LATEST:]
-            caption = f"last {took(seconds[-1])}, median {took(median(latest))}, worst {took(max(latest))}"
+            caption = f"last {took(seconds[-1])}  median {took(median(latest))}  max {took(max(latest))}"
         self.query_one("#recovery", Bars).show(seconds, caption)
         received, sent = throughput[-1] if throughput else (0.0, 0.0)
         caption = f"now {amount(received)}/s in, {amount(sent)}/s out"

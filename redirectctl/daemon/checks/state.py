@@ -290,7 +290,7 @@ def _damage(own: list[dict[str, object]]) -> str | None:
         if "add" not in command:
             continue
         ((kind, value),) = command["add"].items()
-        if kind in ("set", "map", "chain"):
+        if kind in ("set", "map", "chain", "counter"):
             need[f"{kind} {value['name']}"] += 1
         elif kind == "rule":
             need[f"rule {value['chain']}"] += 1

@@ -103,7 +103,8 @@ def flow_trace(flow: KernelFlow) -> Trace:
     """Of a connection's elements in the table."""
     moved = "" if flow.wire == flow.socket else f" as {flow.wire}"
     tunnel = " through the tunnel" if flow.tunnel else ""
-    return Trace(f"{_ELEMENTS} {flow.socket}{moved}{tunnel}", f"nft delete table inet {NFT_TABLE}")
+    integrity = " with integrity" if flow.integrity else ""
+    return Trace(f"{_ELEMENTS} {flow.socket}{moved}{tunnel}{integrity}", f"nft delete table inet {NFT_TABLE}")
 
 
 def queue_traces() -> list[Trace]:

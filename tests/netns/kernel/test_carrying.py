@@ -19,11 +19,13 @@ import pytest
 from two_hosts import Connection, Host, Net, address, until
 
 from redirectctl.flows.commands import Carried
-from redirectctl.kernel.carrier import Carrier, Report, Sight, share_port
+from redirectctl.kernel.carrier import Carrier
 from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, TUN_DEVICE, TUNNEL_PRIORITY, TUNNEL_TABLE
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.keep import Keeper
 from redirectctl.kernel.probing import SAFE_MTU
+from redirectctl.kernel.reports import Report, Sight
+from redirectctl.kernel.sharing import share_port
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.tunnel import Offer, Probe, Refused, Segment, encode
 

@@ -88,13 +88,15 @@ class Tunnelled:
         self.relays[0].peer = (str(address(alice_net, 10, 4)), OUTER)
         self.relays[1].peer = (str(address(bob_net, 10, 4)), OUTER)
 
-    def steer(self, bob_net: int, alice_net: int, *, tunnel: bool = True, only: int | None = None) -> None:
+    def steer(
+        self, bob_net: int, alice_net: int, *, tunnel: bool = True, integrity: bool = False, only: int | None = None
+    ) -> None:
         """Give one host or both this wire tuple, and take what they send into the tunnel or out of it."""
         wire = self.connection.wire(bob_net, alice_net)
         pairs = (self.connection.tuple, wire), (self.connection.tuple.mirrored, wire.mirrored)
         for number, (side, pair) in enumerate(zip(self.sides, pairs, strict=True)):
             if only in (None, number):
-                side.rewrite(pair, tunnel=tunnel)
+                side.rewrite(pair, tunnel=tunnel, integrity=integrity)
 
     def carried(self) -> tuple[int, int]:
         """How many packets each host has put into the tunnel."""

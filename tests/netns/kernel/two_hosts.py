@@ -149,10 +149,10 @@ class Side:
         host.do(self.rewriter.setup)
         host.run(self.keeper.setup())
 
-    def rewrite(self, *pairs: tuple[FourTuple, FourTuple], tunnel: bool = False) -> None:
+    def rewrite(self, *pairs: tuple[FourTuple, FourTuple], tunnel: bool = False, integrity: bool = False) -> None:
         """Make the wire tuple of each socket tuple what is given, and keep what that needs."""
         old = [self.flows[sock] for sock, _ in pairs if sock in self.flows]
-        new = [KernelFlow(sock, wire, tunnel) for sock, wire in pairs]
+        new = [KernelFlow(sock, wire, tunnel, integrity) for sock, wire in pairs]
         self.flows |= {flow.socket: flow for flow in new}
         everything = list(self.flows.values())
         keep = {flow.socket.local.host for flow in everything if flow.tunnel or flow.socket.local != flow.wire.local}

@@ -30,6 +30,14 @@ def test_moved() -> None:
     assert c.moved
 
 
+def test_only_in_the_tunnel_integrity_lets_nothing_plain_in() -> None:
+    c = connection(1)
+    c.integrity = True
+    assert c.flow == Flow(c.socket, c.socket)
+    c.tunnel = True
+    assert c.flow == Flow(c.socket, c.socket, True, True)
+
+
 def test_movable_states() -> None:
     assert [s for s in State if connection(1, s).movable] == [State.PROTECTED, State.SUSPENDED]
 

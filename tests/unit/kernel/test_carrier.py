@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redirectctl.kernel.carrier import Report, Sight, _Reporter
 from redirectctl.kernel.probing import CANDIDATES, RAISE, RETRY, Path
+from redirectctl.kernel.reports import Report, Reporter, Sight
 from redirectctl.kernel.segments import LARGEST_SEND, WINDOW, Inbound, Outbound, Window, continues
 from redirectctl.kernel.tun import GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, VNET_HEADER
 from redirectctl.wire.addr import FourTuple, SockAddr
@@ -416,12 +416,12 @@ def test_suspicion_begins_anew_but_not_again_and_again() -> None:
 
 def test_reports_come_at_once_and_then_once_a_second_with_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 10.0
-    monkeypatch.setattr("redirectctl.kernel.carrier.time.monotonic", lambda: now)
+    monkeypatch.setattr("redirectctl.kernel.reports.time.monotonic", lambda: now)
     seen: list[Report] = []
-    reporter = _Reporter(seen.append)
+    reporter = Reporter(seen.append)
     source = SockAddr(ip_address("198.51.100.1"), 7747)
     for _ in range(5):
-        reporter.note(Refused.FORGED, V4, source)
+        reporter.note(Refused.FORGED, V4, ("198.51.100.1", 7747))
     reporter.note(Sight.RETRANSMISSION, V4, None)
     assert seen == [Report(Refused.FORGED, V4, source, 1), Report(Sight.RETRANSMISSION, V4, None, 1)]
     reporter.flush(10.9)

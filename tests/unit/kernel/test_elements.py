@@ -98,6 +98,36 @@ def test_in_the_tunnel_nothing_that_goes_out_is_rewritten(
     assert elements(KernelFlow(tuple_of(SOCKET), tuple_of(wire), True)) == expected
 
 
+TAG = (("tag4", R + RP + L + LP), b"")
+
+
+@pytest.mark.parametrize(
+    ("wire", "expected"),
+    [
+        (SOCKET, [GUARD, HOLD, TUN, TAG, (("src4", R + RP + L + LP), None)]),
+        (
+            "198.51.100.1:40000 203.0.113.1:22",
+            [
+                GUARD,
+                HOLD,
+                TUN,
+                TAG,
+                (("tag4", R + RP + WL + LP), b""),
+                (("src4", R + RP + L + LP), None),
+                (("src4", R + RP + WL + LP), R),
+                (("dst4", R + RP + WL + LP), L),
+                (("wire4", WL + LP + R + RP), b""),
+            ],
+        ),
+    ],
+    ids=["not moved", "this host moved"],
+)
+def test_with_integrity_nothing_plain_comes_in_under_either_tuple(
+    wire: str, expected: list[tuple[Place, bytes | None]]
+) -> None:
+    assert elements(KernelFlow(tuple_of(SOCKET), tuple_of(wire), True, True)) == expected
+
+
 def test_ipv6_keys_have_forty_bytes() -> None:
     flow = KernelFlow(tuple_of("[2001:db8::1]:1 [2001:db8::2]:2"), tuple_of("[2001:db8::3]:1 [2001:db8::2]:2"))
     assert {(name, len(key), len(value or b"")) for (name, key), value in elements(flow)} == {
@@ -137,7 +167,8 @@ def flow_lists(draw: st.DrawFn) -> list[KernelFlow]:
             KernelFlow(
                 FourTuple(SockAddr(local, lport), SockAddr(remote, rport)),
                 FourTuple(SockAddr(wire_local, lport), SockAddr(wire_remote, rport)),
-                draw(st.booleans()),
+                tunnel := draw(st.booleans()),
+                tunnel and draw(st.booleans()),
             )
         )
     return flows
@@ -157,6 +188,10 @@ def test_flows_are_read_back_from_what_was_written(candidates: list[KernelFlow])
         for command in add_commands((place, value) for place, value in places.items() if value is not None)
     ]
     assert flows_in(listing) == flows
+
+
+def tag_of(one: FourTuple) -> bytes:
+    return b"".join(end.host.packed + end.port.to_bytes(2, "big") + b"\0\0" for end in one.mirrored)
 
 
 def rewritten(filled: dict[Place, bytes], packet: FourTuple, kinds: tuple[str, ...]) -> FourTuple:
@@ -184,7 +219,10 @@ def test_no_connection_gets_another_ones_rewriting(candidates: list[KernelFlow])
             places |= mine
             flows[flow.socket] = flow
     filled = {place: value for place, value in places.items() if value is not None}
+    tagged = {key for name, key in filled if name.startswith("tag")}
     for flow in flows.values():
+        incoming = {tag_of(flow.wire), tag_of(flow.socket)}
+        assert incoming <= tagged if flow.integrity else tag_of(flow.wire) not in tagged
         assert rewritten(filled, flow.wire.mirrored, ("src", "dst")) == flow.socket.mirrored
         if flow.tunnel:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,12 @@ def test_what_routing_needs():
     assert {str(a) for a in tunnelled.kept | tunnelled.fallbacks} == {"192.0.2.2", "198.51.100.2"}
     assert tunnelled.ports == frozenset()
     assert traces.needs([STILL]) == traces.Needs(frozenset(), frozenset(), frozenset())
+
+
+def test_how_connections_travel_is_told():
+    secured = replace(TUNNELLED, integrity=True)
+    assert traces.flow_trace(TUNNELLED).what.endswith("-198.51.100.2:22 through the tunnel")
+    assert traces.flow_trace(secured).what.endswith(" through the tunnel with integrity")
 
 
 def test_reasons():
