@@ -55,6 +55,7 @@ class Move:
     sent_at: float = 0.0
     chosen: IPAddress | None = None
     chosen_at: float = 0.0
+    version: int = 4  # of the connections' sockets
     stalled: bool = False  # plain packets do not get through: the tunnel must
     targets: set[IPAddress] = field(default_factory=set)  # where it was announced
     rewriting: IPAddress | None = None  # what the kernel has been asked for
@@ -85,7 +86,7 @@ class Mobility:
 
     def reconsider(self, now: float) -> None:
         """Compare every protected connection with the network as it is."""
-        groups: dict[tuple[bytes, tuple[IPAddress, ...]], list[Connection]] = defaultdict(list)
+        groups: dict[tuple[bytes, tuple[IPAddress, ...], int], list[Connection]] = defaultdict(list)
         unknown = False
         for connection in self._e.table.movable():
             if connection.there_now not in self._e.network.sources:
@@ -100,8 +101,8 @@ class Mobility:
             elif connection.peer is not None:
                 # Where it was is the best place to be: nothing needs to be rewritten anew.
                 ordered = (local,) if local in sources else sources
-                groups[connection.peer, ordered].append(connection)
-        for (key, sources), connections in groups.items():
+                groups[connection.peer, ordered, connection.socket.version].append(connection)
+        for (key, sources, _), connections in groups.items():
             self._move(now, key, sources, connections)
         if unknown:
             self._e.emit(commands.FindRoutes())
@@ -158,12 +159,13 @@ class Mobility:
     def _announce_all(
         self, now: float, key: bytes, connections: list[Connection], reason: str, *, stalled: bool
     ) -> None:
-        groups: dict[tuple[IPAddress, ...], list[Connection]] = defaultdict(list)
+        groups: dict[tuple[tuple[IPAddress, ...], int], list[Connection]] = defaultdict(list)
         for connection in connections:
             if sources := self._sources(connection):
                 local = connection.here_now
-                groups[(local,) if local in sources else sources].append(connection)
-        for candidates, group in groups.items():
+                candidates = (local,) if local in sources else sources
+                groups[candidates, connection.socket.version].append(connection)
+        for (candidates, _), group in groups.items():
             self._move(now, key, candidates, group, reason, stalled=stalled)
 
     def _move(
@@ -194,7 +196,18 @@ class Mobility:
             of_move = self._e.table.select(cids)
             remotes = tuple(dict.fromkeys(to for c in of_move for to in self._targets(c)))
             origin = {c.cid: c.here_now for c in of_move}
-            move = Move(self._e.next_epoch(), key, cids, entries, candidates, now, remotes, origin, stalled=stalled)
+            move = Move(
+                self._e.next_epoch(),
+                key,
+                cids,
+                entries,
+                candidates,
+                now,
+                remotes,
+                origin,
+                version=of_move[0].socket.version,
+                stalled=stalled,
+            )
             self._moves[move.epoch] = move
             self._e.notice(
                 "move.started", peer=key, address=candidates[0], reason=reason,
@@ -250,6 +263,9 @@ class Mobility:
         candidates = move.candidates
         if move.chosen is not None and now - move.chosen_at < constants.CHOICE_TIME:
             candidates = (move.chosen,)
+        elif move.tries < constants.ACM_WIDEN:
+            # Between addresses of the other family there is only the tunnel: not if these answer.
+            candidates = tuple(a for a in candidates if a.version == move.version) or candidates
         # Not when it answers, whatever it answers; and what a handshake made us send calls for no other.
         silent = peer.last_contact is None or peer.last_contact < move.sent_at
         rehandshake = not new_session and silent and move.tries >= constants.ACM_REHANDSHAKE

@@ -178,6 +178,9 @@ class Redirects:
             outer = validation.local, validation.source
             changes.append(self._e.mobility.changed(c, remote=validation.new, outer=outer, stalled=validation.stalled))
         self._e.mobility.reroute(("acm", event.key, validation.epoch, validation.new), changes)
+        for c in connections:
+            if c.tunnel:
+                c.confirmed = validation.local
 
     def take_back(self, which: tuple[bytes, int, IPAddress]) -> None:
         """The kernel refused: the announcement counts as not applied, and is tried again when it is repeated."""
@@ -207,9 +210,6 @@ class Redirects:
         self._e.notice(
             "move.received", peer=key, address=validation.new, connections=len(connections), epoch=validation.epoch
         )
-        for c in movable:
-            if c.tunnel:
-                c.confirmed = validation.local
         elsewhere = {c.cid for c in connections if validation.before[c.cid][1] != to.host}
         self._e.mobility.arrived(now, movable, elsewhere)
         self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
