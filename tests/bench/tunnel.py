@@ -130,7 +130,8 @@ class Bench:
         client, server = self.lab.client, self.lab.server
         self.target = str(server.address(version))
         local, alias = str(client.address(version)), str(self.lab.home.addresses(FIRST_HOST + 1).of(version))
-        length = "24" if version == 4 else "64 nodad"
+        # Nothing is sent from it unless addresses are rewritten.
+        length = "24" if version == 4 else "64 nodad preferred_lft 0"
         client.ip(f"address add {alias}/{length} dev eth0")
         for host, role in ((client, "client"), (server, "server")):
             command = [sys.executable, __file__, "--end", role, local, self.target, alias]
@@ -166,6 +167,8 @@ class Bench:
         command += ["--time", str(self.options.seconds), "--omit", "1"]
         command += ["--congestion", self.options.congestion, "--json"]
         found = json.loads(self.lab.client.run(command, timeout=self.options.seconds + PATIENCE).stdout)
+        if "error" in found:
+            raise LabError(f"iperf3, {method}: {found['error']}")
         return float(found["end"]["sum_received"]["bits_per_second"])
 
 
