@@ -92,7 +92,7 @@ class Contact(Dialog):
     def action_go(self, button: str) -> None:
         """Where Enter goes."""
         for found in self.query(f"#{button}").results(Button):
-            found.focus()
+            self.set_focus(found)  # at once: `focus()` would let an Enter that follows quickly press another button
 
 
 def _who(peer: Peer, connections: Sequence[Connection]) -> Text:
