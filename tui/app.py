@@ -6,6 +6,7 @@ No widget does I/O.  Panes get immutable values by `show`; what a person wants d
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -79,7 +80,7 @@ class RedirectApp(App[None]):
 
     def __init__(self, source: Source, host: str, clock: Callable[[], float] = time.time) -> None:
         """host: what this machine is called.  clock: epoch seconds."""
-        super().__init__()
+        super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
         if self.no_color:
             self.theme = "ansi-dark"  # the terminal's own two colours; the others are left out
         self._source = source

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import msgspec
 import pytest
+from textual.filter import NoColor
 from textual.pilot import Pilot
 from textual.widgets import Button, Input, Static, TabbedContent
 
@@ -425,6 +426,7 @@ class TestTheRest:
     async def test_without_colour(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("NO_COLOR", "1")
         async with session("suspended") as s:
+            assert NoColor in {type(each) for each in s.app._filters}  # not grey on black: none at all
             strips = s.app.query_one(ConnectionsPane).table.render_line(1)
             assert any(segment.style and segment.style.reverse for segment in strips)
             assert "suspended" in strips.text
