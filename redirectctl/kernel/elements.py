@@ -10,7 +10,7 @@ four bytes (nft_set_elem keys of concatenated types):
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any, TypeAlias
 
@@ -25,12 +25,14 @@ class KernelFlow:
 
     With ``tunnel`` what its socket sends goes into the tunnel; packets with the wire tuple are still received, unless
     it has ``integrity``: then what does not come through the tunnel is dropped.
+    With ``suspended`` what its socket sends waits in NFQUEUE.
     """
 
     socket: FourTuple
     wire: FourTuple
     tunnel: bool = False
     integrity: bool = False
+    suspended: bool = False
 
 
 Place: TypeAlias = tuple[str, bytes]  # where an element is: name of the set or map, key
@@ -55,10 +57,12 @@ def elements(flow: KernelFlow) -> list[tuple[Place, bytes | None]]:
     incoming, outgoing = remote + local, local + remote
     found: list[tuple[Place, bytes | None]] = [((names["ask"], incoming), b"")]
     here, away = wire_local != local, wire_remote != remote
-    if here or away or flow.tunnel:
+    if here or away or flow.tunnel or flow.suspended:
         found.append(((names["hold"], incoming), b""))
     if flow.tunnel:
         found.append(((names["tun"], outgoing), b""))
+    if flow.suspended:
+        found.append(((names["wait"], outgoing), b""))
     if flow.integrity:
         found.append(((names["tag"], incoming), b""))
     if not here and not away:
@@ -130,15 +134,22 @@ def flows_in(listing: list[Command]) -> frozenset[KernelFlow]:
                     found[description["name"]][pair] = value
     flows = []
     for version in (4, 6):
-        destinations, tunnelled, tagged = (found[f"{kind}{version}"] for kind in ("dst", "tun", "tag"))
+        destinations = found[f"dst{version}"]
         moved = set()
         for (wire_remote, wire_local), text in found[f"src{version}"].items():
             remote = SockAddr(ip_address(text), wire_remote.port)
             local = SockAddr(ip_address(destinations.get((remote, wire_local), str(wire_local.host))), wire_local.port)
             moved.add((remote, local))
-            wire, how = FourTuple(wire_local, wire_remote), ((local, remote) in tunnelled, (remote, local) in tagged)
-            flows.append(KernelFlow(FourTuple(local, remote), wire, *how))
-        for remote, local in found[f"ask{version}"].keys() - moved:
-            still = FourTuple(local, remote)
-            flows.append(KernelFlow(still, still, (local, remote) in tunnelled, (remote, local) in tagged))
-    return frozenset(flows)
+            flows.append(KernelFlow(FourTuple(local, remote), FourTuple(wire_local, wire_remote)))
+        still = (FourTuple(local, remote) for remote, local in found[f"ask{version}"].keys() - moved)
+        flows += [KernelFlow(one, one) for one in still]
+    return frozenset(
+        replace(
+            flow,
+            tunnel=flow.socket in found[f"tun{flow.socket.version}"],
+            # Its wire tuple alone may be that of another's socket.
+            integrity={flow.socket.mirrored, flow.wire.mirrored} <= found[f"tag{flow.socket.version}"].keys(),
+            suspended=flow.socket in found[f"wait{flow.socket.version}"],
+        )
+        for flow in flows
+    )

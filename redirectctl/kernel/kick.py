@@ -101,7 +101,7 @@ class Kicker:
         writes in flight, put together for a retransmission (`tcp_retrans_try_collapse`).  So where more data waits
         behind them the back-off goes now, although the retransmission is lost and the next takes 200 ms.
         """
-        found = [one for one in self._look(connections) if is_backed_off(one) and one.info and one.info.notsent_bytes]
+        found = [one for one in self.look(connections) if is_backed_off(one) and one.info and one.info.notsent_bytes]
         for one in found:
             self._push(one)
         return found
@@ -122,7 +122,7 @@ class Kicker:
             for one in left.values() if turn else unknown:
                 self._push(one)
             await asyncio.sleep(0)
-            now = {one.cookie: one for one in self._look([one.tuple for one in left.values()])}
+            now = {one.cookie: one for one in self.look([one.tuple for one in left.values()])}
             left = {cookie: now[cookie] for cookie, was in left.items() if cookie in now and _unmoved(was, now[cookie])}
         return len(stalled) - len(left)
 
@@ -131,7 +131,7 @@ class Kicker:
 
         Returns what was found, as it was before.
         """
-        found = self._look(connections)
+        found = self.look(connections)
         for one in found:
             if is_stalled(one):
                 self._push(one)
@@ -142,11 +142,11 @@ class Kicker:
 
         Works for connections in which nothing happens for a millisecond; returns the others.
         """
-        found = [one for one in self._look(connections) if one.cookie not in self._numbers]
+        found = [one for one in self.look(connections) if one.cookie not in self._numbers]
         before = {one.cookie: _position(one) for one in found}
         await asyncio.sleep(QUIET)
         # The ACKs of a bulk transfer must not go through here, not even for a moment.
-        found = self._look([one.tuple for one in found])
+        found = self.look([one.tuple for one in found])
         await self._learn([one for one in found if before.get(one.cookie) == _position(one)])
         return [one.tuple for one in found if one.cookie not in self._numbers]
 
@@ -156,7 +156,7 @@ class Kicker:
 
     def known(self, connections: Collection[FourTuple]) -> dict[FourTuple, Numbers]:
         """What is known, by socket tuple."""
-        return {one.tuple: numbers for one in self._look(connections) if (numbers := self._numbers.get(one.cookie))}
+        return {one.tuple: numbers for one in self.look(connections) if (numbers := self._numbers.get(one.cookie))}
 
     def forget(self, cookie: int) -> None:
         """The socket is gone."""
@@ -187,10 +187,10 @@ class Kicker:
         ``finish`` is called with the sockets whose ACKs were caught, as they are afterwards.  Returns the tuples of
         those: a socket that was asked less than half a second ago does not answer.  Raises KernelError.
         """
-        return await self._catch(self._look(connections), take, finish)
+        return await self._catch(self.look(connections), take, finish)
 
-    def _look(self, connections: Collection[FourTuple]) -> list[SocketInfo]:
-        """Those that exist and that we can send to."""
+    def look(self, connections: Collection[FourTuple]) -> list[SocketInfo]:
+        """Those that are connected and that we can send to."""
         if len(connections) <= _LISTED_SINGLY:
             found = [one for connection in set(connections) if (one := self._sockets.get(connection))]
         else:
@@ -226,7 +226,7 @@ class Kicker:
                     async with asyncio.timeout(PROBE_TIMEOUT):
                         await self._answered.wait()
                 self._wanted.clear()
-                found = self._look(self._answers)
+                found = self.look(self._answers)
                 for now in found:
                     self._compare(before[now.tuple], now, self._answers[now.tuple])
                 if finish is not None:

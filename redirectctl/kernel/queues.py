@@ -14,10 +14,12 @@ from redirectctl.kernel.constants import (
     MARK_HOLD,
     MARK_PROBE,
     MARK_TOKEN,
+    MARK_WAIT,
     QUEUE_HOLD,
     QUEUE_PROBE,
     QUEUE_RST,
     QUEUE_TOKEN,
+    QUEUE_WAIT,
 )
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.nft import Command, Nft, NftError
@@ -40,6 +42,7 @@ QUEUE_RULES = (
     QueueRule("prerouting", MARK_ASK, QUEUE_RST, bypass=True),
     QueueRule("prerouting", MARK_TOKEN, QUEUE_TOKEN, bypass=True),
     QueueRule("output", MARK_PROBE, QUEUE_PROBE, bypass=True),
+    QueueRule("output", MARK_WAIT, QUEUE_WAIT, bypass=False),
 )
 
 

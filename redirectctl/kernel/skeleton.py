@@ -13,6 +13,7 @@ an IPv4 and an IPv6 form, `NAME4` and `NAME6`:
     wire  outgoing wire tuples that no new local connection may take
     tun   outgoing socket tuples of connections that send through the tunnel
     tag   packets that come in plainly with the socket or wire tuple of a connection with integrity: dropped
+    wait  outgoing socket tuples of suspended connections: nothing of them leaves the host
     probe outgoing socket tuples whose next pure ACK is wanted; elements go when it has come, or time out
 
 The base chains are there only while sets have elements that they must look up, and have only the rules for those:
@@ -21,7 +22,7 @@ a host without protected connections has no hook, and nothing is looked up befor
     in     prerouting, raw - 10    tokens: MARK_TOKEN (TOKEN); RSTs to chain rst; src and dst applied, MARK_MOVED;
                                    what the tunnel brings passes: MARK_MOVED and MARK_TUNNEL; tag dropped, UNTAGGED
     late   prerouting, raw + 10    what looked like a token and came out of its queue: tag dropped, UNTAGGED
-    probe  output, raw - 10        MARK_PROBE
+    probe  output, raw - 10        MARK_WAIT; MARK_PROBE
     out    output, mangle          type route: tun gets MARK_TUNNEL; odst, bsrc, osrc applied; then routed again
 """
 
@@ -36,6 +37,7 @@ from redirectctl.kernel.constants import (
     MARK_PROBE,
     MARK_TOKEN,
     MARK_TUNNEL,
+    MARK_WAIT,
     NFT_TABLE,
     TUN_DEVICE,
 )
@@ -44,7 +46,7 @@ from redirectctl.wire.ip import EXPERIMENT, EXPERIMENT_ID
 
 TABLE = {"family": "inet", "table": NFT_TABLE}
 
-SETS = ("ask", "hold", "wire", "probe", "tun", "tag")
+SETS = ("ask", "hold", "wire", "probe", "tun", "tag", "wait")
 MAPS = {"src": "saddr", "dst": "daddr", "odst": "daddr", "bsrc": "saddr", "osrc": "saddr"}  # what each of them changes
 UNTAGGED = "untagged"  # the counter of what is dropped
 TOKEN = "token"  # among the names of sets: tokens are waited for; needs a rule and no set
@@ -130,11 +132,14 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
         if "wire" in here:
             refuse = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
             rules["out"].append(_in_family(version, _flags_are("syn"), _is_in(version, "wire"), refuse))
-        if "probe" in here:
+        if "probe" in here or "wait" in here:
             # A host firewall that drops what conntrack calls invalid must not see our SYN (inject.py) as such, and a
             # token sent on a wire tuple (inband.py) is of no connection that conntrack knows.
             for mark in (MARK_MOVED, MARK_TOKEN):
                 rules["probe"].append(_in_family(version, _has_mark(mark), {"notrack": None}))
+        if "wait" in here:
+            rules["probe"].append(_in_family(version, _is_in(version, "wait"), _or_mark(MARK_WAIT)))
+        if "probe" in here:
             wanted = _flags_are("ack"), _is_in(version, "probe"), _goto("pure", version)
             rules["probe"].append(_in_family(version, *wanted))
     if rules["late"]:

@@ -128,6 +128,12 @@ def test_with_integrity_nothing_plain_comes_in_under_either_tuple(
     assert elements(KernelFlow(tuple_of(SOCKET), tuple_of(wire), True, True)) == expected
 
 
+def test_what_a_suspended_connection_sends_waits_and_rsts_are_held() -> None:
+    flow = KernelFlow(tuple_of(SOCKET), tuple_of(SOCKET), suspended=True)
+    wait = (("wait4", L + LP + R + RP), b"")
+    assert elements(flow) == [GUARD, HOLD, wait, (("src4", R + RP + L + LP), None)]
+
+
 def test_ipv6_keys_have_forty_bytes() -> None:
     flow = KernelFlow(tuple_of("[2001:db8::1]:1 [2001:db8::2]:2"), tuple_of("[2001:db8::3]:1 [2001:db8::2]:2"))
     assert {(name, len(key), len(value or b"")) for (name, key), value in elements(flow)} == {
@@ -169,6 +175,7 @@ def flow_lists(draw: st.DrawFn) -> list[KernelFlow]:
                 FourTuple(SockAddr(wire_local, lport), SockAddr(wire_remote, rport)),
                 tunnel := draw(st.booleans()),
                 tunnel and draw(st.booleans()),
+                draw(st.booleans()),
             )
         )
     return flows

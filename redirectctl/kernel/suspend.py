@@ -1,0 +1,289 @@
+"""Keep connections alive while there is no path: hold back what they send, and answer for the peer where TCP counts.
+
+The rules (Rewriter, KernelFlow.suspended) hand everything that a suspended connection sends to NFQUEUE, where it is
+thrown away; also while no daemon listens. What the socket then does, and what it needs (Linux 6.18):
+
+::
+
+    it has                  its timer       it would give up by                what helps
+    segments in flight      retransmit      time since the first repeat        TCP_USER_TIMEOUT = NEVER (borrow.py)
+    data, window closed     window probe    probes without answer; time        an ACK for each probe; the same
+    nothing to send         keepalive       probes without answer              an ACK for each probe
+
+An ACK of ours is the peer's last one once more, with window 0. It acknowledges nothing, so nothing is ever lost, and
+has no timestamp, so that nothing the peer sends later looks old (RFC 7323 section 5). It closes the window: a
+connection in which nothing is in flight then keeps everything that its program writes, and sends it at once, unharmed
+by any loss, when the window opens. Segments in flight stay so: they are repeated every two minutes (TCP_RTO_MAX), need
+no answer, not even a daemon, and kick.py has what ends their wait.
+
+Sockets that cannot be borrowed: orphans, and where pidfd_getfd is forbidden. If they have segments in flight, an answer
+with window 0 makes `tcp_retransmit_timer` repeat them for ever, but only if TCP_USER_TIMEOUT is 0 and a program has the
+socket. They get it after STEPS time-outs, because RFC 6069 needs some to take back in the end (`_knock`): with the
+window open the next time-out would be death, if the time since the first is over. Orphans live for some 100 s
+(`tcp_orphan_retries`).
+
+Needs Linux 6.6 or later: before, a window is not closed by an ACK that brings nothing new (`tcp_may_update_window`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from typing import NamedTuple
+
+from redirectctl.kernel.borrow import NEVER, Borrow, Handle, borrow
+from redirectctl.kernel.diag import SocketInfo, Sockets
+from redirectctl.kernel.inject import Injector
+from redirectctl.kernel.kick import Kicker
+from redirectctl.kernel.nfqueue import QueuedPacket
+from redirectctl.wire.addr import FourTuple
+from redirectctl.wire.ip import SEQ_MASK, PacketError, TcpFlags, parse_tcp
+
+STEPS = 2  # time-outs before an answer closes the window of a socket that is not borrowed: 0.6 s at least
+TENDED = 256  # suspended connections that one call of tend() looks at
+
+
+class Before(NamedTuple):
+    """What a connection had before; who stores this can suspend and resume it after a restart."""
+
+    socket: FourTuple
+    window: int  # bytes, as the peer last said
+    user_timeout: int  # milliseconds; 0: none
+
+
+class Held(NamedTuple):
+    """A suspended connection, for listings."""
+
+    before: Before
+    borrowed: bool  # False: it may not live for ever, see the module
+    packets: int  # held back
+    answers: int
+
+
+class _Entry:
+    __slots__ = ("answers", "before", "handle", "packets")
+
+    def __init__(self, before: Before, handle: Handle | None = None) -> None:
+        self.before = before
+        self.handle = handle
+        self.packets = self.answers = 0
+
+    def see(self, one: SocketInfo) -> None:
+        """Only the peer opens the window."""
+        if one.info and one.info.send_window:
+            self.before = self.before._replace(window=one.info.send_window)
+
+    def restore(self) -> None:
+        """Give the socket back as it was; what its program has set meanwhile stays."""
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            with suppress(OSError):
+                if handle.user_timeout == NEVER:
+                    handle.user_timeout = self.before.user_timeout
+            handle.close()
+
+
+class Suspender:
+    """Lives as long as the daemon; when that ends, what it has changed stays in force.  Methods raise KernelError."""
+
+    def __init__(self, sockets: Sockets, injector: Injector, kicker: Kicker, borrow: Borrow = borrow) -> None:
+        self._sockets = sockets
+        self._injector = injector
+        self._kicker = kicker
+        self._borrow = borrow
+        self._held: dict[FourTuple, _Entry] = {}
+        self._leaving: dict[FourTuple, _Entry] = {}  # resumed; TCP has not got over its losses yet
+        self._unknown: set[FourTuple] = set()  # held ones whose sequence numbers are not known yet
+        self._round: list[FourTuple] = []  # held ones that tend() looks at next
+
+    async def prepare(self, connections: Collection[FourTuple]) -> list[Before]:
+        """Find out what there is to store before suspend() changes it.
+
+        Leaves out sockets that are not connected, and those whose address is not delivered here (Keeper.keep).
+        """
+        found = self._kicker.look(connections)
+        fresh = [one for one in found if one.tuple not in self._held and one.tuple not in self._leaving]
+        handles = await asyncio.to_thread(self._borrow, {one.inode for one in fresh})
+        for one in fresh:
+            handle = handles.get(one.inode)
+            before = Before(one.tuple, _window(one), handle.user_timeout if handle else 0)
+            self._held[one.tuple] = _Entry(before, handle)
+        entries = (self._held.get(one.tuple) or self._leaving.get(one.tuple) for one in found)
+        return [entry.before for entry in entries if entry]
+
+    async def suspend(self, connections: Iterable[Before]) -> None:
+        """Keep these alive from now on; the rules that hold back what they send must be in force (Rewriter).
+
+        Again after a restart, with what was stored.
+        """
+        entries = {before.socket: self._enter(before) for before in connections}
+        found = self._kicker.look(entries)
+        for one in found:
+            entries[one.tuple].see(one)
+            self._close_window(one)
+        lent = {one.inode: entries[one.tuple] for one in found if entries[one.tuple].handle is None}
+        handles = await asyncio.to_thread(self._borrow, set(lent)) if lent else {}
+        for inode, handle in handles.items():
+            lent[inode].handle = handle
+        for connection, entry in entries.items():
+            if self._held.get(connection) is not entry:  # no longer suspended
+                entry.restore()
+            elif entry.handle is not None:
+                with suppress(OSError):
+                    entry.handle.user_timeout = NEVER
+        await self._learn()
+
+    async def resume(self, connections: Collection[FourTuple]) -> int:
+        """Set going what has been suspended; the rules must let packets through again.
+
+        Returns how many were stalled otherwise and no longer are (Kicker.kick).
+        """
+        unknown = [connection for connection in connections if connection in self._unknown]
+        if unknown:
+            await self._kicker.learn(unknown)
+        others = []
+        for one in self._kicker.look(connections):
+            entry = self._held.get(one.tuple)
+            if entry is None or not self._wake(one, entry):
+                others.append(one.tuple)
+        for connection in connections:
+            self._unknown.discard(connection)
+            entry = self._held.pop(connection, None)
+            if entry is not None and entry.handle is not None:
+                self._leaving[connection] = entry
+        return await self._kicker.kick(others)
+
+    def forget(self, connections: Iterable[FourTuple]) -> None:
+        """They have ended: give back what was borrowed of them."""
+        for connection in connections:
+            self._unknown.discard(connection)
+            for entries in (self._held, self._leaving):
+                entry = entries.pop(connection, None)
+                if entry is not None:
+                    entry.restore()
+
+    async def tend(self) -> None:
+        """What has to be done later: the daemon calls it every second or so."""
+        for connection, entry in list(self._leaving.items()):
+            if self._is_well(connection, entry):
+                del self._leaving[connection]
+                entry.restore()
+        # Only who has the last descriptor destroys a socket; nobody hears of its end before.
+        if not self._round:
+            self._round = list(self._held)
+        for connection in self._round[:TENDED]:
+            held = self._held.get(connection)
+            if held is not None and held.handle is not None and held.handle.closed:
+                held.restore()
+        del self._round[:TENDED]
+        await self._learn()
+
+    def state(self) -> list[Held]:
+        """All that are suspended."""
+        return [Held(one.before, one.handle is not None, one.packets, one.answers) for one in self._held.values()]
+
+    def close(self) -> None:
+        """Give back descriptors, and nothing else: suspended connections stay so."""
+        for entry in (*self._held.values(), *self._leaving.values()):
+            if entry.handle is not None:
+                entry.handle.close()
+        self._held.clear()
+        self._leaving.clear()
+
+    def on_packet(self, packet: QueuedPacket) -> None:
+        """Handler of QUEUE_WAIT: what suspended connections send."""
+        packet.drop()
+        try:
+            segment = parse_tcp(packet.payload)
+        except PacketError:
+            return
+        entry = self._held.get(segment.sender_tuple)
+        if entry is None:
+            return
+        entry.packets += 1
+        one = self._sockets.get(segment.sender_tuple)
+        numbers = self._kicker.numbers(one) if one else None
+        if one is None or one.info is None or numbers is None:
+            return
+        entry.see(one)
+        snd_una = numbers.snd_una(one)
+        if not one.info.unacked:
+            # Keepalive and window probes repeat the byte before (`tcp_xmit_probe_skb`); other ACKs want no answer.
+            if segment.seq == (snd_una - 1) & SEQ_MASK:
+                self._answer(one, entry, segment.ack, snd_una, 0)
+        elif segment.data_length or segment.flags & TcpFlags.FIN:
+            if not one.info.send_window:
+                # Borrowed, it was sent while we closed the window, and is better off with its time-outs counted.
+                self._answer(one, entry, segment.ack, snd_una, entry.before.window if entry.handle else 0)
+            elif entry.handle is None and one.info.retransmits >= STEPS:
+                self._answer(one, entry, segment.ack, snd_una, 0)
+
+    def _enter(self, before: Before) -> _Entry:
+        entry = self._leaving.pop(before.socket, None) or self._held.get(before.socket) or _Entry(before)
+        self._held[before.socket] = entry
+        return entry
+
+    def _answer(self, one: SocketInfo, entry: _Entry, seq: int, ack: int, window: int) -> None:
+        entry.answers += 1
+        self._send_window(one, seq, ack, window)
+
+    def _send_window(self, one: SocketInfo, seq: int, ack: int, window: int) -> None:
+        scale = one.info.send_scale if one.info else 0
+        self._injector.ack(one.tuple, seq=seq, ack=ack, window=min(window >> scale, 0xFFFF))
+
+    def _close_window(self, one: SocketInfo) -> None:
+        """Where nothing is in flight: what the program writes from now on waits in the socket, and is not lost."""
+        numbers = self._kicker.numbers(one)
+        if numbers is None:
+            self._unknown.add(one.tuple)
+        elif one.info and not one.info.unacked:
+            self._send_window(one, numbers.rcv_nxt(one), numbers.snd_una(one), 0)
+
+    async def _learn(self) -> None:
+        """Once more for those that were too busy to be asked for their numbers."""
+        if not self._unknown:
+            return
+        await self._kicker.learn(list(self._unknown))
+        for one in self._kicker.look(list(self._unknown)):
+            if one.tuple in self._held:
+                self._unknown.discard(one.tuple)
+                self._close_window(one)
+
+    def _wake(self, one: SocketInfo, entry: _Entry) -> bool:
+        """Open the window.  True: TCP goes on by itself."""
+        info, numbers = one.info, self._kicker.numbers(one)
+        if info is None or numbers is None:
+            return False
+        if info.unacked and entry.handle is None and info.retransmits and info.backoff and not info.send_window:
+            self._knock(one, numbers.snd_una(one))
+            return True
+        if info.send_window or not entry.before.window:
+            return False
+        self._send_window(one, numbers.rcv_nxt(one), numbers.snd_una(one), entry.before.window)
+        return one.write_queue > 0 and not info.unacked
+
+    def _knock(self, one: SocketInfo, snd_una: int) -> None:
+        """Have a segment repeated with the window closed, which the peer's acknowledgement opens: see the module.
+
+        Takes back one time-out (kick.py) and more only where that is not enough: the next outage needs some too.
+        """
+        for _ in range(one.info.backoff if one.info else 0):
+            self._injector.unreachable(one.tuple, snd_una, 1)
+            now = self._sockets.get(one.tuple)
+            if not now or not now.info or not one.info or now.info.total_retransmits != one.info.total_retransmits:
+                return
+
+    def _is_well(self, connection: FourTuple, entry: _Entry) -> bool:
+        """Whether the timers that user_timeout is about have begun anew."""
+        if entry.handle is None or entry.handle.closed:
+            return True
+        one = self._sockets.get(connection)
+        if one is None or one.info is None:
+            return True
+        # The clock of window probes starts anew with the first window that is large enough (`tcp_ack_probe`).
+        return entry.handle.calm and (one.info.send_window > 0 or not one.write_queue)
+
+
+def _window(one: SocketInfo) -> int:
+    return one.info.send_window if one.info else 0
