@@ -46,6 +46,7 @@ from redirectctl.wire.ip import PacketError, parse_tcp
 _log = logging.getLogger(__name__)
 
 REPAIR = 1.0  # seconds between looks whether our nftables table is still there: 0.05 ms each
+PROVE_AFTER = 0.005  # seconds in which other connections are to be proven too: one batch for all
 LEARN_AFTER = 0.2  # seconds in which other connections become protected too: one batch for all
 LEARN_AGAIN = (1.0, 3.0, 10.0, 30.0, 0.0)  # seconds: a busy connection may have a quiet moment
 PRUNE = 86400.0  # seconds between looks for peers not met for long
@@ -85,6 +86,7 @@ class Runtime:
         self._held: dict[int, QueuedPacket] = {}
         self._held_number = 0
         self._unstudied: set[FourTuple] = set()
+        self._proofs: dict[FourTuple, commands.Proof] = {}
         self._contacts: dict[asyncio.Future[str | None], tuple[SockAddr, bytes]] = {}  # that somebody waits for
         self._awake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -281,7 +283,9 @@ class Runtime:
             case commands.Kick(sockets):
                 self.tasks.start(self.kicker.follow_up(self.kicker.push(sockets)), "kick")
             case commands.Prove(proofs):
-                self.tasks.start(self._inband.prove(proofs), "prove")
+                if not self._proofs:
+                    self.tasks.start(self._prove(), "prove")
+                self._proofs |= {proof.socket: proof for proof in proofs}
             case commands.Listen(on):
                 self.rewriting.rewriter.listen(on)
             case commands.AskNumbers(token, sockets):
@@ -317,6 +321,12 @@ class Runtime:
                         ended.set_result(reason)
             case commands.Notice():
                 self._record(command)
+
+    async def _prove(self) -> None:
+        """One attempt for all that comes within a moment: it takes two changes of nftables, for however many."""
+        await asyncio.sleep(PROVE_AFTER)
+        proofs, self._proofs = self._proofs, {}
+        await self._inband.prove(proofs.values())
 
     async def _numbers(self, token: tuple[Any, ...], sockets: Collection[FourTuple]) -> None:
         self.engine.numbers(self.now, token, await self._inband.numbers(sockets))
