@@ -149,6 +149,7 @@ class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     first_seen: float  # epoch seconds
     last_contact: float | None  # epoch seconds
     connections: int
+    observed: str | UnsetType = UNSET  # "addr:port" where it sees this host: another address than ours means NAT
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

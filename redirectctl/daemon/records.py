@@ -153,7 +153,7 @@ def listed_history(c: Connection, offset: float) -> list[schema.Step]:
     ]
 
 
-def listed_peer(record: PeerRecord, connections: int) -> schema.Peer:
+def listed_peer(record: PeerRecord, connections: int, observed: SockAddr | None) -> schema.Peer:
     """For `peers`."""
     latest = sorted(record.addresses, key=lambda a: a.last_seen, reverse=True)
     return schema.Peer(
@@ -164,4 +164,5 @@ def listed_peer(record: PeerRecord, connections: int) -> schema.Peer:
         first_seen=record.first_seen,
         last_contact=record.last_contact,
         connections=connections,
+        observed=str(observed) if observed is not None else UNSET,
     )

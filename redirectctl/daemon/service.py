@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
@@ -77,7 +78,8 @@ class DaemonService:
 
     async def peers(self, request: schema.PeersRequest, caller: Caller) -> schema.PeersReply:
         """All peers."""
-        return schema.PeersReply(peers=[self._listed(p) for p in self._r.peer_records.values()])
+        movable = Counter(c.peer for c in self._r.engine.table if c.movable)
+        return schema.PeersReply(peers=[self._listed(p, movable[p.public]) for p in self._r.peer_records.values()])
 
     async def peer(self, request: schema.PeerRequest, caller: Caller) -> schema.PeerReply:
         """One peer, with the picture of its key."""
@@ -242,8 +244,11 @@ class DaemonService:
     def _listed_connection(self, c: Connection, counters: schema.Counters | None = None) -> schema.Connection:
         return records.listed_connection(c, self._r.now, self._r.port.port, counters)
 
-    def _listed(self, peer: PeerRecord) -> schema.Peer:
-        return records.listed_peer(peer, len(self._r.engine.table.movable(peer.public)))
+    def _listed(self, peer: PeerRecord, connections: int | None = None) -> schema.Peer:
+        if connections is None:
+            connections = len(self._r.engine.table.movable(peer.public))
+        known = self._r.engine.peers.get(peer.public)
+        return records.listed_peer(peer, connections, known.observed if known is not None else None)
 
     def _decided(self, public: bytes) -> schema.PeerReply:
         """The engine has changed the peer; the store follows before the answer goes out."""

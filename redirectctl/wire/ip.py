@@ -277,13 +277,14 @@ def replace_options(packet: bytes, options: bytes) -> bytes:
     ip, segment = parse_ip(packet), parse_tcp(packet)
     if len(ip.payload) < ip.length:
         raise PacketError(BadPacket.TRUNCATED)
-    end = len(packet) if ip.source.version == 6 else int.from_bytes(packet[2:4])
+    v6 = ip.source.version == 6
+    end = IPV6_HEADER.size + int.from_bytes(packet[4:6]) if v6 else int.from_bytes(packet[2:4])  # more may follow
     head = bytearray(packet[: end - ip.length])
     tcp = bytearray(ip.payload[: TCP_HEADER.size] + options + ip.payload[ip.length - segment.data_length :])
     tcp[12] = (TCP_HEADER.size + len(options)) << 2 | tcp[12] & 0xF
     tcp[16:18] = bytes(2)
     tcp[16:18] = checksum(bytes(tcp), pseudo_header_sum(ip.source, ip.destination, Protocol.TCP, len(tcp))).to_bytes(2)
-    if ip.source.version == 6:
+    if v6:
         head[4:6] = (len(head) - IPV6_HEADER.size + len(tcp)).to_bytes(2)
     else:
         head[2:4] = (len(head) + len(tcp)).to_bytes(2)

@@ -101,6 +101,8 @@ def check_use(root: Root, unit: str, python: str) -> None:
         status = ctl(root, "status")
         assert (status["control_port"], status["connections"]) == (7747, {})
         assert ctl(root, "identity")["fingerprint"] == status["identity"]
+        doctor = {check["name"]: check for check in ctl(root, "doctor")}
+        assert [check for check in doctor.values() if check["status"] == "fail"] == []
         assert root.run("redirect-run", "--require", "echo", "ran", network=False) == "ran\n"
         assert (root.path / "run/redirectctl/redirectd.sock").stat().st_mode & 0o777 == 0o666
     assert (root.path / STATE.removeprefix("/")).stat().st_mode & 0o777 == 0o700

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
+from msgspec import UNSET, UnsetType
 
 from redirectctl.api.schema import ConnectionState, Counters, Event, EventName
 from redirectctl_tui.journal import KEPT, Journal, median
 from redirectctl_tui.model import SORTS, Rates, Selection, target_error
 from redirectctl_tui.screens.details import timeline
+from redirectctl_tui.screens.network import observations
 from redirectctl_tui.widgets.lines import fitted
 from redirectctl_tui.widgets.plot import bars
 from redirectctl_tui.words import Tone, amount, brief, explained, progress, state_cell, took
@@ -131,6 +135,22 @@ def test_the_timeline_of_a_connection_has_states_and_moves_in_order():
     assert c.history
     without = msgspec.structs.replace(c, history=list(c.history)[-1:])
     assert "suspended" in [what for _, what in timeline(without, journal.of_connection(c.id))]
+
+
+@pytest.mark.parametrize(
+    ("observed", "said"),
+    [
+        ("198.51.100.21:7747", ["198.51.100.21:7747 by server"]),
+        ("[2001:db8:2::15]:7747", ["[2001:db8:2::15]:7747 by server"]),
+        ("198.51.100.21:4711", ["198.51.100.21:4711 by server, another port: NAT"]),
+        ("203.0.113.99:7747", ["203.0.113.99:7747 by server: NAT"]),
+        (UNSET, []),
+    ],
+)
+def test_where_peers_see_this_host_tells_of_nat(observed: str | UnsetType, said: list[str]):
+    view = scene("moved").view
+    peers = [msgspec.structs.replace(peer, observed=observed) for peer in view.peers]
+    assert observations(replace(view, peers=peers)) == said
 
 
 def test_median():

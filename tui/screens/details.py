@@ -67,6 +67,7 @@ def peer_text(peer: Peer, picture: str) -> Text:
             ("state", f"{PEERS[peer.state][0]} {peer.state.value}"),
             ("fingerprint", clean(peer.fingerprint)),
             ("addresses", "\n".join(clean(address) for address in peer.addresses) or "none known"),
+            ("sees us at", clean(peer.observed) if isinstance(peer.observed, str) else ""),
             ("first met", moment(peer.first_seen)),
             ("last contact", moment(peer.last_contact)),
             ("connections", str(peer.connections)),

@@ -17,7 +17,7 @@ from textual.widgets import Static
 from redirectctl.api.schema import Check, CheckStatus, IdentityReply
 from redirectctl.api.text import clean, duration
 from redirectctl_tui.model import View
-from redirectctl_tui.words import CHECKS, Tone, plural
+from redirectctl_tui.words import CHECKS, Tone, peer_name, plural
 
 STYLES = {Tone.GOOD: "green", Tone.WAITING: "yellow", Tone.BAD: "red bold", Tone.DIM: "dim", Tone.PLAIN: ""}
 _WORDS = {
@@ -52,6 +52,7 @@ class NetworkPane(VerticalScroll, can_focus=True):
         for name, value in (
             ("redirectd", f"{clean(s.version)}, process {s.pid}, up {duration(s.uptime)}"),
             ("addresses", "\n".join(clean(a) for a in s.addresses) or "none: no network"),
+            ("seen as", "\n".join(observations(view)) or "no peer has said"),
             ("control port", f"UDP {s.control_port}"),
             ("taken on after", duration(view.threshold)),
             ("peers", plural(s.peers, "host")),
@@ -88,3 +89,19 @@ class NetworkPane(VerticalScroll, can_focus=True):
     def failed(self, why: str) -> None:
         """Doctor could not be asked."""
         self.query_one("#findings", Static).update(Text(f"doctor: {why}"))
+
+
+def observations(view: View) -> list[str]:
+    """Where peers see this host, each place once, and whether that means NAT."""
+    seen: dict[str, list[str]] = {}
+    for peer in view.peers:
+        if isinstance(peer.observed, str):
+            seen.setdefault(peer.observed, []).append(peer_name(peer, peer.fingerprint))
+    lines = []
+    for place, names in seen.items():
+        host, _, port = place.rpartition(":")
+        same = host.strip("[]") in view.status.addresses
+        nat = "" if same and port == str(view.status.control_port) else ", another port: NAT" if same else ": NAT"
+        by = names[0] if len(names) == 1 else plural(len(names), "peer")
+        lines.append(f"{clean(place)} by {by}{nat}")
+    return lines

@@ -111,3 +111,19 @@ def test_every_setting_is_in_the_page_with_its_default() -> None:
                 assert default == {"()": "[]", "True": "true", "False": "false"}.get(
                     str(field.default), str(field.default)
                 )
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_readme_lists_the_options_of_redirect_run() -> None:
+    (synopsis,) = re.findall(r"^`redirect-run (\[.*)`$", README, re.MULTILINE)
+    assert set(re.findall(r"--\w+", synopsis)) == documented("redirect-run.1") - {"-h", "--help", "--version"}
+
+
+def test_the_readme_names_commands_that_exist() -> None:
+    named = set(
+        re.findall(r"\bredirectctl ([a-z]+)\b", " ".join(re.findall(r"`[^`]*`|^sudo .*$", README, re.MULTILINE)))
+    )
+    assert named - {*ctl.COMMANDS, *(alias for entry in ctl.COMMANDS.values() for alias in entry.aliases)} == set()
+    assert len(named) >= 5

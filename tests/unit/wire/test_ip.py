@@ -317,6 +317,12 @@ def test_replaced_options_leave_all_else_and_make_checksums_right(connection: Fo
         assert (new[1:4], new[7], int.from_bytes(new[4:6])) == (b"\x21\x23\x45", 64, len(new) - 40)
 
 
+@pytest.mark.parametrize("connection", [V4, V6], ids=["ipv4", "ipv6"])
+def test_what_follows_a_packet_is_not_taken_for_its_end(connection: FourTuple) -> None:
+    packet = build_tcp(*connection, seq=7, ack=9, flags=TcpFlags.ACK, data=b"data")
+    assert replace_options(packet + b"padding", OPTION) == replace_options(packet, OPTION)
+
+
 def test_options_are_not_replaced_in_half_a_packet() -> None:
     packet = build_tcp(*V4, seq=7, ack=9, flags=TcpFlags.ACK, data=b"data")
     with pytest.raises(PacketError) as error:

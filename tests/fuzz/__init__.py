@@ -1,0 +1,1 @@
+"""Bytes that nobody means well with, for everything that reads from the network."""
