@@ -102,8 +102,6 @@ class Config(msgspec.Struct, frozen=True):
 # Values that are right but ask for what this version cannot do.
 _NOT_AVAILABLE: Final = frozenset(
     {
-        ("integrity", "mode"),
-        ("path", "prefer", "tunnel"),
         ("outage", "suspend_after"),
         ("outage", "give_up_after"),
         ("rendezvous", "servers"),

@@ -105,6 +105,7 @@ def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
         sending=record.sending,
         receiving=record.receiving,
         integrity=record.integrity,
+        strict=record.integrity and record.tunnel,
         tunnel=record.tunnel,
         outer_local=record.outer_local,
         outer_remote=record.outer_remote,

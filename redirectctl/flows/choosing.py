@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection, Path
@@ -83,7 +83,7 @@ class Choosing:
             # Where the peer sees us, and where we see it, is where plain packets would come from: nobody translates.
             and connection.outer_local == connection.wire.local.host
             and connection.outer_remote is not None
-            and (connection.natted or connection.outer_remote.host == connection.wire.remote.host)
+            and connection.outer_remote.host == connection.wire.remote.host
             and connection.wire.local.host in self._e.network.usable
         )
 
@@ -112,12 +112,15 @@ class Choosing:
         self._e.listen.add(_TRIALS)
         self._e.timers.set(("unlisten",), now + constants.LISTEN_TIME)
 
-    def timer(self, now: float, kind: str, *rest: Route) -> None:
-        """plain: no token of a trial was seen; unlisten: no peer has had anything to prove for a while."""
-        if kind == "unlisten":
-            self._e.listen.discard(_TRIALS)
-        elif rest[0] in self._trials:
-            self._try(now, rest[0])
+    def timer(self, now: float, kind: str, *rest: Any) -> None:
+        """plain: no token of a trial was seen; unlisten: no peer has had anything to prove for a while; strict."""
+        match kind:
+            case "unlisten":
+                self._e.listen.discard(_TRIALS)
+            case "strict":
+                self._be_strict(rest[0])
+            case _ if rest[0] in self._trials:
+                self._try(now, rest[0])
 
     def _try(self, now: float, route: Route) -> None:
         trial = self._trials[route]
@@ -182,7 +185,7 @@ class Choosing:
     def rewritten(self, now: float, sockets: set[FourTuple], error: str | None) -> None:
         """The kernel has changed the way of these, or has not (and mobility has taken that back)."""
         if error is None:
-            self.tell([c for c in self._e.table if c.socket in sockets and c.guarded])
+            self.tell([c for c in self._e.table if c.socket in sockets and c.guarded and not c.strict])
 
     def tell(self, connections: Iterable[Connection], reason: str | None = None) -> None:
         """For the event log: how these travel now."""
@@ -206,6 +209,20 @@ class Choosing:
                 changes.append((c, c.wire, True))
         if changes:
             self._e.mobility.reroute(("path", True), changes)
+        for key in {c.peer for c, _, _ in changes}:
+            self._e.timers.set(("strict", key), now + constants.INTEGRITY_GRACE)
+
+    def _be_strict(self, key: bytes) -> None:
+        """What the peer sent before it went into the tunnel has arrived: accept nothing plain from now on."""
+        remove, add = [], []
+        for c in self._e.table.movable(key):
+            if c.integrity and c.tunnel and not c.strict:
+                remove.append(c.flow)
+                c.strict = True
+                add.append(c.flow)
+        if add:
+            token = ("path", True, tuple(remove), tuple(add))
+            self._e.emit(commands.Rewrite(token, tuple(add), tuple(remove)))
 
     def policy_changed(self, now: float) -> None:
         """The configuration has been read again."""

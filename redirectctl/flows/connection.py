@@ -51,6 +51,7 @@ class Connection:
     sending: Offer | None = None  # how the peer wants to see tunnel datagrams; None: it has not said
     receiving: Offer | None = None  # how we want to see them
     integrity: bool = False  # always in the tunnel, each datagram with a tag
+    strict: bool = False  # nothing plain is accepted any more: the peer has had time to go into the tunnel too
     tunnel: bool = False  # what the socket sends goes into the tunnel
     outer_local: IPAddress | None = None  # our end of the tunnel
     outer_remote: SockAddr | None = None  # the peer's
@@ -77,7 +78,7 @@ class Connection:
     @property
     def flow(self) -> Flow:
         """For the kernel."""
-        return Flow(self.socket, self.wire, self.tunnel, self.integrity and self.tunnel)
+        return Flow(self.socket, self.wire, self.tunnel, self.strict and self.tunnel)
 
     @property
     def natted(self) -> bool:

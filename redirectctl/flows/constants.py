@@ -28,6 +28,7 @@ PLAIN_RETRIES: Final = (0.2, 0.5, 1.0, 2.0, 4.0)  # seconds after each attempt t
 PLAIN_PAUSE: Final = 60.0  # seconds that a route is left to the tunnel after that; twice as long each time
 PLAIN_PAUSE_MAX: Final = 3600.0
 LISTEN_TIME: Final = 20.0  # seconds after a move, or a peer's word, for which tokens may come: longer than its attempts
+INTEGRITY_GRACE: Final = 2.0  # seconds after which nothing plain is accepted any more, of what is to have tags
 STALL_PAUSE: Final = 5.0  # seconds between two announcements to a peer because packets get lost
 PROVE_RETRIES: Final = (0.5, 1.0, 2.0)  # seconds after each token sent on a claimed connection, then by numbers
 CLAIM_TIME: Final = 15.0  # seconds for each step of proving a claim: longer than a request is repeated

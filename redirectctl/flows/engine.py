@@ -145,7 +145,7 @@ class Engine:
                     self.binding.timer(now, kind, *rest)
                 case "claim":
                     self.claims.expired(now, *rest)
-                case "plain" | "unlisten":
+                case "plain" | "unlisten" | "strict":
                     self.choosing.timer(now, kind, *rest)
                 case _:
                     self.protection.timer(now, kind, *rest)

@@ -153,7 +153,9 @@ class Mobility:
 
     def observed(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
         """The peer sees us elsewhere than before: a NAT between has another address, or maps us anew."""
-        connections = [c for c in self._e.table.movable(key) if c.tunnel or c.natted or after.host != before.host]
+        told = {cid for move in self._moves.values() if move.key == key for cid in move.cids}
+        concerned = [c for c in self._e.table.movable(key) if c.tunnel or c.natted or after.host != before.host]
+        connections = [c for c in concerned if c.cid not in told]
         self._announce_all(now, key, connections, "observed-address-changed", stalled=after.host != before.host)
 
     def _announce_all(
@@ -247,7 +249,9 @@ class Mobility:
         if connection.outer_remote is not None:
             yield connection.outer_remote
         for remote in self.remotes(connection):
+            # What a NAT gave it is good for where we were; what a NAT forwards to it is good for everybody.
             yield SockAddr(remote, self._port(connection.peer or b""))
+            yield SockAddr(remote, self._e.policy.control_port)
 
     def _send_acm(self, now: float, move: Move, new_session: bool = False) -> None:
         """From every candidate; the address it is sent from is the one it announces."""

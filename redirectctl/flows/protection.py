@@ -352,6 +352,7 @@ class Protection:
             self._e.emit(commands.SaveConnections(tuple(protected)))  # else a restart would not know them as protected
             for key in {c.peer for c in protected}:
                 self._update_keep(now, key)
+            self._e.choosing.protected(now, protected)
             self._e.mobility.reconsider(now)
 
     # -- told by a peer -----------------------------------------------------------------------------------------------

@@ -150,6 +150,9 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
         # Also for connections that are guarded only: the peer may have gone over to the tunnel before this host does.
         tunnelled = _equals({"meta": {"key": "iifname"}}, TUN_DEVICE)
         rules["in"].insert(0, [tunnelled, _or_mark(MARK_MOVED | MARK_TUNNEL), {"accept": None}])
+    if {"tun4", "tun6"} & filled:
+        # A token that is to show whether plain packets get through must not go through the tunnel.
+        rules["out"].insert(0, [_has_mark(MARK_TOKEN), {"accept": None}])
     if rules["out"]:
         # FALLBACK_TABLE leads every packet to an old remote address here; those that are not ours are told what they
         # would be told without us: there is no route.

@@ -34,14 +34,17 @@ DEAD_AFTER = 10.0  # seconds in which a session without redirectctl does not ans
 FORWARDED = {("udp", 7747): FIRST_HOST, ("tcp", 22): FIRST_HOST}
 
 
+Move = Callable[[], tuple[Host, list[IPAddress]]]
+
+
 class Cell(NamedTuple):
     """Two hosts with something between them."""
 
     target: IPAddress  # what ssh is told
-    moves: list[Callable[[], tuple[Host, list[IPAddress]]]]  # each returns who has lost which addresses
+    moves: list[Move]  # each returns who has lost which addresses
 
 
-def change(host: Host, network: Network, number: int) -> Callable[[], tuple[Host, list[IPAddress]]]:
+def change(host: Host, network: Network, number: int) -> Move:
     """The host leaves where it is, and joins another network."""
 
     def move() -> tuple[Host, list[IPAddress]]:
@@ -52,7 +55,7 @@ def change(host: Host, network: Network, number: int) -> Callable[[], tuple[Host
     return move
 
 
-def tour(host: Host, *networks: Network) -> list[Callable[[], tuple[Host, list[IPAddress]]]]:
+def tour(host: Host, *networks: Network) -> list[Move]:
     """Moves through these networks in turn, no address twice."""
     return [
         change(host, network, number)
@@ -71,15 +74,28 @@ def client_behind_nat(lab: Lab) -> Cell:
 
 
 def both_behind_nat(lab: Lab) -> Cell:
-    private = [Gateway(lab, network).private for network in (lab.home, lab.cafe, lab.office)]
+    homes = [Gateway(lab, network) for network in (lab.home, lab.cafe, lab.office)]
+    private = [gateway.private for gateway in homes]
     centres = [Gateway(lab, network) for network in (lab.dc1, lab.dc2)]
     for centre in centres:
         centre.forward(FORWARDED)
     lab.client.move(private[0], FIRST_HOST)
     lab.server.move(centres[0].private, FIRST_HOST)
     moves = tour(lab.client, *private[1:], private[0])
+    visited = itertools.cycle([*homes[1:], homes[0]])
+    moves = [forwarding(move, next(visited), number) for number, move in enumerate(moves, FIRST_HOST + 1)]
     moves[2] = change(lab.server, centres[1].private, FIRST_HOST)
     return Cell(centres[0].address(), moves)
+
+
+def forwarding(move: Move, gateway: Gateway, number: int) -> Move:
+    """The gateway forwards the control port to whoever comes: else a server at another address is a stranger to it."""
+
+    def forward_and_move() -> tuple[Host, list[IPAddress]]:
+        gateway.forward({("udp", 7747): number})
+        return move()
+
+    return forward_and_move
 
 
 def nat_comes_and_goes(lab: Lab) -> Cell:

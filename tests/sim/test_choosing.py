@@ -135,3 +135,21 @@ def test_the_configuration_leads_into_the_tunnel_and_out_of_it() -> None:
             host.run()
         world.run(2)
         assert paths(alice) == paths(bob) == {path}
+
+
+def test_with_integrity_a_connection_goes_into_the_tunnel_when_it_is_protected_and_stays_there() -> None:
+    world = World()
+    strict = dataclasses.replace(AUTO, integrity=True)
+    alice = world.host("alice", "192.0.2.1", policy=strict)
+    bob = world.host("bob", "198.51.100.2", policy=strict)
+    world.connect(bob, alice, 40000)
+    world.run(2)
+    assert paths(alice) == paths(bob) == {Path.TUNNEL}
+    assert not any(c.flow.integrity for host in (alice, bob) for c in host.engine.table)  # some may be under way yet
+    world.run(3)
+    bob.move("203.0.113.9")
+    world.run(60)
+    for host in (alice, bob):
+        assert paths(host) == {Path.TUNNEL}
+        assert [c.flow.integrity for c in host.engine.table] == [True]
+        assert all(carried.integrity for carried in host.carried.values())

@@ -126,8 +126,6 @@ def test_unfinished_file():
 @pytest.mark.parametrize(
     "text",
     [
-        '[integrity]\nmode = "on"',
-        '[path]\nprefer = "tunnel"',
         '[outage]\nsuspend_after = "11s"',
         '[outage]\ngive_up_after = "1d"',
         '[rendezvous]\nservers = ["r.example.net:7747"]',
