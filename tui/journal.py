@@ -28,6 +28,7 @@ class Entry:
     recovery: float | None = None  # seconds from a usable new address to the peer's confirmation
     gap: float | None = None  # seconds without a path
     note: str = ""
+    announces: int | None = None  # the epoch of a move that has not finished
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Journal:
             case EventName.ADDRESS_REMOVED:
                 self._append(event, f"{clean(event.address or '?')} went")
             case EventName.MOVE_STARTED:
-                self._append(event, f"announcing {clean(event.address or '?')}", Tone.WAITING)
+                what = f"announcing {clean(event.address or '?')}"
+                self._append(event, what, Tone.WAITING, announces=event.epoch)
             case EventName.MOVE_FINISHED:
                 self._finished(event)
             case EventName.MOVE_RECEIVED:
@@ -103,17 +105,11 @@ class Journal:
                 pass  # what happens to single connections is in their details; refused packets are doctor's matter
 
     def _finished(self, event: Event) -> None:
-        """Takes the place of its `move.started`."""
-        begun = next(
-            (
-                entry
-                for entry in reversed(self.entries)
-                if entry.peer == event.peer and entry.what.startswith("announcing ")
-            ),
-            None,
-        )
-        if begun is not None:
-            self.entries.remove(begun)
+        """Takes the place of its `move.started`, and of earlier tries to announce the same address."""
+        announced = f"announcing {clean(event.address or '?')}"
+        for entry in [e for e in self.entries if e.announces and e.peer == event.peer]:
+            if entry.announces == event.epoch or entry.what == announced:
+                self.entries.remove(entry)
         what = f"moved to {clean(event.address or '?')}"
         self._append(event, what, Tone.GOOD, recovery=event.duration, gap=self._taken_gap())
         if event.duration is not None:
@@ -141,13 +137,16 @@ class Journal:
         recovery: float | None = None,
         gap: float | None = None,
         connections: int | None = None,
+        announces: int | None = None,
     ) -> None:
         self._number += 1
         note = explained(event.reason) if event.reason else ""
         if event.detail and tone is Tone.BAD:
             note = f"{note}; {clean(event.detail)}" if note else clean(event.detail)
         count = connections if connections is not None else event.connections or 0
-        self.entries.append(Entry(self._number, event.time, what, tone, event.peer, count, recovery, gap, note))
+        self.entries.append(
+            Entry(self._number, event.time, what, tone, event.peer, count, recovery, gap, note, announces)
+        )
 
 
 def median(values: Sequence[float]) -> float:

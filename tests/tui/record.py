@@ -1,7 +1,7 @@
 """Records what real daemons say, for the tests of the terminal UI: python -m tests.tui.record (as root, 2 minutes).
 
 Two hosts in network namespaces with a real sshd; the client's daemon is asked what the UI asks, in scenes: first
-contact, protected, moved, suspended, a changed key.  Paths of this machine are left out of the commands.
+contact, protected, moved, suspended, behind NAT, a changed key.  Paths of this machine are left out of the commands.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import msgspec
 from redirectctl.api import schema
 from redirectctl.api.client import Client
 from redirectctl.lab.daemons import Daemon
+from redirectctl.lab.middlebox import Gateway
 from redirectctl.lab.sshd import SshServer
 from redirectctl.lab.streams import wait_until
 from redirectctl.lab.topology import Lab
@@ -106,6 +107,12 @@ class Story:
         client.wait_event("move.finished", since=since, timeout=PATIENCE)
         time.sleep(3)
         self.record("resumed")
+
+        since = time.time()
+        lab.client.move(Gateway(lab, lab.home).private, 10)
+        client.wait_event("move.finished", since=since, timeout=PATIENCE)
+        time.sleep(4)
+        self.record("nat")
 
         self.server.stop()
         shutil.rmtree(self.server.state)

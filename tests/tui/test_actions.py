@@ -213,7 +213,8 @@ class TestConnections:
             await s.press("enter")
             text = s.text("#text")
             c = s.daemon.scene.connections[s.app.screen.connection]  # type: ignore[attr-defined]
-            for part in (c.local, c.remote, c.wire_local, c.wire_remote, c.peer, "suspended", "moved: ", "round trip"):
+            ends = (c.local, c.remote, c.wire_local, c.wire_remote, c.peer)
+            for part in (*ends, "suspended", "rewritten: ", "round trip"):
                 assert part is not None
                 assert part in text
             gone = msgspec.structs.replace(moved, connections={})

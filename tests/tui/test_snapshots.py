@@ -21,15 +21,15 @@ SCREENS = {
     "protected": ("protected", ()),
     "suspended": ("suspended", ()),
     "changed-key": ("changed", ()),
-    "connection": ("resumed", ("down", "enter")),
+    "connection": ("nat", ("down", "enter")),
     "kill": ("protected", ("k",)),
     "protect": ("protected", ("p", "x", "enter")),
     "filter": ("protected", ("slash", "s", "c", "p", "enter", "escape", "slash", "u", "n", "s", "u")),
     "peers": ("changed", ("escape", "2")),
-    "peer": ("resumed", ("2", "enter")),
+    "peer": ("nat", ("2", "enter")),
     "moves": ("resumed", ("3",)),
     "move": ("resumed", ("3", "down", "enter")),
-    "network": ("resumed", ("4",)),
+    "network": ("nat", ("4",)),
     "help": ("protected", ("question_mark",)),
 }
 

@@ -137,7 +137,8 @@ def timeline(connection: Connection, events: Sequence[Event]) -> list[tuple[floa
     for event in events:
         match event.event:
             case EventName.PATH_CHANGED:
-                lines.append((event.time, f"moved: {_ends(event.wire_local or '?', event.wire_remote or '?')}"))
+                path = event.path.value if event.path else "moved"
+                lines.append((event.time, f"{path}: {_ends(event.wire_local or '?', event.wire_remote or '?')}"))
             case EventName.CONNECTION_RESUMED if event.duration is not None:
                 lines = [line for line in lines if line[1] != RESUMED or abs(line[0] - event.time) > SAME]
                 lines.append((event.time, f"{RESUMED} again, after {took(event.duration)} without a path"))
