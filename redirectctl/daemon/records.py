@@ -130,7 +130,7 @@ def listed_connection(
         pid=c.pid,
         command=c.command,
         moves=c.moves,
-        integrity=c.integrity,
+        integrity=c.integrity and c.movable,
         suspended_for=round(now - c.lost_since, 3) if c.lost_since is not None else None,
         reason=c.reason,
         counters=counters or UNSET,
