@@ -83,6 +83,7 @@ class RedirectApp(App[None]):
         super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
         if self.no_color:
             self.theme = "ansi-dark"  # the terminal's own two colours; the others are left out
+        self.animation_level = "none"  # a slow line has better things to carry
         self._source = source
         self._host = host
         self._clock = clock

@@ -24,7 +24,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TZ", "UTC")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
     time.tzset()
     yield
     monkeypatch.undo()

@@ -115,8 +115,15 @@ def test_from_first_contact_to_the_end(lab: Lab):
         terminal.wait("HOST  ")  # a key that follows Escape at once is another key
         terminal.press("4")
         terminal.wait("192.0.2.44", "UDP 7747", "doctor: ", "kernel.nftables")
+        terminal.press("2")
+        terminal.wait("● approved")
+        terminal.press("n")
+        terminal.wait("Rename")
+        terminal.press("attic", "Enter")
+        terminal.wait("renamed to attic", "▸attic ")
+        assert client.ctl("peers")[0]["name"] == "attic"
         terminal.press("1")
-        terminal.wait("STATE")
+        terminal.wait("▸attic", "ms ")
         terminal.press("k")
         terminal.wait("closed on both hosts")
         terminal.press("Right", "Enter")
