@@ -118,7 +118,7 @@ def test_from_first_contact_to_the_end(lab: Lab):
         terminal.press("2")
         terminal.wait("● approved")
         terminal.press("n")
-        terminal.wait("Rename")
+        terminal.wait("What to call this host")
         terminal.press("attic", "Enter")
         terminal.wait("renamed to attic", "▸attic ")
         assert client.ctl("peers")[0]["name"] == "attic"
