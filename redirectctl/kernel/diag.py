@@ -128,6 +128,11 @@ class TcpInfo(NamedTuple):
         """The peer's window scale: a window field of its packets counts units of 2 to this power."""
         return self.scales & 0xF if sys.byteorder == "little" else self.scales >> 4
 
+    @property
+    def receive_scale(self) -> int:
+        """The same of our packets."""
+        return self.scales >> 4 if sys.byteorder == "little" else self.scales & 0xF
+
 
 _TCP_INFO = struct.Struct("=BxBBBxBxI4xI4xI24xI12xI28xI16xQQ8xII8xQ32xQQ12xI")
 _TCP_INFO_ZEROS = bytes(_TCP_INFO.size)

@@ -241,8 +241,11 @@ class Kicker:
     def _compare(self, was: SocketInfo, now: SocketInfo, answer: TcpSegment) -> None:
         """Learn from an ACK if the connection was quiet while it was sent."""
         if now.info and _position(was) == _position(now):
+            # A window that has been closed over what is in flight: `tcp_acceptable_seq`.
+            beyond = now.in_flight - now.info.send_window
+            sent = now.in_flight if beyond < 1 << now.info.receive_scale else now.info.send_window
             numbers = Numbers(
-                (answer.seq - now.in_flight - now.info.bytes_acked) & SEQ_MASK,
+                (answer.seq - sent - now.info.bytes_acked) & SEQ_MASK,
                 (answer.ack - now.info.bytes_received) & SEQ_MASK,
             )
             self._remember(now.cookie, numbers)

@@ -107,7 +107,9 @@ class Suspender:
         handles = await asyncio.to_thread(self._borrow, {one.inode for one in fresh})
         for one in fresh:
             handle = handles.get(one.inode)
-            before = Before(one.tuple, _window(one), handle.user_timeout if handle else 0)
+            user_timeout = handle.user_timeout if handle else 0
+            # NEVER is left of an earlier life of ours, of which nothing was stored.
+            before = Before(one.tuple, _window(one), 0 if user_timeout == NEVER else user_timeout)
             self._held[one.tuple] = _Entry(before, handle)
         entries = (self._held.get(one.tuple) or self._leaving.get(one.tuple) for one in found)
         return [entry.before for entry in entries if entry]
@@ -255,7 +257,9 @@ class Suspender:
         info, numbers = one.info, self._kicker.numbers(one)
         if info is None or numbers is None:
             return False
-        if info.unacked and entry.handle is None and info.retransmits and info.backoff and not info.send_window:
+        if info.unacked and entry.handle is None and info.retransmits and info.backoff:
+            # Again, in case that something of the peer's has opened it meanwhile.
+            self._send_window(one, numbers.rcv_nxt(one), numbers.snd_una(one), 0)
             self._knock(one, numbers.snd_una(one))
             return True
         if info.send_window or not entry.before.window:
