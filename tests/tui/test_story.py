@@ -123,7 +123,7 @@ def test_from_first_contact_to_the_end(lab: Lab):
         terminal.wait("renamed to attic", "▸attic ")
         assert client.ctl("peers")[0]["name"] == "attic"
         terminal.press("1")
-        terminal.wait("▸attic", "ms ")
+        terminal.wait("▸attic", "ms")
         terminal.press("k")
         terminal.wait("closed on both hosts")
         terminal.press("Right", "Enter")
