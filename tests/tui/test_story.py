@@ -31,7 +31,7 @@ class Terminal:
     """80x24, in a host's network namespace."""
 
     def __init__(self, host: Host, argv: list[str]) -> None:
-        self._name = f"redirectctl-{os.getpid()}"
+        self._socket = str(host.sandbox.directory / "tmux")
         command = ["nsenter", f"--net=/run/netns/{host.full_name}", "env", "-u", "NO_COLOR", *argv]
         self._tmux("-f", "/dev/null", "new-session", "-d", "-s", "ui", "-x", "80", "-y", "24", *command)
 
@@ -55,14 +55,14 @@ class Terminal:
 
     def gone(self) -> bool:
         return (
-            subprocess.run(["tmux", "-L", self._name, "has-session"], capture_output=True, timeout=10).returncode != 0
+            subprocess.run(["tmux", "-S", self._socket, "has-session"], capture_output=True, timeout=10).returncode != 0
         )
 
     def close(self) -> None:
-        subprocess.run(["tmux", "-L", self._name, "kill-server"], capture_output=True, timeout=10)
+        subprocess.run(["tmux", "-S", self._socket, "kill-server"], capture_output=True, timeout=10)
 
     def _tmux(self, *arguments: str) -> str:
-        argv = ["tmux", "-L", self._name, *arguments]
+        argv = ["tmux", "-S", self._socket, *arguments]
         return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=10).stdout
 
 
