@@ -12,6 +12,7 @@ A suspended connection needs two things of its socket that nobody can do from ou
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
 import socket
@@ -23,6 +24,7 @@ from typing import Final, Protocol
 from redirectctl.kernel.procs import MAX_DESCRIPTORS, PROC
 
 NEVER: Final = 0x7FFF_FFFF  # milliseconds, 24.8 days: the longest TCP_USER_TIMEOUT there is
+FIRST_DESCRIPTOR: Final = 1024  # lower ones are for libraries that use select(2): libnftables aborts above FD_SETSIZE
 SPARE_DESCRIPTORS = 256  # of the process's limit that others need
 
 _SYS_PIDFD_GETFD = 438  # the same on all architectures, Linux 5.6
@@ -136,10 +138,19 @@ def _copies(pid: int, hits: list[tuple[int, str]]) -> dict[str, int]:
             if link in copies or os.readlink(f"/proc/self/fd/{descriptor}") != link:
                 os.close(descriptor)
             else:
-                copies[link] = descriptor
+                copies[link] = _out_of_the_way(descriptor)
     finally:
         os.close(process)
     return copies
+
+
+def _out_of_the_way(descriptor: int) -> int:
+    try:
+        higher = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FIRST_DESCRIPTOR)
+    except OSError:  # RLIMIT_NOFILE is lower than that, and so are all descriptors
+        return descriptor
+    os.close(descriptor)
+    return higher
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)

@@ -104,7 +104,7 @@ class Suspender:
         """
         found = self._kicker.look(connections)
         fresh = [one for one in found if one.tuple not in self._held and one.tuple not in self._leaving]
-        handles = await asyncio.to_thread(self._borrow, {one.inode for one in fresh})
+        handles = await self._lend({one.inode for one in fresh})
         for one in fresh:
             handle = handles.get(one.inode)
             user_timeout = handle.user_timeout if handle else 0
@@ -125,7 +125,7 @@ class Suspender:
             entries[one.tuple].see(one)
             self._close_window(one)
         lent = {one.inode: entries[one.tuple] for one in found if entries[one.tuple].handle is None}
-        handles = await asyncio.to_thread(self._borrow, set(lent)) if lent else {}
+        handles = await self._lend(set(lent))
         for inode, handle in handles.items():
             lent[inode].handle = handle
         for connection, entry in entries.items():
@@ -220,6 +220,9 @@ class Suspender:
                 self._answer(one, entry, segment.ack, snd_una, entry.before.window if entry.handle else 0)
             elif entry.handle is None and one.info.retransmits >= STEPS:
                 self._answer(one, entry, segment.ack, snd_una, 0)
+
+    async def _lend(self, inodes: set[int]) -> dict[int, Handle]:
+        return await asyncio.to_thread(self._borrow, inodes) if inodes else {}
 
     def _enter(self, before: Before) -> _Entry:
         entry = self._leaving.pop(before.socket, None) or self._held.get(before.socket) or _Entry(before)
