@@ -257,6 +257,25 @@ def test_a_connection_that_moves_on_while_asked_is_not_learnt() -> None:
     assert fake.kicker.numbers(idle(1)) is None
 
 
+@pytest.mark.parametrize(("window", "ahead"), [(0, 0), (300, 300), (900, 1000), (1000, 1000)])
+def test_numbers_are_right_where_the_window_closed_over_what_is_in_flight(window: int, ahead: int) -> None:
+    """TCP then puts the window's end into its ACKs, unless it is hardly past it (`tcp_acceptable_seq`)."""
+    busy = changed(idle(1), unacked=1, send_window=window)._replace(write_queue=1000)
+    fake = host(busy)
+    answers = fake.syn
+
+    def within_the_window(one: FourTuple) -> None:
+        fake.sockets[one] = busy._replace(write_queue=ahead)
+        answers(one)
+        fake.sockets[one] = busy
+
+    fake.syn = within_the_window  # type: ignore[method-assign]
+    asyncio.run(fake.kicker.learn([connection(1)]))
+    numbers = fake.kicker.numbers(busy)
+    assert numbers is not None
+    assert numbers.snd_una(busy) == SND_UNA
+
+
 def test_learning_is_for_later() -> None:
     fake = host(idle(1), idle(2))
     asyncio.run(fake.kicker.learn([connection(1)]))
