@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redirectctl.flows import commands, constants
@@ -43,12 +44,26 @@ class Route(NamedTuple):
     remote: IPAddress
 
 
+class Why(Enum):
+    """Why the tunnel carries a connection's packets, not the network as they are."""
+
+    INTEGRITY = "integrity"
+    PREFERRED = "preferred"  # by the configuration
+    NO_PATH = "no-path"
+    OTHER_FAMILY = "other-family"
+    NAT = "nat"  # addresses or ports are changed on the way
+    BEING_TRIED = "being-tried"
+    NOT_SEEN = "not-seen"  # no plain segment of ours has arrived
+    STALLED = "stalled"  # they arrived at first, and then did not
+
+
 @dataclass(slots=True)
 class Trial:
     """A route that is being tried, or that has failed."""
 
     tries: int = -1  # -1: the peer has to be told first
-    failures: int = 0  # times that it was proven and carried nothing afterwards
+    failures: int = 0  # times that no token was seen, or that it was proven and carried nothing afterwards
+    stalled: bool = False  # the latest of them: it carried nothing afterwards
     tokens: list[bytes] = field(default_factory=list)  # the latest, any of which proves it
 
 
@@ -86,6 +101,26 @@ class Choosing:
             and connection.outer_remote.host == connection.wire.remote.host
             and connection.wire.local.host in self._e.network.usable
         )
+
+    def why_tunnel(self, connection: Connection) -> Why | None:
+        """Why the tunnel carries what a connection sends; None if it does not."""
+        if not connection.tunnel:
+            return None
+        if connection.integrity:
+            return Why.INTEGRITY
+        if self._e.policy.prefer != "auto":
+            return Why.PREFERRED
+        local, remote = connection.outer_local, connection.outer_remote
+        if local is None or remote is None or local not in self._e.network.usable:
+            return Why.NO_PATH
+        if remote.host.version != connection.socket.version:
+            return Why.OTHER_FAMILY
+        if not self._may_be_plain(connection):
+            return Why.NAT
+        trial = self._trials.get(self._route(connection))
+        if trial is None or trial.tries >= 0:
+            return Why.BEING_TRIED
+        return Why.STALLED if trial.stalled else Why.NOT_SEEN
 
     def _route(self, connection: Connection) -> Route:
         return Route(connection.peer or b"", connection.wire.local.host, connection.wire.remote.host)
@@ -144,8 +179,9 @@ class Choosing:
         else:
             self._pause(now, route, trial)
 
-    def _pause(self, now: float, route: Route, trial: Trial) -> None:
+    def _pause(self, now: float, route: Route, trial: Trial, *, stalled: bool = False) -> None:
         """Leave it alone, each time for longer."""
+        trial.stalled = stalled
         pause = min(constants.PLAIN_PAUSE * 2**trial.failures, constants.PLAIN_PAUSE_MAX)
         trial.tries, trial.failures = -1, trial.failures + 1
         self._e.timers.set(("plain", route), now + pause)
@@ -250,7 +286,7 @@ class Choosing:
                 back.append(connection)
             peers[connection.peer].append(connection)
         for route in {self._route(c) for c in back}:
-            self._pause(now, route, self._trials.setdefault(route, Trial()))
+            self._pause(now, route, self._trials.setdefault(route, Trial()), stalled=True)
         self._change(back, tunnel=True)
         for key, connections in peers.items():
             if now - self._stalls.get(key, float("-inf")) >= constants.STALL_PAUSE:

@@ -24,7 +24,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from redirectctl.api.schema import Check
 from redirectctl.daemon.checks.outcome import fail, ok, refused, several, skip, warn
 from redirectctl.kernel import cgroup
-from redirectctl.kernel.constants import NFT_TABLE, QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST
+from redirectctl.kernel.constants import NFT_TABLE, QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST, QUEUE_TOKEN
 from redirectctl.kernel.diag import SockDiag, SocketInfo, TcpState
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.nft import Command, Nft
@@ -32,7 +32,7 @@ from redirectctl.kernel.queues import QUEUE_RULES, nft_has_queue
 from redirectctl.kernel.skeleton import skeleton
 from redirectctl.wire.addr import FourTuple, SockAddr
 
-QUEUES = (QUEUE_RST, QUEUE_HOLD, QUEUE_PROBE)
+QUEUES = (QUEUE_RST, QUEUE_HOLD, QUEUE_PROBE, QUEUE_TOKEN)
 
 # linux/capability.h
 _NEEDED = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"}

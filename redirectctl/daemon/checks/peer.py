@@ -7,7 +7,7 @@ import time
 from collections import Counter
 
 from redirectctl.api.schema import Check, CheckStatus, Event, EventName
-from redirectctl.daemon.checks import firewall, host, paths, ruleset
+from redirectctl.daemon.checks import firewall, host, paths, ruleset, ways
 from redirectctl.daemon.checks.icmp import IcmpWatch
 from redirectctl.daemon.checks.outcome import count, fail, ok, several, skip, warn
 from redirectctl.daemon.checks.reasons import advice, explain
@@ -56,7 +56,25 @@ class PeerCheck:
             self._last_contact(),
             self._trust(),
             self._connections(),
+            *self._ways(addresses),
             await self._refusals(addresses),
+        ]
+
+    def _ways(self, addresses: list[IPAddress]) -> list[Check]:
+        """What lies between, and what it means for the connections."""
+        if self._peer is None:
+            return []
+        engine = self._r.engine
+        here = ways.Here(engine.network.usable, self._r.port.port, engine.policy.integrity)
+        protected = engine.table.movable(self._key)
+        others = [c for c in engine.table if c.peer == self._key and not c.movable]
+        seen = [self._peer.remote.host] if self._peer.remote is not None else []
+        return [
+            ways.nat(here, self._peer, protected, self._r.now),
+            ways.families(here, [*addresses, *self._peer.addresses, *seen]),
+            ways.path_of_each(protected, engine.choosing.why_tunnel),
+            ways.tunnel_size(protected, self._r.carrier.mtu),
+            ways.integrity(here, protected, others),
         ]
 
     def _target(self) -> SockAddr | None:
