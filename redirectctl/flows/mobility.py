@@ -458,17 +458,13 @@ class Mobility:
             elif message.connections > len(connections):
                 self._e.protection.sync(now, move.key)
             self.reconsider(now)
-        elif message.status in (AcmStatus.NO_CONNECTION, AcmStatus.STALE):
-            self._drop(move)
-            self._release(connections)
-            self._e.notice(
-                "redirect.refused", peer=move.key, reason=f"{message.status.name.lower()}-there", epoch=move.epoch
-            )
-            self._e.protection.doubt(now, move.key)
         else:
-            self._e.notice(
-                "redirect.refused", peer=move.key, reason=f"{message.status.name.lower()}-there", epoch=move.epoch
-            )
+            reason = f"{message.status.name.lower().replace('_', '-')}-there"
+            self._e.notice("redirect.refused", peer=move.key, reason=reason, epoch=move.epoch)
+            if message.status in (AcmStatus.NO_CONNECTION, AcmStatus.STALE):
+                self._drop(move)
+                self._release(connections)
+                self._e.protection.doubt(now, move.key)
 
     def _release(self, connections: list[Connection]) -> None:
         """Let go what the tunnel holds of these."""

@@ -23,6 +23,7 @@ from redirectctl.wire.message import Trust
 PATIENCE = sum(HANDSHAKE_RETRIES) + 1.0  # seconds for a handshake
 POLL = 0.05  # seconds between looks whether the peer has said what it thinks of us
 HELLO_LOOKS = 30
+SETTLED_LOOKS = 10  # afterwards: what it says of addresses may be of an earlier session, or there is a NAT
 SMALL_MTU = 1280  # bytes: what IPv6 asks of every link (RFC 8200, section 5); our datagrams stay below
 REFUSALS_SINCE = 600.0  # seconds
 LOG_EVENTS = 100_000  # read at most: those of a log that is rotated at its usual size
@@ -60,12 +61,16 @@ class PeerCheck:
             await self._refusals(addresses),
         ]
 
+    @property
+    def _here(self) -> ways.Here:
+        engine = self._r.engine
+        return ways.Here(engine.network.usable, self._r.port.port, engine.policy.integrity)
+
     def _ways(self, addresses: list[IPAddress]) -> list[Check]:
         """What lies between, and what it means for the connections."""
         if self._peer is None:
             return []
-        engine = self._r.engine
-        here = ways.Here(engine.network.usable, self._r.port.port, engine.policy.integrity)
+        engine, here = self._r.engine, self._here
         protected = engine.table.movable(self._key)
         others = [c for c in engine.table if c.peer == self._key and not c.movable]
         seen = [self._peer.remote.host] if self._peer.remote is not None else []
@@ -144,6 +149,10 @@ class PeerCheck:
         """Wait until it has said what it thinks of us: the first thing that it says in a session."""
         for _ in range(HELLO_LOOKS):
             if self._peer is None or self._peer.trust_there is not None:
+                break
+            await asyncio.sleep(POLL)
+        for _ in range(SETTLED_LOOKS):
+            if self._peer is None or ways.no_nat(self._here, self._peer):
                 return
             await asyncio.sleep(POLL)
 
@@ -218,9 +227,10 @@ class PeerCheck:
         found = await asyncio.to_thread(self._read_refusals, [str(a) for a in addresses])
         if not found:
             return ok(name, "none in the last 10 minutes")
-        lines = Counter(f"{event.event} {event.reason or ''}".strip() for event in found)
+        lines = Counter(f"{event.event}, {explain(event.reason)}" for event in found)
         text = several([f"{number}x {line}" if number > 1 else line for line, number in lines.items()])
-        return warn(name, f"in the last 10 minutes: {text}", "see redirectctl events --since 10m")
+        hints = dict.fromkeys(hint for event in found if (hint := advice(event.reason)))
+        return warn(name, f"in the last 10 minutes: {text}", several([*hints, "see redirectctl events --since 10m"]))
 
     def _read_refusals(self, addresses: list[str]) -> list[Event]:
         with self._r.log.history(time.time() - REFUSALS_SINCE) as history:

@@ -1,4 +1,4 @@
-"""Why a connection is not protected, or a contact failed, in words and with what to do."""
+"""Named reasons (docs/protocol.md) in words, and what to do about them."""
 
 from __future__ import annotations
 
@@ -9,32 +9,135 @@ class Explanation(NamedTuple):
     """Of a named reason."""
 
     text: str
-    hint: str
+    hint: str = ""
 
+
+_NOT_OURS = Explanation("a datagram that is none of redirectctl's, or was altered")
+_OTHER_KIND = Explanation("a message that makes no sense", "install the same version on both hosts")
+_HANDSHAKE = Explanation("it belongs to no handshake of ours, came twice, or is not from who began it")
+_BUSY = Explanation("this host is under load, or somebody floods it")
+_REPLAY = Explanation("a message was sent again, or came very late")
+_STRANGERS = Explanation("too many hosts have called", "redirectctl peers; forget those that you do not know")
+_NOT_THE_PEERS = Explanation("a tunnel datagram that was altered, or is not from the peer")
+_BAD_TUNNEL = Explanation("a tunnel datagram that carries no segment of a connection")
+_ADDRESS = Explanation("it announced an address that traffic must not be sent to")
 
 _EXPLANATIONS = {
+    # of a connection: not protected
     "no-answer": Explanation("its redirectd does not answer", "is redirectd running there, is its UDP port open?"),
     "approval-pending-here": Explanation("its key waits for approval here", "redirectctl approve PEER"),
     "approval-pending-there": Explanation("our key waits for approval there", "redirectctl approve PEER on that host"),
     "peer-rejected": Explanation("its key was rejected here", "redirectctl approve PEER, if that was a mistake"),
+    "first-contact-refused": Explanation("hosts that are not known are refused", "see trust.first_contact"),
     "rejected-there": Explanation("our key was rejected there", "ask whoever runs that host"),
     "key-changed": Explanation("another key answers there", "compare fingerprints with redirectctl identity there"),
-    "no-such-connection-there": Explanation(
-        "it does not have that connection", "is there NAT or a proxy between the hosts?"
+    "no-such-connection-there": Explanation("it does not have that connection", "is there a proxy between the hosts?"),
+    "not-proven": Explanation(
+        "no proof came on the connection itself", "is there a proxy, or a gateway with other hosts behind it, between?"
     ),
-    "not-proven": Explanation("the connection's addresses are not those of the hosts", "is there NAT between them?"),
     "port-not-accepted": Explanation("it does not accept that port", "see protect.accept_ports there"),
     "too-many-connections": Explanation("it has too many connections", "close some"),
+    "too-many-claims": Explanation("it claims more connections at a time than are looked at", "it tries again later"),
     "claimed-by-another": Explanation("another host claims that connection", "redirectctl events there"),
     "kernel-refused-there": Explanation("its kernel refused", "redirectctl doctor there"),
-    "lost-there": Explanation("it has forgotten that connection", "it lives on where it is, but cannot move again"),
-    "peer-forgotten": Explanation("the peer was forgotten", "it is met again with the next connection"),
-    "released": Explanation("it was released here", ""),
-    "released-there": Explanation("it was released there", ""),
-    "version-downgrade": Explanation("somebody between the hosts altered the handshake", "look for who that is"),
-    "no-common-version": Explanation("it speaks another version of the protocol", "install the same on both"),
-    "own-key": Explanation("the answer is our own", "is the state directory copied from another host?"),
+    "integrity-required-there": Explanation(
+        "integrity is on there and off here", 'set mode = "on" in [integrity] here, or "off" there'
+    ),
+    "integrity-refused-there": Explanation(
+        "integrity is on here and off there", 'set mode = "on" in [integrity] there, or "off" here'
+    ),
+    "integrity-required-here": Explanation(
+        "integrity is on here and off there", 'set mode = "on" in [integrity] there, or "off" here'
+    ),
+    "integrity-refused-here": Explanation(
+        "integrity is on there and off here", 'set mode = "on" in [integrity] here, or "off" there'
+    ),
     "too-many-handshakes": Explanation("too many handshakes are under way", "wait a moment"),
+    "peer-forgotten": Explanation("the peer was forgotten", "it is met again with the next connection"),
+    # of a connection: not any more
+    "lost-there": Explanation("it has forgotten that connection", "it lives on where it is, but cannot move again"),
+    "released": Explanation("it was released here"),
+    "released-there": Explanation("it was released there"),
+    "killed": Explanation("it was killed here"),
+    "killed-there": Explanation("it was killed there"),
+    "closed": Explanation("it has ended"),
+    "address-gone": Explanation("its address went before it was protected", "see protect.long_lived_after"),
+    "no-path": Explanation("there is no path now"),
+    # of datagrams of the control port and of the tunnel
+    "too-short": _NOT_OURS,
+    "too-long": _NOT_OURS,
+    "bad-length": _NOT_OURS,
+    "truncated": _NOT_OURS,
+    "reserved-not-zero": _NOT_OURS,
+    "unknown-type": _NOT_OURS,
+    "unknown-pattern": _NOT_OURS,
+    "bad-version-list": _NOT_OURS,
+    "low-order-key": _NOT_OURS,
+    "unknown-message": _OTHER_KIND,
+    "empty": _OTHER_KIND,
+    "bad-value": _OTHER_KIND,
+    "bad-tuple": _OTHER_KIND,
+    "bad-offer": _OTHER_KIND,
+    "no-address": _OTHER_KIND,
+    "bad-mac1": Explanation("a handshake that was not made for this host", "was the state directory restored here?"),
+    "cookie-required": _BUSY,
+    "rate-limited": _BUSY,
+    "unknown-version": Explanation("it speaks another version of the protocol", "install the same on both"),
+    "no-common-version": Explanation("it speaks another version of the protocol", "install the same on both"),
+    "version-downgrade": Explanation("somebody between the hosts altered the handshake", "look for who that is"),
+    "forged-init": _HANDSHAKE,
+    "forged-response": _HANDSHAKE,
+    "forged-final": _HANDSHAKE,
+    "forged-cookie": _HANDSHAKE,
+    "no-such-handshake": _HANDSHAKE,
+    "no-such-session": _HANDSHAKE,
+    "replayed-handshake": Explanation("a first message was recorded and sent again"),
+    "unknown-peer": Explanation("hosts that are not known are refused", "see trust.first_contact"),
+    "rejected-peer": Explanation("its key was rejected here", "redirectctl approve PEER, if that was a mistake"),
+    "own-key": Explanation("the answer is our own", "is the state directory copied from another host?"),
+    "no-static-key": Explanation("it showed no key"),
+    "too-many-peers": _STRANGERS,
+    "too-many-pending": _STRANGERS,
+    "unknown-session": Explanation("its keys are gone", "after a restart they are agreed anew by themselves"),
+    "expired-session": Explanation("its keys are too old", "they are agreed anew by themselves"),
+    "replayed": _REPLAY,
+    "too-old": _REPLAY,
+    "counter-limit": _REPLAY,
+    "forged": Explanation("a message was altered, or is not from the peer"),
+    "unknown-flow": Explanation("a tunnel datagram for no connection of ours", "a restarted daemon gets some"),
+    "bad-offset": _BAD_TUNNEL,
+    "bad-segment": _BAD_TUNNEL,
+    "counter-jump": _NOT_THE_PEERS,
+    "unasked": _NOT_THE_PEERS,
+    "not-tagged": Explanation("plain packets for a connection with integrity", "somebody forges segments of it"),
+    # of moves
+    "no-connection": Explanation("it announced a move of no connection that is protected with it"),
+    "stale-epoch": Explanation("a later announcement has been followed already"),
+    "no-host-address": _ADDRESS,
+    "our-own-address": _ADDRESS,
+    "announced-from-elsewhere": _ADDRESS,
+    "path-challenge-failed": Explanation(
+        "nobody with its keys answered at the announced address", "does a firewall there drop the answers?"
+    ),
+    "challenge-at-another-address": Explanation("it answered to an address that was not announced"),
+    "challenge-from-elsewhere": Explanation(
+        "the answer to our announcement came from another address", "has the peer's host several on that network?"
+    ),
+    "not-your-connection": Explanation("a question about another host's connection"),
+    "kernel": Explanation("the kernel refused the rules", "redirectctl doctor"),
+    "no-connection-there": Explanation("it protects none of the connections that were announced"),
+    "stale-there": Explanation("it has followed a later announcement already"),
+    "unusable-there": Explanation("it does not send to the announced address"),
+    "failed-there": Explanation("its kernel refused the rules", "redirectctl doctor there"),
+    "address-changed": Explanation("this host's address has changed"),
+    "not-confirmed": Explanation("it is not certain that the peer knows this host's address"),
+    "announced": Explanation("announced by hand"),
+    "observed-address-changed": Explanation("the peer sees this host at another address: there is a NAT"),
+    "retransmitting": Explanation("packets got lost: perhaps a NAT or firewall has forgotten the connection"),
+    # of RSTs
+    "peer-alive": Explanation("the peer's socket lives: somebody has its old address"),
+    "peer-unreachable": Explanation("the peer cannot be asked whether its socket lives"),
+    "being-asked": Explanation("the peer is being asked whether its socket lives"),
 }
 
 
@@ -47,6 +150,6 @@ def explain(reason: str | None) -> str:
 
 
 def advice(reason: str | None) -> str:
-    """What to do about it; empty if nothing can be done."""
-    explanation = _EXPLANATIONS.get(reason or "")
+    """What to do about it; empty if nothing can be done.  `kernel: ...` goes on with what the kernel said."""
+    explanation = _EXPLANATIONS.get((reason or "").partition(": ")[0])
     return explanation.hint if explanation is not None else ""

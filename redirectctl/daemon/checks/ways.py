@@ -51,8 +51,7 @@ def nat(here: Here, peer: Peer, connections: Collection[Connection], now: float)
         begun = f"; {count(len(natted), 'connection')} through NAT since the beginning: {known}"
     if peer.observed is None:
         return skip(name, f"the peer has not said where it sees this host{begun}")
-    ours = peer.observed.host not in here.addresses or peer.observed.port != here.port
-    theirs = _seen_elsewhere(peer, here.port)
+    ours, theirs = _here_seen_elsewhere(here, peer.observed), _there_seen_elsewhere(peer, here.port)
     if not ours and not theirs:
         return ok(name, f"none: it sees this host at {peer.observed}, its own address{begun}")
     parts = []
@@ -67,7 +66,20 @@ def nat(here: Here, peer: Peer, connections: Collection[Connection], now: float)
     return ok(name, f"{text}; after a move connections go through the tunnel")
 
 
-def _seen_elsewhere(peer: Peer, port: int) -> bool:
+def no_nat(here: Here, peer: Peer) -> bool:
+    """Each end has said that it sees the other where that says it is."""
+    return (
+        peer.observed is not None
+        and not _here_seen_elsewhere(here, peer.observed)
+        and not _there_seen_elsewhere(peer, here.port)
+    )
+
+
+def _here_seen_elsewhere(here: Here, observed: SockAddr) -> bool:
+    return observed.host not in here.addresses or observed.port != here.port
+
+
+def _there_seen_elsewhere(peer: Peer, port: int) -> bool:
     """There is a NAT before the peer.  It tells its addresses with the beginning of a session; none: not known."""
     if peer.remote is None:
         return False
@@ -152,21 +164,21 @@ def tunnel_size(connections: Iterable[Connection], size: Callable[[IPAddress | N
     return ok(name, several(found))
 
 
-_REFUSED_THERE: Final = ("integrity-refused-there", "integrity-required-here")
-_REQUIRED_THERE: Final = ("integrity-required-there", "integrity-refused-here")
+_THEIRS: Final[dict[str | None, Literal["on", "off"]]] = {
+    "integrity-refused-there": "off",
+    "integrity-required-there": "on",
+}
 
 
 def integrity(here: Here, protected: Collection[Connection], others: Iterable[Connection]) -> Check:
     """Whether both ends want the same: else nothing is protected.  What the peer wants shows with a claim."""
     name = "peer.integrity"
     setting = _on(on=here.integrity)
-    reasons = {c.reason for c in others if c.reason in _REFUSED_THERE + _REQUIRED_THERE}
-    if reasons:
-        theirs: Literal["on", "off"] = "off" if reasons & set(_REFUSED_THERE) else "on"
-        hint = f'set [integrity] mode = "{theirs}" here, or "{setting}" there'
-        return fail(
-            name, f"{setting} here, {theirs} there: {several([explain(r) for r in sorted(map(str, reasons))])}", hint
-        )
+    reason = next((c.reason for c in others if c.reason in _THEIRS), None)
+    if reason is not None:
+        theirs = _THEIRS[reason]
+        hint = f'set mode = "{theirs}" in [integrity] here, or "{_on(on=theirs == "off")}" there'
+        return fail(name, f"{setting} here, {theirs} there: {explain(reason)}", hint)
     tagged = sum(c.integrity for c in protected)
     if protected and tagged in (0, len(protected)):
         agreed = _on(on=tagged > 0)
