@@ -686,6 +686,20 @@ def test_truncated_datagrams(scene: Scene) -> None:
     scene.assert_nothing_moved()
 
 
+def test_oversized_datagrams(scene: Scene) -> None:
+    """Every datagram of an opening, and more after it, up to what UDP can carry."""
+    scene.bob.engine.contact(scene.world.now, SockAddr(ip(ALICE), PORT), ip(BOB), scene.alice.static.public)
+    scene.bob.run()
+    recorded = {d[0]: d for _, to, d in scene.world.recorded if to.host == ip(ALICE)}
+    sizes = (datagram.MAX_DATAGRAM + 1, 1500, 9000, 65507)
+    for data in recorded.values():
+        for size in sizes:
+            scene.alice.deliver(data + bytes(size - len(data)), SockAddr(ip(MALLORY), PORT), SockAddr(ip(ALICE), PORT))
+    assert len(recorded) >= 3
+    assert len(scene.alice.named("packet.refused", "too-long")) == len(recorded) * len(sizes)
+    scene.assert_nothing_moved()
+
+
 def test_random_datagrams(scene: Scene) -> None:
     """Noise, and noise that begins as a datagram does."""
     rng = random.Random(4)

@@ -305,6 +305,22 @@ def test_nothing_in_a_datagram_chooses_addresses_or_ports() -> None:
     assert written(write)[0].data == trick
 
 
+@pytest.mark.parametrize("socket", [V4, V6], ids=["IPv4", "IPv6"])
+def test_the_largest_datagram_becomes_a_packet_that_ip_can_hold(socket: FourTuple) -> None:
+    largest = ack(options=bytes(40), data=bytes(LARGEST_SEND - 30 - 40))
+    (write,), _ = Inbound(OFFER, False, socket).take(memoryview(encode(largest)), LARGEST_SEND, pytest.fail)
+    assert written(write, socket)[0].data == largest.data
+
+
+def test_a_tag_with_one_bit_flipped_is_refused_and_the_true_one_still_counts() -> None:
+    good, inbound = sealed(ack()), Inbound(OFFER, True, V4)
+    for bit in range(TAG_LEN * 8):
+        bad = bytearray(good)
+        bad[len(good) - TAG_LEN + bit // 8] ^= 1 << bit % 8
+        assert refusals(inbound, bytes(bad)) == [Refused.FORGED], bit
+    assert refusals(inbound, good) == []
+
+
 def test_another_flow_ends_the_work() -> None:
     first, other = encode(ack()), encode(replace(ack(), flow=5))
     writes, length = Inbound(OFFER, False, V4).take(memoryview(first + other), len(first), pytest.fail)
