@@ -12,7 +12,7 @@ from test_carrying import PORT, End, Tunnel, connect
 from two_hosts import Host, address, until
 
 from redirectctl.kernel.segments import Outbound
-from redirectctl.wire.tunnel import Probe, Refused, Segment, encode
+from redirectctl.wire.tunnel import TAG_LEN, Probe, Refused, Segment, encode
 
 ACK, PSH = 0x10, 0x08
 EVIL = b"evil" * 10
@@ -130,4 +130,17 @@ def test_truncated_datagrams(ends: tuple[End, End], send: Send, integrity: bool)
     for length in range(1, 30):
         send(whole[:length])
     until(lambda: ends[1].refused() == {Refused.TRUNCATED: 29})
+    assert tunnel.connection.works(1000)
+
+
+@pytest.mark.parametrize("integrity", [False, True])
+def test_answers_to_probes_that_were_not_sent(ends: tuple[End, End], send: Send, integrity: bool) -> None:
+    """They would make datagrams larger than the path carries."""
+    tunnel = connect(ends, integrity=integrity)
+    start(tunnel)
+    target = evil(tunnel, ahead=5)
+    answer = encode(Probe(target.flow, target.counter + 1000, answers=1))  # ahead by less than the window
+    send(answer + bytes(TAG_LEN if integrity else 0))
+    expected = Refused.FORGED if integrity else Refused.UNASKED
+    until(lambda: ends[1].refused() == {expected: 1})
     assert tunnel.connection.works(1000)
