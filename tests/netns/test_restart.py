@@ -11,7 +11,7 @@ from daemon_pair import PATIENCE, Pair, give_away, held, resets_sent, traces
 
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.streams import Idle, Ticker, start_idle, start_ticker, wait_until
-from redirectctl.lab.topology import Lab
+from redirectctl.lab.topology import Lab, Link
 
 COUNT = 3  # idle connections; with the ticker one more
 FORGE = """
@@ -99,6 +99,7 @@ def test_moved_connections_live_without_the_daemon_and_are_taken_up_again(
     link = lab.client.join(lab.cafe, 20)
     ticker.wait_both(link.usable_at, PATIENCE)
     pair.wait_moved(pair.client, 0.0)
+    wait_plain(pair, link, version)
     numbers = acknowledged(lab, idle)
 
     for daemon in ending:
@@ -119,8 +120,7 @@ def test_moved_connections_live_without_the_daemon_and_are_taken_up_again(
         daemon.start()
     ticker.wait_both(link.usable_at, PATIENCE)
     lives(ticker, idle)
-    there = {("rewritten", str(link.addresses.of(version)))}
-    wait_until(lambda: ways(pair) == there, PATIENCE, "plain packets", poll=0.1)
+    wait_plain(pair, link, version)
 
     # They can move again, the server too.
     for host, network, number in ((lab.client, lab.cafe, 31), (lab.server, lab.dc2, 32)):
@@ -163,7 +163,7 @@ def test_what_closes_while_no_daemon_runs_leaves_nothing(lab: Lab, how: str) -> 
     pair.wait_protected(4)
     began = time.time()
     lab.client.move(lab.cafe, 20)
-    wait_until(lambda: {c["path"] for c in pair.wait_protected(4)} == {"rewritten"}, PATIENCE, "both moved", poll=0.1)
+    wait_until(lambda: {path for path, _ in ways(pair)} == {"rewritten"}, PATIENCE, "all moved", poll=0.1)
     for each in connections:
         assert each.ask(PATIENCE) == {}
     assert pair.wait_moved(pair.client, began)
@@ -183,9 +183,19 @@ def test_what_closes_while_no_daemon_runs_leaves_nothing(lab: Lab, how: str) -> 
 
 
 def ways(pair: Pair) -> set[tuple[str, str]]:
-    """How the client's connections travel, and from where."""
-    listed = (c for c in pair.client.ctl("connections") if c["state"] == "protected")
-    return {(c["path"], c["wire_local"].rpartition(":")[0].strip("[]")) for c in listed}
+    """How the connections travel, and between which addresses, as both hosts list them."""
+    listed = [
+        (c, end)
+        for d, end in zip(pair.daemons, ("wire_local", "wire_remote"), strict=True)
+        for c in d.ctl("connections")
+    ]
+    return {(c["path"], c[end].rpartition(":")[0].strip("[]")) for c, end in listed if c["state"] == "protected"}
+
+
+def wait_plain(pair: Pair, link: Link, version: int) -> None:
+    """Until both hosts send plainly, which goes on without daemons."""
+    there = {("rewritten", str(link.addresses.of(version)))}
+    wait_until(lambda: ways(pair) == there, PATIENCE, f"plain packets, not {ways(pair)}", poll=0.1)
 
 
 def _open(lab: Lab) -> bool:
