@@ -18,6 +18,7 @@ import pytest
 from redirectctl.kernel.constants import ROUTE_TABLE, TUN_DEVICE
 from redirectctl.kernel.queues import QUEUE_RULES
 from redirectctl.lab.daemons import Daemon
+from redirectctl.lab.middlebox import Gateway
 from redirectctl.lab.namespaces import Namespace, program
 from redirectctl.lab.streams import Ticker, start_ticker, wait_until
 from redirectctl.lab.topology import Host, Lab, Network
@@ -73,6 +74,10 @@ def ticking(pair: Pair) -> Iterator[Ticker]:
     yield ticker
     for end in ticker.ends.values():
         end.kill()
+
+
+def paths(daemon: Daemon) -> set[str]:
+    return {connection["path"] for connection in daemon.ctl("connections")}
 
 
 def server_address(pair: Pair) -> str:
@@ -207,6 +212,65 @@ class TestFirewall:
         assert checks["peer.control-port"]["status"] == "fail"
 
 
+class TestBetween:
+    """What lies between the hosts, and which way connections take because of it."""
+
+    def test_nothing_does(self, pair: Pair, ticking: Ticker):
+        checks = doctor(pair.client, server_address(pair))[1]
+        assert checks["peer.nat"]["found"].startswith(f"none: it sees this host at {pair.lab.client.address()}:7747")
+        assert checks["peer.families"]["found"] == "IPv4 and IPv6 here and there"
+        assert checks["peer.paths"]["found"] == "1 as ever"
+        assert checks["peer.tunnel"]["found"] == "not in use"
+        assert checks["peer.integrity"]["found"] == "off here and there"
+
+    def test_nat(self, lab: Lab):
+        gateway = Gateway(lab, lab.home)
+        lab.client.move(gateway.private, 10)
+        public = str(gateway.address())
+        pair = Pair(lab)
+        ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
+        pair.wait_protected(1)
+        checks = doctor(pair.client, server_address(pair))[1]
+        assert not_ok(checks) == {}
+        assert f"NAT: this host at {lab.client.address()} is seen at {public}:" in checks["peer.nat"]["found"]
+        assert f"{ticker.local} is {public}:" in checks["peer.nat"]["found"]
+        there = doctor(pair.server, pair.server.wait_peer("approved")["fingerprint"])[1]
+        assert f"the peer at {lab.client.address()}" in there["peer.nat"]["found"]
+        assert f"is seen at {public}:" in there["peer.nat"]["found"]
+        move(pair, pair.client, lab.cafe)
+        checks = doctor(pair.client, server_address(pair))[1]
+        assert not_ok(checks) == {}
+        assert checks["peer.paths"]["found"] == "1 through the tunnel: NAT changes plain packets on the way"
+        assert f"to {server_address(pair)}:7747" in checks["peer.tunnel"]["found"]
+        assert ticker.stop().ok
+
+    def test_a_firewall_that_lets_no_plain_packets_through(self, pair: Pair, ticking: Ticker):
+        lab = pair.lab
+        drop(lab.router, f"ip saddr {lab.cafe.addresses(11).v4} meta l4proto tcp drop", "forward")
+        move(pair, pair.client, lab.cafe)
+        server = server_address(pair)
+        blocked = wait_until(
+            lambda: found if (found := doctor(pair.client, server)[1]["peer.paths"])["status"] == "warn" else None,
+            PATIENCE,
+            "the plain way is given up",
+            poll=0.5,
+        )
+        assert "1 through the tunnel: plain TCP from here did not arrive" in blocked["found"]
+        assert f"blocked: TCP from {lab.client.address()} to {server}, to port" in blocked["found"]
+        assert doctor(pair.server, str(lab.client.address()))[1]["peer.paths"]["status"] == "ok"  # its own direction
+        assert ticking.alive()
+
+    def test_integrity_that_only_one_end_wants(self, lab: Lab):
+        common = '[protect]\nlong_lived_after = "1s"\n[trust]\nfirst_contact = "accept-new"\n'
+        pair = Pair(lab, common + '[integrity]\nmode = "on"\n', common)
+        ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
+        pair.client.wait_event("connection.refused", reason="integrity-refused-there", timeout=PATIENCE)
+        code, checks = doctor(pair.client, server_address(pair))
+        assert (code, checks["peer.integrity"]["status"]) == (1, "fail")
+        assert checks["peer.integrity"]["found"].startswith("on here, off there")
+        assert ticker.alive()
+
+
 DAMAGE = (
     ("ip -6 rule del priority 7747", "state.routing", "IPv6 rule 7747 to table 7747"),
     (f"ip link set {TUN_DEVICE} down", "state.routing", "down"),
@@ -282,6 +346,8 @@ class TestWithoutADaemon:
         lab = pair.lab
         old = str(lab.client.address())
         move(pair, pair.client, lab.cafe)
+        for daemon in pair.daemons:  # in the tunnel, where a move begins, nothing goes on without a daemon
+            wait_until(lambda daemon=daemon: paths(daemon) == {"rewritten"}, PATIENCE, "rewritten on both hosts")
         pair.client.kill()
         code, checks = doctor(pair.client)
         assert (code, checks["leftovers"]["status"]) == (3, "warn")
