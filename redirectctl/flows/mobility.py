@@ -56,6 +56,7 @@ class Move:
     chosen: IPAddress | None = None
     chosen_at: float = 0.0
     version: int = 4  # of the connections' sockets
+    other_since: float | None = None  # a challenge came to an address of the other family
     stalled: bool = False  # plain packets do not get through: the tunnel must
     targets: set[IPAddress] = field(default_factory=set)  # where it was announced
     rewriting: IPAddress | None = None  # what the kernel has been asked for
@@ -318,6 +319,8 @@ class Mobility:
         if event.local not in move.candidates:
             self._e.notice("packet.refused", peer=event.key, reason="challenge-at-another-address", address=event.local)
             return
+        if move.chosen is None and event.local.version != move.version and self._other_may_come(now, move):
+            return
         if move.chosen is None or (move.chosen != event.local and now - move.chosen_at >= constants.CHOICE_TIME):
             move.chosen, move.chosen_at, move.installed = event.local, now, False
         if move.chosen != event.local:
@@ -329,6 +332,17 @@ class Mobility:
         if move.rewriting == move.chosen:
             return
         self._go(move, move.chosen, event.source)
+
+    def _other_may_come(self, now: float, move: Move) -> bool:
+        """Between the connections' own addresses there may be more than the tunnel: that family has a moment longer.
+
+        The challenge at hand is repeated.
+        """
+        if not any(a.version == move.version and a in self._e.network.usable for a in move.candidates):
+            return False
+        if move.other_since is None:
+            move.other_since = now
+        return now - move.other_since < constants.FAMILY_TIME
 
     def _go(self, move: Move, local: IPAddress, remote: SockAddr) -> None:
         """The connections of a move are at ``local`` from now on; by the tunnel the peer is reached at ``remote``."""

@@ -153,3 +153,18 @@ def test_with_integrity_a_connection_goes_into_the_tunnel_when_it_is_protected_a
         assert paths(host) == {Path.TUNNEL}
         assert [c.flow.integrity for c in host.engine.table] == [True]
         assert all(carried.integrity for carried in host.carried.values())
+
+
+def test_the_other_family_is_not_taken_although_its_challenges_come_first() -> None:
+    world, alice, bob, (socket,), _ = started()
+    alice.addresses.append(ip("2001:db8::1"))
+    alice.network_changed()
+    bob.engine.peers[alice.static.public].addresses = (ip("192.0.2.1"), ip("2001:db8::1"))
+    world.link.cut = True
+    bob.move("203.0.113.9", "2001:db8:9::7")
+    world.run(3)  # both families are announced by now
+    world.link.cut = False
+    bob.addresses.reverse()
+    world.run(8)
+    assert paths(alice) == paths(bob) == {Path.REWRITTEN}
+    assert alice.connection(socket.mirrored).there_now == ip("203.0.113.9")
