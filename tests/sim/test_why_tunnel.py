@@ -84,6 +84,25 @@ def test_a_nat() -> None:
     assert why(alice) == why(bob) == {Why.NAT}
 
 
+def test_another_address_behind_the_same_nat() -> None:
+    """From outside nothing has changed, but the NAT sends plain packets to where nobody is any more."""
+    world = World()
+    alice = world.host("alice", "192.0.2.1", policy=AUTO)
+    bob = world.host("bob", "10.0.0.2", policy=AUTO)
+    world.nat("198.51.100.2", bob)
+    world.connect(bob, alice, 40000)
+    world.run(5)
+    bob.move("10.0.0.3")
+    world.run(0.5)
+    assert why(alice) == {Why.BEING_TRIED}
+    assert why(bob) == {Why.NAT}
+    world.run(20)
+    assert why(alice) == {Why.NOT_SEEN}
+    bob.move("10.0.0.2")
+    world.run(20)
+    assert why(bob) == {None}
+
+
 def test_no_path() -> None:
     world, _, bob, _, tokens = started()
     tokens.plain = False
