@@ -378,6 +378,8 @@ class Mobility:
         if remote is not None and remote != outer[1].host:
             wire = c.socket  # behind a NAT: nothing plain comes from there
         stays = outer[0] == c.here_now and outer[1].host == c.there_now
+        if remote is not None and remote != outer[1].host:
+            stays = stays and remote == c.there.local.host  # the NAT knows the connection only as it began
         c.outer_local, c.outer_remote = outer
         return c, wire, c.tunnel or stalled or not stays
 
