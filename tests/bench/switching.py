@@ -38,6 +38,7 @@ mode = "{integrity}"
 PATIENCE = 30.0  # seconds
 SETTLE = 1.0  # seconds before a change and after it
 NOTHING = "nothing changes"
+MOVE = "a move to another network, in the tunnel"
 INTO_INTEGRITY = "original → tunnel, with integrity"
 
 
@@ -115,6 +116,23 @@ def reloads(version: int, runs: int) -> dict[str, list[float]]:
     return pauses
 
 
+def moves(version: int, runs: int) -> list[float]:
+    """Pauses of moves after which the connection is in the tunnel: the time without an address is in them."""
+    pauses = []
+    bench = Bench(version, "off", "tunnel")
+    bench.wait_path("original")
+    stops = bench.lab.client_journey()
+    for _ in range(runs):
+        time.sleep(SETTLE)
+        since, began = time.monotonic(), time.time()
+        bench.lab.client.move(*next(stops))
+        bench.daemons[1].wait_event("move.finished", since=began, timeout=PATIENCE)
+        time.sleep(2 * SETTLE)
+        pauses.append(bench.pause(since))
+    bench.close()
+    return pauses
+
+
 def integrity(version: int, runs: int) -> list[float]:
     """Pauses of new connections as they go into the tunnel, from their first byte on."""
     pauses = []
@@ -138,6 +156,7 @@ def main() -> int:
     try:
         with ended_by_signals():
             pauses = reloads(version, options.runs)
+            pauses[MOVE] = moves(version, options.runs)
             pauses[INTO_INTEGRITY] = integrity(version, options.runs)
     finally:
         close_all()
