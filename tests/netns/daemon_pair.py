@@ -14,16 +14,13 @@ from redirectctl.kernel.constants import (
     FALLBACK_PRIORITY,
     FALLBACK_TABLE,
     NFT_TABLE,
-    QUEUE_HOLD,
-    QUEUE_PROBE,
-    QUEUE_RST,
-    QUEUE_TOKEN,
     ROUTE_TABLE,
     RULE_PRIORITY,
     TUN_DEVICE,
     TUNNEL_PRIORITY,
     TUNNEL_TABLE,
 )
+from redirectctl.kernel.queues import QUEUE_RULES
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import Namespace
 from redirectctl.lab.streams import wait_until
@@ -116,7 +113,7 @@ def traces(host: Namespace) -> list[str]:
         found += [rule for rule in rules if rule.startswith(priorities)]
         shown = host.run(["ip", family, "route", "show", "table", str(TUNNEL_TABLE)], check=False).stdout
         found += shown.splitlines()
-    queues = [f"--queue-num {number}" for number in (QUEUE_RST, QUEUE_HOLD, QUEUE_PROBE, QUEUE_TOKEN)]
+    queues = [f"--queue-num {rule.queue}" for rule in QUEUE_RULES]
     for program in ("iptables", "ip6tables"):
         rules = host.run([f"{program}-save"], check=False).stdout.splitlines()
         found += [rule for rule in rules if any(queue in rule for queue in queues)]
