@@ -18,7 +18,7 @@ settings.register_profile(
 def pytest_configure(config: pytest.Config) -> None:
     # Whoever runs us in the background or under nohup has these ignored, and every program that a test starts inherits
     # that; a handler of ours is not inherited.
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
     if config.getoption("--hypothesis-profile", None) is None:

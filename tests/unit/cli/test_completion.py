@@ -1,5 +1,6 @@
 """Completion as bash and fish do it; zsh has no way to ask but a terminal, so only that it understands the text."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,9 @@ def needs(shell: str) -> None:
 
 
 def out(argv: list[str]) -> list[str]:
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    # What completes peers runs redirectctl, which need not be installed here.
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env={**os.environ, "PATH": path})
     assert done.stderr == ""
     return [line.split("\t")[0].rstrip() for line in done.stdout.splitlines()]
 

@@ -30,12 +30,14 @@ def test_moved() -> None:
     assert c.moved
 
 
-def test_only_in_the_tunnel_integrity_lets_nothing_plain_in() -> None:
+def test_only_in_the_tunnel_and_when_the_peer_is_there_too_integrity_lets_nothing_plain_in() -> None:
     c = connection(1)
     c.integrity = True
     assert c.flow == Flow(c.socket, c.socket)
     c.tunnel = True
-    assert c.flow == Flow(c.socket, c.socket, True, True)
+    assert c.flow == Flow(c.socket, c.socket, tunnel=True)
+    c.strict = True
+    assert c.flow == Flow(c.socket, c.socket, tunnel=True, integrity=True)
 
 
 def test_movable_states() -> None:
