@@ -95,6 +95,9 @@ class Mobility:
                 continue
             sources = self._sources(connection)
             local = connection.here_now
+            own = tuple(a for a in sources if a.version == connection.socket.version)
+            if own and local.version != connection.socket.version:
+                sources = own  # it had to go by the other address family, and need not any more
             if local in sources and connection.state is State.PROTECTED and connection.confirmed == local:
                 continue
             if not sources:

@@ -168,3 +168,17 @@ def test_the_other_family_is_not_taken_although_its_challenges_come_first() -> N
     world.run(8)
     assert paths(alice) == paths(bob) == {Path.REWRITTEN}
     assert alice.connection(socket.mirrored).there_now == ip("203.0.113.9")
+
+
+def test_an_address_of_the_own_family_that_comes_a_moment_later_is_taken() -> None:
+    world, alice, bob, (socket,), _ = started()
+    alice.addresses.append(ip("2001:db8::1"))
+    alice.network_changed()
+    bob.engine.peers[alice.static.public].addresses = (ip("192.0.2.1"), ip("2001:db8::1"))
+    bob.move("2001:db8:9::7")
+    world.run(2)
+    assert bob.connection(socket).here_now == ip("2001:db8:9::7")
+    bob.move("2001:db8:9::7", "203.0.113.9")
+    world.run(8)
+    assert paths(alice) == paths(bob) == {Path.REWRITTEN}
+    assert alice.connection(socket.mirrored).there_now == ip("203.0.113.9")
