@@ -163,7 +163,7 @@ def test_what_closes_while_no_daemon_runs_leaves_nothing(lab: Lab, how: str) -> 
     pair.wait_protected(4)
     began = time.time()
     lab.client.move(lab.cafe, 20)
-    wait_until(lambda: {path for path, _ in ways(pair)} == {"rewritten"}, PATIENCE, "all moved", poll=0.1)
+    wait_until(lambda: {path for path, _ in ways(pair)} == {"rewritten"}, PATIENCE * 3, "all moved", poll=0.1)
     for each in connections:
         assert each.ask(PATIENCE) == {}
     assert pair.wait_moved(pair.client, began)
@@ -195,7 +195,7 @@ def ways(pair: Pair) -> set[tuple[str, str]]:
 def wait_plain(pair: Pair, link: Link, version: int) -> None:
     """Until both hosts send plainly, which goes on without daemons."""
     there = {("rewritten", str(link.addresses.of(version)))}
-    wait_until(lambda: ways(pair) == there, PATIENCE, f"plain packets, not {ways(pair)}", poll=0.1)
+    wait_until(lambda: ways(pair) == there, PATIENCE * 3, f"plain packets, not {ways(pair)}", poll=0.1)
 
 
 def _open(lab: Lab) -> bool:
