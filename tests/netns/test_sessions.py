@@ -162,12 +162,13 @@ class Work:
 
     def move(self, mover: Host, stop: Stop, *, stranger: bool) -> None:
         """One move in the middle of everything, and all of it goes on."""
+        if stranger:
+            # A datagram of the tunnel would draw no RST from it.  A way that failed is tried again after a minute.
+            wait_until(self._all_plain, PATIENCE * 3, "plain packets", poll=0.1)
         self.prepare()
         stationary = self.lab.server if mover is self.lab.client else self.lab.client
         self.count += 1
         if stranger:
-            # A datagram of the tunnel would draw no RST from it.  A way that failed is tried again after a minute.
-            wait_until(self._all_plain, PATIENCE * 3, "plain packets", poll=0.1)
             before = resets_sent(self.lab.stranger)
             old, _ = give_away(self.lab, mover)
             self._hit()
