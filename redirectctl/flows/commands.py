@@ -142,6 +142,13 @@ class Uncarry:
 
 
 @dataclass(frozen=True, slots=True)
+class Seek:
+    """This peer does not answer: does somebody know where it is?  Repeated, ever more slowly, while that is so."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Destroy:
     """Close these sockets (SOCK_DESTROY): their programs get ECONNABORTED."""
 
@@ -194,6 +201,7 @@ Command: TypeAlias = (
     | FindNumbers
     | Carry
     | Uncarry
+    | Seek
     | Destroy
     | Verdict
     | Contacted

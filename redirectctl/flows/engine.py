@@ -9,6 +9,7 @@ decision), and after each call carries out drain(): commands in order.  The work
     mobility.py     our address changes
     redirects.py    those that peers announce
     choosing.py     the tunnel, or rewritten addresses
+    places.py       where else a peer may be: DNS
     resets.py       RSTs that may not be the peer's
 """
 
@@ -26,6 +27,7 @@ from redirectctl.flows.commands import Carried, Command, Notice
 from redirectctl.flows.connection import Connection, Table, change
 from redirectctl.flows.mobility import Mobility
 from redirectctl.flows.offers import Offers
+from redirectctl.flows.places import Places
 from redirectctl.flows.proofs import Numbers
 from redirectctl.flows.protection import Protection
 from redirectctl.flows.redirects import Redirects
@@ -110,6 +112,7 @@ class Engine:
         self.endpoint = Endpoint(static, rng, self._admit, {p.key: p for p in peers}, counter=generation << 32)
         self.listen = Listening(self)
         self.offers = Offers(self)
+        self.places = Places(self)
         self.requests = Requests(self)
         self.protection = Protection(self)
         self.binding = Binding(self)
@@ -147,6 +150,10 @@ class Engine:
                     self.claims.expired(now, *rest)
                 case "plain" | "unlisten" | "strict":
                     self.choosing.timer(now, kind, *rest)
+                case "place":
+                    self.places.expired(*rest)
+                case "seek":
+                    self.places.look_again(now, *rest)
                 case _:
                     self.protection.timer(now, kind, *rest)
         self._relay(now)
@@ -215,6 +222,11 @@ class Engine:
     def stalled(self, now: float, sockets: Iterable[FourTuple]) -> None:
         """These retransmit in vain."""
         self.choosing.stalled(now, sockets)
+        self._relay(now)
+
+    def told(self, now: float, key: bytes, origin: str, places: Iterable[SockAddr], lasts: float) -> None:
+        """Somebody says where a peer may be."""
+        self.places.tell(now, key, origin, places, lasts)
         self._relay(now)
 
     def policy_changed(self, now: float, policy: Policy) -> None:
@@ -396,6 +408,9 @@ class Engine:
                     self.notice("peer.approved", peer=key, reason="accept-new")
             case events.PeerDropped(key):
                 self.emit(commands.DropPeer(key))
+            case events.KeyChanged(at, known, seen) if self.places.only(known, at):
+                # Names are often out of date: whoever has the address now is no danger to the key that we know.
+                self.notice("redirect.refused", peer=known, reason="another-host-there", address=at.host)
             case events.KeyChanged(at, known, seen):
                 self.protection.key_changed(now, at, known, seen)
             case events.Refused(source, reason, key):

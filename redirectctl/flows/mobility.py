@@ -117,6 +117,7 @@ class Mobility:
         peer = self._e.peers.get(connection.peer) if connection.peer is not None else None
         if peer is not None and self._e.choosing.tunnels(connection):
             remotes += [connection.wire.remote.host, connection.socket.remote.host, *peer.addresses]
+            remotes += [place.host for place in self._e.places.of(peer.key)]
         return tuple(dict.fromkeys(remotes))
 
     def _sources(self, connection: Connection) -> tuple[IPAddress, ...]:
@@ -130,6 +131,8 @@ class Mobility:
             connection.lost_since = now
             change(connection, State.SUSPENDED, now, "no-path")
             self._e.notice("connection.suspended", connection, reason="no-path")
+        if connection.peer is not None:
+            self._e.places.astray(now, connection.peer)
 
     def _close_short_lived(self, now: float) -> None:
         """Their address is gone for good when there is another: the programs learn it now, not in 15 minutes."""
@@ -257,8 +260,11 @@ class Mobility:
             yield SockAddr(remote, self._port(connection.peer or b""))
             yield SockAddr(remote, self._e.policy.control_port)
 
-    def _send_acm(self, now: float, move: Move, new_session: bool = False) -> None:
-        """From every candidate; the address it is sent from is the one it announces."""
+    def _send_acm(self, now: float, move: Move, extra: bool = False) -> None:
+        """From every candidate; the address it is sent from is the one it announces.
+
+        ``extra``: because of keys or places that are new; the timer goes on.
+        """
         peer = self._e.peers.get(move.key)
         if peer is None or not any(c.movable for c in self._e.table.select(move.cids)):
             self._drop(move)
@@ -268,6 +274,7 @@ class Mobility:
             targets.append(peer.remote)
         if move.tries >= constants.ACM_WIDEN:
             targets += [SockAddr(a, self._port(move.key)) for a in peer.identity]
+        targets += self._e.places.of(move.key)
         candidates = move.candidates
         if move.chosen is not None and now - move.chosen_at < constants.CHOICE_TIME:
             candidates = (move.chosen,)
@@ -276,7 +283,9 @@ class Mobility:
             candidates = tuple(a for a in candidates if a.version == move.version) or candidates
         # Not when it answers, whatever it answers; and what a handshake made us send calls for no other.
         silent = peer.last_contact is None or peer.last_contact < move.sent_at
-        rehandshake = not new_session and silent and move.tries >= constants.ACM_REHANDSHAKE
+        rehandshake = not extra and silent and move.tries >= constants.ACM_REHANDSHAKE
+        if rehandshake:
+            self._e.places.seek(now, move.key)
         for source in (a for a in candidates if a in self._e.network.usable):
             for to in dict.fromkeys(t for t in targets if t.host.version == source.version):
                 message = Acm(move.epoch, source, move.entries, stalled=move.stalled)
@@ -285,8 +294,8 @@ class Mobility:
                 if not sent or rehandshake:
                     self._e.contact(now, to, source, move.key)
         move.sent_at = now
-        if new_session:
-            return  # the timer goes on
+        if extra:
+            return
         delays = constants.ACM_RETRIES
         self._e.timers.set(("acm", move.epoch), now + delays[min(move.tries, len(delays) - 1)])
         move.tries += 1
@@ -294,7 +303,15 @@ class Mobility:
     def session_up(self, now: float, key: bytes) -> None:
         """Moves that waited for keys."""
         for move in [m for m in self._moves.values() if m.key == key]:
-            self._send_acm(now, move, new_session=True)
+            self._send_acm(now, move, extra=True)
+
+    def told(self, now: float, key: bytes, *, news: bool) -> None:
+        """The peer may be at certain places: what waits for it is announced there now; if they are news, soon again."""
+        for move in [m for m in self._moves.values() if m.key == key]:
+            self._send_acm(now, move, extra=True)
+            if news and move.epoch in self._moves:
+                move.tries = min(move.tries, constants.ACM_WIDEN)
+                self._e.timers.set(("acm", move.epoch), now + constants.ACM_RETRIES[move.tries])
 
     def timer(self, now: float, kind: str, *rest: Any) -> None:
         """An ACM or a challenge was not answered."""

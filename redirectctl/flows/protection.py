@@ -282,6 +282,7 @@ class Protection:
     def _drop_peer(self, key: bytes) -> None:
         self._doubted.pop(key, None)
         self._told.pop(key, None)
+        self._e.places.forget(key)
         self._e.endpoint.forget(key)
         self._e.emit(commands.DropPeer(key))
 

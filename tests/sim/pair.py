@@ -28,6 +28,7 @@ from redirectctl.flows import commands
 from redirectctl.flows import constants as limits
 from redirectctl.flows.connection import Connection, Flow
 from redirectctl.flows.engine import Engine, Network, Policy
+from redirectctl.flows.places import DNS
 from redirectctl.proto import constants as proto_limits
 from redirectctl.proto import events
 from redirectctl.proto.events import Transmit
@@ -125,6 +126,7 @@ class Host:
         self.notices: list[commands.Notice] = []
         self.kicked: list[tuple[FourTuple, ...]] = []
         self.verdicts: dict[int, bool] = {}
+        self.sought: list[float] = []  # when it looked up the name of a peer
         self.transactions: list[tuple[int, int]] = []
         self.stored_peers: dict[bytes, Peer] = {}
         self.stored: dict[bytes, Connection] = {}
@@ -350,6 +352,11 @@ class Host:
             case commands.Destroy(sockets):
                 for socket in sockets:
                     self.sockets.discard(socket)
+            case commands.Seek(key):
+                if key in self.world.names:
+                    self.sought.append(now)
+                    places = [SockAddr(ip(a), PORT) for a in self.world.names[key]]
+                    self.engine.told(now, key, DNS, places, 30.0)
             case commands.Verdict(token, accept):
                 assert token not in self.verdicts, f"{self.name}: two verdicts on one RST"
                 self.verdicts[token] = accept
@@ -433,6 +440,7 @@ class World:
         self.queue: list[tuple[float, int, Packet]] = []
         self.ends: dict[tuple[str, FourTuple], tuple[Host, FourTuple]] = {}  # of each connection: the other one
         self.segments: list[Packet] = []
+        self.names: dict[bytes, list[str]] = {}  # what DNS says of a host: by its key
         self.order = 0
         self.kernel_failed = False  # some change has been refused on purpose
         self.recorded: list[tuple[SockAddr, SockAddr, bytes]] = []

@@ -123,6 +123,9 @@ _EXPLANATIONS = {
     "challenge-from-elsewhere": Explanation(
         "the answer to our announcement came from another address", "has the peer's host several on that network?"
     ),
+    "another-host-there": Explanation(
+        "another host has the address that its name led to", "is the name in DNS kept up to date?"
+    ),
     "not-your-connection": Explanation("a question about another host's connection"),
     "kernel": Explanation("the kernel refused the rules", "redirectctl doctor"),
     "no-connection-there": Explanation("it protects none of the connections that were announced"),

@@ -1,0 +1,102 @@
+"""Where else a peer may be, as somebody says whom nobody needs to trust: DNS, a rendezvous.
+
+A place is a further target for announcements and handshakes, no more: the key decides who answers there, and traffic
+follows a proven answer only.  Whoever lies can draw a few small datagrams to an address, within the limits below.
+
+The engine calls seek() when a peer does not answer and there is something to save; whoever knows more says tell().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from redirectctl.flows import commands, constants
+from redirectctl.flows.state import State
+from redirectctl.proto.peer import PeerState
+from redirectctl.wire.addr import IPAddress, SockAddr
+
+if TYPE_CHECKING:
+    from redirectctl.flows.engine import Engine
+
+DNS: Final = "dns"  # who says it: each replaces what it said before, and nothing else
+
+
+class Places:
+    """By peer and by who said it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._e = engine
+        self._said: dict[bytes, dict[str, tuple[SockAddr, ...]]] = {}
+        self._expired: set[tuple[bytes, str]] = set()
+        self._astray: dict[bytes, int] = {}  # peers to which no address of ours has a route, and how often we asked
+        self._tried: dict[bytes, list[SockAddr]] = {}  # also those that nobody says any more: answers may be under way
+
+    def of(self, key: bytes) -> tuple[SockAddr, ...]:
+        """Control ports at which this peer may be tried."""
+        said = (s for origin, s in self._said.get(key, {}).items() if (key, origin) not in self._expired)
+        return tuple(dict.fromkeys(place for places in said for place in places))
+
+    def only(self, key: bytes, at: SockAddr) -> bool:
+        """Whether nothing but somebody's word connects this peer with this address."""
+        peer = self._e.peers.get(key)
+        return at in self._tried.get(key, []) and (peer is None or at.host not in peer.identity)
+
+    def seek(self, now: float, key: bytes) -> None:
+        """The peer does not answer, and there is something to save."""
+        peer = self._e.peers.get(key)
+        if peer is not None and peer.state is PeerState.APPROVED:
+            self._e.emit(commands.Seek(key))
+
+    def astray(self, now: float, key: bytes) -> None:
+        """We have addresses, but none with a route to where the peer was: it may be found where there is one."""
+        if self._e.network.usable and key not in self._astray:
+            self._astray[key] = 0
+            self.look_again(now, key)
+
+    def look_again(self, now: float, key: bytes) -> None:
+        """Ask, ever more slowly, for as long as that is so."""
+        if not (self._e.network.usable and any(c.state is State.SUSPENDED for c in self._e.table.movable(key))):
+            self._astray.pop(key, None)
+            return
+        delays = constants.ACM_RETRIES[constants.ACM_WIDEN :]
+        self._e.timers.set(("seek", key), now + delays[min(self._astray[key], len(delays) - 1)])
+        self._astray[key] += 1
+        self.seek(now, key)
+
+    def tell(self, now: float, key: bytes, origin: str, places: Iterable[SockAddr], lasts: float) -> None:
+        """``origin`` says that the peer may be at these; it knows for ``lasts`` seconds."""
+        if key not in self._e.peers:
+            return
+        said = self._said.setdefault(key, {})
+        before = said.get(origin, ())
+        usable = tuple(dict.fromkeys(p for p in places if self._usable(p.host)))[: constants.MAX_TOLD]
+        said[origin] = usable
+        renewed = bool(usable) and (key, origin) in self._expired
+        self._expired.discard((key, origin))
+        self._e.timers.set(("place", key, origin), now + max(lasts, constants.PLACE_TIME))
+        fresh = [p for p in usable if p not in before]
+        if fresh:
+            tried = [p for p in self._tried.get(key, []) if p not in fresh]
+            self._tried[key] = [*tried, *fresh][-constants.MAX_TRIED :]
+            self._e.emit(commands.FindRoutes())
+        if fresh or renewed:
+            self._e.mobility.told(now, key, news=bool(fresh))
+
+    def _usable(self, host: IPAddress) -> bool:
+        """An address that another host can have."""
+        nobody = host.is_multicast or host.is_unspecified or host.is_loopback or host.is_link_local or host.is_reserved
+        return not nobody and host not in self._e.network.usable
+
+    def expired(self, key: bytes, origin: str) -> None:
+        """What was said is too old to be tried; said again it will be no news."""
+        self._expired.add((key, origin))
+
+    def forget(self, key: bytes) -> None:
+        """The peer is forgotten."""
+        self._tried.pop(key, None)
+        self._astray.pop(key, None)
+        self._e.timers.cancel(("seek", key))
+        for origin in self._said.pop(key, {}):
+            self._expired.discard((key, origin))
+            self._e.timers.cancel(("place", key, origin))
