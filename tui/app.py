@@ -227,6 +227,8 @@ class RedirectApp(App[None]):
                 screen.dismiss("decided")
                 said = f"is {peer.state.value}" if peer else "is no longer known"
                 self.notify(f"{peer_name(peer, screen.peer.fingerprint)} {said}: decided elsewhere", markup=False)
+            else:
+                screen.show(peer, view)
         elif self._may_interrupt():
             unseen = [peer for peer in view.waiting() if peer.fingerprint not in self._later]
             if unseen:

@@ -150,6 +150,7 @@ class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     last_contact: float | None  # epoch seconds
     connections: int
     observed: str | UnsetType = UNSET  # "addr:port" where it sees this host: another address than ours means NAT
+    contacted: bool | UnsetType = UNSET  # this host has called it, for a connection; False: only it called this host
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

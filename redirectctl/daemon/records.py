@@ -166,4 +166,5 @@ def listed_peer(record: PeerRecord, connections: int, observed: SockAddr | None)
         last_contact=record.last_contact,
         connections=connections,
         observed=str(observed) if observed is not None else UNSET,
+        contacted=any(a.identity for a in record.addresses),
     )

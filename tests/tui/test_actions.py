@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import msgspec
 import pytest
+from msgspec import UNSET
 from textual.filter import NoColor
 from textual.pilot import Pilot
 from textual.widgets import Button, Input, Static, TabbedContent
@@ -243,6 +244,35 @@ class TestFirstContact:
             picture = s.daemon.scene.peers[peer.fingerprint].picture
             assert isinstance(picture, str)
             assert picture in shown
+
+    async def test_it_follows_what_becomes_known_while_it_is_open(self):
+        """The connection is linked to the peer a moment after the peer is listed."""
+        whole = scene("first_contact")
+        (peer,), connections = whole.view.peers, whole.view.connections
+        early = [msgspec.structs.replace(c, peer=None, state=ConnectionState.SHORT) for c in connections]
+        met = msgspec.structs.replace(peer, contacted=UNSET, addresses=[])
+        async with session("", changed=with_connections(with_peers(whole, [met]), early)) as s:
+            assert "unknown address" in s.text("#who")
+            assert "called" not in s.text("#who")  # nobody knows yet who called whom
+            asking = [msgspec.structs.replace(c, peer=None, state=ConnectionState.NEGOTIATING) for c in connections]
+            await s.show(with_connections(whole, asking))
+            assert "wanted by\n  ssh server sleep 1000" in s.text("#who")
+            await s.show(whole)
+            assert peer.addresses[0] in s.text("#who")
+            assert "wanted by\n  ssh server sleep 1000" in s.text("#who")
+            await s.show(with_connections(whole, []))
+            assert "No connection waits for it now." in s.text("#who")
+            await s.press("a", "enter")
+            assert s.asked == [schema.ApproveRequest(peer.fingerprint)]
+
+    async def test_a_host_that_called_this_one_is_said_to_have(self):
+        whole = scene("first_contact")
+        called = [msgspec.structs.replace(p, contacted=False) for p in whole.view.peers]
+        async with session("", changed=with_connections(with_peers(whole, called), [])) as s:
+            assert "It called this host." in s.text("#who")
+            renumbered = [msgspec.structs.replace(p, addresses=["2001:db8::7", *p.addresses]) for p in called]
+            await s.show(with_connections(with_peers(whole, renumbered), []))
+            assert "2001:db8::7" in s.text("#who")
 
     async def test_no_single_key_approves(self):
         for key in ("enter", "space"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from msgspec import UnsetType
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -13,11 +14,12 @@ from textual.widgets import Button, Label, Static
 
 from redirectctl.api.schema import Connection, ConnectionState, Peer, PeerState
 from redirectctl.api.text import clean
-from redirectctl_tui.model import View
+from redirectctl_tui.model import View, host_of
 from redirectctl_tui.screens.dialogs import Dialog
 from redirectctl_tui.words import plural
 
 FEW = 3  # commands that are named
+ASKING = frozenset({ConnectionState.NEGOTIATING, ConnectionState.PENDING})
 COMPARE = (
     "Run  redirectctl identity  on the other host, or have somebody there read it to you. "
     "Approve only if the whole fingerprint is the same; the picture helps the eye."
@@ -61,7 +63,7 @@ class Contact(Dialog):
             box.border_title = "First contact with another host"
             with Horizontal(classes="sides"):
                 yield Static("", id="picture")
-                yield Static(_who(self.peer, self._view.connections), classes="side")
+                yield Static(who(self.peer, self._view.connections), id="who", classes="side")
             yield Label(Text("Its key's fingerprint:"), classes="above")
             yield Label(Text(clean(self.peer.fingerprint)), classes="key")
             with Horizontal(classes="buttons"):
@@ -71,8 +73,7 @@ class Contact(Dialog):
 
     def _changed(self) -> ComposeResult:
         with Vertical(classes="box danger changed") as box:
-            where = ", ".join(clean(address) for address in self.peer.addresses[:FEW])
-            box.border_title = Text(f"!!! THE KEY OF {where or 'A HOST'} HAS CHANGED !!!")
+            box.border_title = self._warning()
             for known in known_keys(self.peer, self._view.peers):
                 name = f" ({clean(known.name)})" if known.name else ""
                 yield Label(Text(f"known{name}:"))
@@ -83,6 +84,18 @@ class Contact(Dialog):
             with Horizontal(classes="buttons"):
                 yield Button("Later", id="later", compact=True)
                 yield Button("Reject the new key", id="reject", variant="error", compact=True)
+
+    def _warning(self) -> Text:
+        where = ", ".join(clean(address) for address in self.peer.addresses[:FEW])
+        return Text(f"!!! THE KEY OF {where or 'A HOST'} HAS CHANGED !!!")
+
+    def show(self, peer: Peer, view: View) -> None:
+        """What is known now: who wants it, and where it is, may come after the dialog."""
+        self.peer, self._view = peer, view
+        for side in self.query("#who").results(Static):
+            side.update(who(peer, view.connections))
+        for box in self.query(".changed").results(Vertical):
+            box.border_title = self._warning()
 
     def picture(self, picture: str) -> None:
         """It arrives after the dialog is there."""
@@ -95,12 +108,12 @@ class Contact(Dialog):
             self.set_focus(found)  # at once: `focus()` would let an Enter that follows quickly press another button
 
 
-def _who(peer: Peer, connections: Sequence[Connection]) -> Text:
+def who(peer: Peer, connections: Sequence[Connection]) -> Text:
     """Address, what wants it, and how to compare."""
     text = Text()
     text.append(", ".join(clean(address) for address in peer.addresses[:FEW]) or "unknown address", "bold")
     wanting = [c for c in connections if c.peer == peer.fingerprint and c.state is not ConnectionState.CLOSED] or [
-        c for c in connections if _host(c) in peer.addresses and c.state is ConnectionState.PENDING
+        c for c in connections if host_of(c.remote) in peer.addresses and c.state in ASKING
     ]
     commands = list(dict.fromkeys(clean(c.command) for c in wanting if c.command))
     if commands:
@@ -109,14 +122,12 @@ def _who(peer: Peer, connections: Sequence[Connection]) -> Text:
         text.append(f"\nwanted by\n  {named}{rest}\n")
     elif wanting:
         text.append(f"\nfor {plural(len(wanting), 'connection')}\n")
+    elif not isinstance(peer.contacted, UnsetType):
+        text.append("\nNo connection waits for it now.\n" if peer.contacted else "\nIt called this host.\n")
     else:
-        text.append("\nIt called this host.\n")
+        text.append("\n")
     text.append(f"\n{COMPARE}")
     return text
-
-
-def _host(connection: Connection) -> str:
-    return connection.remote.rpartition(":")[0].strip("[]")
 
 
 def known_keys(peer: Peer, peers: Sequence[Peer]) -> list[Peer]:

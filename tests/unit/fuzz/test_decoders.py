@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from random import Random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,17 +58,33 @@ def test_an_input_that_takes_too_long_ends_the_run(monkeypatch: pytest.MonkeyPat
         decoders.fuzz("faulty", 1)
 
 
-def test_memory_that_grows_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = []
+LEAKS = """
+import sys
+from random import Random
+from tests.fuzz import decoders
+from tests.fuzz.targets import ACCEPTED, TARGETS, Target
 
-    def feed(_: bytes) -> str:
-        kept.append(Random(1).randbytes(2_000))
-        return ACCEPTED
+kept = []
 
-    monkeypatch.setattr(decoders, "MOST_GROWTH", 4 << 20)
-    faulty(monkeypatch, feed)
-    with pytest.raises(decoders.Failure, match="memory"):
-        decoders.fuzz("faulty", 20_000)
+def feed(_):
+    made = Random(1).randbytes(2_000)
+    if sys.argv[1] == "leaks":
+        kept.append(made)
+    return ACCEPTED
+
+decoders.MOST_GROWTH = 4 << 20
+TARGETS["faulty"] = lambda _: Target([b"example"], feed)
+sys.exit(decoders.main(["--inputs", "20000", "faulty"]))
+"""
+
+
+@pytest.mark.parametrize(("kind", "status"), [("leaks", 1), ("does not", 0)])
+def test_memory_that_grows_fails_the_run(kind: str, status: int) -> None:
+    """In a process of its own, as the command: nothing else uses memory or gives it back there."""
+    argv = [sys.executable, "-c", LEAKS, kind]
+    run = subprocess.run(argv, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120)
+    assert run.returncode == status, run.stderr
+    assert ("memory has grown by" in run.stderr) == bool(status)
 
 
 def test_a_run_may_end_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
