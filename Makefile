@@ -10,6 +10,8 @@ SHARE := /usr/local/share
 ZSH := $(SHARE)/zsh/site-functions
 CONFIG := /etc/redirectctl
 PYTEST_ARGS :=
+# Tests on the real kernel mostly wait: more at a time than there are processors.
+JOBS := 4
 # Network namespaces need root.
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
@@ -31,7 +33,8 @@ demo: setup
 	$(SUDO) $(BIN)/redirectctl demo
 
 test: setup
-	$(SUDO) env $(if $(REDIRECTCTL_VECTORS),REDIRECTCTL_VECTORS='$(REDIRECTCTL_VECTORS)') $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(SUDO) env $(if $(REDIRECTCTL_VECTORS),REDIRECTCTL_VECTORS='$(REDIRECTCTL_VECTORS)') \
+	    $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: setup
 	mkdir -p build/names

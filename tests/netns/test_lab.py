@@ -145,7 +145,7 @@ def test_without_redirectctl_the_strangers_rst_kills(lab: Lab, version: int, mov
     assert lab.stranger.has_address(old.of(version))
     moved_at = moving.join(other, 20).usable_at
     with pytest.raises(LabError, match="died"):
-        ticker.wait_gap(moved_at, 20)
+        ticker.wait_gap(moved_at, 60)
     assert ticker.errors()[staying] == "ECONNRESET"
     verdict = ticker.stop()
     assert not verdict.ok
@@ -287,9 +287,9 @@ def test_sweep_removes_what_a_killed_one_left(child: subprocess.Popen[str], lab:
     (process,) = wait_until(Namespace(sandbox, "client").processes, 10, "the process")
     child.kill()
     child.wait(20)
-    assert {f"{tag}-client", f"{tag}-router", directory.name} <= set(namespaces.sweep())
-    assert list(namespaces.NETNS_DIRECTORY.glob(f"{tag}-*")) == []
-    assert not directory.exists()
+    namespaces.sweep()  # other tests at the same time may have begun to
+    wait_until(lambda: not [*namespaces.NETNS_DIRECTORY.glob(f"{tag}-*"), *directory.parent.glob(directory.name)], 10,
+               "nothing left of the killed one")  # fmt: skip
     assert not Path(f"/proc/{process}/ns/net").exists()
     assert lab.sandbox.left()  # that of a living process is not touched
     sandbox.close()
