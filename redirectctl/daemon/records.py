@@ -77,6 +77,7 @@ def connection_records(connections: Iterable[Connection], offset: float) -> list
             tunnel=c.tunnel,
             outer_local=c.outer_local,
             outer_remote=c.outer_remote,
+            born=c.born,
         )
         for c in connections
         if c.peer is not None
@@ -109,6 +110,7 @@ def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
         tunnel=record.tunnel,
         outer_local=record.outer_local,
         outer_remote=record.outer_remote,
+        born=record.born,
     )
 
 

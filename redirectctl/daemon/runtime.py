@@ -49,6 +49,7 @@ REPAIR = 1.0  # seconds between looks whether our nftables table is still there:
 PROVE_AFTER = 0.005  # seconds in which other connections are to be proven too: one batch for all
 LEARN_AFTER = 0.2  # seconds in which other connections become protected too: one batch for all
 LEARN_AGAIN = (1.0, 3.0, 10.0, 30.0, 0.0)  # seconds: a busy connection may have a quiet moment
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 PRUNE = 86400.0  # seconds between looks for peers not met for long
 
 
@@ -60,6 +61,7 @@ class Runtime:
         self.config = config
         self.state = state
         self.store = Store(state)
+        self.store.booted(_BOOT_ID.read_text().strip())
         self.log = EventLog(state, time.time)
         self.started = time.time()
         self.started_boottime = time.clock_gettime(time.CLOCK_BOOTTIME)

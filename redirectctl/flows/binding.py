@@ -172,7 +172,7 @@ class Binding:
             self._e.protection.refuse(now, c, "not-proven")
             return False
         c.remote_epoch = max(c.remote_epoch, verdict.epoch)
-        c.there, c.sending = verdict.there, verdict.offer
+        c.there, c.sending, c.born = verdict.there, verdict.offer, self._e.generation
         return True
 
     def _refused(self, now: float, c: Connection, status: Status) -> None:

@@ -248,6 +248,13 @@ class Choosing:
         for key in {c.peer for c, _, _ in changes}:
             self._e.timers.set(("strict", key), now + constants.INTEGRITY_GRACE)
 
+    def leave(self, connections: Iterable[Connection]) -> None:
+        """Those of these that have not moved, and are in the tunnel for integrity only, travel as they began."""
+        tunnelled = [c for c in connections if c.integrity and c.tunnel and c.wire == c.socket]
+        self._change(tunnelled, tunnel=False)
+        for connection in tunnelled:
+            connection.strict = False
+
     def _be_strict(self, key: bytes) -> None:
         """What the peer sent before it went into the tunnel has arrived: accept nothing plain from now on."""
         remove, add = [], []

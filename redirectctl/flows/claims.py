@@ -140,6 +140,9 @@ class Claims:
         if len(self._claimed) >= constants.MAX_CLAIMED or self._of_peer[event.key] >= constants.MAX_CLAIMED_OF_PEER:
             self._e.notice("connection.refused", peer=event.key, reason="too-many-claims", source=str(event.source))
             return False
+        # It was killed before it heard that we have taken the connection on, or has lost it: nobody hears our tunnel.
+        self._e.choosing.leave([c for c in self._e.table.movable(event.key)
+                                if c.there == claim.tuple and claim.epoch > c.remote_epoch])  # fmt: skip
         claimed = Claimed(event.key, claim, event.source.host)
         self._done.pop(which, None)
         self._claimed[which] = self._awaited[claim.digest] = claimed
@@ -368,6 +371,7 @@ class Claims:
             del self._asked[number]  # the kernel is at it already; then the first, or a later, question is answered
         else:
             self.reply(now, number)
+            self._e.choosing.protected(now, [c for c in taken.values() if c.movable and not c.tunnel])
 
     def _ours_wins(self, key: bytes, claim: Claim, place: FourTuple) -> bool:
         """Both hosts claim the same connection: the smaller id wins on both."""
@@ -383,13 +387,12 @@ class Claims:
             e.table.add(connection)
         elif connection.cid != claim.cid:
             e.binding.end(now, connection.cid)
-            if connection.movable:
-                e.emit(commands.DropConnections((connection.cid,)))
+            e.emit(commands.DropConnections((connection.cid,)))  # it may be stored although it is not movable yet
             e.table.rename(connection, claim.cid)
         else:
             e.binding.end(now, connection.cid)
         connection.there, connection.sending, connection.receiving = claim.tuple, claim.offer, e.offers.make()
-        connection.integrity = claim.integrity
+        connection.integrity, connection.born = claim.integrity, e.generation
         if connection.movable:  # the peer has lost it, and claims it anew
             connection.remote_epoch = connection.announced_epoch = claim.epoch
             e.emit(commands.SaveConnections((connection,)))

@@ -50,6 +50,7 @@ class Connection:
     there: FourTuple = _UNKNOWN  # the other host's socket tuple, as it sees it; given none: there is no NAT between
     sending: Offer | None = None  # how the peer wants to see tunnel datagrams; None: it has not said
     receiving: Offer | None = None  # how we want to see them
+    born: int = 0  # generation of this host's daemon in which `sending` was agreed
     integrity: bool = False  # always in the tunnel, each datagram with a tag
     strict: bool = False  # nothing plain is accepted any more: the peer has had time to go into the tunnel too
     tunnel: bool = False  # what the socket sends goes into the tunnel

@@ -42,7 +42,9 @@ from redirectctl.proto.timers import Timers
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
-COUNTER_BITS = 36  # of tunnel datagrams: so many in one run of the daemon, or 90 TB, never repeat a counter
+# Of tunnel datagrams: so many in one run of the daemon, or 90 TB, never repeat a counter.  A thousand runs within the
+# life of a connection stay below COUNTER_JUMP.
+COUNTER_BITS = 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +337,7 @@ class Engine:
                 c.socket,
                 c.sending,
                 c.receiving,
-                c.sending.start + (self.generation << COUNTER_BITS),
+                c.sending.start + (self.generation - c.born << COUNTER_BITS),
                 c.integrity,
                 c.outer_local,
                 None if c.holding else c.outer_remote,

@@ -76,3 +76,4 @@ class ConnectionRecord:
     tunnel: bool = False
     outer_local: IPAddress | None = None
     outer_remote: SockAddr | None = None
+    born: int = 0  # start of this daemon (own.epoch) from which the counters of its datagrams count

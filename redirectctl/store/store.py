@@ -24,7 +24,6 @@ from redirectctl.wire.tunnel import Offer
 MAX_UNDECIDED: Final = 64  # peers that are pending or changed: anybody can make us keep one; a person can look through
 MAX_ADDRESSES: Final = 32  # of one peer, the latest: a laptop's networks of some weeks
 _OFFER: Final = struct.Struct("!I16sQ")
-EPOCHS_AT_ONCE: Final = 16  # epochs reserved by one sync, so that a move hardly ever waits for the disk
 
 
 class Store:
@@ -38,8 +37,7 @@ class Store:
         try:
             self._database = open_database(directory)
             with explained(self.path):
-                self._reserved: int = self._scalar("SELECT epoch FROM own")
-                self._epoch: int = self._reserved
+                self._epoch: int = self._scalar("SELECT epoch FROM own")
         except BaseException:
             os.close(self._lock)
             raise
@@ -67,20 +65,27 @@ class Store:
 
     @property
     def epoch(self) -> int:
-        """The latest epoch given out; after a restart the greatest one that may have been."""
+        """The latest epoch given out."""
         return self._epoch
 
     def next_epoch(self) -> int:
         """An epoch greater than any given out before, by earlier runs too: on disk before it is returned.
 
-        Epochs may skip some at a restart.  Raises StoreError.
+        Raises StoreError.
         """
-        if self._epoch == self._reserved:
-            with self._transaction(durable=True):
-                self._database.execute("UPDATE own SET epoch = ?", (self._reserved + EPOCHS_AT_ONCE,))
-            self._reserved += EPOCHS_AT_ONCE
+        with self._transaction(durable=True):
+            self._database.execute("UPDATE own SET epoch = ?", (self._epoch + 1,))
         self._epoch += 1
         return self._epoch
+
+    def booted(self, boot: str) -> None:
+        """Forget connections of an earlier boot of this machine (an id): those of the same addresses are others.
+
+        Raises StoreError.
+        """
+        with self._transaction():
+            self._database.execute("DELETE FROM connections WHERE (SELECT boot FROM own) <> ?", (boot,))
+            self._database.execute("UPDATE own SET boot = ?", (boot,))
 
     # ----------------------------------------------------------------------------------------------------- peers
 
@@ -185,7 +190,7 @@ class Store:
             rows = self._database.execute(
                 "SELECT cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,"
                 " opened_at, moves, state, command, pid, there_local, there_remote, sending, receiving, integrity,"
-                " tunnel, outer_local, outer_remote FROM connections ORDER BY opened_at"
+                " tunnel, outer_local, outer_remote, born FROM connections ORDER BY opened_at"
             ).fetchall()
         return [
             ConnectionRecord(
@@ -212,11 +217,12 @@ class Store:
                 tunnel=bool(tunnel),
                 outer_local=ip_address(outer_local) if outer_local is not None else None,
                 outer_remote=SockAddr.parse(outer_remote) if outer_remote is not None else None,
+                born=born,
             )
             for (
                 cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,
                 opened_at, moves, state, command, pid, there_local, there_remote, sending, receiving, integrity,
-                tunnel, outer_local, outer_remote,
+                tunnel, outer_local, outer_remote, born,
             ) in rows
         ]  # fmt: skip
 
@@ -251,6 +257,7 @@ class Store:
                 record.tunnel,
                 str(record.outer_local) if record.outer_local is not None else None,
                 text(record.outer_remote) if record.outer_remote is not None else None,
+                record.born,
             )
             for record in batch
         ]
@@ -258,15 +265,16 @@ class Store:
             self._database.executemany(
                 "INSERT INTO connections (cid, peer, local, remote, wire_local, wire_remote, initiator,"
                 " local_epoch, remote_epoch, opened_at, moves, state, command, pid, there_local, there_remote,"
-                " sending, receiving, integrity, tunnel, outer_local, outer_remote)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                " sending, receiving, integrity, tunnel, outer_local, outer_remote, born)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
                 " ON CONFLICT (cid) DO UPDATE SET"
                 " wire_local = excluded.wire_local, wire_remote = excluded.wire_remote,"
                 " local_epoch = excluded.local_epoch, remote_epoch = excluded.remote_epoch,"
                 " moves = excluded.moves, state = excluded.state, command = excluded.command, pid = excluded.pid,"
                 " there_local = excluded.there_local, there_remote = excluded.there_remote,"
                 " sending = excluded.sending, receiving = excluded.receiving, integrity = excluded.integrity,"
-                " tunnel = excluded.tunnel, outer_local = excluded.outer_local, outer_remote = excluded.outer_remote",
+                " tunnel = excluded.tunnel, outer_local = excluded.outer_local, outer_remote = excluded.outer_remote,"
+                " born = excluded.born",
                 rows,
             )
 

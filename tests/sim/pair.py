@@ -27,8 +27,9 @@ from ipaddress import ip_address
 from redirectctl.flows import commands
 from redirectctl.flows import constants as limits
 from redirectctl.flows.connection import Connection, Flow
-from redirectctl.flows.engine import Engine, Network, Policy
+from redirectctl.flows.engine import COUNTER_BITS, Engine, Network, Policy
 from redirectctl.flows.places import DNS
+from redirectctl.flows.state import State
 from redirectctl.proto import constants as proto_limits
 from redirectctl.proto import events
 from redirectctl.proto.events import Transmit
@@ -36,6 +37,7 @@ from redirectctl.proto.noise import StaticKey
 from redirectctl.proto.peer import Peer
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+from redirectctl.wire.tunnel import COUNTER_JUMP, Offer
 
 PORT = 7747
 
@@ -108,7 +110,7 @@ def copied(c: Connection) -> Connection:
     return Connection(
         c.cid, c.socket, c.wire, c.since, c.state, peer=c.peer, initiator=c.initiator, local_epoch=c.local_epoch,
         remote_epoch=c.remote_epoch, moves=c.moves, there=c.there, sending=c.sending, receiving=c.receiving,
-        integrity=c.integrity, tunnel=c.tunnel, outer_local=c.outer_local, outer_remote=c.outer_remote,
+        integrity=c.integrity, tunnel=c.tunnel, outer_local=c.outer_local, outer_remote=c.outer_remote, born=c.born,
     )  # fmt: skip
 
 
@@ -142,6 +144,7 @@ class Host:
         self.changed = False  # since the last look at every connection; where there are many, only then
         self.listening = False
         self.carried: dict[FourTuple, commands.Carried] = {}
+        self.counted: dict[Offer, tuple[int, int]] = {}  # what the peer wants to see: generation, first counter
         self.numbers: dict[FourTuple, tuple[int, int]] = {}
         self.backlog: deque[commands.Command] = deque()
         self.busy_until: float | None = None
@@ -169,7 +172,8 @@ class Host:
         restored = []
         for c in list(self.stored.values()):
             if c.socket in self.sockets:
-                restored.append(copied(c))
+                restored.append(again := copied(c))
+                again.state = c.state if c.state is State.REFUSED else State.PROTECTED  # as daemon/records.py has it
             else:
                 del self.stored[c.cid]
         self.flows = {c.socket: c.wire for c in restored if c.movable or c.moved}
@@ -294,6 +298,20 @@ class Host:
             assert epoch > self.applied.get((key, socket), 0), f"{self.name} applies an ACM again"
             assert epoch >= self.heard.get((key, socket), 0), f"{self.name} applies an ACM though it has a newer one"
 
+    def _check_counters(self, carried: tuple[commands.Carried, ...]) -> None:
+        """A daemon that was killed has used some of its counters, nobody knows how many: none is used again."""
+        for c in carried:
+            assert c.socket in self.flows, f"{self.name}: carries {c.socket}, which the kernel does not have"
+            generation, first = self.counted.setdefault(c.sending, (self.generation, c.first))
+            if generation < self.generation:
+                assert c.first >= first + (1 << COUNTER_BITS), f"{self.name}: counters of {c.socket} are used again"
+            else:
+                assert c.first == first
+            assert c.sending.start <= c.first < c.sending.start + COUNTER_JUMP, "the peer would refuse it"
+            self.counted[c.sending] = self.generation, c.first
+            stored = [s for s in self.stored.values() if s.sending == c.sending]
+            assert stored, f"{self.name}: carries {c.socket}, which is not stored so"
+
     def carry_out(self, command: commands.Command) -> None:
         now = self.world.now
         match command:
@@ -342,6 +360,7 @@ class Host:
                 self.engine.numbers(now, token, {s: self.bases(s) for s in found[: limits.MAX_CANDIDATES]})
             case commands.Carry(carried):
                 self.carried |= {c.socket: c for c in carried}
+                self._check_counters(carried)
             case commands.Uncarry(sockets):
                 for socket in sockets:
                     self.carried.pop(socket, None)
@@ -421,7 +440,7 @@ class Host:
                 stored = self.stored.get(c.cid)
                 assert stored is not None, f"{self.name}: {c.socket} is protected and not stored"
                 assert c.guarded, f"{self.name}: {c.socket} is protected and not guarded"
-                assert stored.movable, f"{self.name}: {c.socket} is stored as {stored.state}"
+                assert stored.state is not State.REFUSED, f"{self.name}: {c.socket} is stored as {stored.state}"
                 assert stored.wire == c.wire, f"{self.name}: store and memory differ on {c.socket}"
                 assert stored.remote_epoch == c.remote_epoch, f"{self.name}: store and memory differ on {c.socket}"
 

@@ -1,4 +1,4 @@
-"""Taking connections on and letting them go; daemons killed at any moment; kernels that are slow or refuse."""
+"""Taking connections on and letting them go; restarts; kernels that are slow or refuse."""
 
 from __future__ import annotations
 
@@ -318,49 +318,7 @@ def test_a_new_connection_with_the_tuple_of_a_moved_one_that_has_ended() -> None
     assert bob.flows[socket] == socket
 
 
-# -- killed at any moment ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("who", ["alice", "bob"])
-@pytest.mark.parametrize("what", ["open", "move", "move-back"])
-def test_killed_after_any_command(who: str, what: str) -> None:
-    """SIGKILL after the first command of an opening or a move, after the second, and so on.  Started again, it ends as
-    if nothing had been."""
-    for lives in range(60):
-        world, alice, bob = pair()
-        host = alice if who == "alice" else bob
-        socket, mirrored = world.connect(bob, alice, 40000)
-        if what != "open":
-            world.run(5)
-        if what == "move-back":
-            bob.move(NEW)
-            world.run(2)
-        host.lives = lives
-        if what == "move":
-            bob.move(NEW)
-        elif what == "move-back":
-            bob.move("198.51.100.2")
-        world.run(3)
-        died = host.lives is None
-        if died:
-            host.start()
-            host.find()
-        host.lives = None
-        world.run(100)
-        for end in (alice, bob):
-            end.find()
-        world.run(100)
-        assert agree(alice, bob, mirrored), f"killed after {lives} commands"
-        assert bob.protects(socket)
-        assert alice.protects(mirrored)
-        assert bob.flows[socket].local.host == bob.addresses[0]
-        assert bob.connection(socket).cid == alice.connection(mirrored).cid
-        assert set(bob.stored) == {bob.connection(socket).cid}
-        assert set(alice.stored) == {alice.connection(mirrored).cid}
-        if not died:
-            break
-    else:
-        pytest.fail("it never came to the end")
+# -- restarts ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_restart_takes_up_what_never_moved() -> None:

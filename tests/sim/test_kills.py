@@ -1,0 +1,111 @@
+"""SIGKILL after the first command of whatever a host does, after the second, and so on: started again, it ends as if
+nothing had been.
+
+The commands of a host are everything that it does to its store, its kernel, its tunnel and the network, so all that
+can be between two of them is met: stored and not yet in the kernel, in the kernel and not acknowledged.  That no
+counter is used twice is checked by pair.py at each Carry.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from redirectctl.flows.connection import Path
+from redirectctl.flows.engine import COUNTER_BITS, Policy
+from redirectctl.wire.addr import FourTuple
+from redirectctl.wire.tunnel import COUNTER_JUMP
+from tests.sim.pair import Host, World, agree, ip
+
+NEW, OLD = "203.0.113.9", "198.51.100.2"
+COMMANDS = 120  # more than any of these makes
+WAYS = {
+    "rewritten": Policy(first_contact="accept-new", long_lived_after=1.0),
+    "auto": Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto"),
+    "tunnel": Policy(first_contact="accept-new", long_lived_after=1.0, prefer="tunnel"),
+    "integrity": Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto", integrity=True),
+}
+ENDS_AS = {"rewritten": Path.REWRITTEN, "auto": Path.REWRITTEN, "tunnel": Path.TUNNEL, "integrity": Path.TUNNEL}
+
+
+def pair(way: str) -> tuple[World, Host, Host, FourTuple]:
+    world = World(seed=2)
+    alice, bob = world.host("alice", "192.0.2.1", policy=WAYS[way]), world.host("bob", OLD, policy=WAYS[way])
+    socket, _ = world.connect(bob, alice, 40000)
+    return world, alice, bob, socket
+
+
+def act(world: World, bob: Host, what: str, socket: FourTuple) -> None:
+    """What is under way when a host is killed."""
+    match what:
+        case "move":
+            bob.move(NEW)
+        case "move-back":
+            bob.move(OLD)
+        case "stall":
+            bob.engine.stalled(world.now, [socket])
+            bob.run()
+    world.run(3)
+
+
+@pytest.mark.parametrize("who", ["alice", "bob", "both"])
+@pytest.mark.parametrize(
+    ("way", "what"),
+    [(way, what) for way in WAYS for what in ("open", "move", "move-back")] + [("auto", "stall")],
+)
+def test_killed_after_any_command(who: str, what: str, way: str) -> None:
+    for lives in range(COMMANDS):
+        world, alice, bob, socket = pair(way)
+        killed = {"alice": [alice], "bob": [bob], "both": [alice, bob]}[who]
+        if what != "open":
+            world.run(6)
+        if what in ("move-back", "stall"):
+            bob.move(NEW)
+            world.run(6)
+        for host in killed:
+            host.lives = lives
+        act(world, bob, what, socket)
+        died = [host for host in killed if host.lives is None]
+        for host in died:
+            host.start()
+            host.find()
+        for host in killed:
+            host.lives = None
+        world.run(100)
+        for end in (alice, bob):
+            end.find()
+        world.run(100)
+        where = f"killed after {lives} commands"
+        here, there = bob.connection(socket), alice.connection(socket.mirrored)
+        assert agree(alice, bob, socket.mirrored), where
+        assert here.movable, where
+        assert there.movable, where
+        assert here.cid == there.cid, where
+        assert set(bob.stored) == set(alice.stored) == {here.cid}, where
+        at = ip(OLD if what in ("open", "move-back") else NEW)
+        assert here.here_now == there.there_now == at, where
+        if what != "open" and (what, way) not in (("move-back", "auto"), ("move-back", "rewritten")):
+            assert here.path is there.path is ENDS_AS[way], where
+        if not died:
+            break
+    else:
+        pytest.fail("it never came to the end")
+
+
+@pytest.mark.parametrize("restarts", [200, 1000])
+def test_counters_after_many_restarts(restarts: int) -> None:
+    """However often the daemon has started before, and within the life of a connection some hundred times."""
+    world, alice, bob, socket = pair("tunnel")
+    for host in (alice, bob):
+        host.crash()
+        host.generation = 10_000_000
+        host.start()
+        host.find()
+    world.run(6)
+    bob.move(NEW)
+    world.run(6)
+    for _ in range(restarts):
+        bob.crash()
+        bob.start()
+    carried = bob.carried[socket]
+    assert carried.first == carried.sending.start + (restarts << COUNTER_BITS)
+    assert carried.first < carried.sending.start + COUNTER_JUMP, "a peer that has just restarted takes it"
