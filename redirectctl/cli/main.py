@@ -50,6 +50,7 @@ COMMANDS: Final = {
     "doctor": Entry("check what could keep it from working", "doctor"),
     "tui": Entry("the terminal UI", "tui"),
     "demo": Entry("a real ssh session through address changes, on this machine alone", "demo"),
+    "bench": Entry("measure gap, throughput and start on this machine", "bench"),
     "config": Entry("check a configuration file", "config"),
     "notify": Entry("notifications in a desktop session", "notify"),
     "completion": Entry("what a shell needs to complete command lines", "completion"),

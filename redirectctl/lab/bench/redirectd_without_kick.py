@@ -10,6 +10,7 @@ from redirectctl.wire.addr import FourTuple
 
 
 def find_nothing(_kicker: Kicker, _connections: Collection[FourTuple]) -> list[SocketInfo]:
+    """Instead of the connections to push."""
     return []
 
 

@@ -1,0 +1,57 @@
+"""The measurements of `redirectctl bench`, as short as can be: every figure is there, however good it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+
+import pytest
+
+from redirectctl.lab import bench
+from redirectctl.lab.bench import Figures
+from redirectctl.lab.bench.gap import TRAFFIC
+from redirectctl.lab.bench.protected import PHASES
+from redirectctl.lab.bench.ways import METHODS, OTHERS
+
+pytestmark = [pytest.mark.netns, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
+IPERF3 = pytest.mark.skipif(shutil.which("iperf3") is None, reason="not installed: iperf3")
+
+
+def measured(name: str, *arguments: str) -> list[Figures]:
+    measurement = bench.load(name)
+    outcome = bench.measured(measurement, bench.options_of(measurement, arguments))
+    assert len(outcome.table.splitlines()) > 2
+    return outcome.figures
+
+
+def positive(rows: Sequence[Figures], name: str) -> bool:
+    return all(float(row[name] or 0) > 0 for row in rows)
+
+
+def test_gap():
+    rows = measured("gap", "--runs", "1", "--labs", "1", "--outages", "0.1")
+    assert [(row["traffic"], row["kick"]) for row in rows] == [(t, kick) for t in TRAFFIC for kick in (True, False)]
+    assert positive(rows, "median")
+
+
+@IPERF3
+def test_protected():
+    rows = measured("protected", "--rounds", "1", "--seconds", "0.5", "--settle", "0.2")
+    assert [row["connection"] for row in rows] == list(PHASES)
+    assert positive(rows, "bits_per_second")
+    assert positive(rows, "ratio")
+
+
+@IPERF3
+def test_ways():
+    kinds = [name for name in METHODS if name != OTHERS]
+    rows = measured("ways", "--rounds", "1", "--seconds", "1", "--only", *kinds)
+    assert [row["connection"] for row in rows] == kinds
+    assert positive(rows, "bits_per_second")
+
+
+def test_start():
+    rows = measured("start", "--runs", "2")
+    assert [row["command"] for row in rows] == ["true", "ssh -V"]
+    assert positive(rows, "ratio")
