@@ -25,7 +25,6 @@ import statistics
 import subprocess
 import time
 from collections import defaultdict
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,17 +61,19 @@ class Bench:
         for daemon in daemons:
             daemon.start()
         self.daemon = daemons[-1]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.iperf3 = partial(Host.popen, **quiet)
-        self.iperf3(self.lab.server, ["iperf3", "--server", "--port", str(PORT)])
+        self.iperf3(self.lab.server, ["--server", "--port", str(PORT)])
         listening = ["ss", "-ltnH", f"sport = :{PORT}"]
         wait_until(lambda: self.lab.server.run(listening).stdout, PATIENCE, "iperf3 --server")
+
+    def iperf3(self, host: Host, arguments: list[str]) -> subprocess.Popen[str]:
+        """Start it."""
+        return host.popen(["iperf3", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def round(self) -> list[Measured]:
         """Each phase of one connection.  Raises LabError."""
         seconds = len(ROUND) * (self.options.seconds + self.options.settle) + len(ROUND) * PATIENCE
         target = ["--client", str(self.lab.server.address(self.version)), "--port", str(PORT)]
-        command = ["iperf3", *target, "--time", str(int(seconds)), "--congestion", self.options.congestion]
+        command = [*target, "--time", str(int(seconds)), "--congestion", self.options.congestion]
         if self.options.bitrate:
             command += ["--bitrate", self.options.bitrate]
         process = self.iperf3(self.lab.client, command)

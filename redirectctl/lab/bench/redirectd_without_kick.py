@@ -15,6 +15,6 @@ def find_nothing(_kicker: Kicker, _connections: Collection[FourTuple]) -> list[S
 
 
 if __name__ == "__main__":
-    Kicker.push = find_nothing  # type: ignore[method-assign]
-    Kicker.hasten = find_nothing  # type: ignore[method-assign]
+    Kicker.push = find_nothing  # type: ignore[method-assign,assignment]
+    Kicker.hasten = find_nothing  # type: ignore[method-assign,assignment]
     sys.exit(main())

@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
+from functools import partial
 from ipaddress import ip_address
 
 from redirectctl.flows.commands import Carried
@@ -109,7 +110,8 @@ def end(role: str, local: str, remote: str, alias: str, rounds: int) -> None:
     moved = []
     for port in range(METHODS["rewritten"], METHODS["rewritten"] + rounds):
         pair = [FourTuple(SockAddr(ip_address(a), port), SockAddr(ip_address(remote), PORT)) for a in (local, alias)]
-        moved.append(KernelFlow(*(each.mirrored if server else each for each in pair)))
+        before, after = (each.mirrored if server else each for each in pair)
+        moved.append(KernelFlow(before, after))
     rewriter.setup(moved)
     print("ready", flush=True)
     signal.sigwait(ending)
@@ -156,7 +158,7 @@ class Bench:
         for number, (host, other) in enumerate(((client, server), (server, client)), 1):
             device = f"wgb{os.getpid() % 10000}{number}"  # its control socket is a file that all namespaces see
             host.popen(["wireguard-go", "--foreground", device], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            wait_until(lambda h=host, d=device: d in h.run(["wg", "show", "interfaces"]).stdout, PATIENCE, device)
+            wait_until(partial(shown, host, device), PATIENCE, device)
             peer = ["peer", keys[other.name][1], "allowed-ips", "10.77.0.0/24"]
             peer += ["endpoint", f"{other.address(4)}:51820"]
             argv = ["wg", "set", device, "listen-port", "51820", "private-key", "/dev/stdin", *peer]
@@ -185,6 +187,11 @@ def figures(rates: dict[str, list[float]]) -> list[Figures]:
         row["lowest_ratio"], row["highest_ratio"] = (min(ratios), max(ratios)) if ratios else (None, None)
         found.append(row)
     return found
+
+
+def shown(host: Host, device: str) -> bool:
+    """WireGuard knows it."""
+    return device in host.run(["wg", "show", "interfaces"]).stdout
 
 
 def table(found: list[Figures]) -> str:
@@ -237,4 +244,5 @@ def measure(options: argparse.Namespace) -> Outcome:
 
 
 if __name__ == "__main__":  # as one end
-    end(*sys.argv[1:5], int(sys.argv[5]))
+    _, role_, local_, target_, alias_, rounds_ = sys.argv
+    end(role_, local_, target_, alias_, int(rounds_))
