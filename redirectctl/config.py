@@ -18,11 +18,13 @@ DEFAULT_FILE: Final = Path("/etc/redirectctl/redirectd.toml")
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Address = NewType("Address", str)  # an IPv4 or IPv6 address as text
 HostPort = NewType("HostPort", str)  # "host:port", "[v6]:port"
+HostName = NewType("HostName", str)  # a DNS name as text, or empty
 Duration = NewType("Duration", float)  # seconds; in the file a number and a unit, "10s"
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d|w)")
 _DAY: Final = 86400.0
+_LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 
 
 class ConfigError(Exception):
@@ -87,6 +89,19 @@ class Rendezvous(msgspec.Struct, frozen=True):
     serve: bool = False
 
 
+class Dns(msgspec.Struct, frozen=True):
+    """Names of peers, where they may be found again; our own, kept up to date (RFC 2136)."""
+
+    lookup: bool = True  # also learn the names that commands used
+    names: dict[str, HostName] = {}  # by peer: fingerprint, unique prefix of it, or name
+    name: HostName = HostName("")  # ours; empty: somebody else keeps it, or there is none
+    zone: HostName = HostName("")
+    server: HostPort = HostPort("")
+    key_file: str = ""  # as tsig-keygen(8) writes it
+    ttl: Duration = Duration(30.0)
+    private: bool = False  # publish addresses of private networks too
+
+
 class Config(msgspec.Struct, frozen=True):
     """The whole file; each section has its defaults."""
 
@@ -97,6 +112,7 @@ class Config(msgspec.Struct, frozen=True):
     path: PathChoice = PathChoice()
     outage: Outage = Outage()
     rendezvous: Rendezvous = Rendezvous()
+    dns: Dns = Dns()
 
 
 # Values that are right but ask for what this version cannot do.
@@ -159,7 +175,19 @@ class _Reader:
                 values[name] = self._section(sections[name], name, content)
         if self._errors:
             raise min(self._errors, key=lambda error: error.line or 0)
-        return Config(**values)
+        config = Config(**values)
+        self._own_name(config.dns)
+        if self._errors:
+            raise self._errors[0]
+        return config
+
+    def _own_name(self, dns: Dns) -> None:
+        """What is needed to keep a name up to date is given as a whole."""
+        missing = [key for key in ("zone", "server", "key_file") if not getattr(dns, key)]
+        if dns.name and missing:
+            self._wrong("dns", "name", f"cannot be kept up to date without dns.{missing[0]}", f"write {missing[0]} too")
+        elif dns.name and not f".{dns.name.rstrip('.')}".lower().endswith(f".{dns.zone.rstrip('.')}".lower()):
+            self._wrong("dns", "name", f"{_toml(dns.name)} is not in zone {_toml(dns.zone)}", "write the whole name")
 
     def _section(self, kind: type[msgspec.Struct], section: str, content: dict[str, Any]) -> Any:
         fields = {field.name: field for field in msgspec.structs.fields(kind)}
@@ -198,7 +226,18 @@ def _value(kind: Any, raw: Any, *, zero: bool) -> Any:
             _check_address(item)
         elif kind == tuple[HostPort, ...]:
             _check_host_port(item)
+    if kind is HostPort and value:
+        _check_host_port(value)
+    for name in value.values() if isinstance(value, dict) else [value] if kind is HostName and value else []:
+        if not is_host_name(name):
+            raise ValueError(f"{_toml(name)} is not a name", 'write names as in "host.example.net"')
     return value
+
+
+def is_host_name(text: str) -> bool:
+    """Whether DNS can have such a name; addresses are none."""
+    labels = text.removesuffix(".").split(".")
+    return len(text) <= 253 and all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
 
 
 def parse_duration(text: str) -> float:
@@ -238,6 +277,10 @@ _EXPECTED: Final[tuple[tuple[Any, str], ...]] = (
     (bool, "true or false"),
     (tuple[Port, ...], "a list of numbers from 1 to 65535, as in [22, 5432]"),
     (tuple[Address, ...], 'a list of addresses, as in ["192.0.2.1"]'),
+    (str, "text"),
+    (HostName, 'a name, as in "host.example.net"'),
+    (HostPort, 'a server, as in "ns.example.net:53"'),
+    (dict[str, HostName], 'names by peer, as in { "SHA256:kmCtQ" = "host.example.net" }'),
     (tuple[HostPort, ...], 'a list of servers, as in ["rendezvous.example.net:7747"]'),
 )
 

@@ -99,6 +99,10 @@ class Journal:
                 self._append(event, "redirectd started", Tone.DIM)
             case EventName.DAEMON_STOPPED:
                 self._append(event, "redirectd stopped", Tone.DIM)
+            case EventName.DNS_UPDATED:
+                self._append(event, "own name updated", Tone.DIM)
+            case EventName.DNS_FAILED:
+                self._append(event, "own name not updated", Tone.BAD)
             case EventName.EVENTS_MISSED:
                 self._append(event, f"{plural(event.count or 0, 'event')} not shown", Tone.DIM)
             case _:

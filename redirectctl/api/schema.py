@@ -81,6 +81,8 @@ class EventName(StrEnum):
     REDIRECT_REFUSED = "redirect.refused"
     PACKET_REFUSED = "packet.refused"
     RST_HELD = "rst.held"
+    DNS_UPDATED = "dns.updated"  # our own name leads to our addresses of now
+    DNS_FAILED = "dns.failed"
     EVENTS_MISSED = "events.missed"  # to one follower that read too slowly: `count` were left out.  Never in the log
 
 
@@ -149,6 +151,7 @@ class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     first_seen: float  # epoch seconds
     last_contact: float | None  # epoch seconds
     connections: int
+    names: list[str] | UnsetType = UNSET  # under which it is looked for in DNS when it does not answer
     observed: str | UnsetType = UNSET  # "addr:port" where it sees this host: another address than ours means NAT
     contacted: bool | UnsetType = UNSET  # this host has called it, for a connection; False: only it called this host
 

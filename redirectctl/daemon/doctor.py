@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from redirectctl.api.schema import Check
-from redirectctl.daemon.checks import firewall, host, state
+from redirectctl.daemon.checks import firewall, host, names, state
 from redirectctl.daemon.checks.outcome import skip
 from redirectctl.daemon.checks.peer import PeerCheck
 from redirectctl.daemon.runtime import Runtime
@@ -28,6 +28,7 @@ async def examine(runtime: Runtime, peer: bytes | None) -> list[Check]:
         state.control_port(runtime),
         wall,
         state.peers(runtime),
+        await names.own(runtime),
         state.connections(runtime),
         *compared,
         await state.cgroup_leftovers(),

@@ -156,7 +156,7 @@ def listed_history(c: Connection, offset: float) -> list[schema.Step]:
     ]
 
 
-def listed_peer(record: PeerRecord, connections: int, observed: SockAddr | None) -> schema.Peer:
+def listed_peer(record: PeerRecord, connections: int, observed: SockAddr | None, names: list[str]) -> schema.Peer:
     """For `peers`."""
     latest = sorted(record.addresses, key=lambda a: a.last_seen, reverse=True)
     return schema.Peer(
@@ -167,6 +167,7 @@ def listed_peer(record: PeerRecord, connections: int, observed: SockAddr | None)
         first_seen=record.first_seen,
         last_contact=record.last_contact,
         connections=connections,
+        names=names or UNSET,
         observed=str(observed) if observed is not None else UNSET,
         contacted=any(a.identity for a in record.addresses),
     )

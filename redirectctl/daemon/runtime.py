@@ -19,7 +19,9 @@ from redirectctl.config import Config
 from redirectctl.daemon import records
 from redirectctl.daemon.eventlog import EventFields, EventLog
 from redirectctl.daemon.finder import Finder
+from redirectctl.daemon.namebook import NameBook
 from redirectctl.daemon.network import NetworkView
+from redirectctl.daemon.ownname import OwnNameKeeper
 from redirectctl.daemon.rewriting import Rewriting
 from redirectctl.daemon.stalls import StallWatch
 from redirectctl.daemon.tasks import Tasks
@@ -76,6 +78,10 @@ class Runtime:
         self.network = NetworkView(self.log, self.engine.remotes, self._on_network)
         self.rewriting = Rewriting(state, self.network.interface_to)
         self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.wake)
+        self.names = NameBook(self.engine, self.store, self.peer_records, self.tasks, self.wake)
+        self.names.settings = config.dns
+        self.own_name = OwnNameKeeper(self.log, self.network.addresses)
+        self.own_name.configure(config.dns)
         injector = RawInjector()
         self.kicker = Kicker(self.finder.diag, injector, self.rewriting.rewriter.probe)
         self._sender = RawSender()
@@ -137,6 +143,7 @@ class Runtime:
         self.tasks.start(self._prune(), "prune")
         self.tasks.start(self._repair(), "repair")
         self.tasks.start(self._stalls.run(), "stalls")
+        self.tasks.start(self.own_name.run(), "own name")
         self.port.start(loop)
         self._mtu.start(loop)
         self.finder.start(loop)
@@ -178,6 +185,8 @@ class Runtime:
             _log.warning("[control] changes at the next start only")
         self.config = config
         self.finder.settings = config.protect
+        self.names.settings = config.dns
+        self.own_name.configure(config.dns)
         self.engine.policy_changed(self.now, policy(config))
         self.wake()
 
@@ -204,6 +213,7 @@ class Runtime:
 
     def _on_network(self, now: float, network: Network) -> None:
         self.engine.network_changed(now, network)
+        self.own_name.network_changed()
         self.wake()
 
     def _on_rst(self, packet: QueuedPacket) -> None:
@@ -305,6 +315,8 @@ class Runtime:
                 self.kicker.hasten(sockets)
             case commands.FindRoutes():
                 self.network.refresh()
+            case commands.Seek(key):
+                self.names.seek(key)
             case commands.Verdict(token, accept):
                 packet = self._held.pop(token, None)
                 if packet is not None:
@@ -317,6 +329,7 @@ class Runtime:
             case commands.DropPeer(key):
                 self.store.delete_peer(key)
                 self.peer_records.pop(key, None)
+                self.names.forget(key)
             case commands.Contacted(to, key, reason):
                 for ended, wanted in self._contacts.items():
                     if wanted == (to, key) and not ended.done():
@@ -378,8 +391,9 @@ class Runtime:
     async def _learn(self) -> None:
         await asyncio.sleep(LEARN_AFTER)
         sockets, self._unstudied = self._unstudied, set()
-        studied = (self.engine.table.at(socket) for socket in sockets)
-        self.finder.name([c for c in studied if c is not None and c.pid is None])
+        studied = [c for socket in sockets if (c := self.engine.table.at(socket)) is not None]
+        self.finder.name([c for c in studied if c.pid is None])
+        self.names.study(studied)
         busy: Collection[FourTuple] = sockets
         for pause in LEARN_AGAIN:
             busy = await self.kicker.learn(busy)

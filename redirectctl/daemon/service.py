@@ -248,7 +248,8 @@ class DaemonService:
         if connections is None:
             connections = len(self._r.engine.table.movable(peer.public))
         known = self._r.engine.peers.get(peer.public)
-        return records.listed_peer(peer, connections, known.observed if known is not None else None)
+        observed = known.observed if known is not None else None
+        return records.listed_peer(peer, connections, observed, self._r.names.names(peer.public))
 
     def _decided(self, public: bytes) -> schema.PeerReply:
         """The engine has changed the peer; the store follows before the answer goes out."""

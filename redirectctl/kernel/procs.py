@@ -61,6 +61,16 @@ def command_line(pid: int, *, proc: Path = PROC) -> str:
         return ""
 
 
+def arguments(pid: int, *, proc: Path = PROC) -> list[str]:
+    """The words of its command line, as far as they are read; empty: there is no such process, or it hides them."""
+    try:
+        with (proc / str(pid) / "cmdline").open("rb") as file:
+            raw = file.read(MAX_COMMAND)
+    except OSError:
+        return []
+    return [word.decode("utf-8", _SURROGATES) for word in raw.split(b"\0")[:-1]] if b"\0" in raw else []
+
+
 def printable(text: str) -> str:
     """``text`` without what could steer a terminal: control, format (bidirectional) and undecodable characters."""
     return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in _UNSAFE else c for c in text)

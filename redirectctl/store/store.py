@@ -23,6 +23,7 @@ from redirectctl.wire.tunnel import Offer
 
 MAX_UNDECIDED: Final = 64  # peers that are pending or changed: anybody can make us keep one; a person can look through
 MAX_ADDRESSES: Final = 32  # of one peer, the latest: a laptop's networks of some weeks
+MAX_NAMES: Final = 4  # of one peer, those used last
 _OFFER: Final = struct.Struct("!I16sQ")
 
 
@@ -155,6 +156,33 @@ class Store:
         """Forget a peer and its connections.  Raises StoreError."""
         with self._transaction(durable=True):
             self._delete_peers([public])
+
+    def names(self) -> dict[bytes, list[str]]:
+        """Names that were learnt of peers, those used last first.  Raises StoreError."""
+        found: dict[bytes, list[str]] = {}
+        with explained(self.path):
+            rows = self._database.execute("SELECT public, name FROM peer_names ORDER BY last_used DESC")
+            for public, name in rows:
+                found.setdefault(public, []).append(name)
+        return found
+
+    def put_name(self, public: bytes, name: str, now: float) -> list[str]:
+        """Learn a name of a stored peer, in the place of the one not used for longest if there are MAX_NAMES.
+
+        Returns all that are known.  Raises StoreError.
+        """
+        with self._transaction():
+            self._database.execute(
+                "INSERT INTO peer_names (public, name, last_used) VALUES (?, ?, ?)"
+                " ON CONFLICT (public, name) DO UPDATE SET last_used = excluded.last_used",
+                (public, name, now),
+            )
+            self._database.execute(
+                "DELETE FROM peer_names WHERE public = ?1 AND name NOT IN"
+                " (SELECT name FROM peer_names WHERE public = ?1 ORDER BY last_used DESC LIMIT ?2)",
+                (public, MAX_NAMES),
+            )
+        return self.names().get(public, [])
 
     def record_handshake_timestamp(self, public: bytes, timestamp: int) -> bool:
         """Keep a peer's latest handshake timestamp.  False, and nothing kept, if one as great was seen: a replay.

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 
 from redirectctl.api.schema import Check, CheckStatus, Event, EventName
-from redirectctl.daemon.checks import firewall, host, paths, ruleset, ways
+from redirectctl.daemon.checks import firewall, host, names, paths, ruleset, ways
 from redirectctl.daemon.checks.icmp import IcmpWatch
 from redirectctl.daemon.checks.outcome import count, fail, ok, several, skip, warn
 from redirectctl.daemon.checks.reasons import advice, explain
@@ -57,6 +57,7 @@ class PeerCheck:
             self._last_contact(),
             self._trust(),
             self._connections(),
+            await names.peer(self._r, self._key, addresses),
             *self._ways(addresses),
             await self._refusals(addresses),
         ]

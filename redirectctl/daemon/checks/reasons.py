@@ -137,6 +137,15 @@ _EXPLANATIONS = {
     "announced": Explanation("announced by hand"),
     "observed-address-changed": Explanation("the peer sees this host at another address: there is a NAT"),
     "retransmitting": Explanation("packets got lost: perhaps a NAT or firewall has forgotten the connection"),
+    # of the own name in DNS
+    "no-answer-from-server": Explanation("the zone's server does not answer", "see dns.server; is TCP 53 open there?"),
+    "bad-answer-from-server": Explanation("the zone's server answers what makes no sense", "see dns.server"),
+    "refused-by-server": Explanation(
+        "the zone's server refuses the update", "is dns.zone right, and is the key permitted to change dns.name there?"
+    ),
+    "key-refused": Explanation("the zone's server does not know the key", "see dns.key_file: the same on both"),
+    "clocks-differ": Explanation("this host's clock and the zone's server's differ", "set the clock (timedatectl)"),
+    "key-file": Explanation("the key cannot be read", "see dns.key_file"),
     # of RSTs
     "peer-alive": Explanation("the peer's socket lives: somebody has its old address"),
     "peer-unreachable": Explanation("the peer cannot be asked whether its socket lives"),

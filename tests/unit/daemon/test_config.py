@@ -30,6 +30,15 @@ give_up_after = "14d"
 [rendezvous]
 servers = []                 # "host:port"
 serve = false
+[dns]
+lookup = true
+names = {}
+name = ""
+zone = ""
+server = ""
+key_file = ""
+ttl = "30s"
+private = false
 """
 
 
@@ -66,6 +75,27 @@ def test_values():
     assert read.path.prefer == "rewritten"
 
 
+def test_names():
+    text = """
+        [dns]
+        name = "Laptop.dyn.example.net."
+        zone = "dyn.example.net"
+        server = "[2001:db8::53]:53"
+        key_file = "/etc/redirectctl/tsig.key"
+        [dns.names]
+        "SHA256:kmCtQ" = "server.example.net"
+        office = "server"
+    """
+    read = config.parse(text).dns
+    assert read.names == {"SHA256:kmCtQ": "server.example.net", "office": "server"}
+    assert (read.name, read.ttl) == ("Laptop.dyn.example.net.", 30)
+
+
+@pytest.mark.parametrize("text", ["", ".", "a..b", "-a.b", "a-.b", "a.b:1", "x" * 64, "a." * 127 + "a", "1.2", "a@b"])
+def test_what_is_no_name(text: str):
+    assert not config.is_host_name(text)
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("500ms", 0.5), ("10s", 10), ("1.5s", 1.5), ("3m", 180), ("2h", 7200), ("365d", 31536000), ("0s", 0)],
@@ -79,7 +109,7 @@ def test_durations(text: str, seconds: float):
     [
         ("[control]\n\nprot = 1", "f.toml:3: control.prot: unknown key; keys of [control] are port, listen"),
         ("# c\n[contrl]\nport = 1", "f.toml:2: contrl: unknown section; sections are control, trust, protect, "
-         "integrity, path, outage, rendezvous"),
+         "integrity, path, outage, rendezvous, dns"),
         ("control = 3", "f.toml:1: control: is a section, not a key; write [control] on a line"),
         ("[control]\nport = 0", "f.toml:2: control.port: 0 is not a valid value; write a number from 1 to 65535"),
         ("[control]\nport = true", "f.toml:2: control.port: true is not a valid value; "
@@ -101,6 +131,20 @@ def test_durations(text: str, seconds: float):
          "write true or false"),
         ('[rendezvous]\nservers = ["here"]', "f.toml:2: rendezvous.servers: 'here' is not HOST:PORT; "
          'write servers as in "rendezvous.example.net:7747"'),
+        ('[dns]\nname = "a b"', "f.toml:2: dns.name: 'a b' is not a name; write names as in \"host.example.net\""),
+        ('[dns.names]\n"SHA256:x" = "192.0.2.1"', "f.toml:1: dns.names: '192.0.2.1' is not a name; "
+         'write names as in "host.example.net"'),
+        ('[dns]\nnames = ["a"]', "f.toml:2: dns.names: ['a'] is not a valid value; "
+         'write names by peer, as in { "SHA256:kmCtQ" = "host.example.net" }'),
+        ('[dns]\nserver = "ns"', "f.toml:2: dns.server: 'ns' is not HOST:PORT; "
+         'write servers as in "rendezvous.example.net:7747"'),
+        ("[dns]\nkey_file = 3", "f.toml:2: dns.key_file: 3 is not a valid value; write text"),
+        ("[dns]\nserver = 3", "f.toml:2: dns.server: 3 is not a valid value; "
+         'write a server, as in "ns.example.net:53"'),
+        ('[dns]\nname = "h.example.net"', "f.toml:2: dns.name: cannot be kept up to date without dns.zone; "
+         "write zone too"),
+        ('[dns]\nname = "h.example.net"\nzone = "ample.net"\nserver = "ns:53"\nkey_file = "k"',
+         "f.toml:2: dns.name: 'h.example.net' is not in zone 'ample.net'; write the whole name"),
         ("protect.prots = 1", "f.toml:1: protect.prots: unknown key; keys of [protect] are scope, ports, "
          "long_lived_after, close_short_lived, accept_ports"),
         ("[control]\nport = 1\nport = 2", "f.toml:3: not TOML: cannot overwrite a value; correct the line"),

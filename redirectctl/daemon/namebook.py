@@ -1,0 +1,154 @@
+"""Names of peers: where one that does not answer may be found again.
+
+A name comes from the configuration, or from a command line: a word that led to the address at which the peer's key
+answered.  What a name leads to is told to the engine as a place, which nobody trusts (flows/places.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable
+
+from redirectctl.config import Dns
+from redirectctl.daemon.tasks import Tasks
+from redirectctl.flows.connection import Connection
+from redirectctl.flows.engine import Engine
+from redirectctl.flows.places import DNS
+from redirectctl.kernel import procs
+from redirectctl.names import resolver
+from redirectctl.names.resolver import Found, NoAnswerError
+from redirectctl.names.words import host_words
+from redirectctl.proto.fingerprint import fingerprint, matches
+from redirectctl.store.records import PeerRecord
+from redirectctl.store.store import Store
+from redirectctl.wire.addr import IPAddress, SockAddr
+
+_log = logging.getLogger(__name__)
+
+MAX_NAMES = 8  # of one peer that are looked up, those of the configuration first
+MAX_STUDIED = 1024  # command lines that have been studied; then all are forgotten
+MAX_WAITING = 64  # command lines; more at once are mostly the same command
+
+Sight = tuple[bytes, IPAddress, tuple[str, ...]]  # a peer, an address of its, words of a command that connected there
+
+
+class NameBook:
+    """What the peers are called, and where that leads."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        records: dict[bytes, PeerRecord],
+        tasks: Tasks,
+        changed: Callable[[], None],
+    ) -> None:
+        """``records``: of all peers, kept up to date by the owner; ``changed``: the engine was told something."""
+        self.settings = Dns()
+        self._engine = engine
+        self._store = store
+        self._records = records
+        self._tasks = tasks
+        self._changed = changed
+        self._learnt: dict[bytes, list[str]] = store.names()
+        self._looking: set[bytes] = set()
+        self._studied: set[Sight] = set()
+        self._waiting: list[Sight] = []
+
+    def names(self, key: bytes) -> list[str]:
+        """Under which a peer is looked up."""
+        if not self.settings.lookup:
+            return []
+        record, known = self._records.get(key), fingerprint(key)
+        called = [
+            name
+            for peer, name in self.settings.names.items()
+            if matches(known, peer) or (record is not None and record.name == peer)
+        ]
+        return list(dict.fromkeys([*called, *self._learnt.get(key, [])]))[:MAX_NAMES]
+
+    def forget(self, key: bytes) -> None:
+        """The peer is forgotten; the store has done so."""
+        self._learnt.pop(key, None)
+
+    # -- looking up ---------------------------------------------------------------------------------------------------
+
+    def seek(self, key: bytes) -> None:
+        """A peer does not answer: ask DNS, unless that is under way."""
+        names = self.names(key)
+        if names and key not in self._looking:
+            self._looking.add(key)
+            self._tasks.start(self._look(key, names), "names")
+
+    async def _look(self, key: bytes, names: list[str]) -> None:
+        try:
+            answers = await asyncio.gather(*map(resolver.look_up, names), return_exceptions=True)
+        finally:
+            self._looking.discard(key)
+        found = [answer for answer in answers if isinstance(answer, Found)]
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, Found):
+                _log.debug("%s is at %s", name, ", ".join(map(str, answer.addresses)))
+            elif isinstance(answer, NoAnswerError):
+                _log.debug("%s: %s", name, answer)
+            else:
+                raise answer
+        if found:
+            port = self._engine.policy.control_port
+            places = [SockAddr(address, port) for each in found for address in each.addresses]
+            lasts = min(each.lasts for each in found)
+            self._engine.told(asyncio.get_running_loop().time(), key, DNS, places, lasts)
+            self._changed()
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    def study(self, connections: Iterable[Connection]) -> None:
+        """These have become protected: by which names did their commands find the peers?"""
+        if not self.settings.lookup:
+            return
+        for connection in connections:
+            sight = self._sight(connection)
+            if sight is None or sight in self._studied or len(self._waiting) >= MAX_WAITING:
+                continue
+            if len(self._studied) >= MAX_STUDIED:
+                self._studied.clear()
+            self._studied.add(sight)
+            self._waiting.append(sight)
+            if len(self._waiting) == 1:
+                self._tasks.start(self._study(), "names")
+
+    def _sight(self, connection: Connection) -> Sight | None:
+        """Only of what was opened here, to an address at which we called the peer and it answered."""
+        peer = self._engine.peers.get(connection.peer) if connection.peer is not None else None
+        address = connection.socket.remote.host
+        if peer is None or not connection.initiator or connection.pid is None or address not in peer.identity:
+            return None
+        words = host_words(procs.arguments(connection.pid))
+        return (peer.key, address, tuple(words)) if words else None
+
+    async def _study(self) -> None:
+        while self._waiting:
+            key, address, words = self._waiting[0]
+            name, certain = await _leading_to(address, words)
+            if not certain:
+                self._studied.discard((key, address, words))  # the next connection gives another opportunity
+            if name is not None and key in self._records:
+                self._learnt[key] = self._store.put_name(key, name, time.time())
+                _log.info("%s is called %s", fingerprint(key), name)
+            self._waiting.pop(0)
+
+
+async def _leading_to(address: IPAddress, words: Collection[str]) -> tuple[str | None, bool]:
+    """The first of the words that leads to an address, as a whole name; and whether that is certain."""
+    certain = True
+    for word in words:
+        try:
+            found = await resolver.look_up(word)
+        except NoAnswerError as error:
+            certain = certain and error.final
+            continue
+        if address in found.addresses:
+            return found.name, True
+    return None, certain

@@ -1,0 +1,128 @@
+"""Keeps this host's own name in DNS up to date, for peers that have lost it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from redirectctl.api.schema import EventName
+from redirectctl.config import Dns
+from redirectctl.daemon.eventlog import EventLog
+from redirectctl.names import update
+from redirectctl.names.tsigkey import KeyFileError, TsigKey, read
+from redirectctl.names.update import OwnName, UpdateError
+from redirectctl.wire.addr import IPAddress
+
+_log = logging.getLogger(__name__)
+
+RETRIES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0)  # seconds after each failure, the last ones again
+AFRESH = 3600.0  # seconds after which it is published again: somebody may have changed it
+
+
+class OwnNameKeeper:
+    """One update at a time, always of the newest addresses."""
+
+    def __init__(self, log: EventLog, addresses: Callable[[], Collection[IPAddress]]) -> None:
+        """``addresses``: the usable ones of this moment."""
+        self._log = log
+        self._addresses = addresses
+        self._settings = Dns()
+        self._changed = asyncio.Event()
+        self._done: frozenset[IPAddress] | None = None  # what is published, as far as we know
+        self.failure: UpdateError | None = None  # of the last attempt
+
+    def configure(self, settings: Dns) -> None:
+        """The configuration has been read (again)."""
+        if settings != self._settings:
+            self._settings, self._done, self.failure = settings, None, None
+            self._changed.set()
+
+    def network_changed(self) -> None:
+        """Addresses may have changed."""
+        self._changed.set()
+
+    @property
+    def own(self) -> OwnName | None:
+        """What is kept up to date; None: nothing is."""
+        dns = self._settings
+        if not dns.name:
+            return None
+        host, _, port = dns.server.rpartition(":")
+        return OwnName(dns.name, dns.zone, host.strip("[]"), int(port), max(1, round(dns.ttl)))
+
+    def wanted(self) -> frozenset[IPAddress]:
+        """What the name should lead to."""
+        return update.publishable(self._addresses(), private=self._settings.private)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        failures = 0
+        while True:
+            self._changed.clear()
+            own, wanted = self.own, self.wanted()
+            pause: float | None = AFRESH if own is not None else None
+            if own is not None and wanted and wanted != self._done:
+                error = await self._attempt(own, wanted)
+                if error is None:
+                    failures = 0
+                elif not self._changed.is_set():
+                    pause = RETRIES[min(failures, len(RETRIES) - 1)]
+                    failures += 1
+            if not self._changed.is_set() and await self._unchanged_for(pause) and pause == AFRESH:
+                self._done = None
+            elif self._changed.is_set():
+                failures = 0
+
+    async def _unchanged_for(self, seconds: float | None) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            return True
+        return False
+
+    async def _attempt(self, own: OwnName, wanted: frozenset[IPAddress]) -> UpdateError | None:
+        """One update, given up when the addresses are others meanwhile."""
+        attempt = asyncio.ensure_future(self._publish(own, wanted))
+        change = asyncio.ensure_future(self._changed.wait())
+        try:
+            await asyncio.wait({attempt, change}, return_when=asyncio.FIRST_COMPLETED)
+            if not attempt.done() and self.wanted() == wanted and self.own == own:
+                await asyncio.wait({attempt})  # something else changed
+        finally:
+            for task in (attempt, change):
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await change
+        if attempt.cancelled() or not attempt.done():
+            return UpdateError("superseded", "the addresses have changed again")
+        error = attempt.result()
+        self._tell(own, wanted, error)
+        return error
+
+    async def _publish(self, own: OwnName, wanted: frozenset[IPAddress]) -> UpdateError | None:
+        try:
+            await update.publish(own, wanted, self._key())
+        except UpdateError as error:
+            return error
+        return None
+
+    def _key(self) -> TsigKey:
+        try:
+            return read(Path(self._settings.key_file))
+        except KeyFileError as error:
+            raise UpdateError("key-file", str(error)) from error
+
+    def _tell(self, own: OwnName, wanted: frozenset[IPAddress], error: UpdateError | None) -> None:
+        """Every success, and every failure that is not the same as the last one."""
+        before, self.failure = self.failure, error
+        listed = ", ".join(sorted(map(str, wanted)))
+        if error is None:
+            self._done = wanted
+            self._log.record(EventName.DNS_UPDATED, detail=f"{own.name} is {listed}")
+        elif before is None or before.reason != error.reason:
+            _log.warning("%s is not up to date: %s", own.name, error)
+            self._log.record(EventName.DNS_FAILED, reason=error.reason, detail=f"{own.name}: {error.detail}")

@@ -1,0 +1,216 @@
+"""Names of peers: which are learnt, which are looked up, and what the engine hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from redirectctl.config import Dns, HostName
+from redirectctl.daemon import namebook
+from redirectctl.daemon.namebook import NameBook
+from redirectctl.daemon.tasks import Tasks
+from redirectctl.flows.connection import Connection
+from redirectctl.names.resolver import Found, NoAnswerError
+from redirectctl.proto.fingerprint import fingerprint
+from redirectctl.store.records import PeerRecord, PeerState
+from redirectctl.store.store import MAX_NAMES, Store
+from redirectctl.wire.addr import FourTuple, SockAddr
+
+KEY = b"k" * 32
+HERE = SockAddr(ip_address("192.0.2.1"), 40000)
+THERE = SockAddr(ip_address("198.51.100.2"), 22)
+
+
+class World:
+    """A store, an engine that notes what it is told, and a DNS."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.zone: dict[str, list[str]] = {"server.example.": ["198.51.100.2"]}
+        self.asked: list[str] = []
+        self.broken = False
+        self.argv: list[str] = ["ssh", "server.example"]
+        self.told: list[tuple[Any, ...]] = []
+        self.store = Store(directory)
+        record = PeerRecord(KEY, fingerprint(KEY), PeerState.APPROVED, 1.0, name="office")
+        self.store.put_peer(record)
+        self.records = {KEY: record}
+        self.engine = SimpleNamespace(
+            peers={KEY: SimpleNamespace(key=KEY, identity={THERE.host})},
+            policy=SimpleNamespace(control_port=7747),
+            told=lambda now, *rest: self.told.append(rest),
+        )
+        monkeypatch.setattr(namebook.resolver, "look_up", self.look_up)
+        monkeypatch.setattr(namebook.procs, "arguments", lambda pid: self.argv)
+
+    async def look_up(self, name: str) -> Found:
+        self.asked.append(name)
+        await asyncio.sleep(0)
+        whole = name if name.endswith(".") else f"{name}."
+        if self.broken:
+            raise NoAnswerError("LifetimeTimeout")
+        if whole not in self.zone:
+            raise NoAnswerError("no such name", final=True)
+        return Found(whole, tuple(map(ip_address, self.zone[whole])), 20.0)
+
+    def book(self) -> NameBook:
+        self.tasks = Tasks()
+        return NameBook(self.engine, self.store, self.records, self.tasks, lambda: None)  # type: ignore[arg-type]
+
+    def studied(self, book: NameBook, *connections: Connection) -> None:
+        async def study() -> None:
+            book.study(connections)
+            await self.rest()
+
+        asyncio.run(study())
+
+    def sought(self, book: NameBook, times: int = 1) -> None:
+        async def seek() -> None:
+            for _ in range(times):
+                book.seek(KEY)
+            await self.rest()
+
+        asyncio.run(seek())
+
+    async def rest(self) -> None:
+        await asyncio.gather(*self.tasks._tasks)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    world = World(tmp_path / "state", monkeypatch)
+    yield world
+    world.store.close()
+
+
+def connection(**more: Any) -> Connection:
+    tuple_ = FourTuple(HERE, THERE)
+    return Connection(b"c" * 8, tuple_, tuple_, 0.0, **{"peer": KEY, "pid": 7, "initiator": True, **more})
+
+
+def test_a_name_that_led_to_the_peer_is_learnt_and_kept(world: World) -> None:
+    book = world.book()
+    world.studied(book, connection())
+    assert book.names(KEY) == ["server.example."]
+    assert world.book().names(KEY) == ["server.example."], "after a restart"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"pid": None},
+        {"peer": None},
+        {"peer": b"x" * 32},
+        {"initiator": False},
+    ],
+)
+def test_not_of_connections_that_were_not_opened_here_with_a_known_program(world: World, other: dict[str, Any]) -> None:
+    book = world.book()
+    world.studied(book, connection(**other))
+    assert world.asked == []
+    assert book.names(KEY) == []
+
+
+def test_not_where_the_peer_has_not_answered(world: World) -> None:
+    world.engine.peers[KEY].identity = {ip_address("203.0.113.9")}
+    world.studied(world.book(), connection())
+    assert world.asked == []
+
+
+def test_not_a_name_that_leads_elsewhere(world: World) -> None:
+    world.zone["server.example."] = ["203.0.113.9"]
+    book = world.book()
+    world.studied(book, connection())
+    assert world.asked == ["server.example"]
+    assert book.names(KEY) == []
+
+
+def test_the_same_command_is_studied_once_unless_dns_was_away(world: World) -> None:
+    book = world.book()
+    world.broken = True
+    world.studied(book, connection())
+    world.broken = False
+    world.studied(book, *[connection() for _ in range(1000)])
+    world.studied(book, connection())
+    assert world.asked == ["server.example"] * 2
+    assert book.names(KEY) == ["server.example."]
+
+
+def test_nothing_is_asked_where_that_is_switched_off(world: World) -> None:
+    book = world.book()
+    world.studied(book, connection())
+    world.asked.clear()
+    book.settings = Dns(lookup=False, names={"office": HostName("o.example")})
+    world.studied(book, connection(peer=KEY))
+    world.sought(book)
+    assert book.names(KEY) == []
+    assert world.asked == []
+
+
+def test_names_are_few(world: World) -> None:
+    book = world.book()
+    for number in range(20):
+        world.zone[f"n{number}.example."] = ["198.51.100.2"]
+        world.argv = ["ssh", f"n{number}.example"]
+        world.studied(book, connection())
+    assert book.names(KEY) == [f"n{number}.example." for number in range(19, 19 - MAX_NAMES, -1)]
+
+
+def test_configured_names_by_fingerprint_prefix_and_name(world: World) -> None:
+    book = world.book()
+    world.studied(book, connection())
+    by = {
+        fingerprint(KEY): "a.example",
+        fingerprint(KEY)[:12]: "b.example",
+        "office": "c.example",
+        "other": "d.example",
+    }
+    book.settings = Dns(names={peer: HostName(name) for peer, name in by.items()})
+    assert book.names(KEY) == ["a.example", "b.example", "c.example", "server.example."]
+    assert book.names(b"x" * 32) == []
+
+
+def test_what_names_lead_to_is_told_with_the_shortest_life(world: World) -> None:
+    book = world.book()
+    world.studied(book, connection())
+    world.zone["server.example."] = ["203.0.113.5", "2001:db8::5"]
+    world.sought(book)
+    places = [SockAddr(ip_address(a), 7747) for a in world.zone["server.example."]]
+    assert world.told == [(KEY, "dns", places, 20.0)]
+
+
+def test_one_lookup_at_a_time(world: World) -> None:
+    book = world.book()
+    world.studied(book, connection())
+    world.asked.clear()
+    world.sought(book, times=50)
+    assert len(world.asked) == 1
+    world.sought(book)
+    assert len(world.asked) == 2
+
+
+def test_nothing_is_told_when_dns_says_nothing(world: World) -> None:
+    book = world.book()
+    world.studied(book, connection())
+    world.zone.clear()
+    world.sought(book)
+    world.broken = True
+    world.sought(book)
+    assert world.told == []
+    world.broken = False
+    world.zone["server.example."] = ["203.0.113.5"]
+    world.sought(book)
+    assert len(world.told) == 1, "it is asked again after failures"
+
+
+def test_forgotten_with_the_peer(world: World) -> None:
+    book = world.book()
+    world.studied(book, connection())
+    world.store.delete_peer(KEY)
+    book.forget(KEY)
+    assert book.names(KEY) == world.book().names(KEY) == []
