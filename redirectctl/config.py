@@ -17,6 +17,7 @@ DEFAULT_FILE: Final = Path("/etc/redirectctl/redirectd.toml")
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Address = NewType("Address", str)  # an IPv4 or IPv6 address as text
+MegabitsPerSecond = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 HostPort = NewType("HostPort", str)  # "host:port", "[v6]:port"
 HostName = NewType("HostName", str)  # a DNS name as text, or empty
 Duration = NewType("Duration", float)  # seconds; in the file a number and a unit, "10s"
@@ -87,6 +88,7 @@ class Rendezvous(msgspec.Struct, frozen=True):
 
     servers: tuple[HostPort, ...] = ()
     serve: bool = False
+    relay_limit: MegabitsPerSecond = 100  # for each host, while we serve
 
 
 class Dns(msgspec.Struct, frozen=True):
@@ -120,8 +122,6 @@ _NOT_AVAILABLE: Final = frozenset(
     {
         ("outage", "suspend_after"),
         ("outage", "give_up_after"),
-        ("rendezvous", "servers"),
-        ("rendezvous", "serve"),
     }
 )
 _MAY_BE_ZERO: Final = frozenset({("protect", "long_lived_after")})
@@ -274,6 +274,7 @@ def _check_host_port(text: str) -> None:
 
 _EXPECTED: Final[tuple[tuple[Any, str], ...]] = (
     (Port, "a number from 1 to 65535"),
+    (MegabitsPerSecond, "a number of Mbit/s from 1 to 1000000"),
     (bool, "true or false"),
     (tuple[Port, ...], "a list of numbers from 1 to 65535, as in [22, 5432]"),
     (tuple[Address, ...], 'a list of addresses, as in ["192.0.2.1"]'),

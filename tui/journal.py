@@ -95,6 +95,10 @@ class Journal:
                 self._append(event, "approved", Tone.GOOD)
             case EventName.PEER_REJECTED:
                 self._append(event, "rejected", Tone.BAD)
+            case EventName.RENDEZVOUS_REACHED:
+                self._append(event, "rendezvous reached", Tone.DIM)
+            case EventName.RENDEZVOUS_LOST:
+                self._append(event, "rendezvous lost", Tone.WAITING)
             case EventName.DAEMON_STARTED:
                 self._append(event, "redirectd started", Tone.DIM)
             case EventName.DAEMON_STOPPED:

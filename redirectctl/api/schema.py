@@ -83,6 +83,8 @@ class EventName(StrEnum):
     RST_HELD = "rst.held"
     DNS_UPDATED = "dns.updated"  # our own name leads to our addresses of now
     DNS_FAILED = "dns.failed"
+    RENDEZVOUS_REACHED = "rendezvous.reached"  # a host that we have registered with; `detail` says which
+    RENDEZVOUS_LOST = "rendezvous.lost"  # it does not answer, or does not have us
     EVENTS_MISSED = "events.missed"  # to one follower that read too slowly: `count` were left out.  Never in the log
 
 

@@ -17,10 +17,10 @@ from redirectctl.store.records import ConnectionRecord, PeerAddress, PeerRecord
 from redirectctl.wire.addr import SockAddr
 
 
-def peer_record(peer: Peer, before: PeerRecord | None, now: float) -> PeerRecord:
-    """What to store of a peer; ``now`` in epoch seconds."""
+def peer_record(peer: Peer, before: PeerRecord | None, now: float, *, relayed: bool = False) -> PeerRecord:
+    """What to store of a peer; ``now`` in epoch seconds.  ``relayed``: it is reached at the address of a rendezvous."""
     known = {a.address: a for a in before.addresses} if before is not None else {}
-    here = peer.remote.host if peer.remote is not None else None
+    here = peer.remote.host if peer.remote is not None and not relayed else None
     wanted = dict.fromkeys([*([here] if here is not None else []), *peer.identity, *known])
     addresses = []
     for address in wanted:
@@ -115,9 +115,9 @@ def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
 
 
 def listed_connection(
-    c: Connection, now: float, control_port: int, counters: schema.Counters | None = None
+    c: Connection, now: float, control_port: int, counters: schema.Counters | None = None, *, relayed: bool = False
 ) -> schema.Connection:
-    """For `connections`."""
+    """For `connections`.  ``relayed``: by a rendezvous."""
     local, remote = c.on_wire(control_port)
     return schema.Connection(
         id=c.cid.hex(),
@@ -134,7 +134,7 @@ def listed_connection(
         moves=c.moves,
         integrity=c.integrity and c.movable,
         suspended_for=round(now - c.lost_since, 3) if c.lost_since is not None else None,
-        reason=c.reason,
+        reason=c.reason or ("relayed" if relayed else None),
         counters=counters or UNSET,
     )
 

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from redirectctl.daemon.namebook import NameBook
 from redirectctl.daemon.network import NetworkView
 from redirectctl.daemon.ownname import OwnNameKeeper
 from redirectctl.daemon.rewriting import Rewriting
+from redirectctl.daemon.servers import ServerNames
 from redirectctl.daemon.stalls import StallWatch
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.daemon.udp import ControlPort
@@ -88,6 +89,7 @@ class Runtime:
         self._inband = Inband(self.kicker, self._sender, on_token=self._on_token, on_refused=self._on_no_token)
         self._mtu = MtuWatch(self.rewriting.socket_of, injector)
         self._stalls = StallWatch(self.engine, self.finder.look_up, self.wake)
+        self._servers = ServerNames(self._on_servers, config.rendezvous.servers)
         self._carrier: Carrier | None = None  # while the daemon runs
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queues: list[PacketQueue] = []
@@ -144,9 +146,11 @@ class Runtime:
         self.tasks.start(self._repair(), "repair")
         self.tasks.start(self._stalls.run(), "stalls")
         self.tasks.start(self.own_name.run(), "own name")
+        self.tasks.start(self._servers.run(self._met), "rendezvous")
         self.port.start(loop)
         self._mtu.start(loop)
         self.finder.start(loop)
+        self._servers.start()
         self.engine.restore(self.now, restored)
         self.wake()
         self.log.record(schema.EventName.DAEMON_STARTED, connections=len(restored))
@@ -188,6 +192,7 @@ class Runtime:
         self.names.settings = config.dns
         self.own_name.configure(config.dns)
         self.engine.policy_changed(self.now, policy(config))
+        self._servers.configure(config.rendezvous.servers)
         self.wake()
 
     def wake(self) -> None:
@@ -215,6 +220,14 @@ class Runtime:
         self.engine.network_changed(now, network)
         self.own_name.network_changed()
         self.wake()
+
+    def _on_servers(self, servers: Mapping[str, tuple[SockAddr, ...]]) -> None:
+        self.engine.rendezvous_at(self.now, servers)
+        self.wake()
+
+    def _met(self) -> bool:
+        """Every rendezvous of ours answers: its name needs not be looked up."""
+        return all(server.usable for server in self.engine.meeting.servers)
 
     def _on_rst(self, packet: QueuedPacket) -> None:
         try:
@@ -311,6 +324,9 @@ class Runtime:
             case commands.Uncarry(sockets):
                 for socket in sockets:
                     self.carrier.uncarry(socket)
+            case commands.Relays(guest, source, routes):
+                rate = self.config.rendezvous.relay_limit * 125_000.0
+                self.carrier.relays.set(guest, source, routes, rate)
             case commands.Hasten(sockets):
                 self.kicker.hasten(sockets)
             case commands.FindRoutes():
@@ -352,7 +368,8 @@ class Runtime:
         peer = self.engine.peers.get(key)
         if peer is None:
             return
-        record = records.peer_record(peer, self.peer_records.get(key), time.time())
+        relayed = self.engine.meeting.by_way_of(key, peer.remote)
+        record = records.peer_record(peer, self.peer_records.get(key), time.time(), relayed=relayed)
         self.peer_records[key] = record
         for evicted in self.store.put_peer(record):
             self.peer_records.pop(evicted, None)
@@ -452,4 +469,5 @@ def policy(config: Config) -> Policy:
         accept_ports=frozenset(config.protect.accept_ports),
         integrity=config.integrity.mode == "on",
         prefer=config.path.prefer,
+        serve=config.rendezvous.serve,
     )

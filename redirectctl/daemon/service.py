@@ -242,7 +242,8 @@ class DaemonService:
         return [s for s in everything if s.inode in owned]
 
     def _listed_connection(self, c: Connection, counters: schema.Counters | None = None) -> schema.Connection:
-        return records.listed_connection(c, self._r.now, self._r.port.port, counters)
+        relayed = self._r.engine.meeting.relayed(c)
+        return records.listed_connection(c, self._r.now, self._r.port.port, counters, relayed=relayed)
 
     def _listed(self, peer: PeerRecord, connections: int | None = None) -> schema.Peer:
         if connections is None:

@@ -50,6 +50,7 @@ class Why(Enum):
     INTEGRITY = "integrity"
     PREFERRED = "preferred"  # by the configuration
     NO_PATH = "no-path"
+    RELAYED = "relayed"  # by a rendezvous: the hosts do not reach each other
     OTHER_FAMILY = "other-family"
     NAT = "nat"  # addresses or ports are changed on the way
     BEING_TRIED = "being-tried"
@@ -99,6 +100,7 @@ class Choosing:
             and connection.outer_local == connection.wire.local.host
             and connection.outer_remote is not None
             and connection.outer_remote.host == connection.wire.remote.host
+            and not self._e.meeting.relayed(connection)
             and connection.wire.local.host in self._e.network.usable
         )
 
@@ -113,6 +115,8 @@ class Choosing:
         local, remote = connection.outer_local, connection.outer_remote
         if local is None or remote is None or local not in self._e.network.usable:
             return Why.NO_PATH
+        if self._e.meeting.relayed(connection):
+            return Why.RELAYED
         if remote.host.version != connection.socket.version:
             return Why.OTHER_FAMILY
         if not self._may_be_plain(connection):
@@ -227,6 +231,7 @@ class Choosing:
         """For the event log: how these travel now."""
         for connection in connections:
             local, remote = connection.on_wire(self._e.policy.control_port)
+            reason = reason or ("relayed" if self._e.meeting.relayed(connection) else None)
             self._e.notice(
                 "path.changed", connection, reason=reason, path=connection.path.value,
                 wire_local=str(local), wire_remote=str(remote),

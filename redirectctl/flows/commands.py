@@ -142,6 +142,16 @@ class Uncarry:
 
 
 @dataclass(frozen=True, slots=True)
+class Relays:
+    """Tunnel datagrams of a guest of our rendezvous, which come from ``source``, go on as ``routes`` says; others do
+    not.  What was said of this guest before counts no more."""
+
+    guest: bytes
+    source: SockAddr | None  # None: it has left
+    routes: dict[int, tuple[SockAddr, IPAddress]]  # by flow: to where, from which address of ours
+
+
+@dataclass(frozen=True, slots=True)
 class Seek:
     """This peer does not answer: does somebody know where it is?  Repeated, ever more slowly, while that is so."""
 
@@ -201,6 +211,7 @@ Command: TypeAlias = (
     | FindNumbers
     | Carry
     | Uncarry
+    | Relays
     | Seek
     | Destroy
     | Verdict

@@ -9,7 +9,9 @@ decision), and after each call carries out drain(): commands in order.  The work
     mobility.py     our address changes
     redirects.py    those that peers announce
     choosing.py     the tunnel, or rewritten addresses
-    places.py       where else a peer may be: DNS
+    places.py       where else a peer may be: DNS, and what a rendezvous says
+    meeting.py      at a rendezvous with peers that cannot be reached otherwise
+    rendezvous.py   being one, for others
     resets.py       RSTs that may not be the peer's
 """
 
@@ -25,12 +27,14 @@ from redirectctl.flows.choosing import Choosing
 from redirectctl.flows.claims import Claims
 from redirectctl.flows.commands import Carried, Command, Notice
 from redirectctl.flows.connection import Connection, Table, change
+from redirectctl.flows.meeting import Meeting
 from redirectctl.flows.mobility import Mobility
 from redirectctl.flows.offers import Offers
 from redirectctl.flows.places import Places
 from redirectctl.flows.proofs import Numbers
 from redirectctl.flows.protection import Protection
 from redirectctl.flows.redirects import Redirects
+from redirectctl.flows.rendezvous import Rendezvous
 from redirectctl.flows.requests import Requests
 from redirectctl.flows.resets import Resets
 from redirectctl.flows.state import State
@@ -39,6 +43,7 @@ from redirectctl.proto.endpoint import Endpoint
 from redirectctl.proto.noise import Rng, StaticKey
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.proto.timers import Timers
+from redirectctl.wire import meeting
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
@@ -58,6 +63,7 @@ class Policy:
     accept_ports: frozenset[int] = frozenset()  # empty: all
     integrity: bool = False  # protected connections go through the tunnel, each datagram with a tag
     prefer: str = "rewritten"  # auto | rewritten | tunnel
+    serve: bool = False  # as a rendezvous, for other hosts
 
 
 class Network(NamedTuple):
@@ -115,6 +121,8 @@ class Engine:
         self.listen = Listening(self)
         self.offers = Offers(self)
         self.places = Places(self)
+        self.meeting = Meeting(self)
+        self.rendezvous = Rendezvous(self)
         self.requests = Requests(self)
         self.protection = Protection(self)
         self.binding = Binding(self)
@@ -156,6 +164,10 @@ class Engine:
                     self.places.expired(*rest)
                 case "seek":
                     self.places.look_again(now, *rest)
+                case "meet" | "knock" | "direct":
+                    self.meeting.timer(now, kind, *rest)
+                case "guest":
+                    self.rendezvous.expired(now, *rest)
                 case _:
                     self.protection.timer(now, kind, *rest)
         self._relay(now)
@@ -163,7 +175,8 @@ class Engine:
     def remotes(self) -> frozenset[IPAddress]:
         """The remote addresses to which network_changed() must know the routes."""
         short = {c.socket.remote.host for c in self.table if c.state is State.SHORT}
-        return frozenset(short | {remote for c in self.table.movable() for remote in self.mobility.remotes(c)})
+        movable = {remote for c in self.table.movable() for remote in self.mobility.remotes(c)}
+        return frozenset(short | movable | set(self.meeting.hosts()))
 
     def next_timer(self) -> float | None:
         """When tick() is due."""
@@ -185,6 +198,7 @@ class Engine:
     def network_changed(self, now: float, network: Network) -> None:
         """Addresses or routes changed, or may have."""
         self.network = network
+        self.meeting.network_changed(now)
         self.mobility.network_changed(now)
         self._relay(now)
 
@@ -231,9 +245,15 @@ class Engine:
         self.places.tell(now, key, origin, places, lasts)
         self._relay(now)
 
+    def rendezvous_at(self, now: float, servers: Mapping[str, tuple[SockAddr, ...]]) -> None:
+        """The configuration names these rendezvous; their names lead to these addresses, as far as is known now."""
+        self.meeting.configured(now, servers)
+        self._relay(now)
+
     def policy_changed(self, now: float, policy: Policy) -> None:
         """The configuration has been read again."""
         self.policy = policy
+        self.rendezvous.policy_changed(now)
         self.choosing.policy_changed(now)
         self._relay(now)
 
@@ -247,16 +267,20 @@ class Engine:
     def approve(self, now: float, key: bytes) -> None:
         """Trust this peer."""
         self.protection.approve(now, key)
+        self.meeting.trust(now, key)
         self._relay(now)
 
     def reject(self, now: float, key: bytes) -> None:
         """Refuse this peer."""
         self.protection.reject(now, key)
+        self.rendezvous.forget(now, key)
         self._relay(now)
 
     def forget(self, now: float, key: bytes) -> None:
         """As if never met."""
         self.protection.forget(now, key)
+        self.rendezvous.forget(now, key)
+        self.meeting.forget(now, key)
         self._relay(now)
 
     def release(self, now: float, cid: bytes) -> None:
@@ -325,8 +349,15 @@ class Engine:
         self.endpoint.keep_alive(now, peer)
         self._transmit()
 
+    def knock(self, now: float, peer: Peer, to: SockAddr) -> None:
+        """A sign of life to where it may be."""
+        self.endpoint.knock(now, peer, to)
+        self._transmit()
+
     def contact(self, now: float, to: SockAddr, source: IPAddress | None = None, key: bytes | None = None) -> None:
         """Start a handshake."""
+        if self.meeting.strange(to, key):
+            return
         self.endpoint.contact(now, to, source, key)
         self._transmit()
 
@@ -347,6 +378,7 @@ class Engine:
         )
         if carried:
             self.emit(commands.Carry(carried))
+            self.meeting.carried()
 
     def next_epoch(self) -> int:
         """A number greater than all that this host has used."""
@@ -384,6 +416,7 @@ class Engine:
         while pending := self.endpoint.drain():
             for event in pending:
                 self._handle(now, event)
+        self.meeting.flush(now)
 
     def _handle(self, now: float, event: events.Event) -> None:
         match event:
@@ -397,11 +430,13 @@ class Engine:
                 self.protection.heard(now, event)
             case events.SessionUp():
                 self.protection.session_up(now, event)
+                self.meeting.session_up(now, event)
                 self.mobility.session_up(now, event.key)
                 if event.initiator:
                     self.emit(commands.Contacted(event.remote, event.key, None))
             case events.ContactFailed(to, key, reason):
                 self.protection.contact_failed(now, to, key, reason)
+                self.meeting.failed(now, to, key, reason)
                 self.emit(commands.Contacted(to, key, reason))
             case events.PeerMet(key, at, initiator):
                 state = self.peers[key].state
@@ -410,7 +445,7 @@ class Engine:
                     self.notice("peer.approved", peer=key, reason="accept-new")
             case events.PeerDropped(key):
                 self.emit(commands.DropPeer(key))
-            case events.KeyChanged(at, known, seen) if self.places.only(known, at):
+            case events.KeyChanged(at, known, seen) if self.places.only(known, at) or self._is_other(known, at, seen):
                 # Names are often out of date: whoever has the address now is no danger to the key that we know.
                 self.notice("redirect.refused", peer=known, reason="another-host-there", address=at.host)
             case events.KeyChanged(at, known, seen):
@@ -419,11 +454,23 @@ class Engine:
                 name = "redirect.refused" if reason in ("replayed", "too-old") else "packet.refused"
                 self.notice(name, peer=key, reason=reason, address=source.host, source=str(source))
 
+    def _is_other(self, known: bytes, at: SockAddr, seen: bytes) -> bool:
+        """A host that we know answers where another was thought to be, not where that one was ever called."""
+        return seen in self.peers and known in self.peers and at.host not in self.peers[known].identity
+
     def _received(self, now: float, event: events.Received) -> None:
         key, message = event.key, event.message
         match message:
+            case meeting.Register() | meeting.Lookup() | meeting.Forward() | meeting.Relay():
+                self.rendezvous.received(now, event)
+            case meeting.Registered() | meeting.Found() | meeting.Forwarded():
+                self.meeting.received(now, event)
+            case meeting.Relayed():
+                self.requests.answer(now, key, message.request, message)
             case messages.Hello() | messages.EndOf() | messages.Sync():
                 self.protection.received(now, event)
+                if isinstance(message, messages.Hello):
+                    self.meeting.on_hello(now, event, message)
             case messages.Protect() | messages.Bind() | messages.BindNumbers():
                 self.claims.received(now, event)
             case messages.Acm() | messages.AcmAck() | messages.PathChallenge() | messages.PathResponse():

@@ -58,6 +58,7 @@ class Move:
     version: int = 4  # of the connections' sockets
     other_since: float | None = None  # a challenge came to an address of the other family
     stalled: bool = False  # plain packets do not get through: the tunnel must
+    direct: bool = False  # an attempt to do without a relay, which may come to nothing
     targets: set[IPAddress] = field(default_factory=set)  # where it was announced
     rewriting: IPAddress | None = None  # what the kernel has been asked for
     installed: bool = False
@@ -165,8 +166,24 @@ class Mobility:
         connections = [c for c in concerned if c.cid not in told]
         self._announce_all(now, key, connections, "observed-address-changed", stalled=after.host != before.host)
 
+    def announcing(self, key: bytes) -> bool:
+        """Whether something is being announced to this peer."""
+        return any(move.key == key for move in self._moves.values())
+
+    def try_direct(self, now: float, key: bytes, connections: list[Connection]) -> None:
+        """These are relayed: is there a way without?"""
+        if not self.announcing(key):
+            self._announce_all(now, key, connections, "trying-direct", direct=True)
+
     def _announce_all(
-        self, now: float, key: bytes, connections: list[Connection], reason: str, *, stalled: bool
+        self,
+        now: float,
+        key: bytes,
+        connections: list[Connection],
+        reason: str,
+        *,
+        stalled: bool = False,
+        direct: bool = False,
     ) -> None:
         groups: dict[tuple[tuple[IPAddress, ...], int], list[Connection]] = defaultdict(list)
         for connection in connections:
@@ -175,7 +192,7 @@ class Mobility:
                 candidates = (local,) if local in sources else sources
                 groups[candidates, connection.socket.version].append(connection)
         for (candidates, _), group in groups.items():
-            self._move(now, key, candidates, group, reason, stalled=stalled)
+            self._move(now, key, candidates, group, reason, stalled=stalled, direct=direct)
 
     def _move(
         self,
@@ -186,6 +203,7 @@ class Mobility:
         reason: str | None = None,
         *,
         stalled: bool = False,
+        direct: bool = False,
     ) -> None:
         """``reason``: why it is announced although no address of ours has changed."""
         under_way = {
@@ -216,12 +234,14 @@ class Mobility:
                 origin,
                 version=of_move[0].socket.version,
                 stalled=stalled,
+                direct=direct,
             )
             self._moves[move.epoch] = move
-            self._e.notice(
-                "move.started", peer=key, address=candidates[0], reason=reason,
-                connections=len(cids), epoch=move.epoch,
-            )  # fmt: skip
+            if not direct:  # every minute, and most come to nothing
+                self._e.notice(
+                    "move.started", peer=key, address=candidates[0], reason=reason,
+                    connections=len(cids), epoch=move.epoch,
+                )  # fmt: skip
             self._send_acm(now, move)
 
     def _entries(
@@ -249,7 +269,9 @@ class Mobility:
 
     def _port(self, key: bytes) -> int:
         peer = self._e.peers.get(key)
-        return peer.remote.port if peer is not None and peer.remote is not None else self._e.policy.control_port
+        if peer is None or peer.remote is None or self._e.meeting.by_way_of(key, peer.remote):
+            return self._e.policy.control_port
+        return peer.remote.port
 
     def _targets(self, connection: Connection) -> Iterable[SockAddr]:
         """Control ports where the other host may be."""
@@ -275,6 +297,13 @@ class Mobility:
         if move.tries >= constants.ACM_WIDEN:
             targets += [SockAddr(a, self._port(move.key)) for a in peer.identity]
         targets += self._e.places.of(move.key)
+        if move.tries >= constants.ACM_RELAY:
+            targets += self._e.meeting.ways(move.key)
+        if move.direct and move.chosen is None:
+            targets = [t for t in targets if not self._e.meeting.by_way_of(move.key, t)]
+            if move.tries >= constants.DIRECT_TRIES:
+                self._drop(move)
+                return
         candidates = move.candidates
         if move.chosen is not None and now - move.chosen_at < constants.CHOICE_TIME:
             candidates = (move.chosen,)
@@ -288,6 +317,8 @@ class Mobility:
             self._e.places.seek(now, move.key)
         for source in (a for a in candidates if a in self._e.network.usable):
             for to in dict.fromkeys(t for t in targets if t.host.version == source.version):
+                if self._e.meeting.by_way_of(move.key, to) and self._e.meeting.seen_from(to) not in (None, source):
+                    continue  # it would be handed over, but the answer would not come to this address
                 message = Acm(move.epoch, source, move.entries, stalled=move.stalled)
                 move.targets.add(to.host)
                 sent = self._e.send(now, move.key, message, to, source)
@@ -485,10 +516,13 @@ class Mobility:
             for connection in connections:
                 connection.confirmed = move.chosen
             self.arrived(now, connections, {c.cid for c in connections if move.origin.get(c.cid) != move.chosen})
-            self._e.notice(
-                "move.finished", peer=move.key, address=move.chosen, duration=now - move.started,
-                connections=len(connections), epoch=move.epoch,
-            )  # fmt: skip
+            if move.direct:
+                self._e.choosing.tell(connections, "direct-again")
+            else:
+                self._e.notice(
+                    "move.finished", peer=move.key, address=move.chosen, duration=now - move.started,
+                    connections=len(connections), epoch=move.epoch,
+                )  # fmt: skip
             if message.connections < len(connections):
                 self._e.protection.doubt(now, move.key)
             elif message.connections > len(connections):

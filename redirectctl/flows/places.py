@@ -47,6 +47,7 @@ class Places:
         peer = self._e.peers.get(key)
         if peer is not None and peer.state is PeerState.APPROVED:
             self._e.emit(commands.Seek(key))
+            self._e.meeting.seek(now, key)
 
     def astray(self, now: float, key: bytes) -> None:
         """We have addresses, but none with a route to where the peer was: it may be found where there is one."""

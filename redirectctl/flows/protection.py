@@ -132,6 +132,7 @@ class Protection:
         if gone:
             self._e.emit(commands.Rewrite(("guard", ()), remove=tuple(c.flow for c in gone)))
             self._e.emit(commands.Uncarry(tuple(c.socket for c in gone)))
+            self._e.meeting.carried()
 
     # -- contact ------------------------------------------------------------------------------------------------------
 
@@ -172,9 +173,11 @@ class Protection:
         if peer is None:
             return
         self.hello(now, peer)
-        self._unsupported.pop(event.remote.host, None)
+        there = not e.meeting.by_way_of(event.key, event.remote)
+        if there:
+            self._unsupported.pop(event.remote.host, None)
         e.timers.cancel(("reach", peer.key))
-        if event.initiator:
+        if event.initiator and there:
             waiting = e.table.select(self._waiting.pop(event.remote.host, set()))
             if waiting:
                 peer.identity.add(event.remote.host)
@@ -353,6 +356,7 @@ class Protection:
             self._e.emit(commands.SaveConnections(tuple(protected)))  # else a restart would not know them as protected
             for key in {c.peer for c in protected}:
                 self._update_keep(now, key)
+            self._e.meeting.protected(now)
             self._e.choosing.protected(now, protected)
             self._e.mobility.reconsider(now)
 
@@ -362,7 +366,7 @@ class Protection:
         """Hello, EndOf, Sync."""
         match event.message:
             case messages.Hello():
-                self._on_hello(now, event.key, event.message)
+                self._on_hello(now, event, event.message)
             case messages.EndOf():
                 self._on_end(now, event, event.message)
             case messages.Sync(request, cids):
@@ -375,11 +379,11 @@ class Protection:
         other addresses we have: there the answer is to be no longer than the question."""
         at = to or peer.remote
         if at is not None:
-            addresses = () if to is not None else self._addresses()
+            addresses = () if to is not None else self.addresses()
             message = messages.Hello(_TRUST.get(peer.state, Trust.PENDING), at, addresses)
             self._e.send(now, peer.key, message, to, source)
 
-    def _addresses(self) -> tuple[IPAddress, ...]:
+    def addresses(self) -> tuple[IPAddress, ...]:
         """Ours that others can reach, of both families."""
         known = [a for a in self._e.network.usable if not (a.is_loopback or a.is_link_local or a.is_multicast)]
         half = messages.MAX_ADDRESSES // 2
@@ -392,12 +396,15 @@ class Protection:
             self._told[peer.key] = now
             self.hello(now, peer, event.source, event.local)
 
-    def _on_hello(self, now: float, key: bytes, message: messages.Hello) -> None:
-        peer, trust = self._e.peers[key], message.trust
+    def _on_hello(self, now: float, event: events.Received, message: messages.Hello) -> None:
+        key, trust = event.key, message.trust
+        peer = self._e.peers[key]
         peer.trust_there = trust
         peer.addresses = message.addresses or peer.addresses
-        before, peer.observed = peer.observed, message.observed
-        if before not in (None, peer.observed) and peer.observed.host not in self._e.network.usable:
+        before = peer.observed
+        if not self._e.meeting.by_way_of(key, event.source):  # there it sees the rendezvous, not us
+            peer.observed = message.observed
+        if peer.observed and before not in (None, peer.observed) and peer.observed.host not in self._e.network.usable:
             # One of our own is no news: who leaves one for another has announced it.
             self._e.mobility.observed(now, key, before, peer.observed)
         if trust is Trust.REJECTED:
@@ -549,7 +556,7 @@ class Protection:
     def _update_keep(self, now: float, key: bytes | None) -> None:
         peer = self._e.peers.get(key) if key is not None else None
         if peer is not None:
-            peer.keep = bool(self._e.table.movable(peer.key))
+            peer.keep = bool(self._e.table.movable(peer.key)) or self._e.meeting.keeps(peer.key)
             if peer.keep and not self._e.timers.armed(("alive", peer.key)):
                 self._e.timers.set(("alive", peer.key), now + constants.KEEPALIVE_TIME)
 

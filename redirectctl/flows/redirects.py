@@ -27,13 +27,14 @@ class Validation:
     epoch: int
     key: bytes
     new: IPAddress
-    source: SockAddr
+    source: SockAddr  # where it came from last, then where the answer came from
     local: IPAddress
     data: bytes
     cids: tuple[bytes, ...]
     stalled: bool = False  # plain packets do not get through
     tries: int = 0
     applying: list[Connection] = field(default_factory=list)
+    sources: dict[SockAddr, IPAddress] = field(default_factory=dict)  # all; our address that each used
     before: dict[bytes, tuple[int, IPAddress]] = field(default_factory=dict)  # epoch and address of those, until then
 
 
@@ -85,9 +86,14 @@ class Redirects:
                 message.epoch, key, new, event.source, event.local, self._e.rng(8), cids, message.stalled
             )
             self._validations[key, message.epoch, new] = validation
+            validation.sources[event.source] = event.local
             self._challenge(now, validation)
-        elif not validation.applying:
-            validation.source = event.source  # a NAT may have mapped it anew since
+        elif not validation.applying and event.source not in validation.sources:
+            # A NAT may have mapped it anew since, or it comes by way of a rendezvous: whichever answers.
+            while len(validation.sources) >= constants.MAX_SOURCES:
+                del validation.sources[next(iter(validation.sources))]
+            validation.sources[event.source] = event.local
+            self._e.send(now, key, PathChallenge(message.epoch, validation.data), event.source, event.local)
 
     def _unusable(self, event: events.Received, new: IPAddress) -> str | None:
         """Why no traffic may be sent to this address, or None."""
@@ -145,7 +151,8 @@ class Redirects:
             )
             return
         message = PathChallenge(validation.epoch, validation.data)
-        self._e.send(now, validation.key, message, validation.source, validation.local)
+        for source, local in validation.sources.items():
+            self._e.send(now, validation.key, message, source, local)
         timer = ("challenge", validation.key, validation.epoch, validation.new)
         self._e.timers.set(timer, now + constants.CHALLENGE_RETRIES[validation.tries])
         validation.tries += 1
@@ -160,7 +167,8 @@ class Redirects:
             (
                 v
                 for v in self._validations.values()
-                if (v.key, v.epoch, v.source) == (event.key, message.epoch, event.source)
+                if (v.key, v.epoch) == (event.key, message.epoch)
+                and event.source in v.sources
                 and hmac.compare_digest(v.data, message.data)
             ),
             None,
@@ -171,6 +179,7 @@ class Redirects:
         if validation.applying or not connections:
             return
         validation.applying = connections
+        validation.source, validation.local = event.source, validation.sources[event.source]
         validation.before = {c.cid: (c.remote_epoch, c.there_now) for c in connections}
         changes = []
         for c in connections:

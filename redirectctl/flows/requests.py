@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from redirectctl.flows import constants
+from redirectctl.wire import meeting
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.message import (
     Bind,
@@ -32,6 +33,7 @@ _ANSWERS: Final[dict[type[Message], type[Message]]] = {
     RstQuery: RstReply,
     EndOf: Done,
     Sync: SyncReply,
+    meeting.Relay: meeting.Relayed,
 }
 
 Answered = Callable[[float, Message], None]

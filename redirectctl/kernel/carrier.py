@@ -31,6 +31,7 @@ from typing import Final, NamedTuple, TypeAlias
 from redirectctl.flows.commands import Carried
 from redirectctl.kernel.constants import TUN_DEVICE
 from redirectctl.kernel.probing import SAFE_MTU, SUSPICION, Path
+from redirectctl.kernel.relay import Relays, sent_from
 from redirectctl.kernel.reports import REPORT_SECONDS, Report, Reporter, Sight
 from redirectctl.kernel.segments import LARGEST_SEND, MOST_AT_ONCE, Buffer, Inbound, Outbound, continues, ending
 from redirectctl.kernel.sharing import share_port
@@ -94,7 +95,7 @@ class _Route:
         self.sock = sock
         self.address = (str(remote.host), remote.port)
         self.path = path
-        self.plain: Ancillary = [] if local is None else [_source(local)]
+        self.plain: Ancillary = [] if local is None else [sent_from(local)]
         self._segmented: dict[int, Ancillary] = {}
 
     def segmented(self, size: int) -> Ancillary:
@@ -155,6 +156,7 @@ class Carrier:
         self._holders: set[_Flow] = set()  # flows with packets that wait
         self._holding = 0  # bytes of all of them
         self._reporter = Reporter(on_report)
+        self.relays = Relays(self._sockets)  # of other hosts, if this one is a rendezvous
         self._read_buffer = bytearray(READ_AT_ONCE + READ_SIZE)
         self._header_buffer = bytearray(READ_SIZE)
         self._receive_buffer = bytearray(_RECEIVE_SIZE)
@@ -467,13 +469,14 @@ class Carrier:
         except OSError as error:  # an ICMP error about an earlier datagram
             _log.debug("tunnel: %s", error)
             return True
-        chunk = memoryview(self._receive_buffer)[:length]
         size = next((int.from_bytes(data, sys.byteorder) for _, kind, data in ancillary if kind == _UDP_GRO), length)
         if flags & _MSG_TRUNC or not 0 < size <= length:
             self._refuse(Refused.TRUNCATED, None, source)
             return True
-        while chunk:
-            chunk = chunk[self._receive(chunk, size, source, sock, ancillary) :]
+        for chunk in self.relays.pass_on(memoryview(self._receive_buffer)[:length], size, source):
+            at = 0
+            while at < len(chunk):
+                at += self._receive(chunk[at:], size, source, sock, ancillary)
         return True
 
     def _receive(
@@ -576,17 +579,11 @@ def _locate(packet: memoryview) -> _Found | None:
     return None
 
 
-def _source(local: IPAddress) -> tuple[int, int, bytes]:
-    if isinstance(local, IPv4Address):
-        return socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(0, local.packed, bytes(4))
-    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(local.packed, 0)
-
-
 def _answer_from(info: bytes) -> tuple[int, int, bytes]:
     """Ancillary data that makes an answer come from where the datagram went that brought ``info``."""
     if len(info) == _IN_PKTINFO.size:
-        return _source(IPv4Address(_IN_PKTINFO.unpack(info)[2]))
-    return _source(parse_ip(socket.inet_ntop(socket.AF_INET6, info[:16])))
+        return sent_from(IPv4Address(_IN_PKTINFO.unpack(info)[2]))
+    return sent_from(parse_ip(socket.inet_ntop(socket.AF_INET6, info[:16])))
 
 
 def _interface_mtu(local: IPAddress | None, remote: SockAddr) -> int:

@@ -7,7 +7,7 @@
                 br-home
                    |            public address
                   eth0
-                gateway         masquerades with random ports, lets in replies only, and what is forwarded
+                gateway         masquerades, as a rule with random ports; lets in replies only, and what is forwarded
                  inside         10.0.N.1, fd00:N::1
                    |
                  client         10.0.N.10, fd00:N::a
@@ -30,9 +30,14 @@ _FLUSH = "from pyroute2 import NFCTSocket\nwith NFCTSocket() as socket: socket.f
 class Gateway(Host):
     """A NAT in front of ``private``, a network whose hosts have private addresses; both families are translated."""
 
-    def __init__(self, lab: Lab, public: Network, *, udp_timeout: int | None = None) -> None:
-        """``udp_timeout``: seconds after which a silent UDP mapping is forgotten; None: the kernel's (30 and 120)."""
+    def __init__(self, lab: Lab, public: Network, *, udp_timeout: int | None = None, keeps_ports: bool = False) -> None:
+        """``udp_timeout``: seconds after which a silent UDP mapping is forgotten; None: the kernel's (30 and 120).
+
+        ``keeps_ports``: as home routers do where they can, which lets two hosts behind two of them reach each other.
+        Without, each destination sees another port (RFC 4787, section 4.1: address and port dependent).
+        """
         serial = len(lab.hosts)
+        self._keeps_ports = keeps_ports
         super().__init__(lab, f"gateway{serial}")
         self._forwards: dict[tuple[str, int], int] = {}
         lab.add(self)
@@ -70,6 +75,9 @@ class Gateway(Host):
                 at = f'iifname "{link.interface}" meta nfproto ipv{version} {protocol} dport {port}'
                 forwards.append(f"{at} dnat {family} to {to}")
         rules = "\n".join(forwards)
+        ports = "" if self._keeps_ports else "random"
+        # What is dropped leaves no trace in conntrack: else the port would count as taken when a host inside wants it.
+        strangers = f'iifname "{link.interface}" ct state new meta l4proto udp drop' if self._keeps_ports else ""
         script = f"""
             table inet gateway
             delete table inet gateway
@@ -80,7 +88,11 @@ class Gateway(Host):
                 }}
                 chain postrouting {{
                     type nat hook postrouting priority srcnat
-                    oifname "{link.interface}" masquerade random
+                    oifname "{link.interface}" masquerade {ports}
+                }}
+                chain input {{
+                    type filter hook input priority 0
+                    {strangers}
                 }}
                 chain forward {{
                     type filter hook forward priority 0; policy drop

@@ -25,6 +25,7 @@ from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.datagram import MalformedError
 
 Admit = Callable[[bytes, SockAddr, bool], PeerState | None]  # key, where, did we contact it -> state, None: refuse
+HandOver = Callable[[float, bytes, IPAddress | None, SockAddr, bytes], None]  # now, to whom, from, by way of, datagram
 
 
 class Endpoint:
@@ -51,6 +52,9 @@ class Endpoint:
         self._sessions: dict[int, Session] = {}  # by our index
         self._by_remote: dict[int, Session] = {}  # by the peer's index: for UNKNOWN
         self._hinted: dict[bytes, float] = {}
+        self.relays: dict[SockAddr, bytes] = {}  # rendezvous: what goes there for somebody else is handed over
+        self.hand_over: HandOver = lambda *_: None
+        self._via: bytes | None = None  # whose datagram a rendezvous has brought, while we look at it
         self.initiator = Initiator(self)
         self.responder = Responder(self)
 
@@ -86,8 +90,8 @@ class Endpoint:
                 return False
             to, source = peer.remote, peer.local
         if session.final is not None and session.confirms > 1:  # it may be what was lost: without it nothing is read
-            self.emit(events.Transmit(source, to, session.final))
-        self._seal(session, messages.encode(message), to, source)
+            self.transmit(now, peer.key, source, to, session.final)
+        self._seal(now, session, messages.encode(message), to, source)
         peer.last_sent = now
         if session.old(now) and not self.initiator.under_way(peer.key):
             if peer.remote is not None:  # not `to`, which may be an address that has yet to be proven
@@ -99,17 +103,29 @@ class Endpoint:
         """Send an empty message to where the peer is, if there is a session."""
         session = peer.session(now)
         if session is not None and peer.remote is not None:
-            self._seal(session, b"", peer.remote, peer.local)
+            self._seal(now, session, b"", peer.remote, peer.local)
             peer.last_sent = now
 
-    def receive(self, now: float, data: bytes, source: SockAddr, local: IPAddress) -> None:
-        """A datagram came from ``source`` to our address ``local``."""
+    def knock(self, now: float, peer: Peer, to: SockAddr, source: IPAddress | None = None) -> None:
+        """The same to where the peer may be: a NAT between lets its datagrams from there in."""
+        session = peer.session(now)
+        if session is not None:
+            self._seal(now, session, b"", to, source)
+
+    def receive(self, now: float, data: bytes, source: SockAddr, local: IPAddress, via: bytes | None = None) -> None:
+        """A datagram came from ``source`` to our address ``local``.
+
+        ``via``: it is of this peer, and the rendezvous at ``source`` has handed it over.
+        """
         key: list[bytes] = []
+        self._via = via
         try:
             message = datagram.decode(data)
             self._dispatch(now, data, message, source, local, key)
         except MalformedError as error:
-            self.emit(events.Refused(source, error.reason, key[0] if key else None))
+            self.emit(events.Refused(source, error.reason, key[0] if key else via))
+        finally:
+            self._via = None
 
     def tick(self, now: float) -> None:
         """Do what has become due."""
@@ -136,6 +152,18 @@ class Endpoint:
     def emit(self, event: events.Event) -> None:
         """Queue for drain()."""
         self._out.append(event)
+
+    def transmit(self, now: float, key: bytes | None, source: IPAddress | None, to: SockAddr, data: bytes) -> None:
+        """Send to a peer; ``key``: whom, as far as that is known."""
+        if (whom := self.handed_to(to, key)) is not None:
+            self.hand_over(now, whom, source, to, data)
+        else:
+            self.emit(events.Transmit(source, to, data))
+
+    def handed_to(self, to: SockAddr, key: bytes | None) -> bytes | None:
+        """For whom a rendezvous at ``to`` gets a datagram; None: it is for whoever is there."""
+        whom = key or self._via
+        return whom if to in self.relays and whom not in (None, self.relays[to]) else None
 
     def new_index(self) -> int:
         """A random index that names no session and no handshake of ours."""
@@ -165,6 +193,8 @@ class Endpoint:
         key = handshake.remote_static
         if key is None:
             raise MalformedError("no-static-key")
+        if self._via not in (None, key):
+            raise MalformedError("wrong-pair")
         local, remote = path
         peer = self.peers.get(key)
         if peer is None:
@@ -233,6 +263,8 @@ class Endpoint:
             raise MalformedError(str(error.reason)) from error
         session.window.commit(message.counter)
         key.append(session.key)
+        if self._via not in (None, session.key):
+            raise MalformedError("wrong-pair")
         peer = self.peers[session.key]
         peer.last_contact = now
         if not session.heard:
@@ -243,7 +275,8 @@ class Endpoint:
         received = messages.decode(plaintext) if plaintext else None
         if received is not None:
             self.emit(events.Received(session.key, received, source, local))
-        if source != peer.remote and not isinstance(received, messages.Hello):  # what answers must not draw an answer
+        # What answers must not draw an answer; and where a rendezvous is says nothing of where the peer is.
+        if source != peer.remote and not isinstance(received, messages.Hello) and self._via is None:
             self.emit(events.Heard(session.key, source, local))
 
     def _first_heard(self, now: float, peer: Peer, session: Session, source: SockAddr, local: IPAddress) -> None:
@@ -252,7 +285,7 @@ class Endpoint:
         session.usable = True
         self._trim(peer)
         peer.remote, peer.local = source, local
-        self._seal(session, b"", source, local)
+        self._seal(now, session, b"", source, local)
         self.emit(events.PeerChanged(peer.key))
         self.emit(events.SessionUp(peer.key, source, first, initiator=False))
 
@@ -308,8 +341,8 @@ class Endpoint:
         if session is None or peer is None or session.heard or peer.remote is None:
             return
         if session.final is not None and session.confirms:
-            self.emit(events.Transmit(peer.local, peer.remote, session.final))
-        self._seal(session, b"", peer.remote, peer.local)
+            self.transmit(now, peer.key, peer.local, peer.remote, session.final)
+        self._seal(now, session, b"", peer.remote, peer.local)
         if session.confirms < len(constants.CONFIRM_RETRIES):
             self.timers.set(("confirm", index), now + constants.CONFIRM_RETRIES[session.confirms])
         session.confirms += 1
@@ -334,8 +367,8 @@ class Endpoint:
         for kind in ("confirm", "rekey", "expire"):
             self.timers.cancel((kind, index))
 
-    def _seal(self, session: Session, plaintext: bytes, to: SockAddr, source: IPAddress | None) -> None:
+    def _seal(self, now: float, session: Session, plaintext: bytes, to: SockAddr, source: IPAddress | None) -> None:
         counter, session.counter = session.counter, session.counter + 1
         shell = datagram.Transport(session.version, session.remote_index, counter, b"")
         sealed = session.sealing.seal(counter, plaintext, shell.header)
-        self.emit(events.Transmit(source, to, shell.header + sealed))
+        self.transmit(now, session.key, source, to, shell.header + sealed)

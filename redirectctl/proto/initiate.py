@@ -43,6 +43,7 @@ class Attempt:
     pattern: Pattern
     version: int
     jar: CookieJar
+    via: bytes | None = None  # a rendezvous hands it over to this peer
     tries: int = 0
     cookies: int = 0  # replies that made us send again at once
     handshakes: dict[int, Handshake] = field(default_factory=dict)  # by our index, oldest first
@@ -55,7 +56,7 @@ class Initiator:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._e = endpoint
-        self._attempts: dict[tuple[SockAddr, IPAddress | None], Attempt] = {}
+        self._attempts: dict[tuple[SockAddr, IPAddress | None, bytes | None], Attempt] = {}
         self._by_index: dict[int, Attempt] = {}
 
     def under_way(self, key: bytes) -> bool:
@@ -64,7 +65,8 @@ class Initiator:
 
     def start(self, now: float, to: SockAddr, source: IPAddress | None, key: bytes | None) -> None:
         """Begin, unless the same is under way.  ContactFailed follows if nothing comes of it."""
-        if (to, source) in self._attempts:
+        via = self._e.handed_to(to, key)
+        if (to, source, via) in self._attempts:
             return
         if len(self._attempts) >= constants.ATTEMPTS_MAX:
             self._e.emit(events.ContactFailed(to, key, "too-many-handshakes"))
@@ -78,8 +80,9 @@ class Initiator:
             Pattern.IKPSK2 if known else Pattern.XX,
             self._e.versions[0],
             CookieJar(key if known else None),
+            via,
         )
-        self._attempts[to, source] = attempt
+        self._attempts[to, source, via] = attempt
         self._send(now, attempt)
 
     def cancel(self, key: bytes) -> None:
@@ -87,9 +90,9 @@ class Initiator:
         for attempt in [a for a in self._attempts.values() if a.key == key]:
             self._fail(attempt, "peer-forgotten")
 
-    def retry(self, now: float, to: SockAddr, source: IPAddress | None) -> None:
+    def retry(self, now: float, to: SockAddr, source: IPAddress | None, via: bytes | None) -> None:
         """The timer of an attempt has run out."""
-        attempt = self._attempts.get((to, source))
+        attempt = self._attempts.get((to, source, via))
         if attempt is None:
             return
         if attempt.tries >= len(constants.HANDSHAKE_RETRIES):
@@ -130,7 +133,7 @@ class Initiator:
             self._e.emit(events.ContactFailed(attempt.to, attempt.key, "key-changed"))
             return
         if final is not None:
-            self._e.emit(events.Transmit(local, attempt.to, final))
+            self._e.transmit(now, seen, local, attempt.to, final)
         try:
             self._e.establish(
                 now,
@@ -210,8 +213,10 @@ class Initiator:
         self._by_index[index] = attempt
         init = datagram.Init(attempt.version, attempt.pattern, index, e.versions, handshake.write_message(payload))
         stamped = attempt.jar.stamp(init.body(), now)
-        e.emit(events.Transmit(attempt.source, attempt.to, stamped))
-        e.timers.set(("attempt", attempt.to, attempt.source), now + constants.HANDSHAKE_RETRIES[attempt.tries])
+        e.transmit(now, attempt.key, attempt.source, attempt.to, stamped)
+        e.timers.set(
+            ("attempt", attempt.to, attempt.source, attempt.via), now + constants.HANDSHAKE_RETRIES[attempt.tries]
+        )
         attempt.tries += 1
 
     def _forget(self, attempt: Attempt, index: int) -> None:
@@ -226,8 +231,8 @@ class Initiator:
     def _finish(self, attempt: Attempt) -> None:
         for index in list(attempt.handshakes):
             self._forget(attempt, index)
-        del self._attempts[attempt.to, attempt.source]
-        self._e.timers.cancel(("attempt", attempt.to, attempt.source))
+        del self._attempts[attempt.to, attempt.source, attempt.via]
+        self._e.timers.cancel(("attempt", attempt.to, attempt.source, attempt.via))
 
     def _fail(self, attempt: Attempt, reason: str) -> None:
         self._finish(attempt)

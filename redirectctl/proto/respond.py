@@ -54,7 +54,7 @@ class Responder:
     ) -> None:
         """An answer that costs no state, within the rate of its address."""
         if self._hints.allow(source.host, now):
-            self._e.emit(events.Transmit(local, source, answer.encode()))
+            self._e.transmit(now, None, local, source, answer.encode())
 
     def on_init(self, now: float, raw: bytes, message: datagram.Init, source: SockAddr, local: IPAddress) -> None:
         """Raises MalformedError with the reason why there is no answer."""
@@ -71,8 +71,8 @@ class Responder:
         if loaded and not self._cookies.verify_mac2(raw, source, now):
             reply = self._cookies.make_reply(raw, source, now, first_contact)
             nonce, sealed = reply[: constants.COOKIE_NONCE_LEN], reply[constants.COOKIE_NONCE_LEN :]
-            e.emit(
-                events.Transmit(local, source, datagram.Cookie(message.version, message.sender, nonce, sealed).encode())
+            e.transmit(
+                now, None, local, source, datagram.Cookie(message.version, message.sender, nonce, sealed).encode()
             )
             raise MalformedError("cookie-required")
         if loaded and not self._limit.allow(source.host, now):
@@ -93,7 +93,7 @@ class Responder:
             self._make_room(now)
             self._half_open[index] = HalfOpen(handshake, message.version, message.sender, now)
         response = datagram.Response(message.version, message.pattern, index, message.sender, noise)
-        e.emit(events.Transmit(local, source, response.encode()))
+        e.transmit(now, None, local, source, response.encode())
         if not first_contact:
             e.establish(
                 now,

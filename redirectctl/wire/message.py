@@ -23,6 +23,7 @@
     BIND (14)           | request (4) | n (1) | n x { cid (8), token (8) } |
     BIND_NUMBERS (15)   | request (4) | n (1) | n x { cid (8), proof (8) } |
     SEEN (16)           | n (1) | n x token (8) |
+    from 32 on          meeting.py
 
 Each starts with its type (1).  The ACM has the fields of the paper's figure 2; its authentication is the AEAD
 tag of the TRANSPORT datagram, its nonce that datagram's counter together with the epoch.
@@ -33,23 +34,21 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar, Final, TypeAlias
 
-from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr, unmap
+from redirectctl.wire import meeting
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.datagram import MalformedError
+from redirectctl.wire.fields import ANY, counted, exact, need_ip, pack_ip, unpack_ip
 from redirectctl.wire.tunnel import Offer
 
 MAX_PLAINTEXT: Final = 1200  # with header and tag it fits MAX_DATAGRAM
 MAX_ADDRESSES: Final = 8
-MAX_PROTECT: Final = 13  # also of what comes of it: PROTECTED and BIND
-MAX_ENTRIES: Final = 32
+MAX_PROTECT: Final = 12  # also of what comes of it: PROTECTED and BIND
+MAX_ENTRIES: Final = 30
 MAX_CIDS: Final = 128
 MAX_TOKENS: Final = 64
 MAX_START: Final = 2**62  # of the counters of an offer
-
-_V4_MAPPED: Final = b"\0" * 10 + b"\xff\xff"
-ANY: Final = b"\0" * 16
 
 
 class Trust(IntEnum):
@@ -94,32 +93,13 @@ class End(IntEnum):
     KILL = 2  # and close it over there too
 
 
-def pack_ip(address: IPAddress | None) -> bytes:
-    """16 bytes; None is all zeros (any)."""
-    if address is None:
-        return ANY
-    return _V4_MAPPED + address.packed if isinstance(address, IPv4Address) else address.packed
-
-
-def unpack_ip(field: bytes) -> IPAddress | None:
-    """Reverse of pack_ip."""
-    return None if field == ANY else unmap(IPv6Address(field))
-
-
-def _need_ip(field: bytes) -> IPAddress:
-    address = unpack_ip(field)
-    if address is None:
-        raise MalformedError("no-address")
-    return address
-
-
 def _pack_tuple(four: FourTuple) -> tuple[bytes, int, bytes, int]:
     (local, lport), (remote, rport) = four
     return pack_ip(local), lport, pack_ip(remote), rport
 
 
 def _need_tuple(local: bytes, lport: int, remote: bytes, rport: int) -> FourTuple:
-    here, there = _need_ip(local), _need_ip(remote)
+    here, there = need_ip(local), need_ip(remote)
     if here.version != there.version or not lport or not rport:
         raise MalformedError("bad-tuple")
     return FourTuple(SockAddr(here, lport), SockAddr(there, rport))
@@ -170,9 +150,9 @@ class Hello:
     @classmethod
     def unpack(cls, body: bytes) -> Hello:
         """Raises MalformedError."""
-        (trust, host, port, _), rest = _counted(_HELLO, body, _ADDRESS, MAX_ADDRESSES)
-        addresses = tuple(_need_ip(address) for (address,) in _ADDRESS.iter_unpack(rest))
-        return cls(Trust(trust), SockAddr(_need_ip(host), port), addresses)
+        (trust, host, port, _), rest = counted(_HELLO, body, _ADDRESS, MAX_ADDRESSES)
+        addresses = tuple(need_ip(address) for (address,) in _ADDRESS.iter_unpack(rest))
+        return cls(Trust(trust), SockAddr(need_ip(host), port), addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +186,7 @@ class Protect:
     @classmethod
     def unpack(cls, body: bytes) -> Protect:
         """Raises MalformedError."""
-        (request, _), rest = _counted(_REQ_N, body, _PROTECT, MAX_PROTECT)
+        (request, _), rest = counted(_REQ_N, body, _PROTECT, MAX_PROTECT)
         claims = []
         for cid, epoch, local, lport, remote, rport, digest, flow, key, start, flags in _PROTECT.iter_unpack(rest):
             four, offer = _need_tuple(local, lport, remote, rport), _need_offer(flow, key, start)
@@ -254,7 +234,7 @@ class Protected:
     @classmethod
     def unpack(cls, body: bytes) -> Protected:
         """Raises MalformedError."""
-        (request, _), rest = _counted(_REQ_N, body, _PROTECTED, MAX_PROTECT)
+        (request, _), rest = counted(_REQ_N, body, _PROTECTED, MAX_PROTECT)
         verdicts = []
         for cid, epoch, number, local, lport, remote, rport, flow, key, start, proof in _PROTECTED.iter_unpack(rest):
             status = Status(number)
@@ -283,7 +263,7 @@ class Bind:
     @classmethod
     def unpack(cls, body: bytes) -> Bind:
         """Raises MalformedError."""
-        (request, _), rest = _counted(_REQ_N, body, _BIND, MAX_PROTECT)
+        (request, _), rest = counted(_REQ_N, body, _BIND, MAX_PROTECT)
         return cls(request, tuple(_BIND.iter_unpack(rest)))
 
 
@@ -302,7 +282,7 @@ class BindNumbers:
     @classmethod
     def unpack(cls, body: bytes) -> BindNumbers:
         """Raises MalformedError."""
-        (request, _), rest = _counted(_REQ_N, body, _BIND, MAX_PROTECT)
+        (request, _), rest = counted(_REQ_N, body, _BIND, MAX_PROTECT)
         return cls(request, tuple(_BIND.iter_unpack(rest)))
 
 
@@ -336,15 +316,15 @@ class Acm:
     @classmethod
     def unpack(cls, body: bytes) -> Acm:
         """Raises MalformedError."""
-        (epoch, new, flags, _), rest = _counted(_ACM, body, _ENTRY, MAX_ENTRIES)
+        (epoch, new, flags, _), rest = counted(_ACM, body, _ENTRY, MAX_ENTRIES)
         entries = tuple(
-            Entry(_need_ip(old), unpack_ip(dst), sport, dport) for old, dst, sport, dport in _ENTRY.iter_unpack(rest)
+            Entry(need_ip(old), unpack_ip(dst), sport, dport) for old, dst, sport, dport in _ENTRY.iter_unpack(rest)
         )
         if not entries:
             raise MalformedError("empty")
         if flags > 1:
             raise MalformedError("bad-value")
-        return cls(epoch, _need_ip(new), entries, bool(flags))
+        return cls(epoch, need_ip(new), entries, bool(flags))
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,8 +345,8 @@ class AcmAck:
     @classmethod
     def unpack(cls, body: bytes) -> AcmAck:
         """Raises MalformedError."""
-        epoch, status, connections, host, port = _exact(_ACM_ACK, body)
-        return cls(epoch, AcmStatus(status), connections, SockAddr(_need_ip(host), port))
+        epoch, status, connections, host, port = exact(_ACM_ACK, body)
+        return cls(epoch, AcmStatus(status), connections, SockAddr(need_ip(host), port))
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,7 +364,7 @@ class PathChallenge:
     @classmethod
     def unpack(cls, body: bytes) -> PathChallenge:
         """Raises MalformedError."""
-        return cls(*_exact(_PATH, body))
+        return cls(*exact(_PATH, body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +382,7 @@ class PathResponse:
     @classmethod
     def unpack(cls, body: bytes) -> PathResponse:
         """Raises MalformedError."""
-        return cls(*_exact(_PATH, body))
+        return cls(*exact(_PATH, body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,7 +400,7 @@ class RstQuery:
     @classmethod
     def unpack(cls, body: bytes) -> RstQuery:
         """Raises MalformedError."""
-        return cls(*_exact(_RST_QUERY, body))
+        return cls(*exact(_RST_QUERY, body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,7 +418,7 @@ class RstReply:
     @classmethod
     def unpack(cls, body: bytes) -> RstReply:
         """Raises MalformedError."""
-        request, alive = _exact(_REQ_U8, body)
+        request, alive = exact(_REQ_U8, body)
         if alive > 1:
             raise MalformedError("bad-value")
         return cls(request, bool(alive))
@@ -460,7 +440,7 @@ class EndOf:
     @classmethod
     def unpack(cls, body: bytes) -> EndOf:
         """Raises MalformedError."""
-        (request, what, _), rest = _counted(_END, body, _CID, MAX_CIDS)
+        (request, what, _), rest = counted(_END, body, _CID, MAX_CIDS)
         return cls(request, End(what), _split_cids(rest))
 
 
@@ -478,7 +458,7 @@ class Done:
     @classmethod
     def unpack(cls, body: bytes) -> Done:
         """Raises MalformedError."""
-        return cls(*_exact(_REQ, body))
+        return cls(*exact(_REQ, body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -496,7 +476,7 @@ class Sync:
     @classmethod
     def unpack(cls, body: bytes) -> Sync:
         """Raises MalformedError."""
-        (request, _), rest = _counted(_REQ_N, body, _CID, MAX_CIDS)
+        (request, _), rest = counted(_REQ_N, body, _CID, MAX_CIDS)
         return cls(request, _split_cids(rest))
 
 
@@ -515,7 +495,7 @@ class SyncReply:
     @classmethod
     def unpack(cls, body: bytes) -> SyncReply:
         """Raises MalformedError."""
-        (request, _), rest = _counted(_REQ_N, body, _CID, MAX_CIDS)
+        (request, _), rest = counted(_REQ_N, body, _CID, MAX_CIDS)
         return cls(request, _split_cids(rest))
 
 
@@ -533,7 +513,7 @@ class Seen:
     @classmethod
     def unpack(cls, body: bytes) -> Seen:
         """Raises MalformedError."""
-        _, rest = _counted(_N, body, _CID, MAX_TOKENS)
+        _, rest = counted(_N, body, _CID, MAX_TOKENS)
         return cls(_split_cids(rest))
 
 
@@ -554,6 +534,7 @@ Message: TypeAlias = (
     | Bind
     | BindNumbers
     | Seen
+    | meeting.Message
 )
 
 _CID = struct.Struct("!8s")
@@ -576,6 +557,7 @@ _TYPES: Final = {
         Bind,
         BindNumbers,
         Seen,
+        *meeting.MESSAGES,
     )
 }
 
@@ -598,23 +580,6 @@ def decode(plaintext: bytes) -> Message:
         raise
     except ValueError:  # an enum value that we do not know
         raise MalformedError("bad-value") from None
-
-
-def _exact(layout: struct.Struct, body: bytes) -> tuple:  # type: ignore[type-arg]
-    if len(body) != layout.size:
-        raise MalformedError("bad-length")
-    return layout.unpack(body)
-
-
-def _counted(head: struct.Struct, body: bytes, item: struct.Struct, most: int) -> tuple:  # type: ignore[type-arg]
-    """Head fields (the last one is the count) and the bytes of exactly that many items."""
-    if len(body) < head.size:
-        raise MalformedError("bad-length")
-    fields = head.unpack_from(body)
-    rest = body[head.size :]
-    if fields[-1] > most or len(rest) != fields[-1] * item.size:
-        raise MalformedError("bad-length")
-    return fields, rest
 
 
 def _split_cids(rest: bytes) -> tuple[bytes, ...]:

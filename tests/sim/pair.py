@@ -59,28 +59,41 @@ class Link:
 
 
 class Nat:
-    """A router that gives hosts behind it its own address and, for each of their ports, one at random."""
+    """A router that gives hosts behind it its own address and, for each of their ports, one at random.
 
-    def __init__(self, world: World, public: str) -> None:
+    ``filters``: only who was sent to may send in (RFC 4787, section 5).  ``symmetric``: that, and another port for each
+    address and port that a host sends to (section 4.1).
+    """
+
+    def __init__(self, world: World, public: str, *, filters: bool = False, symmetric: bool = False) -> None:
         self.world = world
         self.public = ip(public)
+        self.filters = filters or symmetric
+        self.symmetric = symmetric
+        self._sent: set[tuple[str, int, SockAddr]] = set()
         self.forwarded: dict[tuple[str, int], SockAddr] = {}  # to the same port of a host behind it
-        self._outside: dict[tuple[str, SockAddr], int] = {}
+        self._outside: dict[tuple[str, SockAddr, SockAddr | None], int] = {}
         self._inside: dict[tuple[str, int], SockAddr] = {}
 
-    def out(self, protocol: str, source: SockAddr) -> SockAddr:
+    def out(self, protocol: str, source: SockAddr, to: SockAddr) -> SockAddr:
         """What a packet's source becomes."""
         if self.forwarded.get((protocol, source.port)) == source:
             return SockAddr(self.public, source.port)
-        port = self._outside.get((protocol, source))
+        which = protocol, source, to if self.symmetric and protocol == "udp" else None
+        port = self._outside.get(which)
         while port is None or self._inside.setdefault((protocol, port), source) != source:
             port = self.world.random.randrange(1024, 65536)
-        self._outside[protocol, source] = port
+        self._outside[which] = port
+        self._sent.add((protocol, port, to))
         return SockAddr(self.public, port)
 
-    def into(self, protocol: str, to: SockAddr) -> SockAddr | None:
+    def into(self, protocol: str, to: SockAddr, source: SockAddr) -> SockAddr | None:
         """Where a packet to the public address goes on to."""
-        return self.forwarded.get((protocol, to.port)) or self._inside.get((protocol, to.port))
+        if (forwarded := self.forwarded.get((protocol, to.port))) is not None:
+            return forwarded
+        if self.filters and protocol == "udp" and (protocol, to.port, source) not in self._sent:
+            return None
+        return self._inside.get((protocol, to.port))
 
     def forward(self, host: Host, *, port: int = 22) -> None:
         """Let others reach this TCP port of a host, and its control port."""
@@ -90,6 +103,7 @@ class Nat:
     def rebind(self, public: str | None = None) -> None:
         """It forgets everything, and may get another address."""
         self._outside.clear()
+        self._sent.clear()
         self._inside.clear()
         self.public = ip(public) if public is not None else self.public
 
@@ -150,6 +164,8 @@ class Host:
         self.busy_until: float | None = None
         self.lives: int | None = None  # commands until the daemon is killed
         self.up = False
+        self.servers: dict[str, tuple[SockAddr, ...]] = {}  # rendezvous, as the configuration has them
+        self.relaying: dict[bytes, commands.Relays] = {}  # for whom this host is the rendezvous
         self.start()
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -177,7 +193,9 @@ class Host:
             else:
                 del self.stored[c.cid]
         self.flows = {c.socket: c.wire for c in restored if c.movable or c.moved}
+        self.relaying = {}
         self.engine.restore(self.world.now, restored)
+        self.engine.rendezvous_at(self.world.now, self.servers)
         self.run()
         self.network_changed()
 
@@ -226,6 +244,12 @@ class Host:
     def move(self, *addresses: str) -> None:
         self.addresses = [ip(a) for a in addresses]
         self.network_changed()
+
+    def meets_at(self, *servers: Host) -> None:
+        """The configuration names these rendezvous."""
+        self.servers = {s.name: tuple(SockAddr(a, PORT) for a in s.addresses) for s in servers}
+        self.engine.rendezvous_at(self.world.now, self.servers)
+        self.run()
 
     def opened(self, socket: FourTuple) -> None:
         self.engine.found(self.world.now, socket)
@@ -364,6 +388,8 @@ class Host:
             case commands.Uncarry(sockets):
                 for socket in sockets:
                     self.carried.pop(socket, None)
+            case commands.Relays(guest):
+                self.relaying[guest] = command
             case commands.FindRoutes():
                 self.network_changed()
             case commands.Kick(sockets):
@@ -471,9 +497,9 @@ class World:
         self.hosts.append(host)
         return host
 
-    def nat(self, public: str, *hosts: Host) -> Nat:
+    def nat(self, public: str, *hosts: Host, filters: bool = False, symmetric: bool = False) -> Nat:
         """Put hosts behind a NAT."""
-        nat = Nat(self, public)
+        nat = Nat(self, public, filters=filters, symmetric=symmetric)
         for host in hosts:
             host.nat = nat
         return nat
@@ -505,9 +531,9 @@ class World:
         if any(h.nat is packet.nat and to.host in h.addresses for h in self.hosts):
             near = packet.nat  # it stays behind the NAT, or never was behind one
         else:
-            source = packet.nat.out(protocol, source) if packet.nat is not None else source
+            source = packet.nat.out(protocol, source, to) if packet.nat is not None else source
             near = next((h.nat for h in self.hosts if h.nat is not None and h.nat.public == to.host), None)
-            inside = near.into(protocol, to) if near is not None else to
+            inside = near.into(protocol, to, source) if near is not None else to
             if inside is None:
                 return
             to = inside
@@ -580,7 +606,7 @@ class World:
         here, there = FourTuple(source, to), FourTuple(to, source)
         if a.nat is not b.nat:
             here = FourTuple(source, SockAddr(b.nat.public, dport) if b.nat is not None else to)
-            there = FourTuple(to, a.nat.out("tcp", source) if a.nat is not None else source)
+            there = FourTuple(to, a.nat.out("tcp", source, here.remote) if a.nat is not None else source)
             a.numbers[here] = b.bases(there)[::-1]
         a.sockets.add(here)
         b.sockets.add(there)

@@ -359,7 +359,7 @@ def test_claims_without_end_are_bounded() -> None:
     for i in range(100):
         claims = tuple(
             messages.Claim(n.to_bytes(8), 2**40, thief.socket, digest(n.to_bytes(8)), Offer(1, bytes(16), 0))
-            for n in range(i * 13 + 1, i * 13 + 14)
+            for n in range(i * 12 + 1, i * 12 + 13)
         )
         thief.say(messages.Protect(1000 + i, claims))
         thief.world.run(0.02)

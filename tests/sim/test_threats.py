@@ -725,7 +725,7 @@ def test_garbage_inside_a_session(scene: Scene) -> None:
     session = endpoint.peers[scene.alice.static.public].sessions[0]
     for i in range(500):
         garbage = bytes((i % 16,)) + rng.randbytes(rng.randrange(100))
-        endpoint._seal(session, garbage, SockAddr(ip(ALICE), PORT), ip(MALLORY))
+        endpoint._seal(scene.world.now, session, garbage, SockAddr(ip(ALICE), PORT), ip(MALLORY))
         for event in endpoint.drain():
             scene.inject(event.data, MALLORY)
     scene.world.run(20)

@@ -109,6 +109,11 @@ _EXPLANATIONS = {
     "bad-segment": _BAD_TUNNEL,
     "counter-jump": _NOT_THE_PEERS,
     "unasked": _NOT_THE_PEERS,
+    "wrong-pair": Explanation("a rendezvous handed over what is not of the peer that it stands for"),
+    "unknown-tag": Explanation("a rendezvous speaks of a peer that this host has not registered"),
+    "not-our-rendezvous": Explanation("it speaks as a rendezvous, and is none of ours", "see rendezvous.servers"),
+    "not-registered": Explanation("a host wants the rendezvous here to do something, and is not registered"),
+    "forward-limit": Explanation("it wants the rendezvous here to hand over too much"),
     "not-tagged": Explanation("plain packets for a connection with integrity", "somebody forges segments of it"),
     # of moves
     "no-connection": Explanation("it announced a move of no connection that is protected with it"),
@@ -123,6 +128,11 @@ _EXPLANATIONS = {
     "challenge-from-elsewhere": Explanation(
         "the answer to our announcement came from another address", "has the peer's host several on that network?"
     ),
+    "relay-limit": Explanation("the rendezvous relays no more connections of this host"),
+    "not-serving": Explanation("it is no rendezvous", "set serve = true in [rendezvous] there"),
+    "rendezvous-full": Explanation("it has no room for all of our peers, or for us"),
+    "relayed": Explanation("by way of a rendezvous: the hosts do not reach each other"),
+    "direct-again": Explanation("the hosts reach each other without the rendezvous again"),
     "another-host-there": Explanation(
         "another host has the address that its name led to", "is the name in DNS kept up to date?"
     ),

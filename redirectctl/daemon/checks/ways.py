@@ -21,6 +21,7 @@ _WHY: Final = {
     Why.INTEGRITY: "each datagram is authenticated",
     Why.PREFERRED: "path.prefer",
     Why.NO_PATH: "there is no path now",
+    Why.RELAYED: "passed on by a rendezvous, the hosts do not reach each other",
     Why.OTHER_FAMILY: "they began with the other address family",
     Why.NAT: "NAT changes plain packets on the way",
     Why.BEING_TRIED: "the plain way is being tried",

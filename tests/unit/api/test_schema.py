@@ -95,6 +95,10 @@ def test_names_are_the_documented_ones():
         "redirect.refused",
         "packet.refused",
         "rst.held",
+        "dns.updated",
+        "dns.failed",
+        "rendezvous.reached",
+        "rendezvous.lost",
     }
 
 

@@ -172,8 +172,6 @@ def test_unfinished_file():
     [
         '[outage]\nsuspend_after = "11s"',
         '[outage]\ngive_up_after = "1d"',
-        '[rendezvous]\nservers = ["r.example.net:7747"]',
-        "[rendezvous]\nserve = true",
     ],
 )
 def test_what_later_versions_do_is_refused_clearly(text: str):

@@ -34,7 +34,7 @@ def test_every_reason_is_explained() -> None:
 
 
 def test_every_datagram_and_message_is_described() -> None:
-    for module in ("datagram", "message"):
+    for module in ("datagram", "message", "meeting"):
         head = (ROOT / "redirectctl" / "wire" / f"{module}.py").read_text().split('"""')[1]
         for name, number in re.findall(r"^    ([A-Z_]+) \((\d+)\)", head, re.MULTILINE):
             assert f"{name} ({number}) " in PROTOCOL

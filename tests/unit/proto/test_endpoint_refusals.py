@@ -210,7 +210,7 @@ def test_forged_transport_messages() -> None:
 
 def test_a_message_that_is_none_is_told_with_the_name_of_the_peer() -> None:
     net, alice, bob = met()
-    bob.endpoint._seal(bob.peer(alice).sessions[0], b"\xff", alice.at(), bob.address)
+    bob.endpoint._seal(net.now, bob.peer(alice).sessions[0], b"\xff", alice.at(), bob.address)
     bob.flush()
     net.run(1)
     assert alice.of(events.Refused) == [events.Refused(bob.at(), "unknown-message", bob.static.public)]

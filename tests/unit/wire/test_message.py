@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from redirectctl.wire import meeting as w
 from redirectctl.wire import message as m
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.datagram import MAX_DATAGRAM, MalformedError, Transport
@@ -16,6 +17,7 @@ from redirectctl.wire.tunnel import Offer
 
 _CID, _CID2 = bytes.fromhex("c1d0000000000001"), bytes.fromhex("c1d0000000000002")
 _V4 = "00000000000000000000ffff c0000201"  # 192.0.2.1
+_TAG = b"names a pair of."
 _V4B = "00000000000000000000ffff c6336402"  # 198.51.100.2
 _V6 = "20010db8000000000000000000000001"
 _TUPLE = FourTuple(SockAddr(ip_address("192.0.2.1"), 40000), SockAddr(ip_address("198.51.100.2"), 22))
@@ -54,6 +56,18 @@ TABLE: list[tuple[m.Message, str]] = [
     (m.BindNumbers(11, ((_CID, b"12345678"),)), f"0f 0000000b 01 {_CID.hex()} 3132333435363738"),
     (m.Seen((_CID, _CID2)), f"10 02 {_CID.hex()} {_CID2.hex()}"),
     (m.Seen(()), "10 00"),
+    (w.Register(1, (ip_address("192.0.2.1"),), (_TAG,), b"12345678"),
+     f"20 00000001 3132333435363738 01 {_V4} 01 {_TAG.hex()}"),
+    (w.Register(1, (), ()), "20 00000001 0000000000000000 00 00"),
+    (w.Registered(1, w.Registration.FULL, SockAddr(ip_address("192.0.2.1"), 7747)),
+     f"21 00000001 03 {_V4} 1e43 0000000000000000"),
+    (w.Lookup(_TAG), f"22 {_TAG.hex()}"),
+    (w.Found(_TAG, SockAddr(ip_address("192.0.2.1"), 7747), (ip_address("2001:db8::1"),)),
+     f"23 {_TAG.hex()} {_V4} 1e43 01 {_V6}"),
+    (w.Forward(_TAG, b"datagram"), f"24 {_TAG.hex()} {b'datagram'.hex()}"),
+    (w.Forwarded(_TAG, b"datagram"), f"25 {_TAG.hex()} {b'datagram'.hex()}"),
+    (w.Relay(2, _TAG, (1, 2**32 - 1)), f"26 00000002 {_TAG.hex()} 02 00000001 ffffffff"),
+    (w.Relayed(2, 250), "27 00000002 00fa"),
 ]  # fmt: skip
 
 
@@ -79,7 +93,7 @@ REFUSED = [
     (f"01 01 {_V4} 1e43 09 {_V4 * 9}", "bad-length"),  # one more than MAX_ADDRESSES
     ("02 000000", "bad-length"),
     ("02 00000007 01", "bad-length"),
-    ("02 00000007 0e" + "00" * 89 * 14, "bad-length"),  # one more than MAX_PROTECT
+    ("02 00000007 0d" + "00" * 91 * 13, "bad-length"),  # one more than MAX_PROTECT
     (f"02 00000007 01 {_CLAIM} 00".replace(_V4, "00" * 16), "no-address"),
     (f"02 00000007 01 {_CLAIM} 00".replace(_V4, _V6), "bad-tuple"),
     (f"02 00000007 01 {_CLAIM} 00".replace("9c40", "0000"), "bad-tuple"),
@@ -90,14 +104,14 @@ REFUSED = [
     (f"03 00000007 01 {_CID.hex()} 0000000100000000 04 {'00' * 71} 01", "bad-value"),
     (f"03 00000007 01 {_CID.hex()} 0000000100000000 00 {'00' * 72}", "no-address"),
     (f"03 00000007 02 {_CID.hex()} 0000000100000000 00", "bad-length"),
-    ("03 00000007 0e" + "00" * 89 * 14, "bad-length"),  # one more than MAX_PROTECT
+    ("03 00000007 0d" + "00" * 89 * 13, "bad-length"),  # one more than MAX_PROTECT
     (f"0e 0000000b 02 {_CID.hex()} 3132333435363738", "bad-length"),
-    ("0f 0000000b 0e" + "00" * 16 * 14, "bad-length"),  # one more than MAX_PROTECT
+    ("0f 0000000b 0d" + "00" * 16 * 13, "bad-length"),  # one more than MAX_PROTECT
     (f"04 0000000000000005 {_V4} 00 00", "empty"),
     (f"04 0000000000000005 {_V4} 02 01 {_V4B} {'00' * 16} 0000 0000", "bad-value"),
     (f"04 0000000000000005 {'00' * 16} 00 01 {_V4B} {'00' * 16} 0000 0000", "no-address"),
     (f"04 0000000000000005 {_V4} 00 01 {'00' * 16} {'00' * 16} 0000 0000", "no-address"),
-    (f"04 0000000000000005 {_V4} 00 21" + "00" * 36 * 33, "bad-length"),  # one more than MAX_ENTRIES
+    (f"04 0000000000000005 {_V4} 00 1f" + "00" * 36 * 31, "bad-length"),  # one more than MAX_ENTRIES
     (f"05 0000000000000005 05 00000001 {_V4} 1e43", "bad-value"),
     (f"05 0000000000000005 01 00000001 {'00' * 16} 1e43", "no-address"),
     ("10", "bad-length"),
@@ -113,6 +127,17 @@ REFUSED = [
     ("0b 00", "bad-length"),
     ("0c 0000000a 81" + "00" * 8 * 129, "bad-length"),  # one more than MAX_CIDS
     ("0d 0000000a 01 00", "bad-length"),
+    ("20 00000001", "bad-length"),
+    (f"20 00000001 {'00' * 8} 09 {_V4 * 9} 00", "bad-length"),  # one more than MAX_ADDRESSES
+    (f"20 00000001 {'00' * 8} 01 {_V4}", "bad-length"),
+    (f"20 00000001 {'00' * 8} 00 3d {'00' * 16 * 61}", "bad-length"),  # one more than MAX_TAGS
+    (f"20 00000001 {'00' * 8} 01 {'00' * 16} 00", "no-address"),
+    (f"21 00000001 05 {_V4} 1e43 {'00' * 8}", "bad-value"),
+    ("22 00", "bad-length"),
+    (f"23 {_TAG.hex()} {'00' * 16} 1e43 00", "no-address"),
+    (f"24 {_TAG.hex()}", "bad-length"),
+    (f"25 {_TAG.hex()} {'00' * (w.MAX_FORWARDED + 1)}", "bad-length"),
+    (f"26 00000002 {_TAG.hex()} fb {'00' * 4 * 251}", "bad-length"),  # one more than MAX_FLOWS
 ]
 
 
@@ -173,9 +198,27 @@ any_message = st.one_of(
     st.builds(m.SyncReply, _u32, _tuples_of(_cid, m.MAX_CIDS)),
     st.builds(m.Seen, _tuples_of(_cid, m.MAX_TOKENS)),
 )
+_tag = st.binary(min_size=w.TAG_LEN, max_size=w.TAG_LEN)
+_place = st.builds(SockAddr, _ip, _port)
+_datagram = st.binary(min_size=1, max_size=w.MAX_FORWARDED)
+of_a_rendezvous = st.one_of(
+    st.builds(w.Register, _u32, _tuples_of(_ip, w.MAX_ADDRESSES), _tuples_of(_tag, w.MAX_TAGS), _cid),
+    st.builds(w.Registered, _u32, st.sampled_from(w.Registration), _place, _cid),
+    st.builds(w.Lookup, _tag),
+    st.builds(w.Found, _tag, _place, _tuples_of(_ip, w.MAX_ADDRESSES)),
+    st.builds(w.Forward, _tag, _datagram),
+    st.builds(w.Forwarded, _tag, _datagram),
+    st.builds(w.Relay, _u32, _tag, _tuples_of(_u32, w.MAX_FLOWS)),
+    st.builds(w.Relayed, _u32, _u16),
+)
 
 
 @given(any_message)
+def test_a_rendezvous_can_hand_it_over(message: m.Message) -> None:
+    assert len(Transport(1, 1, 1, m.encode(message) + bytes(16)).encode()) <= w.MAX_FORWARDED
+
+
+@given(any_message | of_a_rendezvous)
 def test_round_trip_within_a_datagram(message: m.Message) -> None:
     plaintext = m.encode(message)
     assert m.decode(plaintext) == message
@@ -183,7 +226,7 @@ def test_round_trip_within_a_datagram(message: m.Message) -> None:
     assert len(Transport(1, 1, 1, plaintext + bytes(16)).encode()) <= MAX_DATAGRAM
 
 
-@given(st.one_of(st.binary(max_size=1300), st.builds(lambda t, b: bytes((t,)) + b, st.integers(0, 17), st.binary())))
+@given(st.one_of(st.binary(max_size=1300), st.builds(lambda t, b: bytes((t,)) + b, st.integers(0, 40), st.binary())))
 def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
     try:
         message = m.decode(data)
@@ -192,7 +235,7 @@ def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
     assert m.decode(m.encode(message)) == message
 
 
-@given(any_message, st.integers(0), st.integers(1, 255))
+@given(any_message | of_a_rendezvous, st.integers(0), st.integers(1, 255))
 def test_a_changed_byte_is_refused_or_another_message(message: m.Message, at: int, change: int) -> None:
     data = bytearray(m.encode(message))
     data[at % len(data)] ^= change

@@ -1,0 +1,467 @@
+"""Meeting at a rendezvous: hosts that both have moved, or that cannot reach each other, find one another there.
+
+    this host                        rendezvous                        peer
+      REGISTER (addresses, tags) ──►            ◄── REGISTER (addresses, tags)
+                                 ◄── FOUND ──►       once both have a tag in common, and whenever one of them moves
+      announcements to where the peer was found ──────────────────────►   and the other way round: NATs open
+      FORWARD (a datagram)       ──► FORWARDED ──►   when that does not get through
+      RELAY (flows)              ──► tunnel datagrams of these flows go on to the peer
+
+A tag names a pair of hosts to one rendezvous: it is derived from the pair's secret and the rendezvous's key.  So the
+rendezvous learns who knows whom only of those who both come, another rendezvous cannot use what it has learnt, and
+nobody else can ask.
+
+A rendezvous is a peer like others: its key is known and approved by a person, or as the configuration says.  What it
+says is a hint (places.py), what it hands over is sealed by the peer.  For everybody above, a peer that is reached by
+way of a rendezvous is at the rendezvous's address; the endpoint hands over what goes there for somebody else.
+
+rendezvous.py is the other side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from redirectctl.flows import commands, constants
+from redirectctl.flows.connection import Connection
+from redirectctl.proto import events
+from redirectctl.proto.peer import Peer, PeerState
+from redirectctl.wire import meeting as wire
+from redirectctl.wire import message as messages
+from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.message import Trust
+
+if TYPE_CHECKING:
+    from redirectctl.flows.engine import Engine
+
+_LABEL: Final = b"rd meet"
+
+
+def tag_of(secret: bytes, server: bytes) -> bytes:
+    """Names the pair that has this secret to the rendezvous with this key."""
+    return hashlib.blake2s(server, key=secret, digest_size=wire.TAG_LEN, person=_LABEL).digest()
+
+
+class Standing(StrEnum):
+    """How we stand with a rendezvous.  Names as in events."""
+
+    UNRESOLVED = "unresolved"  # its name leads to no address
+    NO_ANSWER = "no-answer"
+    PENDING_HERE = "approval-pending-here"
+    REJECTED = "peer-rejected"
+    KEY_CHANGED = "key-changed"
+    PENDING_THERE = "approval-pending-there"
+    NOT_SERVING = "not-serving"
+    FULL = "rendezvous-full"
+    REGISTERED = "registered"
+
+
+_REFUSED: Final = {
+    wire.Registration.PENDING: Standing.PENDING_THERE,
+    wire.Registration.NOT_SERVING: Standing.NOT_SERVING,
+    wire.Registration.FULL: Standing.FULL,
+}
+
+
+@dataclass(slots=True)
+class Server:
+    """A rendezvous that the configuration names."""
+
+    name: str  # "host:port"
+    addresses: tuple[SockAddr, ...] = ()  # what that leads to
+    at: SockAddr | None = None  # the one in use
+    key: bytes | None = None
+    standing: Standing = Standing.UNRESOLVED
+    local: IPAddress | None = None  # our address that it sees, so to speak
+    observed: SockAddr | None = None  # as it sees it
+    request: int = 0  # of the latest REGISTER
+    tries: int = 0  # since its last answer
+    proofs: int = 0  # that it has asked for since the last beat
+    tags: dict[bytes, bytes] = field(default_factory=dict)  # peer by tag
+
+    @property
+    def usable(self) -> bool:
+        """It answers, and has us."""
+        return self.standing in (Standing.REGISTERED, Standing.FULL)
+
+
+class Meeting:
+    """Our registrations."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._e = engine
+        self._servers: dict[str, Server] = {}
+        self._flows: dict[tuple[str, bytes], set[int]] = {}  # what a rendezvous relays for us, by peer
+        self._dirty = False
+        self._acted: dict[tuple[str, bytes], tuple[float, float]] = {}  # words about a peer that may be acted on
+        self._knocks: dict[bytes, int] = {}
+        self._direct: dict[bytes, int] = {}  # peers that we reach by relay, and how often the direct way was tried
+        self._request = 0
+        engine.endpoint.hand_over = self._forward
+
+    # -- for listings -------------------------------------------------------------------------------------------------
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """As the configuration has them."""
+        return tuple(self._servers.values())
+
+    def relayed(self, connection: Connection) -> bool:
+        """What the connection's socket sends goes by way of a rendezvous."""
+        to = connection.outer_remote if connection.tunnel else None
+        return to is not None and self.by_way_of(connection.peer, to)
+
+    def by_way_of(self, key: bytes | None, to: SockAddr | None) -> bool:
+        """Whether ``to`` is a rendezvous that stands for this peer, not where the peer itself is."""
+        return to is not None and self._e.endpoint.relays.get(to, key) != key
+
+    # -- registering --------------------------------------------------------------------------------------------------
+
+    def configured(self, now: float, servers: Mapping[str, tuple[SockAddr, ...]]) -> None:
+        """The configuration names these; what their names lead to may have changed."""
+        for name in set(self._servers) - set(servers):
+            self._leave(self._servers.pop(name))
+        for name, addresses in servers.items():
+            server = self._servers.setdefault(name, Server(name))
+            if addresses and addresses != server.addresses:
+                server.addresses = addresses
+                self._e.emit(commands.FindRoutes())
+                if server.at not in addresses:
+                    self._settle(server, addresses[0])
+                self._soon(now, server)
+
+    def _settle(self, server: Server, at: SockAddr) -> None:
+        """Try it at this address."""
+        self._leave(server)
+        server.at, server.local, server.observed = at, None, None
+        server.standing = Standing.NO_ANSWER
+        known = (p for p in self._e.peers.values() if at.host in p.identity and p.state is not PeerState.CHANGED)
+        peer = next(known, None)
+        if peer is not None:
+            self._recognise(server, at, peer)
+
+    def _recognise(self, server: Server, at: SockAddr, peer: Peer) -> None:
+        server.key = peer.key
+        peer.keep = True
+        self._e.endpoint.relays[at] = peer.key
+
+    def _leave(self, server: Server) -> None:
+        self._e.timers.cancel(("meet", server.name))
+        if server.at is not None:
+            self._e.endpoint.relays.pop(server.at, None)
+        for known in [k for k in self._flows if k[0] == server.name]:
+            del self._flows[known]
+        server.key = None
+
+    def keeps(self, key: bytes) -> bool:
+        """The session with this peer is needed: it is a rendezvous of ours."""
+        return any(s.key == key for s in self._servers.values())
+
+    def forget(self, now: float, key: bytes) -> None:
+        """A person wants it met anew, whatever key it has then."""
+        self._acted = {which: bucket for which, bucket in self._acted.items() if which[1] != key}
+        for server in self._servers.values():
+            if server.key == key and server.at is not None:
+                at = server.at
+                self._leave(server)
+                server.at = at
+                server.standing = Standing.NO_ANSWER
+                self._soon(now, server)
+
+    def strange(self, to: SockAddr, key: bytes | None) -> bool:
+        """A rendezvous is at ``to`` of which the key is not known yet: no peer is to be sought there."""
+        return key is not None and any(to in s.addresses and s.key is None for s in self._servers.values())
+
+    def _soon(self, now: float, server: Server) -> None:
+        server.tries = 0
+        self._beat(now, server)
+
+    def network_changed(self, now: float) -> None:
+        """It is to know at once where we are now."""
+        for server in self._servers.values():
+            peer = self._peer(server)
+            moved = server.local not in self._e.network.usable
+            if server.at is not None and (moved or not server.usable or (peer is not None and peer.local is None)):
+                server.local = None if moved else server.local
+                self._soon(now, server)
+
+    def trust(self, now: float, key: bytes) -> None:
+        """This peer, or a person, has said something about trust."""
+        for server in self._servers.values():
+            if server.key == key and not server.usable:
+                self._soon(now, server)
+
+    def protected(self, now: float) -> None:
+        """There are connections with other peers than before: let those find us."""
+        for server in self._servers.values():
+            if server.usable and set(self._tags(server)) - set(server.tags):
+                self._soon(now, server)
+
+    def timer(self, now: float, kind: str, *rest: Any) -> None:
+        """meet: time for the next registration; knock: once more; direct: is there a way without the rendezvous?"""
+        match kind:
+            case "meet" if rest[0] in self._servers:
+                self._beat(now, self._servers[rest[0]])
+            case "knock":
+                self._knock(now, *rest)
+            case "direct":
+                self._try_direct(now, rest[0])
+
+    def _peer(self, server: Server) -> Peer | None:
+        return self._e.peers.get(server.key) if server.key is not None else None
+
+    def _beat(self, now: float, server: Server) -> None:
+        """Register, or get to where that is possible; more slowly with each time that nothing comes of it."""
+        if server.at is None:
+            return
+        if server.tries == constants.MEET_LOST and server.usable:
+            self._stand(server, Standing.NO_ANSWER)
+        if server.tries and server.tries % constants.MEET_ELSEWHERE == 0 and not server.usable:
+            places = server.addresses
+            self._settle(server, places[(places.index(server.at) + 1) % len(places)] if server.at in places
+                         else places[0])  # fmt: skip
+        delays = constants.MEET_RETRIES
+        self._e.timers.set(("meet", server.name), now + delays[min(server.tries, len(delays) - 1)])
+        server.tries += 1
+        server.proofs = 0
+        peer, source, at = self._peer(server), self._source(server), server.at
+        if peer is not None and peer.state is not PeerState.APPROVED:
+            pending = peer.state is PeerState.PENDING
+            self._stand(server, Standing.PENDING_HERE if pending else Standing.REJECTED)
+            return
+        if peer is None or peer.session(now) is None or server.tries > constants.MEET_REHANDSHAKE:
+            self._e.contact(now, at, source, server.key)
+        if peer is not None:
+            self._register(now, server, peer, source)
+
+    def _source(self, server: Server) -> IPAddress | None:
+        """Our address that it is to see: that of relayed connections; else as the kernel routes, then others."""
+        usable = self._e.network.usable
+        relayed = (c.outer_local for c in self._e.table.movable() if c.tunnel and c.outer_remote == server.at)
+        for local in (*relayed, server.local):
+            if local in usable and server.tries <= 1:
+                return local
+        routed = self._e.network.sources.get(server.at.host, ()) if server.at is not None else ()
+        choices = [a for a in routed if a in usable]
+        return choices[max(0, server.tries - 1) % len(choices)] if choices else None
+
+    def hosts(self) -> Iterable[IPAddress]:
+        """Where they are, for the routing table to be asked."""
+        return (s.at.host for s in self._servers.values() if s.at is not None)
+
+    def _tags(self, server: Server) -> dict[bytes, bytes]:
+        """Of the peers that there is something to save with."""
+        peers = {c.peer for c in self._e.table.movable() if c.peer is not None}
+        known = (p for key in sorted(peers) if (p := self._e.peers.get(key)) is not None and p.secret is not None)
+        found = {tag_of(p.secret, server.key): p.key for p in known if p.secret is not None and server.key is not None}
+        return dict(list(found.items())[: constants.MAX_TAGS])
+
+    def _register(
+        self, now: float, server: Server, peer: Peer, source: IPAddress | None, proof: bytes = wire.NO_PROOF
+    ) -> None:
+        server.tags = self._tags(server)
+        tags = list(server.tags)
+        addresses = self._e.protection.addresses()
+        for start in range(0, max(1, len(tags)), wire.MAX_TAGS):
+            self._request = server.request = (self._request + 1) & 0xFFFFFFFF
+            some = tuple(tags[start : start + wire.MAX_TAGS])
+            self._e.send(now, peer.key, wire.Register(server.request, addresses, some, proof), server.at, source)
+        for (name, key), flows in self._flows.items():
+            if name == server.name:
+                self._ask_relay(now, server, key, flows)
+
+    def session_up(self, now: float, event: events.SessionUp) -> None:
+        """With a rendezvous, perhaps for the first time."""
+        peer = self._e.peers[event.key]
+        for server in self._servers.values():
+            # Who is met by way of a rendezvous is not the rendezvous.
+            if server.at == event.remote and event.initiator and server.key in (None, event.key):
+                if server.key is None:
+                    self._recognise(server, server.at, peer)
+                    peer.identity.add(event.remote.host)
+                self._soon(now, server)
+
+    def failed(self, now: float, to: SockAddr, key: bytes | None, reason: str) -> None:
+        """It could not be contacted."""
+        for server in self._servers.values():
+            if server.at == to and key == server.key and not server.usable:
+                changed = reason == "key-changed"
+                self._stand(server, Standing.KEY_CHANGED if changed else Standing.NO_ANSWER)
+
+    def _stand(self, server: Server, standing: Standing) -> None:
+        if standing is server.standing:
+            return
+        server.standing = standing
+        name = "rendezvous.reached" if standing is Standing.REGISTERED else "rendezvous.lost"
+        reason = None if standing is Standing.REGISTERED else standing.value
+        host = server.at.host if server.at is not None else None
+        self._e.notice(name, peer=server.key, reason=reason, address=host, rendezvous=server.name)
+
+    # -- what a rendezvous says ---------------------------------------------------------------------------------------
+
+    def received(self, now: float, event: events.Received) -> None:
+        """Registered, Found, Forwarded: of a rendezvous of ours."""
+        server = next((s for s in self._servers.values() if s.key == event.key), None)
+        if server is None:
+            self._e.notice("packet.refused", peer=event.key, reason="not-our-rendezvous", source=str(event.source))
+            return
+        match event.message:
+            case wire.Registered():
+                self._registered(now, server, event, event.message)
+            case wire.Found():
+                self._found(now, server, event, event.message)
+            case wire.Forwarded():
+                self._forwarded(now, server, event, event.message)
+
+    def _registered(self, now: float, server: Server, event: events.Received, message: wire.Registered) -> None:
+        if message.request != server.request or event.source != server.at:
+            return  # late, perhaps of where we were before
+        if message.status is wire.Registration.PROVE:
+            peer = self._peer(server)
+            if peer is not None and server.proofs < constants.MEET_PROOFS:
+                server.proofs += 1
+                self._register(now, server, peer, event.local, message.data)
+            return
+        server.tries, server.observed, server.local = 0, message.observed, event.local
+        self._stand(server, _REFUSED.get(message.status, Standing.REGISTERED))
+        beat = constants.MEET_BEAT if server.usable else constants.MEET_REFUSED
+        self._e.timers.set(("meet", server.name), now + beat)
+
+    def _may_act(self, now: float, server: Server, key: bytes) -> bool:
+        """So much of what one says about a peer is acted upon: each time draws some datagrams to an address."""
+        tokens, at = self._acted.get((server.name, key), (constants.FOUND_BURST, now))
+        tokens = min(constants.FOUND_BURST, tokens + (now - at) * constants.FOUND_RATE)
+        self._acted[server.name, key] = (tokens - 1.0 if tokens >= 1.0 else tokens, now)
+        return tokens >= 1.0
+
+    def _found(self, now: float, server: Server, event: events.Received, message: wire.Found) -> None:
+        key = server.tags.get(message.tag)
+        if key is None or not self._e.table.movable(key):
+            self._e.notice("packet.refused", peer=event.key, reason="unknown-tag", source=str(event.source))
+            return
+        if not self._may_act(now, server, key):
+            return
+        port = self._e.policy.control_port
+        places = [message.observed, *(SockAddr(a, port) for a in message.addresses)]
+        before = self._e.places.of(key)
+        self._e.places.tell(now, key, f"rendezvous {server.name}", places, constants.MEET_TIME)
+        if key in self._direct and message.observed not in before:
+            self._direct[key] = 0  # it has moved: there may be a direct way now
+            self._e.timers.set(("direct", key), now + constants.DIRECT_SOON)
+        if self._e.mobility.announcing(key):
+            return  # the announcement opens what NATs there are
+        if message.observed in self._e.places.of(key):
+            self._knocks[key] = 0
+            self._knock(now, key, message.observed)
+
+    def _knock(self, now: float, key: bytes, to: SockAddr) -> None:
+        """Let a NAT before us see that we talk with there."""
+        peer, number = self._e.peers.get(key), self._knocks.get(key, 0)
+        if peer is None or number >= len(constants.KNOCKS):
+            self._knocks.pop(key, None)
+            return
+        self._e.knock(now, peer, to)
+        self._knocks[key] = number + 1
+        self._e.timers.set(("knock", key, to), now + constants.KNOCKS[number])
+
+    def _forwarded(self, now: float, server: Server, event: events.Received, message: wire.Forwarded) -> None:
+        key = server.tags.get(message.tag)
+        if key is None or server.at is None:
+            self._e.notice("packet.refused", peer=event.key, reason="unknown-tag", source=str(event.source))
+            return
+        self._e.endpoint.receive(now, message.datagram, server.at, event.local, via=key)
+
+    # -- asking for a peer --------------------------------------------------------------------------------------------
+
+    def seek(self, now: float, key: bytes) -> None:
+        """It does not answer where we know it: tell us both of each other."""
+        for server, tag in self._with(key):
+            self._e.send(now, server.key or b"", wire.Lookup(tag), server.at, server.local)
+
+    def _with(self, key: bytes) -> Iterable[tuple[Server, bytes]]:
+        for server in self._servers.values():
+            tag = next((t for t, k in server.tags.items() if k == key), None)
+            if server.usable and tag is not None:
+                yield server, tag
+
+    def ways(self, key: bytes) -> tuple[SockAddr, ...]:
+        """Rendezvous that hand datagrams over to this peer."""
+        return tuple(server.at for server, _ in self._with(key) if server.at is not None)
+
+    def seen_from(self, to: SockAddr) -> IPAddress | None:
+        """Our address that the rendezvous at ``to`` knows; None: there is none, or any will do."""
+        return next((s.local for s in self._servers.values() if s.at == to and s.usable), None)
+
+    def _forward(self, now: float, key: bytes, source: IPAddress | None, to: SockAddr, data: bytes) -> None:
+        for server, tag in self._with(key):
+            if server.at == to and server.key is not None and len(data) <= wire.MAX_FORWARDED:
+                self._e.send(now, server.key, wire.Forward(tag, data), to, source or server.local)
+                return
+
+    # -- the relay ----------------------------------------------------------------------------------------------------
+
+    def carried(self) -> None:
+        """Some connections travel in another way than before."""
+        self._dirty = bool(self._servers)
+
+    def flush(self, now: float) -> None:
+        """Let each rendezvous relay what goes to it, and try to do without."""
+        if not self._dirty:
+            return
+        self._dirty = False
+        wanted: dict[tuple[str, bytes], set[int]] = defaultdict(set)
+        by_place = {s.at: s for s in self._servers.values() if s.at is not None}
+        for c in self._e.table.movable():
+            if self.relayed(c) and c.peer is not None and c.sending is not None and c.outer_remote in by_place:
+                wanted[by_place[c.outer_remote].name, c.peer].add(c.sending.flow)
+        for which, flows in wanted.items():
+            if self._flows.get(which, set()) != flows:
+                self._flows[which] = flows
+                self._ask_relay(now, self._servers[which[0]], which[1], flows)
+        for which in set(self._flows) - set(wanted):
+            del self._flows[which]
+        for key in {key for _, key in wanted} - set(self._direct):
+            self._direct[key] = 0
+            self._e.timers.set(("direct", key), now + constants.DIRECT_PAUSES[0])
+
+    def _ask_relay(self, now: float, server: Server, key: bytes, flows: Iterable[int]) -> None:
+        tag = next((t for t, k in server.tags.items() if k == key), None)
+        if tag is None or server.key is None:
+            return
+        numbers = sorted(flows)
+        for start in range(0, len(numbers), wire.MAX_FLOWS):
+            part = tuple(numbers[start : start + wire.MAX_FLOWS])
+
+            def answered(at: float, reply: messages.Message, part: tuple[int, ...] = part) -> None:
+                if isinstance(reply, wire.Relayed) and reply.flows < len(part):
+                    self._e.notice("redirect.refused", peer=key, reason="relay-limit", rendezvous=server.name)
+
+            self._e.requests.ask(
+                now,
+                server.key,
+                lambda n, part=part: wire.Relay(n, tag, part),  # type: ignore[misc]
+                answered,
+                lambda _: None,
+                (server.at, server.local),
+            )
+
+    def _try_direct(self, now: float, key: bytes) -> None:
+        """Punch again: what could not be may be possible now."""
+        if not any(self.relayed(c) for c in self._e.table.movable(key)):
+            self._direct.pop(key, None)
+            return
+        self._direct[key] += 1
+        pauses = constants.DIRECT_PAUSES
+        self._e.timers.set(("direct", key), now + pauses[min(self._direct[key], len(pauses) - 1)])
+        self.seek(now, key)
+        self._e.mobility.try_direct(now, key, [c for c in self._e.table.movable(key) if self.relayed(c)])
+
+    def on_hello(self, now: float, event: events.Received, message: messages.Hello) -> None:
+        """Of a rendezvous: it trusts us now, or no more."""
+        if message.trust is Trust.APPROVED:
+            self.trust(now, event.key)

@@ -1,0 +1,277 @@
+"""The rendezvous: what this host does for two others that cannot find each other (meeting.py is their side).
+
+It holds, for a minute and in memory only: which approved hosts are registered, where they say they are and where they
+are seen, and their tags.  It tells two hosts of each other if both have registered the same tag, hands over datagrams
+between them, and has the shell relay tunnel datagrams of flows that the sender named.  All of that is sealed for the
+other host: nothing can be altered here, and nothing that is said here moves a connection.
+
+Where a guest is has been proven: by the handshake, or by data that it was sent there.  Else whoever forges a source
+could have relayed traffic sent to a victim.
+
+A tag has room for two hosts.  All tables are bounded, and so is the rate of what one host can make us send.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from redirectctl.flows import commands, constants
+from redirectctl.proto import events
+from redirectctl.proto.peer import PeerState
+from redirectctl.wire import meeting as wire
+from redirectctl.wire.addr import IPAddress, SockAddr
+
+if TYPE_CHECKING:
+    from redirectctl.flows.engine import Engine
+
+
+@dataclass(slots=True)
+class Bucket:
+    """A rate of something."""
+
+    rate: float  # a second
+    burst: float
+    tokens: float
+    at: float
+
+    def take(self, now: float) -> bool:
+        """One more?"""
+        self.tokens = min(self.burst, self.tokens + (now - self.at) * self.rate)
+        self.at = now
+        if self.tokens < 1.0:
+            return False
+        self.tokens -= 1.0
+        return True
+
+
+@dataclass(slots=True)
+class Guest:
+    """A host that has registered."""
+
+    key: bytes
+    observed: SockAddr
+    local: IPAddress  # our address that it knows
+    until: float
+    forwards: Bucket
+    founds: Bucket
+    addresses: tuple[IPAddress, ...] = ()
+    tags: dict[bytes, float] = field(default_factory=dict)  # until when
+    flows: dict[int, tuple[bytes, float]] = field(default_factory=dict)  # tag, and until when
+    relays: bool = False  # the shell knows of flows
+
+
+class Rendezvous:
+    """Who is here."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._e = engine
+        self._guests: dict[bytes, Guest] = {}
+        self._asked: dict[bytes, tuple[SockAddr, bytes]] = {}  # by key: where it has to prove to be, and by what
+        self._pairs: dict[bytes, list[bytes]] = {}  # by tag: one or two guests
+        self._relayed = 0  # flows of all
+
+    @property
+    def guests(self) -> int:
+        """How many hosts are registered."""
+        return len(self._guests)
+
+    @property
+    def relayed(self) -> int:
+        """How many flows are relayed."""
+        return self._relayed
+
+    def received(self, now: float, event: events.Received) -> None:
+        """Register, Lookup, Forward, Relay."""
+        message = event.message
+        if isinstance(message, wire.Register):
+            self._register(now, event, message)
+            return
+        guest = self._guests.get(event.key)
+        if guest is None or guest.until <= now:
+            self._refuse(event, "not-registered")
+            return
+        match message:
+            case wire.Lookup(tag):
+                other = self._other(now, guest, tag)
+                if other is not None:
+                    self._introduce(now, guest, other, tag)
+            case wire.Forward(tag, datagram):
+                self._forward(now, event, guest, tag, datagram)
+            case wire.Relay():
+                self._relay(now, event, guest, message)
+
+    def _refuse(self, event: events.Received, reason: str) -> None:
+        self._e.notice("packet.refused", peer=event.key, reason=reason, source=str(event.source))
+
+    def policy_changed(self, now: float) -> None:
+        """The configuration has been read again."""
+        if not self._e.policy.serve:
+            for guest in list(self._guests.values()):
+                self._drop(now, guest)
+
+    def forget(self, now: float, key: bytes) -> None:
+        """This peer is not trusted any more."""
+        if (guest := self._guests.get(key)) is not None:
+            self._drop(now, guest)
+
+    # -- registrations ------------------------------------------------------------------------------------------------
+
+    def _register(self, now: float, event: events.Received, message: wire.Register) -> None:
+        status = self._take(now, event, message)
+        data = self._asked[event.key][1] if status is wire.Registration.PROVE else wire.NO_PROOF
+        answer = wire.Registered(message.request, status, event.source, data)
+        self._e.send(now, event.key, answer, event.source, event.local)
+        guest = self._guests.get(event.key)
+        if guest is not None and status in (wire.Registration.OK, wire.Registration.FULL):
+            self._e.timers.set(("guest", guest.key), guest.until)
+
+    def _take(self, now: float, event: events.Received, message: wire.Register) -> wire.Registration:
+        if not self._e.policy.serve:
+            return wire.Registration.NOT_SERVING
+        if self._e.peers[event.key].state is not PeerState.APPROVED:
+            return wire.Registration.PENDING
+        if not self._proven(event, message.proof):
+            return wire.Registration.PROVE
+        guest = self._guests.get(event.key)
+        if guest is None:
+            if len(self._guests) >= constants.MAX_GUESTS:
+                return wire.Registration.FULL
+            forwards = Bucket(constants.FORWARD_RATE, constants.FORWARD_BURST, constants.FORWARD_BURST, now)
+            founds = Bucket(constants.INTRODUCE_RATE, constants.INTRODUCE_BURST, constants.INTRODUCE_BURST, now)
+            guest = Guest(event.key, event.source, event.local, now, forwards, founds)
+            self._guests[event.key] = guest
+        moved = (guest.observed, guest.local, guest.addresses) != (event.source, event.local, message.addresses)
+        guest.observed, guest.local, guest.addresses = event.source, event.local, message.addresses
+        guest.until = now + constants.MEET_TIME
+        self._drop_old_flows(now, guest)
+        for tag in [tag for tag, until in guest.tags.items() if until <= now]:
+            self._drop_tag(guest, tag)
+        fresh = [tag for tag in message.tags if tag not in guest.tags]
+        fits = sum(self._add_tag(now, guest, tag) for tag in message.tags) == len(message.tags)
+        for tag in guest.tags if moved else fresh:
+            other = self._other(now, guest, tag)
+            if other is not None:
+                self._introduce(now, guest, other, tag)
+        if moved:
+            self._moved(now, guest)
+        return wire.Registration.OK if fits else wire.Registration.FULL
+
+    def _proven(self, event: events.Received, proof: bytes) -> bool:
+        """The host receives where it sends from."""
+        peer = self._e.peers[event.key]
+        if event.source == peer.remote:
+            return True
+        asked = self._asked.get(event.key)
+        if asked is not None and asked[0] == event.source and hmac.compare_digest(asked[1], proof):
+            del self._asked[event.key]
+            peer.remote, peer.local = event.source, event.local
+            return True
+        if asked is None or asked[0] != event.source:
+            while len(self._asked) >= constants.MAX_GUESTS:
+                del self._asked[next(iter(self._asked))]
+            self._asked[event.key] = event.source, self._e.rng(len(wire.NO_PROOF))
+        return False
+
+    def _add_tag(self, now: float, guest: Guest, tag: bytes) -> bool:
+        if tag not in guest.tags:
+            pair = self._pairs.get(tag, [])
+            room = len(self._pairs) < constants.MAX_PAIRS and len(guest.tags) < constants.MAX_TAGS
+            if len(pair) >= 2 or not room:
+                return False
+            self._pairs[tag] = [*pair, guest.key]
+        guest.tags[tag] = now + constants.MEET_TIME
+        return True
+
+    def _drop_tag(self, guest: Guest, tag: bytes) -> None:
+        del guest.tags[tag]
+        left = [key for key in self._pairs.get(tag, ()) if key != guest.key]
+        if left:
+            self._pairs[tag] = left
+        else:
+            self._pairs.pop(tag, None)
+
+    def _drop(self, now: float, guest: Guest) -> None:
+        pairs = [self._guests[k] for tag in guest.tags for k in self._pairs[tag] if k != guest.key]
+        for tag in list(guest.tags):
+            self._drop_tag(guest, tag)
+        self._relayed -= len(guest.flows)
+        guest.flows.clear()
+        del self._guests[guest.key]
+        self._e.timers.cancel(("guest", guest.key))
+        self._e.emit(commands.Relays(guest.key, None, {}))
+        for other in pairs:
+            self._tell_shell(now, other)
+
+    def expired(self, now: float, key: bytes) -> None:
+        """A registration has not been renewed."""
+        guest = self._guests.get(key)
+        if guest is not None and guest.until <= now:
+            self._drop(now, guest)
+
+    # -- between two --------------------------------------------------------------------------------------------------
+
+    def _other(self, now: float, guest: Guest, tag: bytes) -> Guest | None:
+        """The other host with this tag; the asker must have registered it itself."""
+        if guest.tags.get(tag, 0.0) <= now:
+            return None
+        others = (self._guests[key] for key in self._pairs[tag] if key != guest.key)
+        return next((o for o in others if o.until > now and o.tags.get(tag, 0.0) > now), None)
+
+    def _introduce(self, now: float, guest: Guest, other: Guest, tag: bytes) -> None:
+        """Tell both: so both send to each other at once, and the NATs before them open."""
+        if guest.founds.take(now):
+            for to, about in ((guest, other), (other, guest)):
+                found = wire.Found(tag, about.observed, about.addresses)
+                self._e.send(now, to.key, found, to.observed, to.local)
+
+    def _forward(self, now: float, event: events.Received, guest: Guest, tag: bytes, datagram: bytes) -> None:
+        other = self._other(now, guest, tag)
+        if other is None:
+            return  # it is not here; whoever asks tries again
+        if not guest.forwards.take(now):
+            self._refuse(event, "forward-limit")
+            return
+        self._e.send(now, other.key, wire.Forwarded(tag, datagram), other.observed, other.local)
+
+    def _relay(self, now: float, event: events.Received, guest: Guest, message: wire.Relay) -> None:
+        accepted = 0
+        self._drop_old_flows(now, guest)
+        if guest.tags.get(message.tag, 0.0) > now:
+            for flow in message.flows:
+                if flow not in guest.flows:
+                    if len(guest.flows) >= constants.MAX_RELAYED or self._relayed >= constants.MAX_RELAYED_ALL:
+                        break
+                    self._relayed += 1
+                guest.flows[flow] = (message.tag, now + constants.MEET_TIME)
+                accepted += 1
+        self._e.send(now, guest.key, wire.Relayed(message.request, accepted), event.source, event.local)
+        self._tell_shell(now, guest)
+        if (other := self._other(now, guest, message.tag)) is not None:
+            self._tell_shell(now, other)
+
+    def _drop_old_flows(self, now: float, guest: Guest) -> None:
+        for flow in [flow for flow, (_, until) in guest.flows.items() if until <= now]:
+            del guest.flows[flow]
+            self._relayed -= 1
+
+    def _moved(self, now: float, guest: Guest) -> None:
+        """What it sends comes from elsewhere, and what goes to it goes elsewhere."""
+        self._tell_shell(now, guest)
+        for tag in guest.tags:
+            other = self._other(now, guest, tag)
+            if other is not None:
+                self._tell_shell(now, other)
+
+    def _tell_shell(self, now: float, guest: Guest) -> None:
+        if not guest.flows and not guest.relays:
+            return
+        routes = {}
+        for flow, (tag, until) in guest.flows.items():
+            other = self._other(now, guest, tag) if until > now else None
+            # Both must have asked: whoever wants no relayed traffic, gets none.
+            if other is not None and any(t == tag for t, _ in other.flows.values()):
+                routes[flow] = (other.observed, other.local)
+        guest.relays = bool(routes)
+        self._e.emit(commands.Relays(guest.key, guest.observed, routes))

@@ -1,0 +1,51 @@
+"""Fields that messages of a session have in common."""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from redirectctl.wire.addr import IPAddress, unmap
+from redirectctl.wire.datagram import MalformedError
+
+ANY: Final = b"\0" * 16
+_V4_MAPPED: Final = b"\0" * 10 + b"\xff\xff"
+
+
+def pack_ip(address: IPAddress | None) -> bytes:
+    """16 bytes; None is all zeros (any)."""
+    if address is None:
+        return ANY
+    return _V4_MAPPED + address.packed if isinstance(address, IPv4Address) else address.packed
+
+
+def unpack_ip(field: bytes) -> IPAddress | None:
+    """Reverse of pack_ip."""
+    return None if field == ANY else unmap(IPv6Address(field))
+
+
+def need_ip(field: bytes) -> IPAddress:
+    """The same where zeros make no sense.  Raises MalformedError."""
+    address = unpack_ip(field)
+    if address is None:
+        raise MalformedError("no-address")
+    return address
+
+
+def exact(layout: struct.Struct, body: bytes) -> tuple:  # type: ignore[type-arg]
+    """Fields of a message that has nothing else.  Raises MalformedError."""
+    if len(body) != layout.size:
+        raise MalformedError("bad-length")
+    return layout.unpack(body)
+
+
+def counted(head: struct.Struct, body: bytes, item: struct.Struct, most: int) -> tuple:  # type: ignore[type-arg]
+    """Head fields (the last one is the count) and the bytes of exactly that many items."""
+    if len(body) < head.size:
+        raise MalformedError("bad-length")
+    fields = head.unpack_from(body)
+    rest = body[head.size :]
+    if fields[-1] > most or len(rest) != fields[-1] * item.size:
+        raise MalformedError("bad-length")
+    return fields, rest

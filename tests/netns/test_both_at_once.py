@@ -1,0 +1,143 @@
+"""Client and server change address in the same second: they find each other at a rendezvous.
+
+::
+
+    client ── (NAT) ── home, cafe ── router ── dc1, dc2 ── (NAT) ── server
+                                       |
+                                     office ── rendezvous 1, 2
+
+REDIRECTCTL_MEETINGS says how many times both move in the first test (3; the figures of the README are of 20).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from itertools import cycle
+
+import pytest
+from rendezvous_lab import Meeting
+from test_any_network import SIZE, assert_gone, digest
+
+from redirectctl.lab.middlebox import Gateway
+from redirectctl.lab.sshd import SshServer
+from redirectctl.lab.streams import wait_until
+from redirectctl.lab.terminal import Terminal
+from redirectctl.lab.topology import FIRST_HOST, Lab, Network
+from tests.netns.daemon_pair import PATIENCE
+
+MEETINGS = int(os.environ.get("REDIRECTCTL_MEETINGS", "3"))
+KBIT = 12_000  # so that a copy goes on for about 30 s
+AT_REST = 4.0  # seconds of copying between two moves
+
+
+class Work:
+    """A session and a copy, both opted in."""
+
+    def __init__(self, meeting: Meeting) -> None:
+        self.meeting = meeting
+        lab = meeting.lab
+        self.sshd = SshServer(lab.server)
+        self.source, self.target = lab.sandbox.directory / "source", self.sshd.home / "target"
+        self.source.write_bytes(os.urandom(SIZE))
+        self.terminal = Terminal(lab.client, [*meeting.wrap, *self.sshd.ssh()])
+        self.copies = 0
+        self.start()
+
+    def start(self) -> None:
+        copy, *rest = self.sshd.scp(str(self.source), f"server:{self.target.name}")
+        argv = [*self.meeting.wrap, copy, "-l", str(KBIT), *rest]
+        self.copy = self.meeting.lab.client.popen(argv, stderr=subprocess.PIPE)
+        self.meeting.wait_protected(2)
+
+    def under_way(self) -> None:
+        """A copy is under way, now and for a while."""
+        if self.copy.poll() is not None or self.target.stat().st_size > SIZE * 2 // 3:
+            self.finish()
+            self.start()
+
+    def finish(self) -> None:
+        _, complaints = self.copy.communicate(timeout=PATIENCE * 3)
+        assert (self.copy.returncode, complaints) == (0, "")
+        assert digest(self.target) == digest(self.source)
+        self.copies += 1
+
+    def goes_on(self, number: int) -> float:
+        """Both are alive; seconds until the session answered."""
+        began = time.monotonic()
+        assert self.terminal.run(f"echo $(({number} + 1000))", PATIENCE) == f"{number + 1000}\n"
+        answered = time.monotonic() - began
+        before = self.target.stat().st_size
+        wait_until(lambda: self.target.stat().st_size > before or self.copy.poll() is not None, PATIENCE,
+                   "the copy goes on", poll=0.05)  # fmt: skip
+        return answered
+
+    def end(self) -> None:
+        self.finish()
+        assert self.terminal.leave() == 0
+
+
+def both_move(work: Work, client: Network, server: Network, number: int) -> float:
+    work.under_way()
+    gone = work.meeting.both_move(client, server, FIRST_HOST + 1 + number)
+    answered = work.goes_on(number)
+    for host, addresses in gone:
+        assert_gone(host, [address for pair in addresses for address in pair])
+    return answered
+
+
+def test_both_move_at_once(lab: Lab) -> None:
+    work = Work(Meeting(lab))
+    clients, servers = cycle([lab.cafe, lab.home]), cycle([lab.dc2, lab.dc1])
+    answered = [both_move(work, next(clients), next(servers), number) for number in range(MEETINGS)]
+    work.end()
+    work.meeting.stop_without_a_trace()
+    median, worst = sorted(answered)[MEETINGS // 2], max(answered)
+    print(f"{MEETINGS} times both at once: the session answered after {median:.2f} s (median), {worst:.2f} s (worst); "
+          f"{work.copies} copies of {SIZE >> 20} MiB compared")  # fmt: skip
+
+
+def test_the_rendezvous_is_killed_while_both_move_and_started_again(lab: Lab) -> None:
+    meeting = Meeting(lab)
+    work = Work(meeting)
+    (rendezvous,) = meeting.rendezvous
+    both_move(work, lab.cafe, lab.dc2, 0)
+    rendezvous.kill()
+    work.under_way()
+    meeting.both_move(lab.home, lab.dc1, FIRST_HOST + 2)
+    meeting.client.wait_event("rendezvous.lost", timeout=PATIENCE)
+    assert meeting.client.ctl("connections")[0]["state"] in ("protected", "suspended")
+    rendezvous.start()
+    work.goes_on(1)
+    both_move(work, lab.cafe, lab.dc2, 2)
+    work.end()
+
+
+def test_one_of_two_rendezvous_is_dead(lab: Lab) -> None:
+    meeting = Meeting(lab, 2)
+    work = Work(meeting)
+    meeting.rendezvous[0].kill()
+    both_move(work, lab.cafe, lab.dc2, 0)
+    both_move(work, lab.home, lab.dc1, 1)
+    work.end()
+
+
+@pytest.mark.parametrize("keeps_ports", [True, False], ids=["punched", "relayed"])
+def test_both_move_behind_nats(lab: Lab, keeps_ports: bool) -> None:
+    clients = [Gateway(lab, network, keeps_ports=keeps_ports).private for network in (lab.cafe, lab.home)]
+    servers = [Gateway(lab, network, keeps_ports=keeps_ports).private for network in (lab.dc2, lab.dc1)]
+    meeting = Meeting(lab)
+    work = Work(meeting)
+    (rendezvous,) = meeting.rendezvous
+    seen = f"{rendezvous.host.address()}:7747"
+    for number, (client, server) in enumerate(zip(clients, servers, strict=True)):
+        both_move(work, client, server, number)
+        listed = meeting.wait_protected(2)
+        assert {c["path"] for c in listed} == {"tunnel"}
+        if keeps_ports:  # perhaps by relay at first, for a moment
+            wait_until(lambda: all(c["wire_remote"] != seen for c in meeting.client.ctl("connections")), PATIENCE,
+                       "a direct way", poll=0.1)  # fmt: skip
+        else:
+            assert {(c["wire_remote"], c["reason"]) for c in listed} == {(seen, "relayed")}
+    work.end()

@@ -1,0 +1,254 @@
+"""Two hosts and a rendezvous: both move at once, or stand behind NATs; the rendezvous dies, or lies.
+
+alice serves, bob called; rita is the rendezvous, and where two are needed, ruth is the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from redirectctl.flows import constants as limits
+from redirectctl.flows.engine import Policy
+from redirectctl.flows.meeting import Standing
+from redirectctl.wire.addr import SockAddr
+from tests.sim.pair import PORT, Host, Link, World, ip
+
+ALICE, BOB, RITA, RUTH = "192.0.2.1", "198.51.100.2", "203.0.113.200", "203.0.113.201"
+TUNNEL = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="tunnel")
+SERVING = replace(TUNNEL, serve=True)
+
+
+class Trio:
+    """alice and bob with a protected connection, and a rendezvous or two where both are registered."""
+
+    def __init__(self, link: Link | None = None, *, second: bool = False, seed: int = 5) -> None:
+        self.world = World(seed=seed, link=link or Link())
+        self.alice = self.world.host("alice", ALICE, policy=TUNNEL)
+        self.bob = self.world.host("bob", BOB, policy=TUNNEL)
+        self.rita = self.world.host("rita", RITA, policy=SERVING)
+        self.servers = [self.rita]
+        if second:
+            self.servers.append(self.world.host("ruth", RUTH, policy=SERVING))
+        for host in self.ends:
+            host.meets_at(*self.servers)
+        self.socket, self.mirrored = self.world.connect(self.bob, self.alice, 40000)
+        self.world.run(5)
+        for host in self.ends:
+            assert [s.standing for s in host.engine.meeting.servers] == [Standing.REGISTERED] * len(self.servers)
+
+    @property
+    def ends(self) -> tuple[Host, Host]:
+        return self.alice, self.bob
+
+    def met(self) -> bool:
+        """Each end sends to where the other is, and the other knows."""
+        for host, other, socket in ((self.alice, self.bob, self.mirrored), (self.bob, self.alice, self.socket)):
+            c = host.connection(socket)
+            if c.here_now not in host.addresses or c.there_now not in other.addresses:
+                return False
+            if c.confirmed != c.here_now:
+                return False
+        return True
+
+    def relayed(self) -> bool:
+        """Each end sends to a rendezvous, which relays it to the other end."""
+        a, b = self.alice.connection(self.mirrored), self.bob.connection(self.socket)
+        server = next((s for s in self.servers if s.addresses[0] == a.there_now == b.there_now), None)
+        if server is None or not a.tunnel or not b.tunnel or a.sending is None or b.sending is None:
+            return False
+        routes = {r.source: set(r.routes) for r in server.relaying.values() if r.source is not None}
+        flows = [flow for some in routes.values() for flow in some]
+        return set(flows) >= {a.sending.flow, b.sending.flow}
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.2])
+def test_both_move_at_once(loss: float) -> None:
+    trio = Trio()
+    trio.world.link.loss = loss
+    for number in range(10, 20):
+        trio.alice.move(f"192.0.2.{number}")
+        trio.bob.move(f"198.51.100.{number}")
+        trio.world.run(30 if loss else 1)
+        assert trio.met(), f"move {number}"
+    assert trio.alice.connection(trio.mirrored).path.value == "tunnel"
+
+
+def test_without_a_rendezvous_both_are_lost() -> None:
+    trio = Trio()
+    for host in trio.ends:
+        host.meets_at()
+    trio.alice.move("192.0.2.10")
+    trio.bob.move("198.51.100.10")
+    trio.world.run(300)
+    assert not trio.met()
+
+
+def test_the_rendezvous_is_dead_while_they_move_and_comes_back() -> None:
+    trio = Trio()
+    trio.rita.crash()
+    trio.world.run(30)
+    trio.alice.move("192.0.2.10")
+    trio.bob.move("198.51.100.10")
+    trio.world.run(60)
+    assert not trio.met()
+    assert trio.alice.named("rendezvous.lost", "no-answer")
+    trio.rita.start()
+    trio.world.run(15)
+    assert trio.met()
+    assert len(trio.alice.named("rendezvous.reached")) == 2
+
+
+def test_the_rendezvous_restarts_between_two_moves() -> None:
+    trio = Trio()
+    trio.rita.crash()
+    trio.rita.start()
+    trio.alice.move("192.0.2.10")
+    trio.bob.move("198.51.100.10")
+    trio.world.run(5)
+    assert trio.met()
+
+
+def test_one_of_two_is_dead() -> None:
+    trio = Trio(second=True)
+    trio.rita.crash()
+    trio.alice.move("192.0.2.10")
+    trio.bob.move("198.51.100.10")
+    trio.world.run(2)
+    assert trio.met()
+
+
+def test_both_move_behind_nats_that_can_be_punched() -> None:
+    trio = Trio()
+    trio.world.nat("192.0.2.100", trio.alice, filters=True)
+    trio.world.nat("198.51.100.100", trio.bob, filters=True)
+    trio.alice.move("10.0.1.2")
+    trio.bob.move("10.0.2.2")
+    trio.world.run(5)
+    a, b = trio.alice.connection(trio.mirrored), trio.bob.connection(trio.socket)
+    assert (a.there_now, b.there_now) == (ip("198.51.100.100"), ip("192.0.2.100"))
+    assert not trio.rita.relaying.values() or not any(r.routes for r in trio.rita.relaying.values())
+
+
+def relayed_trio(**options: bool) -> Trio:
+    """Both have moved behind NATs that cannot be punched."""
+    trio = Trio(**options)  # type: ignore[arg-type]
+    trio.world.nat("192.0.2.100", trio.alice, symmetric=True)
+    trio.world.nat("198.51.100.100", trio.bob, symmetric=True)
+    trio.alice.move("10.0.1.2")
+    trio.bob.move("10.0.2.2")
+    trio.world.run(5)
+    assert trio.relayed()
+    return trio
+
+
+def test_both_behind_nats_that_cannot_be_punched_are_relayed() -> None:
+    trio = relayed_trio()
+    for host in trio.ends:
+        assert host.named("path.changed", "relayed")
+    assert trio.bob.connection(trio.socket).on_wire(PORT).remote == SockAddr(ip(RITA), PORT)
+    trio.world.run(600)
+    assert trio.relayed(), "it goes on for as long as they need it"
+    trio.bob.move("10.0.2.3")
+    trio.world.run(5)
+    assert trio.relayed(), "one moves behind its NAT"
+
+
+def test_a_peer_that_is_reached_by_relay_is_not_stored_as_being_there() -> None:
+    trio = relayed_trio()
+    trio.world.run(200)
+    assert trio.alice.engine.meeting.by_way_of(
+        trio.bob.static.public, trio.alice.engine.peers[trio.bob.static.public].remote
+    )
+    for host, other in (trio.ends, trio.ends[::-1]):
+        host.crash()
+        host.start()
+        trio.world.run(90)
+        assert trio.relayed(), f"{host.name} restarts"
+        assert not host.named("peer.key_changed")
+        assert not other.named("peer.key_changed")
+
+
+def test_the_relay_restarts() -> None:
+    trio = relayed_trio()
+    trio.rita.crash()
+    trio.rita.start()
+    trio.world.run(25)
+    assert trio.relayed()
+
+
+def test_another_relay_takes_over() -> None:
+    trio = relayed_trio(second=True)
+    used = trio.alice.connection(trio.mirrored).there_now
+    dead = next(s for s in trio.servers if s.addresses == [used])
+    dead.crash()
+    trio.world.run(3)
+    for host, socket in ((trio.alice, trio.mirrored), (trio.bob, trio.socket)):
+        host.engine.stalled(trio.world.now, [socket])
+        host.run()
+    trio.world.run(30)
+    assert trio.relayed()
+    assert trio.alice.connection(trio.mirrored).there_now != used
+
+
+def test_a_relayed_connection_goes_directly_when_that_is_possible() -> None:
+    trio = relayed_trio()
+    trio.bob.nat = None
+    trio.bob.move("198.51.100.30")
+    trio.world.run(5)
+    a, b = trio.alice.connection(trio.mirrored), trio.bob.connection(trio.socket)
+    assert (a.there_now, b.there_now) == (ip("198.51.100.30"), ip("192.0.2.100"))
+
+
+def test_a_relayed_connection_goes_directly_without_a_move() -> None:
+    trio = Trio()
+    trio.world.tap = lambda source, to, _: ip(RITA) in (source.host, to.host)  # firewalls
+    trio.alice.move("192.0.2.10")
+    trio.bob.move("198.51.100.10")
+    trio.world.run(100)
+    assert trio.relayed()
+    trio.world.tap = None
+    trio.world.run(70)
+    assert trio.met()
+    assert trio.bob.named("path.changed", "direct-again") or trio.alice.named("path.changed", "direct-again")
+
+
+def test_a_person_approves_the_rendezvous_and_it_the_host() -> None:
+    world = World()
+    ask = replace(TUNNEL, first_contact="ask")
+    bob, rita = world.host("bob", BOB, policy=ask), world.host("rita", RITA, policy=replace(ask, serve=True))
+    bob.meets_at(rita)
+    world.run(5)
+    (server,) = bob.engine.meeting.servers
+    assert server.standing is Standing.PENDING_HERE
+    bob.engine.approve(world.now, rita.static.public)
+    bob.run()
+    world.run(5)
+    assert server.standing is Standing.PENDING_THERE
+    assert rita.engine.rendezvous.guests == 0
+    rita.engine.approve(world.now, bob.static.public)
+    rita.run()
+    world.run(1)
+    assert server.standing is Standing.REGISTERED
+    assert rita.engine.rendezvous.guests == 1
+
+
+def test_a_host_that_does_not_serve_says_so() -> None:
+    world = World()
+    bob, rita = world.host("bob", BOB), world.host("rita", RITA)
+    bob.meets_at(rita)
+    world.run(5)
+    assert [s.standing for s in bob.engine.meeting.servers] == [Standing.NOT_SERVING]
+    assert bob.named("rendezvous.lost", "not-serving")
+
+
+def test_nothing_is_held_for_those_who_have_left() -> None:
+    trio = relayed_trio()
+    for host in trio.ends:
+        host.meets_at()
+        host.crash()
+    trio.world.run(limits.MEET_TIME + 1)
+    rendezvous = trio.rita.engine.rendezvous
+    assert (rendezvous.guests, rendezvous.relayed, rendezvous._pairs) == (0, 0, {})
+    assert not any(r.routes for r in trio.rita.relaying.values())
