@@ -85,6 +85,8 @@ class EventName(StrEnum):
     DNS_FAILED = "dns.failed"
     RENDEZVOUS_REACHED = "rendezvous.reached"  # a host that we have registered with; `detail` says which
     RENDEZVOUS_LOST = "rendezvous.lost"  # it does not answer, or does not have us
+    KERNEL_REPAIRED = "kernel.repaired"  # somebody had removed it: put back
+    KERNEL_CONTESTED = "kernel.contested"  # it is removed again and again: left alone for a while
     EVENTS_MISSED = "events.missed"  # to one follower that read too slowly: `count` were left out.  Never in the log
 
 

@@ -18,11 +18,12 @@ OnNetwork = Callable[[float, Network], None]
 class NetworkView:
     """Turns netlink's events into Network, computed when something changed and not before."""
 
-    def __init__(self, log: EventLog, remotes: Remotes, on_network: OnNetwork) -> None:
+    def __init__(self, log: EventLog, remotes: Remotes, on_network: OnNetwork, on_loss: Callable[[], None]) -> None:
+        """``on_loss``: something that redirectctl had put into the kernel's routing has gone."""
         self._log = log
         self._remotes = remotes
         self._on_network = on_network
-        self._watch = NetWatch(self._changed)
+        self._watch = NetWatch(self._changed, on_loss)
         self._dirty = asyncio.Event()
         self._since: float | None = None  # when the oldest change came that has not been reported
 

@@ -5,9 +5,10 @@ Everything here is a function of the set of flows, so that a restarted daemon ar
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class Rewriting:
         self._noted = state / "reserved-ports"
         self.rewriter = Rewriter()
         self.keeper = Keeper()
-        self._ports = ReservedPorts(self._read_noted())
+        self._ports = ReservedPorts(self._read_noted(), self._note)
+        self._changing = asyncio.Lock()
         self._kept: Counter[IPAddress] = Counter()
         self._fallbacks: Counter[IPAddress] = Counter()
         self._reserved: Counter[int] = Counter()
@@ -45,13 +47,23 @@ class Rewriting:
         """Which connection sends with this tuple; None: none that is rewritten."""
         return self._sockets.get(wire)
 
-    def repair(self) -> bool:
-        """If somebody has removed the table (`nft flush ruleset`), make it anew; whether that was so."""
-        flows = self.rewriter.wanted()
-        if not flows or self.rewriter.intact():
-            return False
-        self.rewriter.setup(flows)
-        return True
+    def restore_ports(self) -> set[int]:
+        """Reserve again what somebody has set free, and return it.  Raises KernelError."""
+        if not self._reserved or self._changing.locked():  # it may be about to reserve them
+            return set()
+        return self._ports.restore(self._reserved)
+
+    async def missing(self) -> dict[str, list[str]]:
+        """What somebody has taken out of the kernel's routing, by kind (keep.py).  Raises KernelError."""
+        return await self.keeper.missing(+self._kept, +self._fallbacks, self._arrivals)
+
+    async def restore_routing(self) -> dict[str, list[str]]:
+        """Put it back, and return what was missing.  Raises KernelError."""
+        async with self._changing:
+            missing = await self.missing()
+            if missing:
+                await self.keeper.reconcile(+self._kept, +self._fallbacks, self._arrivals)
+            return missing
 
     def close(self) -> None:
         """Let go; what the kernel has stays and goes on working."""
@@ -69,13 +81,15 @@ class Rewriting:
         await self.keeper.reconcile(+self._kept, +self._fallbacks, arrivals)
         self._arrivals = arrivals
         self._ports.reconcile(+self._reserved)
-        self._note()
         self.rewriter.setup(KernelFlow(*flow) for flow in flows)
         self._index(flows, ())
 
     async def apply(self, add: Iterable[Flow], remove: Iterable[Flow]) -> None:
         """One change: what packets need comes before the maps, what they needed goes after.  Raises KernelError."""
-        add, remove = list(add), list(remove)
+        async with self._changing:
+            await self._apply(list(add), list(remove))
+
+    async def _apply(self, add: list[Flow], remove: list[Flow]) -> None:
         before = self._needed()
         self._count(add, 1)
         try:
@@ -87,7 +101,6 @@ class Rewriting:
                 await self._arrive(flow)
             if set(self._reserved) - before[2]:
                 self._ports.reserve(set(self._reserved) - before[2])
-                self._note()
             self.rewriter.apply([KernelFlow(*flow) for flow in add], [KernelFlow(*flow) for flow in remove])
         except BaseException:
             await self._release(add)
@@ -113,7 +126,6 @@ class Rewriting:
                 await self.keeper.drop_arrival(address, interface)
         if gone := reserved - set(self._reserved):
             self._ports.release(gone)
-            self._note()
 
     def _count(self, flows: Iterable[Flow], by: int) -> None:
         for socket, wire, tunnel, _ in flows:
@@ -161,8 +173,8 @@ class Rewriting:
         except (FileNotFoundError, ValueError):
             return []
 
-    def _note(self) -> None:
+    def _note(self, ports: Collection[int]) -> None:
         """A daemon that takes over must know which reserved ports are ours to release."""
         temporary = self._noted.with_suffix(".new")
-        temporary.write_text(" ".join(map(str, sorted(self._ports.ours))))
+        temporary.write_text(" ".join(map(str, sorted(ports))))
         os.replace(temporary, self._noted)

@@ -22,6 +22,7 @@ from redirectctl.daemon.finder import Finder
 from redirectctl.daemon.namebook import NameBook
 from redirectctl.daemon.network import NetworkView
 from redirectctl.daemon.ownname import OwnNameKeeper
+from redirectctl.daemon.repair import Repairs
 from redirectctl.daemon.rewriting import Rewriting
 from redirectctl.daemon.servers import ServerNames
 from redirectctl.daemon.stalls import StallWatch
@@ -48,7 +49,7 @@ from redirectctl.wire.ip import PacketError, parse_tcp
 
 _log = logging.getLogger(__name__)
 
-REPAIR = 1.0  # seconds between looks whether our nftables table is still there: 0.05 ms each
+UNTAGGED = 1.0  # seconds between looks how many plain packets of connections with integrity were dropped
 PROVE_AFTER = 0.005  # seconds in which other connections are to be proven too: one batch for all
 LEARN_AFTER = 0.2  # seconds in which other connections become protected too: one batch for all
 LEARN_AGAIN = (1.0, 3.0, 10.0, 30.0, 0.0)  # seconds: a busy connection may have a quiet moment
@@ -76,8 +77,9 @@ class Runtime:
         static = StaticKey.from_private(self.store.load_identity(os.urandom))
         self.engine = Engine(static, os.urandom, self.store.next_epoch(), policy(config), peers)
         self.port = ControlPort(config.control.port, config.control.listen, self._on_datagram)
-        self.network = NetworkView(self.log, self.engine.remotes, self._on_network)
+        self.network = NetworkView(self.log, self.engine.remotes, self._on_network, self._on_loss)
         self.rewriting = Rewriting(state, self.network.interface_to)
+        self.repairs = Repairs(self.rewriting, lambda: self.carrier, self._on_repair)
         self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.wake)
         self.names = NameBook(self.engine, self.store, self.peer_records, self.tasks, self.wake)
         self.names.settings = config.dns
@@ -143,7 +145,8 @@ class Runtime:
         self.tasks.start(self.network.run(), "network")
         self.tasks.start(self.finder.run(), "finder")
         self.tasks.start(self._prune(), "prune")
-        self.tasks.start(self._repair(), "repair")
+        self.tasks.start(self.repairs.run(), "repairs")
+        self.tasks.start(self._count_untagged(), "untagged")
         self.tasks.start(self._stalls.run(), "stalls")
         self.tasks.start(self.own_name.run(), "own name")
         self.tasks.start(self._servers.run(self._met), "rendezvous")
@@ -229,6 +232,9 @@ class Runtime:
         """Every rendezvous of ours answers: its name needs not be looked up."""
         return all(server.usable for server in self.engine.meeting.servers)
 
+    def _on_loss(self) -> None:
+        self.repairs.routing_lost()
+
     def _on_rst(self, packet: QueuedPacket) -> None:
         try:
             segment = parse_tcp(packet.payload)
@@ -259,6 +265,8 @@ class Runtime:
         connection = self.engine.table.at(report.socket) if report.socket is not None else None
         if isinstance(report.what, Sight):
             _log.log(logging.ERROR if report.what is Sight.DEVICE_GONE else logging.DEBUG, "tunnel: %s", report.what)
+            if report.what is Sight.DEVICE_GONE:
+                self.repairs.routing_lost()
             return
         self._record(
             commands.Notice(
@@ -438,13 +446,13 @@ class Runtime:
         for public in self.store.prune(time.time(), self.config.trust.forget_after):
             self.peer_records.pop(public, None)
 
-    async def _repair(self) -> None:
-        """Firewall tools flush the whole ruleset: ours must be there again before TCP notices."""
+    def _on_repair(self, event: schema.EventName, reason: str, detail: str) -> None:
+        self.log.record(event, reason=reason, detail=detail)
+
+    async def _count_untagged(self) -> None:
         while True:
-            await asyncio.sleep(REPAIR)
+            await asyncio.sleep(UNTAGGED)
             try:
-                if self.rewriting.repair():
-                    _log.warning("somebody removed our nftables table; it is there again")
                 if dropped := self.rewriting.rewriter.untagged():
                     self._record(commands.Notice("packet.refused", None, None, "not-tagged", None, {"count": dropped}))
             except KernelError as error:

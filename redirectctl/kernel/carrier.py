@@ -149,7 +149,10 @@ class Carrier:
         Raises KernelError.
         """
         self._sockets = list(sockets)
+        self._device = device
         self._tun = open_tun(device)
+        self._attached = True
+        self._fresh: int | None = None  # a descriptor that takes the place of _tun
         self._flows: dict[bytes, _Flow] = {}  # by the addresses and ports of what the socket sends
         self._by_number: dict[int, _Flow] = {}  # by the flow number in datagrams to us
         self._paths: dict[tuple[IPAddress | None, SockAddr], Path] = {}
@@ -174,6 +177,17 @@ class Carrier:
         self._thread = threading.Thread(target=self._run, name="carrier", daemon=True)
         self._thread.start()
 
+    @property
+    def attached(self) -> bool:
+        """Whether the device that packets come from is still there."""
+        return self._attached
+
+    def reattach(self) -> None:
+        """Somebody has deleted the device, and there is another one now.  Raises KernelError."""
+        self._fresh = open_tun(self._device)
+        self._attached = True
+        os.eventfd_write(self._wake, 1)
+
     def close(self) -> None:
         """End the thread; the device stays, and packets to it are lost."""
         if self._closing:
@@ -184,6 +198,8 @@ class Carrier:
         self._poll.close()
         os.close(self._wake)
         os.close(self._tun)
+        if self._fresh is not None:
+            os.close(self._fresh)
         for sock in self._sockets:
             sock.close()
 
@@ -272,6 +288,9 @@ class Carrier:
     def _woken(self) -> bool:
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
+        fresh, self._fresh = self._fresh, None
+        if fresh is not None:
+            self._replace_tun(fresh)
         for flow in list(self._holders):
             if self._flows.get(_key_of(flow.carried.socket)) is not flow:  # it has been uncarried
                 flow.held.clear()
@@ -280,6 +299,15 @@ class Carrier:
             elif (route := flow.route) is not None:
                 self._release(flow, route)
         return False
+
+    def _replace_tun(self, fresh: int) -> None:
+        with suppress(OSError):  # it went when the device did
+            self._poll.unregister(self._tun)
+        del self._handlers[self._tun]
+        os.close(self._tun)
+        self._tun = fresh
+        self._handlers[fresh] = self._from_tun
+        self._poll.register(fresh, select.EPOLLIN)
 
     def _from_tun(self) -> bool:
         """What can be read and sent together; False if there is nothing more.
@@ -330,6 +358,7 @@ class Carrier:
         except OSError as error:
             if error.errno in (errno.EBADFD, errno.ENODEV, errno.EIO):
                 self._poll.unregister(self._tun)
+                self._attached = False
                 self._reporter.note(Sight.DEVICE_GONE, None, None)
             return 0
 

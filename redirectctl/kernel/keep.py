@@ -19,6 +19,7 @@ the tunnel   what has MARK_TUNNEL and is sent from here finds default routes to 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -60,6 +61,8 @@ _PROTO_SWITCHED = 177  # the same, and src_valid_mark of the route's interface w
 _STRICT = 1  # rp_filter
 _FALLBACK_MTU = 1500  # what Ethernet carries; the way that the packets really take tells when it is less
 _TABLES = (ROUTE_TABLE, FALLBACK_TABLE, TUNNEL_TABLE)
+_PRIORITIES = {RULE_PRIORITY, FALLBACK_PRIORITY, TUNNEL_PRIORITY}
+_SIOCGIFFLAGS = 0x8913
 _CONF = Path("/proc/sys/net")
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -73,6 +76,7 @@ class Keeper:
 
     def __init__(self) -> None:
         self._netlink: Any = AsyncIPRoute()
+        self._one = asyncio.Lock()  # request at a time: during a dump the kernel refuses others (EBUSY)
         self._device = 0
 
     def close(self) -> None:
@@ -142,15 +146,16 @@ class Keeper:
             return
         name = socket.if_indextoname(ifindex)
         switched = not any(_read(_CONF / "ipv4/conf" / conf / "src_valid_mark") for conf in ("all", name))
-        if switched:
-            _write(_CONF / "ipv4/conf" / name / "src_valid_mark", "1")
         # A second address on an interface that we have switched already must not make us forget that we did.
         switched = switched or any(
             route["proto"] == _PROTO_SWITCHED and route.get("oif") == ifindex
             for route in await self._routes(ROUTE_TABLE, socket.AF_INET)
         )
         proto = _PROTO_SWITCHED if switched else _PROTO_STATIC
+        # The route first: it says who has switched, also to a daemon that takes over from one killed in between.
         await self._request("route", "add", **_arrival_route(peer, ifindex), proto=proto)
+        if proto == _PROTO_SWITCHED:
+            _write(_CONF / "ipv4/conf" / name / "src_valid_mark", "1")
 
     async def drop_arrival(self, peer: IPv4Address, ifindex: int) -> None:
         """Undo arrive; the last one of an interface restores its src_valid_mark."""
@@ -181,6 +186,52 @@ class Keeper:
         for peer_address, ifindex in wanted_arrivals:
             await self.arrive(peer_address, ifindex)
 
+    async def missing(
+        self, keep: Iterable[IPAddress], fallback: Iterable[IPAddress], arrivals: Mapping[IPv4Address, int]
+    ) -> dict[str, list[str]]:
+        """What of this somebody has taken out, by kind: device, rules, addresses, routes; reconcile() puts it back."""
+        if not self._device_is_up():
+            return {"device": [TUN_DEVICE]}
+        found: dict[str, list[str]] = {"rules": [], "addresses": [], "routes": []}
+        wanted, wanted_fallbacks = set(keep), set(fallback)
+        for family in self._families():
+            version = 4 if family == socket.AF_INET else 6
+            there = {rule.get("priority") for rule in await self._rules(family)}
+            found["rules"] += [f"IPv{version} rule {priority}" for priority in sorted(_PRIORITIES - there)]
+            if not any(route.get("oif") == self._device for route in await self._routes(TUNNEL_TABLE, family)):
+                found["routes"].append(f"default IPv{version} route in table {TUNNEL_TABLE}")
+            local = {_target(route) for route in await self._routes(ROUTE_TABLE, family, "local")}
+            lost = [(a, ROUTE_TABLE) for a in wanted if a.version == version and a not in local]
+            if wanted_fallbacks:
+                routed = {_target(route) for route in await self._routes(FALLBACK_TABLE, family)}
+                lost += [(a, FALLBACK_TABLE) for a in wanted_fallbacks if a.version == version and a not in routed]
+            found["routes"] += [f"route to {target} in table {table}" for target, table in lost]
+        if any(address.version == 4 for address in wanted):
+            messages = await self._request("addr", "dump", index=self._device, family=socket.AF_INET)
+            there_now = {ip_address(message.get("local")) for message in messages}
+            found["addresses"] += [str(a) for a in wanted if a.version == 4 and a not in there_now]
+            # Which comes back with the device, and hides whoever has the address now.
+            hiding = await self._routes(_RT_TABLE_LOCAL, socket.AF_INET, "local")
+            hidden = [route.get("dst") for route in hiding if route.get("oif") == self._device]
+            found["routes"] += [f"{address} moved out of table local" for address in hidden]
+        present = await self._arrivals() if arrivals else set()
+        found["routes"] += [
+            f"route to {peer} in table {ROUTE_TABLE}"
+            for peer, interface in arrivals.items()
+            if strict_rp_filter(interface) and (peer, interface) not in present
+        ]
+        return {kind: what for kind, what in found.items() if what}
+
+    def _device_is_up(self) -> bool:
+        """Whether the device is there, up, and the one that setup() has seen."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            try:
+                answer = fcntl.ioctl(sock, _SIOCGIFFLAGS, struct.pack("16s24x", TUN_DEVICE.encode()))
+                flags: int = struct.unpack_from("16xH", answer)[0]
+                return bool(flags & _IFF_UP) and socket.if_nametoindex(TUN_DEVICE) == self._device
+            except OSError:
+                return False
+
     async def kept(self) -> set[IPAddress]:
         """The old addresses that are kept now, whole or in part."""
         found = {
@@ -189,7 +240,7 @@ class Keeper:
         if TUN_DEVICE in _interfaces():
             index = socket.if_nametoindex(TUN_DEVICE)
             messages = await self._request("addr", "dump", index=index, family=socket.AF_INET)
-            found |= {ip_address(message.get("local")) async for message in messages}
+            found |= {ip_address(message.get("local")) for message in messages}
         return found
 
     async def leftovers(self) -> list[str]:
@@ -261,21 +312,21 @@ class Keeper:
             (FALLBACK_PRIORITY, FALLBACK_TABLE),
             (TUNNEL_PRIORITY, TUNNEL_TABLE),
         }
-        return [rule async for rule in rules if (rule.get("priority"), rule.get("table")) in ours]
+        return [rule for rule in rules if (rule.get("priority"), rule.get("table")) in ours]
 
     async def _routes(self, table: int, family: int, kind: str | None = None) -> list[Any]:
         routes = await self._request("route", "dump", table=table, family=family)
         wanted = {None: None, "unicast": 1, "local": 2}[kind]
         return [
-            route
-            async for route in routes
-            if route.get("table") == table and (wanted is None or route["type"] == wanted)
+            route for route in routes if route.get("table") == table and (wanted is None or route["type"] == wanted)
         ]
 
     async def _request(self, kind: str, verb: str, **arguments: Any) -> Any:
         """One netlink request; to add what is there and to delete what is not is no error."""
         try:
-            return await getattr(self._netlink, kind)(verb, **arguments)
+            async with self._one:
+                answer = await getattr(self._netlink, kind)(verb, **arguments)
+                return [message async for message in answer] if verb == "dump" else answer
         except NetlinkError as error:
             # ENODEV: the interface went, and its routes with it
             done = {"add": {errno.EEXIST}, "del": {errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV}}

@@ -16,20 +16,31 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from redirectctl.kernel.constants import FALLBACK_TABLE, ROUTE_TABLE, TUN_DEVICE, TUNNEL_TABLE
+from redirectctl.kernel.constants import (
+    FALLBACK_PRIORITY,
+    FALLBACK_TABLE,
+    ROUTE_TABLE,
+    RULE_PRIORITY,
+    TUN_DEVICE,
+    TUNNEL_PRIORITY,
+    TUNNEL_TABLE,
+)
 from redirectctl.kernel.errors import KernelError
 from redirectctl.wire.addr import IPAddress
 
-_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
+# RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_RULE and RTNLGRP_IPV6_RULE (19)
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400 | 0x80 | 1 << 18
 _RECEIVE_BUFFER = 1 << 20  # bytes: some thousand events; what does not fit costs one new snapshot
 _DATAGRAMS_A_TURN = 256  # then others on the event loop have their turn
 _SO_RCVBUFFORCE = 33
 
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE = 16, 17, 20, 21, 24, 25
+_NEWRULE, _DELRULE = 32, 33
 _HEADER = struct.Struct("=IHHII")
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
 _TABLE_COMPAT, _TABLE_LOCAL, _ROUTE_CLONED = 252, 255, 0x200
 
+_OUR_RULES = {(RULE_PRIORITY, ROUTE_TABLE), (FALLBACK_PRIORITY, FALLBACK_TABLE), (TUNNEL_PRIORITY, TUNNEL_TABLE)}
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 _RUNNING = {"UP", "UNKNOWN"}  # IFLA_OPERSTATE; tunnels and lo have no carrier to report: UNKNOWN
 _TENTATIVE, _DADFAILED, _DEPRECATED, _TEMPORARY, _OPTIMISTIC = 0x40, 0x08, 0x20, 0x01, 0x04
@@ -116,10 +127,19 @@ class NetWatch:
 
     ``on_change`` is called in the event loop, within a millisecond of the kernel's event.  Nothing is lost: when the
     kernel's buffer overflows (ENOBUFS) all is read anew and the difference reported.  Raises KernelError.
+
+    ``on_loss`` is called when a rule, a route, an address or the device of redirectctl has gone, also by ourselves.
     """
 
-    def __init__(self, on_change: Callable[[NetChange], None], *, receive_buffer: int = _RECEIVE_BUFFER) -> None:
+    def __init__(
+        self,
+        on_change: Callable[[NetChange], None],
+        on_loss: Callable[[], None] = lambda: None,
+        *,
+        receive_buffer: int = _RECEIVE_BUFFER,
+    ) -> None:
         self._on_change = on_change
+        self._on_loss = on_loss
         self._receive_buffer = receive_buffer
         self._state = NetState()
         self._events: socket.socket | None = None
@@ -214,7 +234,7 @@ class NetWatch:
 
     def _read(self) -> None:
         """Take what the kernel has queued and report it as one change."""
-        links, addresses, routes = dict(self._state.links), set(self._state.addresses), False
+        links, addresses, routes, lost = dict(self._state.links), set(self._state.addresses), False, False
         if self._events is None:
             return
         try:
@@ -222,9 +242,17 @@ class NetWatch:
                 data = self._events.recv(1 << 16)
                 for kind, message in _split(data):
                     if kind in (_NEWROUTE, _DELROUTE):
-                        routes = routes or self._matters(message)
+                        ours = self._is_ours(message)
+                        routes = routes or (not ours and self._matters(message))
+                        lost = lost or (ours and kind == _DELROUTE)
+                    elif kind in (_NEWRULE, _DELRULE):
+                        for parsed in self._marshal.parse(message):
+                            ours = (parsed.get("priority"), parsed.get("table")) in _OUR_RULES
+                            routes = routes or not ours
+                            lost = lost or (ours and kind == _DELRULE)
                     elif kind in (_NEWLINK, _DELLINK, _NEWADDR, _DELADDR):
                         for parsed in self._marshal.parse(message):
+                            lost = lost or _takes_ours(self._state, kind, parsed)
                             routes |= _update(links, addresses, kind, parsed)
         except BlockingIOError:
             pass
@@ -237,11 +265,14 @@ class NetWatch:
             self._resync.add_done_callback(_report)
             return
         self._become(NetState(links, frozenset(addresses)), routes)
+        if lost:
+            self._on_loss()
 
     async def _read_anew(self) -> None:
         state = await self.snapshot()
         self._watch(True)
         self._become(state, routes=True)
+        self._on_loss()
 
     def _become(self, state: NetState, routes: bool) -> None:
         old, self._state = self._state, state
@@ -262,12 +293,15 @@ class NetWatch:
     def _matters(self, message: bytes) -> bool:
         """Whether a route's coming or going can change where packets of connections go."""
         _, _, _, _, table, _, _, _, flags = _ROUTE.unpack_from(message, _HEADER.size)
-        if table == _TABLE_LOCAL or flags & _ROUTE_CLONED:
+        return table != _TABLE_LOCAL and not flags & _ROUTE_CLONED
+
+    def _is_ours(self, message: bytes) -> bool:
+        """Whether a route is in a table of redirectctl."""
+        table = _ROUTE.unpack_from(message, _HEADER.size)[4]
+        if table != _TABLE_COMPAT:  # the number does not fit into 8 bits
             return False
-        if table != _TABLE_COMPAT:
-            return True
         (parsed,) = self._marshal.parse(message)
-        return parsed.get("table") not in (ROUTE_TABLE, FALLBACK_TABLE, TUNNEL_TABLE)
+        return parsed.get("table") in (ROUTE_TABLE, FALLBACK_TABLE, TUNNEL_TABLE)
 
 
 def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -279,6 +313,14 @@ def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
             return
         yield kind, data[offset : offset + length]
         offset += (length + 3) & ~3
+
+
+def _takes_ours(state: NetState, kind: int, message: Any) -> bool:
+    """Whether an event of a link or an address says that redirect0 has gone, is down, or has lost an address."""
+    link = state.links.get(message["index"])
+    if link is None or link.name != TUN_DEVICE:
+        return False
+    return kind in (_DELLINK, _DELADDR) or (kind == _NEWLINK and not message["flags"] & _IFF_UP)
 
 
 def _update(links: dict[int, Link], addresses: set[Address], kind: int, message: Any) -> bool:

@@ -6,7 +6,7 @@ The sysctl holds one list for everybody.  What an administrator put there stays,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from redirectctl.kernel.errors import KernelError
@@ -19,12 +19,15 @@ _WRITE = 4000  # bytes; proc_do_large_bitmap takes less than a page a write
 class ReservedPorts:
     """Keeps the wire ports of moved connections reserved in the network namespace of the calling thread.
 
-    ``inherited`` are the ports that an earlier daemon reserved and had not released.  Synchronous, about 0.1 ms.
+    ``inherited`` are the ports that an earlier daemon reserved and had not released; ``note`` writes down what a later
+    one may inherit, before it is so: a port that was reserved and not noted would stay reserved for ever.
+    Synchronous, about 0.1 ms.
     Raises KernelError.
     """
 
-    def __init__(self, inherited: Iterable[int] = ()) -> None:
+    def __init__(self, inherited: Iterable[int] = (), note: Callable[[Collection[int]], None] = lambda _: None) -> None:
         self._ours = set(inherited) & self.current()
+        self._note = note
 
     @property
     def ours(self) -> frozenset[int]:
@@ -55,12 +58,25 @@ class ReservedPorts:
         wanted = set(ports)
         self._change(add=wanted, remove=self._ours - wanted)
 
+    def restore(self, ports: Iterable[int]) -> set[int]:
+        """Reserve those again that somebody has removed, and return them."""
+        present = self.current()
+        missing = set(ports) - present
+        if missing:
+            self._ours -= present  # the list is another one: what it has of ours is whose it is now
+            self._change(add=missing, remove=set())
+        return missing
+
     def _change(self, add: set[int], remove: set[int]) -> None:
         present = self.current()
         new = add - present
         gone = remove & self._ours
+        if new:
+            self._note(self._ours | new)
         if new or gone & present:
             _write_ports(present - gone | new)
+        if gone:
+            self._note(self._ours - gone | new)
         self._ours = self._ours - gone | new
 
 

@@ -94,6 +94,10 @@ class IptablesQueues:
                 self._delete(program)
                 self._restore(program, [f"-I {line}" for line in reversed(wanted)])
 
+    def intact(self) -> bool:
+        """Whether each rule is there, once."""
+        return all(self._ours(program) == [_line(r) for r in QUEUE_RULES] for program in ("iptables", "ip6tables"))
+
     def remove(self) -> None:
         """Delete our rules, leave all others."""
         for program in ("iptables", "ip6tables"):

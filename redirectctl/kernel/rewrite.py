@@ -32,9 +32,10 @@ from redirectctl.kernel.elements import (
 )
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.nfbatch import BatchError, ElementSocket
-from redirectctl.kernel.nft import Nft, NftError
-from redirectctl.kernel.queues import IptablesQueues, nft_has_queue, nft_queue_commands
-from redirectctl.kernel.skeleton import TABLE, TOKEN, UNTAGGED, reshape, skeleton
+from redirectctl.kernel.nft import Command, Nft, NftError
+from redirectctl.kernel.nfwatch import RulesetWatch
+from redirectctl.kernel.queues import QUEUE_RULES, IptablesQueues, nft_has_queue, nft_queue_commands
+from redirectctl.kernel.skeleton import TABLE, TOKEN, UNTAGGED, reshape, rule_counts, skeleton
 from redirectctl.wire.addr import FourTuple
 
 __all__ = ["PROBE_SECONDS", "KernelFlow", "Rewriter"]
@@ -66,7 +67,9 @@ class Rewriter:
     def __init__(self) -> None:
         self._nft = Nft()
         self._netlink = ElementSocket(TABLE["table"])
-        self._queues: IptablesQueues | None = None if nft_has_queue(self._nft) else IptablesQueues()
+        self.watch = RulesetWatch(TABLE["table"])
+        self.queues: IptablesQueues | None = None if nft_has_queue(self._nft) else IptablesQueues()
+        self._seen = -1  # the ruleset's generation when the table was last known to be whole
         self._entries: dict[Place, _Entry] = {}
         self._places: dict[Place, bytes | None] = {}  # elements, and None where there must be none
         self._counts: Counter[str] = Counter()  # elements by set
@@ -79,11 +82,12 @@ class Rewriter:
         """Let go of the kernel's interfaces; the table stays and goes on working."""
         self._nft.close()
         self._netlink.close()
+        self.watch.close()
 
-    def setup(self, flows: Iterable[KernelFlow] = ()) -> None:
+    def setup(self, flows: Iterable[KernelFlow] = (), *, queues: bool = True) -> None:
         """Replace whatever table of ours there is by one for exactly ``flows``, in one transaction: without a gap.
 
-        libnftables takes about 0.1 s for 1,000 flows.
+        libnftables takes about 0.1 s for 1,000 flows.  ``queues``: make sure of the rules to NFQUEUE in iptables too.
         """
         entries: dict[Place, _Entry] = {}
         places: dict[Place, bytes | None] = {}
@@ -97,11 +101,11 @@ class Rewriter:
         counts = Counter(name for name, _ in installed)
         shape = frozenset(counts) | self._tokens
         commands = skeleton()
-        if self._queues:
-            self._queues.install()
-        else:
+        if self.queues is not None and queues:
+            self.queues.install()
+        elif self.queues is None:
             commands += nft_queue_commands(TABLE)
-        self._nft.run(commands + reshape(frozenset(), shape) + add_commands(installed.items()))
+        self._run(commands + reshape(frozenset(), shape) + add_commands(installed.items()))
         self._entries, self._places, self._counts, self._shape = entries, places, counts, shape
         self._probed, self._untagged = frozenset(), 0
 
@@ -159,7 +163,7 @@ class Rewriter:
         self._probed = frozenset(name for (name, _), _ in places)
         shape = frozenset(+self._counts) | self._probed | self._tokens
         commands = reshape(self._shape, shape) + flush + add_commands(places, timeout=int(PROBE_SECONDS))
-        self._nft.run(commands)
+        self._run(commands)
         self._shape = shape
 
     def listen(self, on: bool) -> None:
@@ -205,11 +209,33 @@ class Rewriter:
         """Whether the table is still there; takes 0.05 ms."""
         return self._netlink.has_table()
 
+    def whole(self) -> bool:
+        """Whether nobody has removed the table or a part of it; takes 0.02 ms if no ruleset was changed since.
+
+        Else 1 ms for 1,000 elements.  What others have put in besides is no harm.
+        """
+        generation = self.watch.generation()
+        if generation != self._seen and self.intact() and self._counted():
+            self._seen = generation
+        return generation == self._seen
+
+    def _counted(self) -> bool:
+        wanted = rule_counts(self._shape)
+        rules = self.watch.rules()
+        if self.queues is None:
+            wanted.update(f"queue-{rule.hook}" for rule in QUEUE_RULES)
+        counts = +self._counts
+        return rules == wanted and self.watch.elements(counts) >= counts
+
+    def _run(self, commands: list[Command]) -> None:
+        with self.watch.ours():
+            self._nft.run(commands)
+
     def teardown(self) -> None:
         """Remove the table and the rules to NFQUEUE; what is not there is no error."""
-        self._nft.run([{"add": {"table": _TABLE_NAME}}, {"delete": {"table": _TABLE_NAME}}])
-        if self._queues:
-            self._queues.remove()
+        self._run([{"add": {"table": _TABLE_NAME}}, {"delete": {"table": _TABLE_NAME}}])
+        if self.queues:
+            self.queues.remove()
         self._entries, self._places, self._counts, self._shape = {}, {}, Counter(), frozenset()
         self._probed, self._tokens, self._untagged = frozenset(), frozenset(), 0
 
@@ -217,14 +243,15 @@ class Rewriter:
         """Rules that look in empty sets harm nobody: they come before the first element and go after the last."""
         shape = frozenset(counts) | self._probed | self._tokens
         self._reshape(shape | self._shape)
-        self._netlink.change(delete.items(), create.items())
+        with self.watch.ours():
+            self._netlink.change(delete.items(), create.items())
         self._reshape(shape)
 
     def _reshape(self, shape: frozenset[str]) -> None:
         if shape == self._shape:
             return
         try:
-            self._nft.run(reshape(self._shape, shape))
+            self._run(reshape(self._shape, shape))
         except NftError as error:
             if self.intact():
                 raise

@@ -28,6 +28,7 @@ a host without protected connections has no hook, and nothing is looked up befor
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from redirectctl.kernel.constants import (
@@ -102,6 +103,12 @@ def reshape(before: frozenset[str], after: frozenset[str]) -> list[Command]:
             commands.append({"add": {"chain": {**TABLE, "name": chain, **base}}})
         commands += [_rule(chain, expr) for expr in new[chain]]
     return commands
+
+
+def rule_counts(filled: frozenset[str]) -> Counter[str]:
+    """How many rules each chain has when the sets and maps in ``filled`` may have elements."""
+    chains = {**_base_rules(filled), **_subchains(4), **_subchains(6)}
+    return Counter({chain: len(rules) for chain, rules in chains.items() if rules})
 
 
 def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:

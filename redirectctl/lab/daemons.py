@@ -17,6 +17,14 @@ from redirectctl.lab.topology import Host
 
 START_PATIENCE = 15.0  # seconds until READY=1
 STOP_PATIENCE = 5.0  # seconds after SIGTERM; the contract says 2
+OWN_STATE = (
+    "daemon",
+    "control",
+    "state",
+    "leftovers",
+    "peers",
+    "connections",
+)  # checks of what is ours, not of the machine
 CTL_POLL = 0.1  # seconds; each poll is a process
 
 
@@ -123,6 +131,13 @@ class Daemon:
         if arguments[0] == "events":
             return [json.loads(line) for line in done.stdout.splitlines()]
         return json.loads(done.stdout) if done.stdout.strip() else None
+
+    def doctor(self) -> dict[str, str]:
+        """What `redirectctl doctor` finds wrong with state and kernel, by the name of the check."""
+        argv = [program("redirectctl"), "--socket", str(self.socket), "--json", "doctor"]
+        checks = json.loads(self.host.run(argv, check=False).stdout)
+        wrong = [check for check in checks if check["status"] not in ("ok", "skip")]
+        return {check["name"]: check["found"] for check in wrong if check["name"].startswith(OWN_STATE)}
 
     def events(self, name: str | None = None, *, since: float = 0.0) -> list[dict[str, Any]]:
         """Events from a time (of `time.time`) on, all or those of one name."""

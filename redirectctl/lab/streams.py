@@ -311,11 +311,13 @@ def start_idle(
     return Idle(listening, connecting, [line["local"] for line in connecting.printed()])
 
 
-def start_bulk(server: Host, client: Host, *, version: int = 4, port: int = 0, wrap: Sequence[str] = ()) -> Bulk:
-    """Send from client to server without end.  Raises LabError."""
+def start_bulk(
+    server: Host, client: Host, *, version: int = 4, port: int = 0, wrap: Sequence[str] = (), pace: int = 0
+) -> Bulk:
+    """Send from client to server without end, at most ``pace`` bytes a second (0: no limit).  Raises LabError."""
     log = server.sandbox.directory / f"bulk-{server.sandbox.number()}.log"
     receiving = Program(server, "receiver", "--listen", str(port), "--log", str(log))
-    sending = Program(client, "sender", *_target(server, receiving, version), wrap=wrap)
+    sending = Program(client, "sender", *_target(server, receiving, version), "--pace", str(pace), wrap=wrap)
     return Bulk(receiving, sending, log, sending.wait_line(1)["local"])
 
 

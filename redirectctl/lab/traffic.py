@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     ticker.add_argument("--log", type=Path, required=True)
     mode("echo", run_echo)
     mode("idle", run_idle).add_argument("--count", type=int, default=1)
-    mode("sender", run_sender)
+    mode("sender", run_sender).add_argument("--pace", type=int, default=0, help="bytes a second; 0: as fast as it goes")
     mode("receiver", run_receiver).add_argument("--log", type=Path, required=True)
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)
@@ -276,7 +276,11 @@ def run_sender(arguments: argparse.Namespace) -> int:
     error = None
     with _connected(arguments) as connection:
         try:
+            began = time.monotonic()
             while not _stopped:
+                if arguments.pace and (early := total / arguments.pace - (time.monotonic() - began)) > 0:
+                    time.sleep(min(early, 0.1))
+                    continue
                 block = number.to_bytes(8, "big") + filling
                 connection.sendall(block)
                 checksum = zlib.crc32(block, checksum)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from redirectctl.daemon.repair import BEAT
 from redirectctl.kernel.constants import ROUTE_TABLE, TUN_DEVICE
 from redirectctl.kernel.queues import QUEUE_RULES
 from redirectctl.lab.daemons import Daemon
@@ -272,15 +273,17 @@ class TestBetween:
 
 
 DAMAGE = (
-    ("ip -6 rule del priority 7747", "state.routing", "IPv6 rule 7747 to table 7747"),
-    (f"ip link set {TUN_DEVICE} down", "state.routing", "down"),
-    (f"ip link del {TUN_DEVICE}", "state.routing", f"device {TUN_DEVICE}"),
-    (f"ip route flush table {ROUTE_TABLE}", "state.routing", "in table 7747"),
-    ("ip -6 rule del priority 1", "state.routing", "IPv6 rule 1 to table 7749"),
-    ("ip -6 route flush table 7749", "state.routing", "default IPv6 route in table 7749"),
-    ("iptables -t raw -F", "state.queues", f"{len(QUEUE_RULES)} of {2 * len(QUEUE_RULES)} iptables rules"),
-    ("nft flush chain inet redirectctl rst4", "state.table", "rule of chain rst4"),
-    ("sysctl -w net.ipv4.ip_local_reserved_ports=", "state.ports", "not reserved"),
+    ("ip -6 rule del priority 7747", "rules", "state.routing", "IPv6 rule 7747 to table 7747"),
+    (f"ip link set {TUN_DEVICE} down", "device", "state.routing", "down"),
+    (f"ip route flush table {ROUTE_TABLE}", "routes", "state.routing", "in table 7747"),
+    (
+        "iptables -t raw -F",
+        "queue-rules",
+        "state.queues",
+        f"{len(QUEUE_RULES)} of {2 * len(QUEUE_RULES)} iptables rules",
+    ),
+    ("nft flush chain inet redirectctl rst4", "nft-table", "state.table", "rule of chain rst4"),
+    ("sysctl -w net.ipv4.ip_local_reserved_ports=", "reserved-ports", "state.ports", "not reserved"),
 )
 STRAY = (
     ("ip rule add fwmark 1 priority 99 table 7747", "IPv4 rule 99 to table 7747"),
@@ -296,13 +299,24 @@ STRAY = (
 class TestDamage:
     """Somebody else changes what is ours."""
 
-    def test_what_is_missing_is_found_and_a_restart_mends_it(self, pair: Pair, ticking: Ticker):
+    def test_what_is_removed_again_and_again_is_found_and_a_restart_mends_it(self, pair: Pair, ticking: Ticker):
+        """It is put back, until it is clear that somebody wants it otherwise."""
         move(pair, pair.client, pair.lab.cafe)
         nfqueue = doctor(pair.client)[1]["kernel.nfqueue"]["found"]
-        for command, name, found in DAMAGE:
+        host = pair.lab.client
+        for command, kind, name, found in DAMAGE:
             if command.startswith("iptables") and "iptables" not in nfqueue:
                 continue
-            sh(pair.lab.client, command)
+            since = time.time()
+            pause = 0.3 if kind != "reserved-ports" else BEAT + 0.1  # until it is there again
+            script = f"for i in 1 2 3 4 5 6; do {command}; sleep {pause}; done 2>/dev/null"
+
+            def contested(script: str = script, since: float = since, kind: str = kind) -> bool:
+                host.run(["sh", "-c", script], check=False)
+                return any(e["reason"] == kind for e in pair.client.events("kernel.contested", since=since))
+
+            wait_until(contested, PATIENCE * 2, f"{command}: contested", poll=0)
+            host.run(["sh", "-c", f"{command} 2>/dev/null"], check=False)
             code, checks = doctor(pair.client)
             assert (command, code, checks[name]["status"]) == (command, 1, "fail")
             assert found in checks[name]["found"]

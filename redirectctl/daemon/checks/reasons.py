@@ -21,6 +21,7 @@ _STRANGERS = Explanation("too many hosts have called", "redirectctl peers; forge
 _NOT_THE_PEERS = Explanation("a tunnel datagram that was altered, or is not from the peer")
 _BAD_TUNNEL = Explanation("a tunnel datagram that carries no segment of a connection")
 _ADDRESS = Explanation("it announced an address that traffic must not be sent to")
+_WHO = "a firewall that is loaded anew, or a network manager? keep it from removing what is not its own"
 
 _EXPLANATIONS = {
     # of a connection: not protected
@@ -115,6 +116,14 @@ _EXPLANATIONS = {
     "not-registered": Explanation("a host wants the rendezvous here to do something, and is not registered"),
     "forward-limit": Explanation("it wants the rendezvous here to hand over too much"),
     "not-tagged": Explanation("plain packets for a connection with integrity", "somebody forges segments of it"),
+    # of what was put back into the kernel
+    "nft-table": Explanation("the nftables table, or a part of it, was removed", _WHO),
+    "queue-rules": Explanation("rules in table raw of iptables were removed", _WHO),
+    "device": Explanation("device redirect0 was removed, or taken down", _WHO),
+    "rules": Explanation("routing rules were removed", _WHO),
+    "routes": Explanation("routes in tables 7747 to 7749 were removed", _WHO),
+    "addresses": Explanation("old addresses were removed from redirect0", _WHO),
+    "reserved-ports": Explanation("ports of moved connections were set free", _WHO),
     # of moves
     "no-connection": Explanation("it announced a move of no connection that is protected with it"),
     "stale-epoch": Explanation("a later announcement has been followed already"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import struct
 import threading
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.netns
 both_families = pytest.mark.parametrize("version", [4, 6])
 
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21
+SIX = FourTuple(SockAddr.parse("[2001:db8::1]:22"), SockAddr.parse("[2001:db8::2]:40000"))
 
 
 def count_marks(host: Host, hook: str, priority: int) -> None:
@@ -339,6 +341,40 @@ def test_a_flushed_ruleset_is_restored_by_the_next_change(alice: Host, rewriter:
     alice.do(rewriter.apply, [flow(3)], [flow(2)])
     assert alice.do(rewriter.flows) == {flow(1, "198.51.100.1"), flow(3)}
     assert "--queue-num 7748" in alice.sh("iptables-save -t raw; nft list ruleset")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "nft flush ruleset",
+        "nft delete table inet redirectctl",
+        "nft flush table inet redirectctl",
+        "nft flush chain inet redirectctl rst4",
+        "nft delete chain inet redirectctl in",
+        "nft flush map inet redirectctl src4",
+        "nft add rule inet redirectctl out drop",
+        "nft flush set inet redirectctl ask6",
+    ],
+)
+def test_whoever_takes_something_out_is_noticed(alice: Host, rewriter: Rewriter, command: str) -> None:
+    flows = [flow(1, "198.51.100.1"), flow(2), KernelFlow(SIX, SIX)]
+    alice.do(rewriter.apply, flows)
+    alice.do(rewriter.watch.heed)
+    alice.do(rewriter.apply, [flow(3)], [flow(2)])
+    alice.do(rewriter.probe, [flow(3).socket])
+    assert not select.select([rewriter.watch], [], [], 0.1)[0]  # changes of our own are not told
+    assert alice.do(rewriter.whole)
+    alice.sh("nft add table inet other; nft add element inet redirectctl ask4 { 10.0.0.1 . 1 . 10.0.0.2 . 2 }")
+    assert alice.do(rewriter.whole)  # what others add is none of our business
+    assert select.select([rewriter.watch], [], [], 10)[0]
+    alice.do(rewriter.watch.drain)
+    assert not select.select([rewriter.watch], [], [], 0)[0]
+    alice.sh(command)
+    assert select.select([rewriter.watch], [], [], 10)[0]
+    assert not alice.do(rewriter.whole)
+    alice.do(rewriter.setup, rewriter.wanted())
+    assert alice.do(rewriter.whole)
+    assert alice.do(rewriter.flows) == {flow(1, "198.51.100.1"), flow(3), KernelFlow(SIX, SIX)}
 
 
 def test_other_rules_in_iptables_stay(alice: Host, rewriter: Rewriter) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from two_hosts import Host, Net, Side, address
 
+from redirectctl.kernel.constants import TUN_DEVICE
+from redirectctl.kernel.keep import Keeper
 from redirectctl.kernel.netlink import NetChange, NetState, NetWatch
 from redirectctl.wire.addr import parse_ip
 
@@ -147,6 +149,43 @@ def test_our_own_routes_are_no_news(alice: Host) -> None:
         assert not any(change.routes for change in changes if OLD not in change.added)
 
     watched(alice, scenario)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("ip rule del priority 7747", True),
+        ("ip -6 rule del priority 40000", True),
+        ("ip route flush table 7747", True),
+        ("ip -6 route flush table 7749", True),
+        (f"ip addr flush dev {TUN_DEVICE}", True),
+        (f"ip link set {TUN_DEVICE} down", True),
+        (f"ip link del {TUN_DEVICE}", True),
+        ("ip rule add priority 5 table 100; ip rule del priority 5", False),
+        ("ip route add 192.0.2.9 dev lo table 7748", False),
+    ],
+)
+def test_what_is_taken_from_us_is_told(alice: Host, command: str, told: bool) -> None:
+    async def run() -> None:
+        losses: list[None] = []
+        keeper, changes = Keeper(), list[NetChange]()
+        await keeper.setup()
+        await keeper.keep(parse_ip("192.0.2.77"))
+        watch = NetWatch(changes.append, lambda: losses.append(None))
+        await watch.start()
+        await sh(alice, command)
+        await sh(alice, "ip link add marker type bridge")  # whatever came before it has been read
+        await until(lambda: any(link.name == "marker" for link in watch.state.links.values()))
+        assert bool(losses) == told
+        kept = [parse_ip("192.0.2.77")]
+        assert bool(await keeper.missing(kept, [], {})) == told
+        await keeper.reconcile(kept)
+        assert await keeper.missing(kept, [], {}) == {}
+        watch.close()
+        await keeper.teardown()
+        keeper.close()
+
+    alice.run(run())
 
 
 def test_an_overflow_loses_nothing(alice: Host) -> None:

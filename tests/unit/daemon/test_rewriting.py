@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Any
@@ -68,17 +68,19 @@ class FakeRewriter:
 
 
 class FakePorts:
-    def __init__(self, inherited: Iterable[int] = ()) -> None:
+    def __init__(self, inherited: Iterable[int], note: Callable[[Collection[int]], None]) -> None:
         self.ours = set(inherited)
+        self.note = note
 
     def reserve(self, ports: Iterable[int]) -> None:
-        self.ours |= set(ports)
+        self.reconcile(self.ours | set(ports))
 
     def release(self, ports: Iterable[int]) -> None:
-        self.ours -= set(ports)
+        self.reconcile(self.ours - set(ports))
 
     def reconcile(self, ports: Iterable[int]) -> None:
         self.ours = set(ports)
+        self.note(self.ours)
 
 
 def flow(old: str, wire: str, port: int = 40000, peer: str = "192.0.2.1", peer_wire: str = "192.0.2.1") -> Flow:

@@ -66,6 +66,32 @@ def test_what_somebody_else_cleared_is_reserved_again(sysctl: Path) -> None:
     assert sysctl.read_text() == "7\n"
 
 
+def test_a_list_that_was_replaced_is_the_administrators(sysctl: Path) -> None:
+    reserved = ReservedPorts()
+    reserved.reserve([40000, 40001])
+    assert reserved.restore([40000, 40001]) == set()
+    sysctl.write_text("7,40001\n")
+    assert reserved.restore([40000, 40001]) == {40000}
+    assert sysctl.read_text() == "7,40000-40001\n"
+    reserved.release([40000, 40001])
+    assert sysctl.read_text() == "7,40001\n"
+
+
+def test_killed_at_any_moment_a_port_of_ours_is_known_as_ours(sysctl: Path) -> None:
+    """Noted before it is reserved, and until it is free."""
+    noted: list[tuple[set[int], str]] = []
+    reserved = ReservedPorts(note=lambda ports: noted.append((set(ports), sysctl.read_text())))
+    reserved.reserve([40000])
+    reserved.reconcile([40001])
+    reserved.release([40001])
+    assert noted == [
+        ({40000}, "5,100-102\n"),
+        ({40000, 40001}, "5,100-102,40000\n"),
+        ({40001}, "5,100-102,40001\n"),
+        (set(), "5,100-102\n"),
+    ]
+
+
 def test_a_missing_sysctl_is_a_kernel_error(sysctl: Path) -> None:
     sysctl.unlink()
     with pytest.raises(KernelError, match="ip_local_reserved_ports"):
