@@ -103,6 +103,10 @@ class Journal:
                 self._append(event, "redirectd started", Tone.DIM)
             case EventName.DAEMON_STOPPED:
                 self._append(event, "redirectd stopped", Tone.DIM)
+            case EventName.KERNEL_REPAIRED:
+                self._append(event, "removed by others, put back", Tone.WAITING)
+            case EventName.KERNEL_CONTESTED:
+                self._append(event, "removed by others again and again", Tone.BAD)
             case EventName.DNS_UPDATED:
                 self._append(event, "own name updated", Tone.DIM)
             case EventName.DNS_FAILED:

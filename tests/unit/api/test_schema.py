@@ -99,6 +99,8 @@ def test_names_are_the_documented_ones():
         "dns.failed",
         "rendezvous.reached",
         "rendezvous.lost",
+        "kernel.repaired",
+        "kernel.contested",
     }
 
 
