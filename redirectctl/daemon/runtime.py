@@ -26,6 +26,7 @@ from redirectctl.daemon.repair import Repairs
 from redirectctl.daemon.rewriting import Rewriting
 from redirectctl.daemon.servers import ServerNames
 from redirectctl.daemon.stalls import StallWatch
+from redirectctl.daemon.takeover import newest, untangle
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.daemon.udp import ControlPort
 from redirectctl.flows import commands, constants
@@ -129,9 +130,11 @@ class Runtime:
         restored = [records.restored_connection(r, self.offset) for r in self.store.connections()]
         present = self.finder.present([c.socket for c in restored])
         ended = [c for c in restored if c.socket not in present]
-        restored = [c for c in restored if c.socket in present and c.peer in self.engine.peers]
+        restored, older = newest(c for c in restored if c.socket in present and c.peer in self.engine.peers)
+        for connection in untangle(restored, self.rewriting.rewriter.flows):
+            _log.warning("%s begins anew: it would be another connection on the wire", connection.socket)
         await self.rewriting.take_over([c.flow for c in restored if c.movable or c.moved])
-        self.store.delete_connections([c.cid for c in ended])
+        self.store.delete_connections([c.cid for c in (*ended, *older)])
         self._carrier = Carrier(self.port.shared(), self._on_report_in_thread)
         self._queues = [
             PacketQueue(QUEUE_RST, self._on_rst, on_error=self._on_queue_error),
