@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from redirectctl.api.schema import Check
-from redirectctl.daemon.checks import firewall, host, names, state
+from redirectctl.daemon.checks import firewall, host, meeting, names, state
 from redirectctl.daemon.checks.outcome import skip
 from redirectctl.daemon.checks.peer import PeerCheck
 from redirectctl.daemon.runtime import Runtime
@@ -13,6 +13,7 @@ async def examine(runtime: Runtime, peer: bytes | None) -> list[Check]:
     """All checks, or those about one peer (its public key).  About a second; up to 10 s if the peer does not answer."""
     if peer is not None:
         return await PeerCheck(runtime, peer).examine()
+    engine = runtime.engine
     kernel = state.KernelState(runtime)
     compared = await kernel.examine()
     if kernel.rules is not None:
@@ -29,6 +30,8 @@ async def examine(runtime: Runtime, peer: bytes | None) -> list[Check]:
         wall,
         state.peers(runtime),
         await names.own(runtime),
+        meeting.rendezvous(engine.meeting.servers),
+        meeting.serving(engine.policy.serve, engine.rendezvous.guests, engine.rendezvous.relayed),
         state.connections(runtime),
         *compared,
         await state.cgroup_leftovers(),

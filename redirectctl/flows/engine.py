@@ -250,6 +250,11 @@ class Engine:
         self.meeting.configured(now, servers)
         self._relay(now)
 
+    def seek(self, now: float, key: bytes) -> None:
+        """Ask every rendezvous for a peer: what it says is a place."""
+        self.meeting.seek(now, key)
+        self._relay(now)
+
     def policy_changed(self, now: float, policy: Policy) -> None:
         """The configuration has been read again."""
         self.policy = policy

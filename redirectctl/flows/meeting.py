@@ -39,6 +39,7 @@ from redirectctl.wire.message import Trust
 if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine
 
+ORIGIN: Final = "rendezvous "  # of places that one has told; its name follows
 _LABEL: Final = b"rd meet"
 
 
@@ -349,7 +350,7 @@ class Meeting:
         port = self._e.policy.control_port
         places = [message.observed, *(SockAddr(a, port) for a in message.addresses)]
         before = self._e.places.of(key)
-        self._e.places.tell(now, key, f"rendezvous {server.name}", places, constants.MEET_TIME)
+        self._e.places.tell(now, key, ORIGIN + server.name, places, constants.MEET_TIME)
         if key in self._direct and message.observed not in before:
             self._direct[key] = 0  # it has moved: there may be a direct way now
             self._e.timers.set(("direct", key), now + constants.DIRECT_SOON)

@@ -37,6 +37,12 @@ class Places:
         said = (s for origin, s in self._said.get(key, {}).items() if (key, origin) not in self._expired)
         return tuple(dict.fromkeys(place for places in said for place in places))
 
+    def said(self, key: bytes, origin: str) -> tuple[SockAddr, ...]:
+        """What those whose name begins so have said of this peer, and still holds."""
+        heard = self._said.get(key, {}).items()
+        places = (s for who, s in heard if who.startswith(origin) and (key, who) not in self._expired)
+        return tuple(dict.fromkeys(place for some in places for place in some))
+
     def only(self, key: bytes, at: SockAddr) -> bool:
         """Whether nothing but somebody's word connects this peer with this address."""
         peer = self._e.peers.get(key)

@@ -19,6 +19,7 @@ from itertools import cycle
 import pytest
 from rendezvous_lab import Meeting
 from test_any_network import SIZE, assert_gone, digest
+from test_doctor import doctor
 
 from redirectctl.lab.middlebox import Gateway
 from redirectctl.lab.sshd import SshServer
@@ -87,6 +88,12 @@ def both_move(work: Work, client: Network, server: Network, number: int) -> floa
     return answered
 
 
+def told(meeting: Meeting, check: str) -> str:
+    """What `redirectctl doctor PEER` on the client finds about the server."""
+    fingerprint = meeting.server.ctl("identity")["fingerprint"]
+    return str(doctor(meeting.client, fingerprint)[1][check]["found"])
+
+
 def test_both_move_at_once(lab: Lab) -> None:
     work = Work(Meeting(lab))
     clients, servers = cycle([lab.cafe, lab.home]), cycle([lab.dc2, lab.dc1])
@@ -138,6 +145,9 @@ def test_both_move_behind_nats(lab: Lab, keeps_ports: bool) -> None:
         if keeps_ports:  # perhaps by relay at first, for a moment
             wait_until(lambda: all(c["wire_remote"] != seen for c in meeting.client.ctl("connections")), PATIENCE,
                        "a direct way", poll=0.1)  # fmt: skip
+            assert "both are registered" in told(meeting, "peer.rendezvous")
         else:
+            assert "2 connections relayed" in told(meeting, "peer.rendezvous")
+            assert "by way of the rendezvous" in told(meeting, "peer.control-port")
             assert {(c["wire_remote"], c["reason"]) for c in listed} == {(seen, "relayed")}
     work.end()

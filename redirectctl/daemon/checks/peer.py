@@ -7,12 +7,13 @@ import time
 from collections import Counter
 
 from redirectctl.api.schema import Check, CheckStatus, Event, EventName
-from redirectctl.daemon.checks import firewall, host, names, paths, ruleset, ways
+from redirectctl.daemon.checks import firewall, host, meeting, names, paths, ruleset, ways
 from redirectctl.daemon.checks.icmp import IcmpWatch
 from redirectctl.daemon.checks.outcome import count, fail, ok, several, skip, warn
 from redirectctl.daemon.checks.reasons import advice, explain
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.flows.connection import Connection
+from redirectctl.flows.meeting import ORIGIN
 from redirectctl.flows.state import State
 from redirectctl.kernel.errors import KernelError
 from redirectctl.proto.constants import HANDSHAKE_RETRIES
@@ -59,6 +60,7 @@ class PeerCheck:
             self._connections(),
             await names.peer(self._r, self._key, addresses),
             *self._ways(addresses),
+            await self._rendezvous(),
             await self._refusals(addresses),
         ]
 
@@ -76,12 +78,26 @@ class PeerCheck:
         others = [c for c in engine.table if c.peer == self._key and not c.movable]
         seen = [self._peer.remote.host] if self._peer.remote is not None else []
         return [
-            ways.nat(here, self._peer, protected, self._r.now),
+            ways.nat(here, self._peer, protected, self._r.now)
+            if not engine.meeting.by_way_of(self._key, self._peer.remote)
+            else skip(ways.NAT, "the hosts do not reach each other: see peer.rendezvous"),
             ways.families(here, [*addresses, *self._peer.addresses, *seen]),
             ways.path_of_each(protected, engine.choosing.why_tunnel),
             ways.tunnel_size(protected, self._r.carrier.mtu),
             ways.integrity(here, protected, others),
         ]
+
+    async def _rendezvous(self) -> Check:
+        """Ask those that we have whether the peer is there."""
+        engine = self._r.engine
+        engine.seek(self._r.now, self._key)
+        self._r.wake()
+        for _ in range(HELLO_LOOKS):
+            if (found := engine.places.said(self._key, ORIGIN)) or not engine.meeting.ways(self._key):
+                break
+            await asyncio.sleep(POLL)
+        relayed = [c for c in engine.table.movable(self._key) if engine.meeting.relayed(c)]
+        return meeting.with_peer(engine.meeting.servers, self._key, found, relayed)
 
     def _target(self) -> SockAddr | None:
         """Where it was last."""
@@ -132,6 +148,8 @@ class PeerCheck:
             taken = self._r.now - began
         if reason is None:
             await self._hello()
+            if self._r.engine.meeting.by_way_of(self._key, to):
+                return ok(name, f"answered after {taken * 1000:.0f} ms by way of the rendezvous at {to}")
             return ok(name, f"UDP {to} answered after {taken * 1000:.0f} ms: open in both directions")
         if reason != "no-answer":
             return fail(name, f"UDP {to}: {explain(reason)}", advice(reason) or "see redirectctl events")

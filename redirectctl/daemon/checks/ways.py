@@ -14,6 +14,7 @@ from redirectctl.flows.connection import Connection, Path
 from redirectctl.proto.peer import Peer
 from redirectctl.wire.addr import IPAddress, SockAddr
 
+NAT: Final = "peer.nat"
 SAFE_MTU: Final = 1280  # bytes: what the tunnel begins with on every path
 _IP_AND_UDP: Final = {4: 28, 6: 48}  # bytes of headers around the tunnel's datagrams
 
@@ -43,7 +44,7 @@ def nat(here: Here, peer: Peer, connections: Collection[Connection], now: float)
 
     A NAT needs no mending, connections go through the tunnel; but behind one nobody is found who has not called.
     """
-    name = "peer.nat"
+    name = NAT
     natted = [c for c in connections if c.natted]
     begun = ""
     if natted:

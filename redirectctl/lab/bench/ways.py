@@ -6,6 +6,7 @@ Two hosts in network namespaces and a router between them, one iperf3 connection
     rewritten              nftables rewrites addresses on both hosts
     tunnel                 TUN devices and carriers, a process each
     tunnel with integrity  the same, every datagram with a tag
+    relayed                the tunnel, by way of a third host that passes datagrams on: a third process
     wireguard-go           what people would use instead; from Debian, with wireguard-tools; left out where it is not
 
 All of it on the same processors.  Ratios are those of one round.
@@ -45,10 +46,13 @@ METHODS = {  # and the first port of each; no port that a connection is given by
     "rewritten": 21000,
     "tunnel": 22000,
     "tunnel with integrity": 23000,
-    "wireguard-go": 24000,
+    "relayed": 24000,
+    "wireguard-go": 25000,
 }
+TUNNELLED = ("tunnel", "tunnel with integrity", "relayed")
 PORT = 5201
 CONTROL_PORT = 7747
+RELAY_RATE = 1e12  # bytes a second: no limit
 PATIENCE = 30.0
 MOST_ROUNDS = 100
 QUICK = ("--rounds", "2", "--seconds", "2")
@@ -56,8 +60,8 @@ OTHERS = "wireguard-go"
 
 
 def steer(version: int) -> str:
-    """Everything of the two tunnelled kinds of connection but its first packets goes to the TUN device."""
-    first, last = METHODS["tunnel"], METHODS["tunnel with integrity"] + MOST_ROUNDS
+    """Everything of the tunnelled kinds of connection but its first packets goes to the TUN device."""
+    first, last = METHODS[TUNNELLED[0]], METHODS[TUNNELLED[-1]] + MOST_ROUNDS
     word = "ip" if version == 4 else "ip -6"
     return f"""
 nft -f - <<'NFT'
@@ -78,23 +82,24 @@ NFT
 """
 
 
-def flows(local: str, remote: str, rounds: int, server: bool) -> list[Carried]:
-    """What one end's carrier carries.  ``local``, ``remote``: addresses of client and server."""
+def flows(local: str, remote: str, relay: str, rounds: int, server: bool) -> list[Carried]:
+    """What one end's carrier carries.  Addresses of client, server and relay."""
     found = []
-    for base in (METHODS["tunnel"], METHODS["tunnel with integrity"]):
+    for method in TUNNELLED:
+        base = METHODS[method]
         for number in range(rounds):
             tuple_ = FourTuple(SockAddr(ip_address(local), base + number), SockAddr(ip_address(remote), PORT))
             offers = [Offer(base + number, random.Random(n).randbytes(16), 1 << 40) for n in (1, 2)]
             sending, receiving = reversed(offers) if server else offers
             tuple_ = tuple_.mirrored if server else tuple_
-            peer = SockAddr(tuple_.remote.host, CONTROL_PORT)
-            integrity = base != METHODS["tunnel"]
+            peer = SockAddr(ip_address(relay) if method == "relayed" else tuple_.remote.host, CONTROL_PORT)
+            integrity = method == "tunnel with integrity"
             found.append(Carried(tuple_, sending, receiving, sending.start, integrity, tuple_.local.host, peer))
     return found
 
 
-def end(role: str, local: str, remote: str, alias: str, rounds: int) -> None:
-    """Be one end: carrier, and rewriting of addresses."""
+def end(role: str, local: str, remote: str, alias: str, relay: str, rounds: int) -> None:
+    """Be one end: carrier, and rewriting of addresses; or be the relay between the two."""
     ending = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     server = role == "server"
@@ -104,7 +109,17 @@ def end(role: str, local: str, remote: str, alias: str, rounds: int) -> None:
         control.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     control.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", CONTROL_PORT))
     carrier = Carrier([share_port(control)], report)
-    for carried in flows(local, remote, rounds, server):
+    if role == "relay":
+        flows_ = range(METHODS["relayed"], METHODS["relayed"] + rounds)
+        ends = [SockAddr(ip_address(address), CONTROL_PORT) for address in (local, remote)]
+        for here, there in (ends, ends[::-1]):
+            routes = dict.fromkeys(flows_, (there, ip_address(relay)))
+            carrier.relays.set(str(here).encode(), here, routes, RELAY_RATE)
+        print("ready", flush=True)
+        signal.sigwait(ending)
+        carrier.close()
+        return
+    for carried in flows(local, remote, relay, rounds, server):
         carrier.carry(carried)
     rewriter = Rewriter()
     moved = []
@@ -137,12 +152,16 @@ class Bench:
         # Nothing is sent from it unless addresses are rewritten.
         length = "24" if version == 4 else "64 nodad preferred_lft 0"
         client.ip(f"address add {alias}/{length} dev eth0")
-        for host, role in ((client, "client"), (server, "server")):
-            command = [sys.executable, "-m", "redirectctl.lab.bench.ways", role, local, self.target, alias]
+        between = self.lab.stranger
+        between.join(self.lab.office, FIRST_HOST)
+        relay = str(between.address(version))
+        for host, role in ((client, "client"), (server, "server"), (between, "relay")):
+            command = [sys.executable, "-m", "redirectctl.lab.bench.ways", role, local, self.target, alias, relay]
             process = host.popen([*command, str(options.rounds)], stdout=subprocess.PIPE)
             if process.stdout is None or process.stdout.readline() != "ready\n":
                 raise LabError(f"the {role}'s carrier did not start")
-            host.run(["sh", "-e"], stdin=steer(version))
+            if host is not between:
+                host.run(["sh", "-e"], stdin=steer(version))
         if OTHERS in options.only:
             self.wireguard(client, server)
         server.popen(["iperf3", "--server", "--port", str(PORT)], stdout=subprocess.DEVNULL)
@@ -211,9 +230,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=int, default=4, help="of measurement (4)")
     parser.add_argument("--congestion", default="reno", metavar="NAME", help="TCP congestion control (reno)")
     parser.add_argument("--ipv6", action="store_true", help="IPv6 instead of IPv4")
-    parser.add_argument(
-        "--only", nargs="+", choices=METHODS, default=list(METHODS), metavar="KIND", help="not all five"
-    )
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), metavar="KIND", help="not all six")
 
 
 def _rounds(text: str) -> int:
@@ -244,5 +261,5 @@ def measure(options: argparse.Namespace) -> Outcome:
 
 
 if __name__ == "__main__":  # as one end
-    _, role_, local_, target_, alias_, rounds_ = sys.argv
-    end(role_, local_, target_, alias_, int(rounds_))
+    _, role_, local_, target_, alias_, relay_, rounds_ = sys.argv
+    end(role_, local_, target_, alias_, relay_, int(rounds_))
