@@ -150,6 +150,7 @@ class Meeting:
         server.key = peer.key
         peer.keep = True
         self._e.endpoint.relays[at] = peer.key
+        self._dirty = True  # connections may be relayed there already
 
     def _leave(self, server: Server) -> None:
         self._e.timers.cancel(("meet", server.name))
@@ -222,10 +223,10 @@ class Meeting:
             return
         if server.tries == constants.MEET_LOST and server.usable:
             self._stand(server, Standing.NO_ANSWER)
-        if server.tries and server.tries % constants.MEET_ELSEWHERE == 0 and not server.usable:
+        lost = server.tries and server.tries % constants.MEET_ELSEWHERE == 0 and not server.usable
+        if lost and server.addresses != (server.at,):
             places = server.addresses
-            self._settle(server, places[(places.index(server.at) + 1) % len(places)] if server.at in places
-                         else places[0])  # fmt: skip
+            self._settle(server, places[(places.index(server.at) + 1) % len(places) if server.at in places else 0])
         delays = constants.MEET_RETRIES
         self._e.timers.set(("meet", server.name), now + delays[min(server.tries, len(delays) - 1)])
         server.tries += 1
@@ -354,6 +355,11 @@ class Meeting:
         if key in self._direct and message.observed not in before:
             self._direct[key] = 0  # it has moved: there may be a direct way now
             self._e.timers.set(("direct", key), now + constants.DIRECT_SOON)
+        peer = self._e.peers.get(key)
+        if peer is not None and peer.session(now) is None and server.at is not None:
+            # Keys that were agreed before a long outage are gone; either way will do.
+            self._e.contact(now, message.observed, None, key)
+            self._e.contact(now, server.at, server.local, key)
         if self._e.mobility.announcing(key):
             return  # the announcement opens what NATs there are
         if message.observed in self._e.places.of(key):

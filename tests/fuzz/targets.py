@@ -17,6 +17,7 @@ from types import ModuleType
 
 from redirectctl.daemon.checks import icmp
 from redirectctl.flows import commands
+from redirectctl.flows.engine import Policy
 from redirectctl.kernel.segments import Inbound, Outbound
 from redirectctl.kernel.tun import VNET_HEADER
 from redirectctl.proto import constants, events
@@ -25,7 +26,7 @@ from redirectctl.proto.errors import CookieError, HandshakeError
 from redirectctl.proto.initiate import prologue
 from redirectctl.proto.noise import Handshake, Pattern, StaticKey
 from redirectctl.proto.peer import Session
-from redirectctl.wire import datagram, ip, message, tunnel
+from redirectctl.wire import datagram, ip, meeting, message, tunnel
 from redirectctl.wire.addr import FourTuple, SockAddr
 from tests.sim import endpoints
 from tests.sim.pair import PORT, Host, World
@@ -411,10 +412,16 @@ def endpoint(random: Random) -> Target:
 
 
 def engine(random: Random) -> Target:
-    """flows/engine.py: a peer that is approved, and means harm, has a connection; somebody else's stays as it is."""
+    """flows/engine.py: a peer that is approved, and means harm, has a connection; somebody else's stays as it is.
+
+    It is a rendezvous of ours too, and we are one of its.
+    """
     world = World(seed=random.randrange(1 << 30))
-    alice, bob = world.host("alice", "192.0.2.1"), world.host("bob", "198.51.100.2")
-    mallory = world.host("mallory", "203.0.113.66")
+    serving = Policy(first_contact="accept-new", long_lived_after=1.0, serve=True)
+    alice, bob = world.host("alice", "192.0.2.1", policy=serving), world.host("bob", "198.51.100.2")
+    mallory = world.host("mallory", "203.0.113.66", policy=serving)
+    alice.meets_at(mallory)
+    mallory.meets_at(alice)
     _, victim = world.connect(bob, alice, 40000)
     _, own = world.connect(mallory, alice, 50000)
     world.run(5)
@@ -425,6 +432,8 @@ def engine(random: Random) -> Target:
     if there is None or mine is None or not there.movable or not mine.movable:
         raise Broken("the connections are not protected to begin with")
     before = there.flow
+    tag = next(tag for tag, key in it.meeting.servers[0].tags.items() if key == bob.static.public)
+    place = SockAddr(address("203.0.113.99"), PORT)
     entry = message.Entry(own.remote.host)
     examples = [
         message.encode(one)
@@ -443,6 +452,13 @@ def engine(random: Random) -> Target:
             message.Sync(1, (there.cid, mine.cid)),
             message.SyncReply(1, (there.cid,)),
             message.Seen((bytes(8),)),
+            meeting.Registered(it.meeting.servers[0].request, meeting.Registration.PROVE, place, bytes(8)),
+            meeting.Found(tag, place, (place.host,)),
+            meeting.Forwarded(tag, bytes(64)),
+            meeting.Register(1, (place.host,), (tag, bytes(16))),
+            meeting.Lookup(tag),
+            meeting.Forward(tag, bytes(64)),
+            meeting.Relay(1, tag, (1, 2, 3)),
         )
     ]
     table = _table("wire/test_message.py")

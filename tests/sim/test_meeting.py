@@ -85,19 +85,30 @@ def test_without_a_rendezvous_both_are_lost() -> None:
     assert not trio.met()
 
 
-def test_the_rendezvous_is_dead_while_they_move_and_comes_back() -> None:
+@pytest.mark.parametrize("seconds", [60, 1000])
+def test_the_rendezvous_is_dead_while_they_move_and_comes_back(seconds: int) -> None:
     trio = Trio()
     trio.rita.crash()
     trio.world.run(30)
     trio.alice.move("192.0.2.10")
     trio.bob.move("198.51.100.10")
-    trio.world.run(60)
+    trio.world.run(seconds)
     assert not trio.met()
     assert trio.alice.named("rendezvous.lost", "no-answer")
     trio.rita.start()
     trio.world.run(15)
     assert trio.met()
     assert len(trio.alice.named("rendezvous.reached")) == 2
+
+
+@pytest.mark.parametrize("seconds", [60, 1000])
+def test_relayed_hosts_lose_the_rendezvous_for_longer_than_keys_last(seconds: int) -> None:
+    trio = relayed_trio()
+    trio.rita.crash()
+    trio.world.run(seconds)
+    trio.rita.start()
+    trio.world.run(20)
+    assert trio.relayed()
 
 
 def test_the_rendezvous_restarts_between_two_moves() -> None:
