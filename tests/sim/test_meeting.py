@@ -12,6 +12,7 @@ import pytest
 from redirectctl.flows import constants as limits
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.meeting import Standing
+from redirectctl.wire import meeting as wire
 from redirectctl.wire.addr import SockAddr
 from tests.sim.pair import PORT, Host, Link, World, ip
 
@@ -263,3 +264,70 @@ def test_nothing_is_held_for_those_who_have_left() -> None:
     rendezvous = trio.rita.engine.rendezvous
     assert (rendezvous.guests, rendezvous.relayed, rendezvous._pairs) == (0, 0, {})
     assert not any(r.routes for r in trio.rita.relaying.values())
+
+
+def test_another_address_of_its_name_is_tried() -> None:
+    trio = Trio()
+    dead, alive = SockAddr(ip("203.0.113.250"), PORT), SockAddr(ip(RITA), PORT)
+    trio.rita.crash()
+    trio.world.run(60)
+    for host in trio.ends:
+        host.engine.rendezvous_at(trio.world.now, {"rita": (dead, alive)})
+        host.run()
+    trio.rita.start()
+    trio.world.run(60)
+    assert [server.at for server in trio.bob.engine.meeting.servers] == [alive]
+    trio.alice.move("192.0.2.10")
+    trio.bob.move("198.51.100.10")
+    trio.world.run(2)
+    assert trio.met()
+
+
+def test_a_rendezvous_that_moves_is_found_by_its_name() -> None:
+    trio = Trio()
+    trio.rita.move("203.0.113.202")
+    trio.world.run(60)
+    for host in trio.ends:
+        assert host.named("rendezvous.lost", "no-answer")
+        host.engine.rendezvous_at(trio.world.now, {"rita": (SockAddr(ip("203.0.113.202"), PORT),)})
+        host.run()
+    trio.world.run(5)
+    trio.alice.move("192.0.2.10")
+    trio.bob.move("198.51.100.10")
+    trio.world.run(2)
+    assert trio.met()
+    assert not trio.alice.named("peer.key_changed")
+
+
+def test_another_key_at_the_rendezvous_is_loud() -> None:
+    trio = Trio()
+    trio.rita.crash()
+    trio.rita.static = trio.world.host("other", "203.0.113.210").static
+    trio.rita.start()
+    trio.world.run(60)
+    for host in trio.ends:
+        assert host.named("peer.key_changed")
+        assert host.named("rendezvous.lost", "key-changed") or host.named("rendezvous.lost", "no-answer")
+        assert not host.engine.meeting.servers[0].usable
+    assert trio.rita.engine.rendezvous.guests == 0
+
+
+def test_a_host_with_many_peers_registers_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server with more peers than one REGISTER has room for."""
+    monkeypatch.setattr(wire, "MAX_TAGS", 2)
+    world = World()
+    alice, rita = world.host("alice", ALICE, policy=TUNNEL), world.host("rita", RITA, policy=SERVING)
+    alice.meets_at(rita)
+    clients = [world.host(f"client{n}", f"198.51.100.{n}", policy=TUNNEL) for n in range(1, 6)]
+    for number, client in enumerate(clients):
+        client.meets_at(rita)
+        world.connect(client, alice, 40000 + number)
+    world.run(30)
+    assert len(rita.engine.rendezvous._pairs) == len(clients)
+    alice.move("192.0.2.10")
+    clients[-1].move("198.51.100.200")
+    clients[0].move("198.51.100.201")
+    world.run(5)
+    for number in (0, 4):
+        (c,) = clients[number].engine.table
+        assert (c.there_now, c.confirmed) == (ip("192.0.2.10"), clients[number].addresses[0])
