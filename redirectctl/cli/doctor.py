@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shutil
 import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from redirectctl.api.client import UnreachableError
 from redirectctl.api.schema import Check, CheckStatus, DoctorReply, DoctorRequest
 from redirectctl.api.text import clean
-from redirectctl.cli.common import ExitCode, ask
+from redirectctl.cli.common import ExitCode, Failure, ask, connect
 from redirectctl.cli.output import paint, print_json
 
 MIN_WIDTH: Final = 20  # of what was found, however narrow the terminal
@@ -34,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "peer", metavar="PEER", nargs="?", help="check the way to this peer: fingerprint, prefix of it, name or address"
     )
+    parser.add_argument(
+        "--clean", action="store_true", help="remove what a redirectd that runs no more left in the kernel"
+    )
+    parser.add_argument(
+        "--state-dir", metavar="DIR", type=Path, help="of that redirectd (default /var/lib/redirectctl)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,12 +49,19 @@ def run(args: argparse.Namespace) -> int:
 
     Exit code 1 if a check failed.  Without a daemon what needs none is checked: 3 if nothing else is wrong.
     """
+    if args.clean and args.peer is not None:
+        raise Failure("doctor --clean: is about this host; leave PEER out", ExitCode.USAGE)
     try:
+        if args.clean:
+            connect(args).close()
+            raise Failure(
+                "doctor --clean: redirectd runs; it removes by itself what no connection needs: stop it first"
+            )
         checks = ask(args, DoctorRequest(args.peer), DoctorReply).checks
     except UnreachableError as error:
         if args.peer is not None:
             raise
-        return _run_alone(args, error)
+        return _clean(args, error) if args.clean else _run_alone(args, error)
     show(checks, json=args.json)
     return ExitCode.FAILED if _failed(checks) else ExitCode.DONE
 
@@ -57,10 +72,35 @@ def _run_alone(args: argparse.Namespace, unreachable: UnreachableError) -> int:
     missing = Check(
         name=DAEMON, status=CheckStatus.FAIL, found=f"{unreachable.path}: {unreachable.why}", hint=unreachable.hint
     )
-    checks = asyncio.run(alone.examine(unreachable.path))
+    checks = asyncio.run(alone.examine(alone.noted_in(unreachable.path, args.state_dir)))
     show([missing, *checks], json=args.json)
     print(f"redirectctl: doctor: {clean(str(unreachable))}; checked only what needs no daemon", file=sys.stderr)
     return ExitCode.FAILED if _failed(checks) else ExitCode.UNREACHABLE
+
+
+def _clean(args: argparse.Namespace, unreachable: UnreachableError) -> int:
+    """Exit code 1 if anything of ours is still there."""
+    from redirectctl.daemon.checks import alone, clean
+    from redirectctl.daemon.checks.outcome import fail, ok
+    from redirectctl.kernel.errors import KernelError
+
+    if os.geteuid() != 0:
+        raise Failure("doctor --clean: changes the kernel's rules; run it as root", ExitCode.DENIED)
+    noted = alone.noted_in(unreachable.path, args.state_dir)
+    try:
+        removed = asyncio.run(clean.clean(noted))
+        left = asyncio.run(clean.present(noted))
+    except clean.RefusedError as error:
+        raise Failure(f"doctor --clean: {error}") from error
+    except KernelError as error:
+        raise Failure(f"doctor --clean: {error}") from error
+    told = "\n".join(["removed:", *(trace.what for trace in removed)]) if removed else "nothing to remove"
+    checks = [ok("clean", told)]
+    if left:
+        text = "\n".join(["still there, and not known to be ours alone:", *(trace.what for trace in left)])
+        checks.append(fail("leftovers", text, "\n".join(dict.fromkeys(trace.remove for trace in left))))
+    show(checks, json=args.json)
+    return ExitCode.FAILED if left else ExitCode.DONE
 
 
 def _failed(checks: Sequence[Check]) -> bool:

@@ -15,21 +15,28 @@ from redirectctl.kernel.diag import CONNECTED, SockDiag
 from redirectctl.kernel.elements import KernelFlow, flows_in
 from redirectctl.kernel.errors import KernelError
 
-NOTED_PORTS = Path("/var/lib/redirectctl/reserved-ports")  # daemon/rewriting.py, of the default state directory
+STATE = Path("/var/lib/redirectctl")
+NOTED_PORTS = "reserved-ports"  # in the state directory: daemon/rewriting.py
 
 
-async def examine(socket: str) -> list[Check]:
-    """All checks that need no daemon; ``socket`` is where none was found."""
+def noted_in(socket: str, state: Path | None) -> Path | None:
+    """Where the daemon of a socket noted its ports; None: it has a state directory of its own, which was not given."""
+    if state is None and socket != DEFAULT_SOCKET:
+        return None
+    return (state or STATE) / NOTED_PORTS
+
+
+async def examine(noted: Path | None) -> list[Check]:
+    """All checks that need no daemon."""
     root = os.geteuid() == 0
     checks = await host.examine(privileges=root)
     if not root:
         return [*checks, skip("leftovers", "only root can find out"), cgroups(traces.empty_cgroups())]
-    noted = _noted_ports() if socket == DEFAULT_SOCKET else []
     try:
         listed = (await ruleset.read()).nft
         found = [*traces.filter_traces(listed), *(await traces.routing()).traces, *traces.queue_traces()]
         flows = flows_in(traces.own_table(listed))
-        found += traces.port_traces([*noted, *traces.needs(flows).ports])
+        found += traces.port_traces([*noted_ports(noted), *traces.needs(flows).ports])
         alive = living(flows)
     except KernelError as error:
         return [*checks, refused("leftovers", error), cgroups(traces.empty_cgroups())]
@@ -45,8 +52,8 @@ def leftovers(found: list[Trace], alive: int) -> Check:
     if alive:
         use = f"{count(alive, 'connection')} still {'uses' if alive == 1 else 'use'} what a redirectd left:\n{text}"
         return warn(name, use, "start redirectd: it takes them up")
-    hint = f"start redirectd: it removes what no connection needs; by hand:\n{traces.commands(found)}"
-    return fail(name, f"no connection uses what a redirectd left:\n{text}", hint)
+    hint = "redirectctl doctor --clean removes it, and so does a redirectd that starts; by hand:"
+    return fail(name, f"no connection uses what a redirectd left:\n{text}", f"{hint}\n{traces.commands(found)}")
 
 
 def cgroups(found: list[Trace]) -> Check:
@@ -74,8 +81,9 @@ def living(flows: Iterable[KernelFlow]) -> int:
     return sum(flow.socket in present for flow in flows)
 
 
-def _noted_ports() -> list[int]:
+def noted_ports(noted: Path | None) -> list[int]:
+    """Ports that a daemon had reserved."""
     try:
-        return [int(word) for word in NOTED_PORTS.read_text().split()]
+        return [int(word) for word in noted.read_text().split()] if noted is not None else []
     except (OSError, ValueError):
         return []

@@ -102,9 +102,10 @@ class TestWithoutADaemon:
     def _found(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         self.found = [OK]
         self.path = str(tmp_path / "none")
+        self.noted: Path | None = None  # another daemon than the usual one: nobody knows its state directory
 
-        async def examine(socket: str) -> list[Check]:
-            assert socket == self.path
+        async def examine(noted: Path | None) -> list[Check]:
+            assert noted == self.noted
             return self.found
 
         monkeypatch.setattr(alone, "examine", examine)
@@ -123,6 +124,10 @@ class TestWithoutADaemon:
         self.found = [OK, FAIL]
         assert main(["doctor", "--socket", self.path]) == 1
 
+    def test_the_state_directory_is_given(self, tmp_path: Path):
+        self.noted = tmp_path / "reserved-ports"
+        assert main(["doctor", "--socket", self.path, "--state-dir", str(tmp_path)]) == 3
+
     def test_json(self, capsys: pytest.CaptureFixture[str]):
         assert main(["doctor", "--socket", self.path, "--json"]) == 3
         found = msgspec.json.decode(capsys.readouterr().out)
@@ -133,6 +138,22 @@ class TestWithoutADaemon:
         out, err = capsys.readouterr()
         assert out == ""
         assert "no daemon listens there" in err
+
+
+def test_clean_while_the_daemon_runs(daemon: Any, capsys: pytest.CaptureFixture[str]):
+    assert main(["doctor", "--clean"]) == 1
+    assert capsys.readouterr().err.startswith("redirectctl: doctor --clean: redirectd runs; ")
+
+
+def test_clean_is_not_about_a_peer(daemon: Any, capsys: pytest.CaptureFixture[str]):
+    assert main(["doctor", "--clean", "x"]) == 2
+    assert "leave PEER out" in capsys.readouterr().err
+
+
+def test_clean_without_rights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert main(["doctor", "--clean", "--socket", str(tmp_path / "none")]) == 4
+    assert "run it as root" in capsys.readouterr().err
 
 
 def test_without_rights_or_daemon_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any):
