@@ -94,7 +94,7 @@ def test_ours_goes_and_what_is_somebody_elses_stays(lab: Lab) -> None:
     for end in ticker.ends.values():
         end.kill()
     argv = ["ss", "-K", "-tn", "state", "connected"]
-    wait_until(lambda: not _sockets(lab.client, argv), PATIENCE, "the connection has ended", poll=0.2)
+    wait_until(lambda: not _sockets(lab.client, argv), PATIENCE, "the connection has ended", poll=1.0)
 
     port = ticker.local.rpartition(":")[2]
     done = clean(pair.client)
