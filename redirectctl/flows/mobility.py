@@ -161,9 +161,7 @@ class Mobility:
 
     def observed(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
         """The peer sees us elsewhere than before: a NAT between has another address, or maps us anew."""
-        told = {cid for move in self._moves.values() if move.key == key for cid in move.cids}
-        concerned = [c for c in self._e.table.movable(key) if c.tunnel or c.natted or after.host != before.host]
-        connections = [c for c in concerned if c.cid not in told]
+        connections = [c for c in self._e.table.movable(key) if c.tunnel or c.natted or after.host != before.host]
         self._announce_all(now, key, connections, "observed-address-changed", stalled=after.host != before.host)
 
     def announcing(self, key: bytes) -> bool:
@@ -185,9 +183,15 @@ class Mobility:
         stalled: bool = False,
         direct: bool = False,
     ) -> None:
+        concerned = {c.cid for c in connections}
+        under_way = [m for m in self._moves.values() if m.key == key and not concerned.isdisjoint(m.cids)]
+        for move in under_way:  # is news enough, and of connections that these are only some of
+            move.stalled = move.stalled or stalled
+            self._send_acm(now, move)
+        told = {cid for move in under_way for cid in move.cids}
         groups: dict[tuple[tuple[IPAddress, ...], int], list[Connection]] = defaultdict(list)
         for connection in connections:
-            if sources := self._sources(connection):
+            if connection.cid not in told and (sources := self._sources(connection)):
                 local = connection.here_now
                 candidates = (local,) if local in sources else sources
                 groups[candidates, connection.socket.version].append(connection)

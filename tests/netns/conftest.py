@@ -12,7 +12,7 @@ from redirectctl.lab.topology import Lab
 TOOLS = ("ip", "nft", "ss", "nsenter", "unshare", "mount", "ssh", "scp", "ssh-keygen", "rsync", "/usr/sbin/sshd")
 HERE = Path(__file__).parent
 LABS = pytest.StashKey[list[Lab]]()
-REPORTS = ("log", "*.err")  # files in a lab's directories that say what its programs did
+REPORTS = ("log", "events.jsonl", "*.err")  # files in a lab's directories that say what its programs did
 REPORT_LIMIT = 60_000  # characters of each
 
 

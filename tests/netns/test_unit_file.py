@@ -43,7 +43,7 @@ def confined() -> list[str]:
 @pytest.fixture
 def cgroup_of_a_user() -> Iterator[Path]:
     """A cgroup that belongs to somebody else than root, as in a user's session."""
-    path = find_mount()[0] / f"redirectctl-test-{os.getpid()}"
+    path = find_mount()[0] / f"test-user-{os.getpid()}"
     path.mkdir()
     for each in (path, path / "cgroup.procs"):
         os.chown(each, NOBODY, NOBODY)

@@ -90,6 +90,25 @@ def test_a_stall_leads_back_into_the_tunnel_and_the_way_is_tried_again_later() -
     assert paths(bob) == paths(alice) == {Path.REWRITTEN}
 
 
+def test_one_that_stalls_while_its_host_is_announced_does_not_hinder_the_others() -> None:
+    world, alice, bob, sockets, _ = started(3)
+    bob.move("203.0.113.9")
+    world.run(2)
+    alice.crash()
+    bob.move("203.0.113.10")
+    world.run(1.5)
+    started_before = len(bob.named("move.started"))
+    bob.engine.stalled(world.now, sockets[:1])
+    bob.run()
+    world.run(2)
+    assert len(bob.named("move.started")) == started_before
+    alice.start()
+    world.run(20)
+    assert paths(alice) == paths(bob) == {Path.REWRITTEN}
+    for socket in sockets:
+        assert bob.flows[socket].local.host == ip("203.0.113.10")
+
+
 def test_moving_back_ends_on_the_original_path() -> None:
     world, alice, bob, (socket,), _ = started()
     bob.move("203.0.113.9")

@@ -301,7 +301,7 @@ def own_cgroup() -> Path:
 def test_child_that_goes_into_the_background_stays_opted_in(
     redirect_run: str, daemon: FakeDaemon, own_cgroup: Path, tmp_path: Path
 ) -> None:
-    group = own_cgroup / f"redirectctl-test-{os.getpid()}"
+    group = own_cgroup / f"test-group-{os.getpid()}"
 
     def move(sock: socket.socket, pid: int) -> None:
         group.mkdir()
