@@ -117,13 +117,6 @@ class Config(msgspec.Struct, frozen=True):
     dns: Dns = Dns()
 
 
-# Values that are right but ask for what this version cannot do.
-_NOT_AVAILABLE: Final = frozenset(
-    {
-        ("outage", "suspend_after"),
-        ("outage", "give_up_after"),
-    }
-)
 _MAY_BE_ZERO: Final = frozenset({("protect", "long_lived_after")})
 
 
@@ -202,10 +195,6 @@ class _Reader:
                 self._wrong(section, key, *error.args)
                 continue
             values[key] = value
-            asked = {(section, key), (section, key, str(value))}
-            if value != fields[key].default and not _NOT_AVAILABLE.isdisjoint(asked):
-                why = f"{_toml(raw)} is not available in this version"
-                self._wrong(section, key, why, "remove the line to have the default")
         return kind(**values)
 
     def _wrong(self, section: str, key: str | None, why: str, hint: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from msgspec import UNSET
 
 from redirectctl.api import schema
-from redirectctl.flows.connection import Connection
+from redirectctl.flows.connection import Before, Connection
 from redirectctl.flows.state import State
 from redirectctl.kernel.diag import TcpInfo
 from redirectctl.proto.fingerprint import fingerprint
@@ -78,6 +78,11 @@ def connection_records(connections: Iterable[Connection], offset: float) -> list
             outer_local=c.outer_local,
             outer_remote=c.outer_remote,
             born=c.born,
+            lost_at=c.lost_since + offset if c.lost_since is not None else None,
+            reason=c.reason,
+            held=c.held,
+            window=c.before.window if c.before is not None else None,
+            user_timeout=c.before.user_timeout if c.before is not None else None,
         )
         for c in connections
         if c.peer is not None
@@ -87,13 +92,19 @@ def connection_records(connections: Iterable[Connection], offset: float) -> list
 def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
     """A connection of an earlier run.  One that was just being taken on counts as protected: the peer may say no."""
     state = State(record.state)
+    lost = state is State.SUSPENDED
+    before = None
+    if record.window is not None and record.user_timeout is not None:
+        before = Before(record.window, record.user_timeout)
+    if state is not State.REFUSED and not lost:
+        state = State.PROTECTED
     return Connection(
         record.cid,
         record.socket,
         record.wire,
         record.opened_at - offset,
-        state=state if state is State.REFUSED else State.PROTECTED,
-        reason="released" if state is State.REFUSED else None,
+        state=state,
+        reason="released" if state is State.REFUSED else record.reason if lost else None,
         peer=record.peer,
         initiator=record.initiator,
         local_epoch=record.local_epoch,
@@ -111,6 +122,9 @@ def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
         outer_local=record.outer_local,
         outer_remote=record.outer_remote,
         born=record.born,
+        lost_since=record.lost_at - offset if lost and record.lost_at is not None else None,
+        held=record.held and lost,
+        before=before,
     )
 
 

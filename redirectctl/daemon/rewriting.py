@@ -128,13 +128,14 @@ class Rewriting:
             self._ports.release(gone)
 
     def _count(self, flows: Iterable[Flow], by: int) -> None:
-        for socket, wire, tunnel, _ in flows:
-            if tunnel or wire.local.host != socket.local.host:
+        for socket, wire, tunnel, _, suspended in flows:
+            if tunnel or suspended or wire.local.host != socket.local.host:
                 # In the tunnel also while an interface has the address: it may go without a move of the connection.
+                # What a suspended one sends must find a route, or it never gets to where it is answered.
                 self._kept[socket.local.host] += by
             if wire.local.host != socket.local.host:
                 self._reserved[wire.local.port] += by
-            if tunnel or wire != socket:
+            if tunnel or suspended or wire != socket:
                 # Also where only we moved: from the new network there may be no route that the socket would find.
                 self._fallbacks[socket.remote.host] += by
         for counter in (self._kept, self._fallbacks, self._reserved):
@@ -145,7 +146,7 @@ class Rewriting:
         for socket, wire, *_ in remove:
             if self._sockets.get(wire) == socket:
                 del self._sockets[wire]
-        self._sockets.update({wire: socket for socket, wire, tunnel, _ in add if wire != socket and not tunnel})
+        self._sockets.update({wire: socket for socket, wire, tunnel, *_ in add if wire != socket and not tunnel})
 
     async def _arrive(self, flow: Flow) -> None:
         found: dict[IPv4Address, int] = {}

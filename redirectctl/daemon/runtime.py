@@ -26,6 +26,7 @@ from redirectctl.daemon.repair import Repairs
 from redirectctl.daemon.rewriting import Rewriting
 from redirectctl.daemon.servers import ServerNames
 from redirectctl.daemon.stalls import StallWatch
+from redirectctl.daemon.suspending import Suspending
 from redirectctl.daemon.takeover import newest, untangle
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.daemon.udp import ControlPort
@@ -33,13 +34,15 @@ from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
 from redirectctl.kernel.carrier import Carrier, Report, Sight
-from redirectctl.kernel.constants import QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST, QUEUE_TOKEN
+from redirectctl.kernel.constants import QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST, QUEUE_TOKEN, QUEUE_WAIT
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.inband import Inband, RawSender
 from redirectctl.kernel.inject import RawInjector
 from redirectctl.kernel.kick import Kicker
+from redirectctl.kernel.limits import keepalive_limit, retransmission_limit
 from redirectctl.kernel.nfqueue import PacketQueue, QueuedPacket
 from redirectctl.kernel.pmtu import MtuWatch
+from redirectctl.kernel.suspend import Suspender
 from redirectctl.proto.events import Transmit
 from redirectctl.proto.fingerprint import fingerprint
 from redirectctl.proto.noise import StaticKey
@@ -55,6 +58,7 @@ PROVE_AFTER = 0.005  # seconds in which other connections are to be proven too: 
 LEARN_AFTER = 0.2  # seconds in which other connections become protected too: one batch for all
 LEARN_AGAIN = (1.0, 3.0, 10.0, 30.0, 0.0)  # seconds: a busy connection may have a quiet moment
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+EARLY = 4.0  # part of the time after which TCP gives up: before that, connections must be suspended
 PRUNE = 86400.0  # seconds between looks for peers not met for long
 
 
@@ -88,6 +92,8 @@ class Runtime:
         self.own_name.configure(config.dns)
         injector = RawInjector()
         self.kicker = Kicker(self.finder.diag, injector, self.rewriting.rewriter.probe)
+        self.suspender = Suspender(self.finder.diag, injector, self.kicker)
+        self._suspending = Suspending(self.engine, self.suspender, self.tasks, self.wake)
         self._sender = RawSender()
         self._inband = Inband(self.kicker, self._sender, on_token=self._on_token, on_refused=self._on_no_token)
         self._mtu = MtuWatch(self.rewriting.socket_of, injector)
@@ -141,6 +147,7 @@ class Runtime:
             PacketQueue(QUEUE_HOLD, self._on_rst, on_error=self._on_queue_error),
             PacketQueue(QUEUE_PROBE, self.kicker.on_ack, on_error=self._on_queue_error),
             PacketQueue(QUEUE_TOKEN, self._inband.on_arrival, on_error=self._on_queue_error),
+            PacketQueue(QUEUE_WAIT, self.suspender.on_packet, on_error=self._on_queue_error),
         ]
         for queue in self._queues:
             queue.start(loop)
@@ -153,6 +160,7 @@ class Runtime:
         self.tasks.start(self._stalls.run(), "stalls")
         self.tasks.start(self.own_name.run(), "own name")
         self.tasks.start(self._servers.run(self._met), "rendezvous")
+        self.tasks.start(self._suspending.run(), "suspended")
         self.port.start(loop)
         self._mtu.start(loop)
         self.finder.start(loop)
@@ -180,6 +188,7 @@ class Runtime:
                 await self.rewriting.keeper.teardown()
             except KernelError as error:
                 _log.warning("%s", error)
+        self.suspender.close()
         self.finder.close()
         self.network.close()
         self.port.close()
@@ -318,6 +327,16 @@ class Runtime:
                 self.engine.checked(self.now, token, self.finder.present(sockets))
             case commands.Kick(sockets):
                 self.tasks.start(self.kicker.follow_up(self.kicker.push(sockets)), "kick")
+            case commands.Prepare(sockets):
+                self._suspending.prepare(sockets)
+            case commands.Suspend(before):
+                self._suspending.suspend(before)
+            case commands.Resume(sockets):
+                self._suspending.resume(sockets)
+            case commands.GiveBack(before):
+                self._suspending.give_back(before)
+            case commands.Forget(sockets):
+                self._suspending.forget(sockets)
             case commands.Prove(proofs):
                 if not self._proofs:
                     self.tasks.start(self._prove(), "prove")
@@ -481,4 +500,6 @@ def policy(config: Config) -> Policy:
         integrity=config.integrity.mode == "on",
         prefer=config.path.prefer,
         serve=config.rendezvous.serve,
+        suspend_after=min(config.outage.suspend_after, retransmission_limit() / EARLY, keepalive_limit() / EARLY),
+        give_up_after=config.outage.give_up_after,
     )

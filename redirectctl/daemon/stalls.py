@@ -1,4 +1,7 @@
-"""Connections whose packets get lost: noticed by their retransmissions, before their programs notice."""
+"""Connections whose packets get lost: noticed by their retransmissions and probes, before their programs notice.
+
+A probe asks the peer whether it is still there (keepalive), or whether its window has opened; it answers each at once.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable
 
 from redirectctl.flows.engine import Engine
+from redirectctl.flows.state import State
 from redirectctl.kernel.diag import SocketInfo
 from redirectctl.wire.addr import FourTuple
 
 BEAT = 0.5  # seconds: two time-outs of a quick connection have passed after 0.6 s
 BUSY = 20.0  # a look takes at most this part of our time
 RETRANSMITS = 2  # of the same segment, without an answer: one is nothing unusual
+PROBES = 2  # without an answer; the same
 
 
 class StallWatch:
@@ -28,15 +33,20 @@ class StallWatch:
         self._look_up = look_up
         self._changed = changed
         self._acked: dict[FourTuple, int] = {}  # of stalled ones, when they were last looked at
+        self._arrived: dict[
+            FourTuple, tuple[int, int]
+        ] = {}  # what the peer had acknowledged and sent, at the last look
 
     async def run(self) -> None:
         """The beat, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            movable = [c.socket for c in self._engine.table.movable()]
-            stalled = self.stalled(self._look_up(movable).values()) if movable else []
-            if stalled:
+            movable = [c.socket for c in self._engine.table.movable() if c.state is State.PROTECTED]
+            found = self._look_up(movable).values() if movable else ()
+            if heard := self.heard(found):
+                self._engine.heard(began, heard)
+            if stalled := self.stalled(found):
                 self._engine.stalled(began, stalled)
                 self._changed()
             await asyncio.sleep(max(BEAT, BUSY * (loop.time() - began)))
@@ -46,8 +56,16 @@ class StallWatch:
         waiting = {
             one.tuple: one.info.bytes_acked
             for one in sockets
-            if one.info is not None and one.info.unacked and one.info.retransmits >= RETRANSMITS
+            if one.info is not None
+            and ((one.info.unacked and one.info.retransmits >= RETRANSMITS) or one.info.probes >= PROBES)
         }
         found = [socket for socket, acked in waiting.items() if self._acked.get(socket) == acked]
         self._acked = waiting
+        return found
+
+    def heard(self, sockets: Collection[SocketInfo]) -> list[FourTuple]:
+        """Those on which the peer has acknowledged or sent something since the last look."""
+        now = {one.tuple: (one.info.bytes_acked, one.info.bytes_received) for one in sockets if one.info is not None}
+        found = [socket for socket, position in now.items() if self._arrived.get(socket, position) != position]
+        self._arrived = now
         return found

@@ -292,15 +292,15 @@ class Choosing:
             connection = self._e.table.at(socket)
             if connection is None or not connection.movable or connection.peer is None:
                 continue
-            if not self.tunnels(connection):
-                continue
-            if connection.path is Path.REWRITTEN or (not connection.tunnel and connection.outer_remote is not None):
+            plain = connection.path is Path.REWRITTEN or (not connection.tunnel and connection.outer_remote is not None)
+            if plain and self.tunnels(connection):
                 back.append(connection)
             peers[connection.peer].append(connection)
         for route in {self._route(c) for c in back}:
             self._pause(now, route, self._trials.setdefault(route, Trial()), stalled=True)
         self._change(back, tunnel=True)
         for key, connections in peers.items():
+            self._e.holding.unanswered(now, connections)
             if now - self._stalls.get(key, float("-inf")) >= constants.STALL_PAUSE:
                 self._stalls[key] = now
                 self._e.mobility.announce_stall(now, key, connections)

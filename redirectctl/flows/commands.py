@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from redirectctl.flows.connection import Connection, Flow
+from redirectctl.flows.connection import Before, Connection, Flow
 from redirectctl.proto.events import Transmit
 from redirectctl.proto.peer import Peer
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
@@ -64,6 +64,44 @@ class Kick:
 @dataclass(frozen=True, slots=True)
 class Hasten:
     """The path will be there in a moment: undo the back-off of those of these sockets that a Kick would not help."""
+
+    sockets: tuple[FourTuple, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Find out what these sockets have that suspending them changes, then call prepared({socket: Before})."""
+
+    sockets: tuple[FourTuple, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Suspend:
+    """The kernel holds back what these sockets send, and what they had is stored: keep them alive."""
+
+    before: dict[FourTuple, Before]
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The path is there again, also for the kernel: as Kick, of sockets that are or were about to be suspended.
+
+    When they have been given back what they had, call restored().
+    """
+
+    sockets: tuple[FourTuple, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """An earlier run resumed these, and did not get to giving them back what they had.  Then call restored()."""
+
+    before: dict[FourTuple, Before]
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """These suspended sockets have ended, or are left to themselves."""
 
     sockets: tuple[FourTuple, ...]
 
@@ -204,6 +242,11 @@ Command: TypeAlias = (
     | FindRoutes
     | Kick
     | Hasten
+    | Prepare
+    | Suspend
+    | Resume
+    | GiveBack
+    | Forget
     | CheckSockets
     | Prove
     | Listen

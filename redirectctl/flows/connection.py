@@ -25,13 +25,21 @@ class Flow(NamedTuple):
     """What the kernel must know of a protected connection.  Equal tuples: not rewritten, only guarded.
 
     With ``tunnel`` what the socket sends goes into the tunnel; packets with the wire tuple are still received, unless
-    it has ``integrity``.
+    it has ``integrity``.  With ``suspended`` nothing that it sends leaves the host.
     """
 
     socket: FourTuple
     wire: FourTuple
     tunnel: bool = False
     integrity: bool = False
+    suspended: bool = False
+
+
+class Before(NamedTuple):
+    """What a suspended connection's socket had before, and gets back."""
+
+    window: int  # bytes, as the peer last said
+    user_timeout: int  # TCP_USER_TIMEOUT in milliseconds; 0: none
 
 
 _UNKNOWN = FourTuple(SockAddr(IPv4Address(0), 0), SockAddr(IPv4Address(0), 0))
@@ -64,6 +72,8 @@ class Connection:
     announced_epoch: int = 0  # the newest that it has announced with proof of who it is
     moves: int = 0
     lost_since: float | None = None  # no path since
+    held: bool = False  # suspended in the kernel too: what the socket sends stays here
+    before: Before | None = None  # what is to be given back to its socket; None: nothing has been changed
     peer_closed: bool = False  # the peer's socket is gone
     pid: int | None = None
     command: str | None = None
@@ -79,7 +89,7 @@ class Connection:
     @property
     def flow(self) -> Flow:
         """For the kernel."""
-        return Flow(self.socket, self.wire, self.tunnel, self.strict and self.tunnel)
+        return Flow(self.socket, self.wire, self.tunnel, self.strict and self.tunnel, self.held)
 
     @property
     def natted(self) -> bool:

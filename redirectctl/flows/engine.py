@@ -13,6 +13,7 @@ decision), and after each call carries out drain(): commands in order.  The work
     meeting.py      at a rendezvous with peers that cannot be reached otherwise
     rendezvous.py   being one, for others
     resets.py       RSTs that may not be the peer's
+    holding.py      connections without a path
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from redirectctl.flows.binding import Binding
 from redirectctl.flows.choosing import Choosing
 from redirectctl.flows.claims import Claims
 from redirectctl.flows.commands import Carried, Command, Notice
-from redirectctl.flows.connection import Connection, Table, change
+from redirectctl.flows.connection import Before, Connection, Table, change
+from redirectctl.flows.holding import Holding
 from redirectctl.flows.meeting import Meeting
 from redirectctl.flows.mobility import Mobility
 from redirectctl.flows.offers import Offers
@@ -64,6 +66,8 @@ class Policy:
     integrity: bool = False  # protected connections go through the tunnel, each datagram with a tag
     prefer: str = "rewritten"  # auto | rewritten | tunnel
     serve: bool = False  # as a rendezvous, for other hosts
+    suspend_after: float = 10.0  # seconds of silence
+    give_up_after: float = 14 * 86400.0  # seconds without a path
 
 
 class Network(NamedTuple):
@@ -131,6 +135,7 @@ class Engine:
         self.redirects = Redirects(self)
         self.choosing = Choosing(self)
         self.resets = Resets(self)
+        self.holding = Holding(self)
 
     @property
     def peers(self) -> dict[bytes, Peer]:
@@ -158,6 +163,8 @@ class Engine:
                     self.binding.timer(now, kind, *rest)
                 case "claim":
                     self.claims.expired(now, *rest)
+                case "hold" | "silent" | "give-up":
+                    self.holding.timer(now, kind, *rest)
                 case "plain" | "unlisten" | "strict":
                     self.choosing.timer(now, kind, *rest)
                 case "place":
@@ -236,7 +243,7 @@ class Engine:
         self._relay(now)
 
     def stalled(self, now: float, sockets: Iterable[FourTuple]) -> None:
-        """These retransmit in vain."""
+        """These retransmit, or probe, in vain."""
         self.choosing.stalled(now, sockets)
         self._relay(now)
 
@@ -255,11 +262,27 @@ class Engine:
         self.meeting.seek(now, key)
         self._relay(now)
 
+    def heard(self, now: float, sockets: Iterable[FourTuple]) -> None:
+        """Something of the peers' programs has arrived on these."""
+        self.holding.heard(now, [c for s in sockets if (c := self.table.at(s)) is not None])
+        self._relay(now)
+
+    def prepared(self, now: float, found: Mapping[FourTuple, Before]) -> None:
+        """Answer to Prepare, for the sockets that are there."""
+        self.holding.prepared(now, found)
+        self._relay(now)
+
+    def restored(self, now: float, sockets: Iterable[FourTuple]) -> None:
+        """After Resume and GiveBack: these have what they had before."""
+        self.holding.restored(sockets)
+        self._relay(now)
+
     def policy_changed(self, now: float, policy: Policy) -> None:
         """The configuration has been read again."""
         self.policy = policy
         self.rendezvous.policy_changed(now)
         self.choosing.policy_changed(now)
+        self.holding.policy_changed(now)
         self._relay(now)
 
     def restore(self, now: float, connections: Iterable[Connection]) -> None:
@@ -359,11 +382,19 @@ class Engine:
         self.endpoint.knock(now, peer, to)
         self._transmit()
 
-    def contact(self, now: float, to: SockAddr, source: IPAddress | None = None, key: bytes | None = None) -> None:
-        """Start a handshake."""
+    def contact(
+        self,
+        now: float,
+        to: SockAddr,
+        source: IPAddress | None = None,
+        key: bytes | None = None,
+        *,
+        again: bool = False,
+    ) -> None:
+        """Start a handshake.  ``again``: if it is under way, send its first message once more, now."""
         if self.meeting.strange(to, key):
             return
-        self.endpoint.contact(now, to, source, key)
+        self.endpoint.contact(now, to, source, key, again=again)
         self._transmit()
 
     def carry(self, connections: Iterable[Connection]) -> None:

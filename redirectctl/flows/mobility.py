@@ -20,12 +20,12 @@ challenge is answered bulk goes to the last validated address, and stays there i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from redirectctl.flows import commands, constants
-from redirectctl.flows.connection import Connection, Flow, change
+from redirectctl.flows.connection import Connection, Flow
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.wire import message as messages
@@ -53,6 +53,7 @@ class Move:
     origin: dict[bytes, IPAddress]  # where each connection was
     tries: int = 0
     sent_at: float = 0.0
+    everywhere_at: float = float("-inf")  # when it is to be sent everywhere; meanwhile, to where the peer was last
     chosen: IPAddress | None = None
     chosen_at: float = 0.0
     version: int = 4  # of the connections' sockets
@@ -90,6 +91,7 @@ class Mobility:
         """Compare every protected connection with the network as it is."""
         groups: dict[tuple[bytes, tuple[IPAddress, ...], int], list[Connection]] = defaultdict(list)
         unknown = False
+        lost: list[Connection] = []
         for connection in self._e.table.movable():
             if connection.there_now not in self._e.network.sources:
                 unknown = True
@@ -102,11 +104,14 @@ class Mobility:
             if local in sources and connection.state is State.PROTECTED and connection.confirmed == local:
                 continue
             if not sources:
-                self._lose(now, connection)
+                lost.append(connection)
+                if connection.peer is not None:
+                    self._e.places.astray(now, connection.peer)
             elif connection.peer is not None:
                 # Where it was is the best place to be: nothing needs to be rewritten anew.
                 ordered = (local,) if local in sources else sources
                 groups[connection.peer, ordered, connection.socket.version].append(connection)
+        self._e.holding.lose(now, lost, "no-path", since=now, hold_after=constants.HOLD_AFTER)
         for (key, sources, _), connections in groups.items():
             self._move(now, key, sources, connections)
         if unknown:
@@ -126,14 +131,6 @@ class Mobility:
         net = self._e.network
         routed = (a for remote in self.remotes(connection) for a in net.sources.get(remote, ()))
         return tuple(dict.fromkeys(a for a in routed if a in net.usable))
-
-    def _lose(self, now: float, connection: Connection) -> None:
-        if connection.state is State.PROTECTED:
-            connection.lost_since = now
-            change(connection, State.SUSPENDED, now, "no-path")
-            self._e.notice("connection.suspended", connection, reason="no-path")
-        if connection.peer is not None:
-            self._e.places.astray(now, connection.peer)
 
     def _close_short_lived(self, now: float) -> None:
         """Their address is gone for good when there is another: the programs learn it now, not in 15 minutes."""
@@ -157,7 +154,10 @@ class Mobility:
 
     def announce_stall(self, now: float, key: bytes, connections: list[Connection]) -> None:
         """Packets of these get lost: perhaps a NAT has forgotten them, and the peer does not know where we are."""
-        self._announce_all(now, key, connections, "retransmitting", stalled=True)
+        self._e.holding.question(now, key)
+        told = {cid for move in self._moves.values() if move.key == key and move.stalled for cid in move.cids}
+        if connections := [c for c in connections if c.cid not in told]:  # else it goes on being told
+            self._announce_all(now, key, connections, "retransmitting", stalled=True)
 
     def observed(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
         """The peer sees us elsewhere than before: a NAT between has another address, or maps us anew."""
@@ -219,14 +219,15 @@ class Mobility:
         if reason is None:
             if all(c.cid in under_way for c in connections):
                 return
-            unchanged = all(c.here_now in candidates and c.state is State.PROTECTED for c in connections)
-            reason = "not-confirmed" if unchanged else "address-changed"
+            reason = self._why(candidates, connections)
         for cids, entries in self._entries(key, connections):
             for old in [m for m in self._moves.values() if m.key == key and set(m.cids) & set(cids)]:
                 self._drop(old)
             of_move = self._e.table.select(cids)
             remotes = tuple(dict.fromkeys(to for c in of_move for to in self._targets(c)))
             origin = {c.cid: c.here_now for c in of_move}
+            # Without a path for a while: whatever knew the plain packets on their way may have forgotten them.
+            stalled = stalled or any(c.state is State.SUSPENDED for c in of_move)
             move = Move(
                 self._e.next_epoch(),
                 key,
@@ -241,12 +242,19 @@ class Mobility:
                 direct=direct,
             )
             self._moves[move.epoch] = move
+            self._e.holding.question(now, key)
             if not direct:  # every minute, and most come to nothing
                 self._e.notice(
                     "move.started", peer=key, address=candidates[0], reason=reason,
                     connections=len(cids), epoch=move.epoch,
                 )  # fmt: skip
             self._send_acm(now, move)
+
+    @staticmethod
+    def _why(candidates: tuple[IPAddress, ...], connections: list[Connection]) -> str:
+        if any(c.here_now not in candidates or c.reason == "no-path" for c in connections):
+            return "address-changed"
+        return "not-confirmed" if all(c.state is State.PROTECTED for c in connections) else "peer-silent"
 
     def _entries(
         self, key: bytes, connections: list[Connection]
@@ -314,10 +322,16 @@ class Mobility:
         elif move.tries < constants.ACM_WIDEN:
             # Between addresses of the other family there is only the tunnel: not if these answer.
             candidates = tuple(a for a in candidates if a.version == move.version) or candidates
+        pause = None if move.direct else self._e.holding.pause(now, move.key)
+        if pause is not None and peer.remote is not None and self._e.meeting.by_way_of(move.key, peer.remote):
+            pause = max(pause, constants.PROBE_PAUSE_RELAYED)
+        everywhere = pause is None or extra or now >= move.everywhere_at
+        if not everywhere:
+            targets = [peer.remote or move.remotes[0]]
         # Not when it answers, whatever it answers; and what a handshake made us send calls for no other.
         silent = peer.last_contact is None or peer.last_contact < move.sent_at
         rehandshake = not extra and silent and move.tries >= constants.ACM_REHANDSHAKE
-        if rehandshake:
+        if rehandshake and everywhere:
             self._e.places.seek(now, move.key)
         for source in (a for a in candidates if a in self._e.network.usable):
             for to in dict.fromkeys(t for t in targets if t.host.version == source.version):
@@ -327,13 +341,15 @@ class Mobility:
                 move.targets.add(to.host)
                 sent = self._e.send(now, move.key, message, to, source)
                 if not sent or rehandshake:
-                    self._e.contact(now, to, source, move.key)
+                    self._e.contact(now, to, source, move.key, again=not sent)
         move.sent_at = now
         if extra:
-            return
-        delays = constants.ACM_RETRIES
-        self._e.timers.set(("acm", move.epoch), now + delays[min(move.tries, len(delays) - 1)])
-        move.tries += 1
+            return  # the timer goes on
+        if everywhere:
+            move.everywhere_at = now + constants.ACM_RETRIES[min(move.tries, len(constants.ACM_RETRIES) - 1)]
+            move.tries += 1
+        at = move.everywhere_at if pause is None else min(move.everywhere_at, now + pause)
+        self._e.timers.set(("acm", move.epoch), at)
 
     def session_up(self, now: float, key: bytes) -> None:
         """Moves that waited for keys."""
@@ -346,7 +362,8 @@ class Mobility:
             self._send_acm(now, move, extra=True)
             if news and move.epoch in self._moves:
                 move.tries = min(move.tries, constants.ACM_WIDEN)
-                self._e.timers.set(("acm", move.epoch), now + constants.ACM_RETRIES[move.tries])
+                move.everywhere_at = now + constants.ACM_RETRIES[move.tries]
+                self._e.timers.set(("acm", move.epoch), move.everywhere_at)
 
     def timer(self, now: float, kind: str, *rest: Any) -> None:
         """An ACM or a challenge was not answered."""
@@ -386,7 +403,7 @@ class Mobility:
         move.challenge = (message.data, event.source)
         if move.rewriting == move.chosen:
             return
-        self._go(move, move.chosen, event.source)
+        self._go(now, move, move.chosen, event.source)
 
     def _other_may_come(self, now: float, move: Move) -> bool:
         """Between the connections' own addresses there may be more than the tunnel: that family has a moment longer.
@@ -399,7 +416,7 @@ class Mobility:
             move.other_since = now
         return now - move.other_since < constants.FAMILY_TIME
 
-    def _go(self, move: Move, local: IPAddress, remote: SockAddr) -> None:
+    def _go(self, now: float, move: Move, local: IPAddress, remote: SockAddr) -> None:
         """The connections of a move are at ``local`` from now on; by the tunnel the peer is reached at ``remote``."""
         move.rewriting = local
         connections = [c for c in self._e.table.select(move.cids) if c.movable]
@@ -410,9 +427,11 @@ class Mobility:
                 c.confirmed = None  # from the moment that the peer may hear of it
             change = self.changed(c, local=local, outer=(local, remote), stalled=move.stalled)
             # What is sent before the peer is ready would arrive, but its answer would not.
-            c.holding = change[2] and (c.holding or elsewhere or not tunnelled)
+            c.holding = change[2] and (c.holding or elsewhere or not tunnelled or c.state is State.SUSPENDED)
             changes.append(change)
-        self.reroute(("move", move.epoch, local), changes)
+        # Without the tunnel, which keeps what is sent too soon, the kernel holds it back until the peer is ready.
+        self.reroute(("move", move.epoch, local), changes, lift={c.cid for c, _, tunnel in changes if tunnel})
+        self._e.holding.hold_again(now, connections)
 
     def changed(
         self,
@@ -438,14 +457,25 @@ class Mobility:
         c.outer_local, c.outer_remote = outer
         return c, wire, c.tunnel or stalled or not stays
 
-    def reroute(self, token: tuple[Any, ...], changes: list[Change]) -> None:
-        """Store wire tuples and ways, tell the tunnel, then one kernel transaction for all of them."""
+    def reroute(
+        self,
+        token: tuple[Any, ...],
+        changes: list[Change],
+        *,
+        hold: Container[bytes] = (),
+        lift: Container[bytes] = (),
+    ) -> None:
+        """Store wire tuples and ways, tell the tunnel, then one kernel transaction for all of them.
+
+        ``hold``: those of which the kernel holds back what they send; ``lift``: those of which it no longer does.
+        """
         remove: list[Flow] = []
         add: list[Flow] = []
         for connection, wire, tunnel in changes:
-            if wire != connection.wire or tunnel != connection.tunnel:
+            held = connection.cid in hold or (connection.held and connection.cid not in lift)
+            if (wire, tunnel, held) != (connection.wire, connection.tunnel, connection.held):
                 remove.append(connection.flow)
-                connection.wire, connection.tunnel = wire, tunnel
+                connection.wire, connection.tunnel, connection.held = wire, tunnel, held
                 add.append(connection.flow)
         connections = [connection for connection, _, _ in changes]
         if add:
@@ -467,6 +497,7 @@ class Mobility:
             for connection in undone:
                 if connection.installed is not None:
                     connection.wire, connection.tunnel = connection.installed.wire, connection.installed.tunnel
+                    connection.held = connection.installed.suspended
             if what[0] == "acm":
                 self._e.redirects.take_back((what[1], what[2], what[3]))
             self._e.emit(commands.SaveConnections(tuple(c for c in undone if c.movable)))
@@ -476,6 +507,10 @@ class Mobility:
                 self._moved(now, what[1], what[2], error)
             case "path":
                 self._e.choosing.rewritten(now, set(flows), error)
+            case "hold":
+                self._e.holding.rewritten(now, what[1], flows, error)
+            case "lift":
+                pass
             case _:
                 self._e.redirects.applied(now, (what[1], what[2], what[3]), error)
 
@@ -510,10 +545,11 @@ class Mobility:
             # It sends to another of our candidates: the answer to that one's challenge was late, or we had two.
             if event.local in move.candidates:
                 move.chosen, move.chosen_at, move.installed, move.challenge = event.local, now, False, None
-                self._go(move, event.local, event.source)
+                self._go(now, move, event.local, event.source)
         elif message.status is AcmStatus.APPLIED:
             if move.chosen is None or not all(self._installed(c, move.chosen) for c in connections):
                 return  # the kernel is at it; the next acknowledgement finds it done
+            self._e.holding.lift([c for c in connections if not c.holding])
             self.kick([c for c in connections if not c.holding])
             self._release(connections)
             self._drop(move)
@@ -552,12 +588,9 @@ class Mobility:
         for connection in connections:
             if connection.cid not in elsewhere and connection.state is not State.SUSPENDED:
                 continue
-            connection.moves += 1
+            connection.moves += connection.cid in elsewhere or connection.reason == "no-path"
             if connection.state is State.SUSPENDED:
-                lost = connection.lost_since
-                connection.lost_since = None
-                change(connection, State.PROTECTED, now)
-                self._e.notice("connection.resumed", connection, duration=None if lost is None else now - lost)
+                self._e.holding.arrived(now, connection)
             self._e.choosing.tell([connection])
         if connections:
             self._e.emit(commands.SaveConnections(tuple(connections)))
@@ -569,6 +602,7 @@ class Mobility:
         It works on what was lost only as long as the peer has not acknowledged a part of it.  The peer's first segment
         may do that, and the socket would wait for its next time-out (`tcp_ld_RTO_revert` wants icsk_retransmits).
         """
+        connections = self._e.holding.resume(connections)
         if connections:
             self._e.emit(commands.Kick(tuple(c.socket for c in connections)))
 

@@ -87,6 +87,7 @@ class Protection:
             if connection.moved:
                 linger = constants.LINGER_BOTH if connection.peer_closed else constants.LINGER
             e.timers.set(("linger", connection.cid), now + linger)
+            e.holding.ended(connection)
         e.timers.set(("bury", connection.cid), now + max(constants.LISTED, linger + 1.0))
         e.emit(commands.DropConnections((connection.cid,)))
         self._update_keep(now, connection.peer)
@@ -133,6 +134,7 @@ class Protection:
             self._e.emit(commands.Rewrite(("guard", ()), remove=tuple(c.flow for c in gone)))
             self._e.emit(commands.Uncarry(tuple(c.socket for c in gone)))
             self._e.meeting.carried()
+            self._e.holding.unguarded(gone)
 
     # -- contact ------------------------------------------------------------------------------------------------------
 
@@ -459,7 +461,11 @@ class Protection:
         self._e.timers.cancel(("long", connection.cid))
         if connection.state is not State.REFUSED:
             self.refuse(now, connection, reason)
-        if not connection.moved:
+        connection.lost_since = None
+        if connection.moved:
+            self._e.holding.lift([connection])
+            self._e.holding.resume([connection])
+        else:
             self._unguard([connection])
         self._e.emit(commands.DropConnections((connection.cid,)) if not connection.moved else
                      commands.SaveConnections((connection,)))  # fmt: skip
@@ -491,6 +497,7 @@ class Protection:
             if connection.movable and connection.peer is not None:
                 keys.add(connection.peer)
         self._e.carry(restored)
+        self._e.holding.restore(now, restored)
         for key in keys:
             self._update_keep(now, key)
             self._reach(now, key)
@@ -531,6 +538,7 @@ class Protection:
                 self.tell_end(now, key, End.RELEASED, (connection.cid,))  # it may be about to take it on
                 self._unprotect(now, connection, "lost-there")
         for connection in again:
+            connection.lost_since = None
             change(connection, State.NEGOTIATING, now)
         self._unguard(again)
         if again:

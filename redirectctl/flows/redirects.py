@@ -186,7 +186,9 @@ class Redirects:
             c.remote_epoch = validation.epoch
             outer = validation.local, validation.source
             changes.append(self._e.mobility.changed(c, remote=validation.new, outer=outer, stalled=validation.stalled))
-        self._e.mobility.reroute(("acm", event.key, validation.epoch, validation.new), changes)
+        lift = {c.cid for c in connections}
+        self._e.mobility.reroute(("acm", event.key, validation.epoch, validation.new), changes, lift=lift)
+        self._e.holding.hold_again(now, connections)
         for c in connections:
             if c.tunnel:
                 c.confirmed = validation.local

@@ -84,6 +84,13 @@ class _Entry:
             handle.close()
 
 
+class Woken(NamedTuple):
+    """What wake() could not do at once."""
+
+    pushed: list[SocketInfo]  # as they were before (Kicker.push)
+    unknown: list[FourTuple]  # whose sequence numbers are not known yet
+
+
 class Suspender:
     """Lives as long as the daemon; when that ends, what it has changed stays in force.  Methods raise KernelError."""
 
@@ -93,7 +100,7 @@ class Suspender:
         self._kicker = kicker
         self._borrow = borrow
         self._held: dict[FourTuple, _Entry] = {}
-        self._leaving: dict[FourTuple, _Entry] = {}  # resumed; TCP has not got over its losses yet
+        self._leaving: dict[FourTuple, _Entry] = {}  # resumed; not all has been given back yet
         self._unknown: set[FourTuple] = set()  # held ones whose sequence numbers are not known yet
         self._round: list[FourTuple] = []  # held ones that tend() looks at next
 
@@ -119,18 +126,29 @@ class Suspender:
 
         Again after a restart, with what was stored.
         """
+        await self.borrow(self.shut(connections))
+
+    def shut(self, connections: Iterable[Before]) -> list[SocketInfo]:
+        """The first part of suspend(), before anything else can happen to them: close their windows."""
         entries = {before.socket: self._enter(before) for before in connections}
         found = self._kicker.look(entries)
         for one in found:
             entries[one.tuple].see(one)
             self._close_window(one)
-        lent = {one.inode: entries[one.tuple] for one in found if entries[one.tuple].handle is None}
+        return found
+
+    async def borrow(self, found: Iterable[SocketInfo]) -> None:
+        """The rest of suspend(): what needs the sockets themselves."""
+        entries = {one.tuple: entry for one in found if (entry := self._held.get(one.tuple)) is not None}
+        lent = {one.inode: entries[one.tuple] for one in found if one.tuple in entries}
+        lent = {inode: entry for inode, entry in lent.items() if entry.handle is None}
         handles = await self._lend(set(lent))
         for inode, handle in handles.items():
             lent[inode].handle = handle
         for connection, entry in entries.items():
-            if self._held.get(connection) is not entry:  # no longer suspended
-                entry.restore()
+            if self._held.get(connection) is not entry:  # no longer suspended; what was lent goes back
+                if self._leaving.get(connection) is not entry:
+                    entry.restore()
             elif entry.handle is not None:
                 with suppress(OSError):
                     entry.handle.user_timeout = NEVER
@@ -141,20 +159,37 @@ class Suspender:
 
         Returns how many were stalled otherwise and no longer are (Kicker.kick).
         """
+        return await self.follow_up(self.wake(connections))
+
+    def wake(self, connections: Collection[FourTuple]) -> Woken:
+        """The first part of resume(), for all whose numbers are known, before anything else can happen to them."""
         unknown = [connection for connection in connections if connection in self._unknown]
-        if unknown:
-            await self._kicker.learn(unknown)
         others = []
-        for one in self._kicker.look(connections):
+        for one in self._kicker.look([connection for connection in connections if connection not in self._unknown]):
             entry = self._held.get(one.tuple)
             if entry is None or not self._wake(one, entry):
                 others.append(one.tuple)
         for connection in connections:
-            self._unknown.discard(connection)
-            entry = self._held.pop(connection, None)
-            if entry is not None and entry.handle is not None:
-                self._leaving[connection] = entry
-        return await self._kicker.kick(others)
+            if connection not in self._unknown:
+                self._leave(connection)
+        return Woken(self._kicker.push(others), unknown)
+
+    async def follow_up(self, woken: Woken) -> int:
+        """The rest of resume()."""
+        if woken.unknown:
+            await self._kicker.learn(woken.unknown)
+            self._unknown.difference_update(woken.unknown)
+            late = self.wake(woken.unknown)
+            return await self._kicker.follow_up([*woken.pushed, *late.pushed])
+        return await self._kicker.follow_up(woken.pushed)
+
+    async def give_back(self, connections: Iterable[Before]) -> None:
+        """An earlier life of ours has resumed these, and did not get to giving back what they had."""
+        entries = {before.socket: _Entry(before) for before in connections if before.socket not in self._held}
+        self._leaving |= entries
+        found = {one.inode: entries[one.tuple] for one in self._kicker.look(entries)}
+        for inode, handle in (await self._lend(set(found))).items():
+            found[inode].handle = handle
 
     def forget(self, connections: Iterable[FourTuple]) -> None:
         """They have ended: give back what was borrowed of them."""
@@ -165,12 +200,17 @@ class Suspender:
                 if entry is not None:
                     entry.restore()
 
-    async def tend(self) -> None:
-        """What has to be done later: the daemon calls it every second or so."""
+    async def tend(self) -> list[FourTuple]:
+        """What has to be done later: the daemon calls it every second or so.
+
+        Returns those that have been given back all that they had before they were suspended.
+        """
+        restored = []
         for connection, entry in list(self._leaving.items()):
             if self._is_well(connection, entry):
                 del self._leaving[connection]
                 entry.restore()
+                restored.append(connection)
         # Only who has the last descriptor destroys a socket; nobody hears of its end before.
         if not self._round:
             self._round = list(self._held)
@@ -180,6 +220,12 @@ class Suspender:
                 held.restore()
         del self._round[:TENDED]
         await self._learn()
+        return restored
+
+    @property
+    def busy(self) -> bool:
+        """tend() has something to do."""
+        return bool(self._held or self._leaving)
 
     def state(self) -> list[Held]:
         """All that are suspended."""
@@ -220,6 +266,11 @@ class Suspender:
                 self._answer(one, entry, segment.ack, snd_una, entry.before.window if entry.handle else 0)
             elif entry.handle is None and one.info.retransmits >= STEPS:
                 self._answer(one, entry, segment.ack, snd_una, 0)
+
+    def _leave(self, connection: FourTuple) -> None:
+        entry = self._held.pop(connection, None)
+        if entry is not None:
+            self._leaving[connection] = entry
 
     async def _lend(self, inodes: set[int]) -> dict[int, Handle]:
         return await asyncio.to_thread(self._borrow, inodes) if inodes else {}

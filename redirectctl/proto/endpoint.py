@@ -69,9 +69,20 @@ class Endpoint:
         """When tick() is due."""
         return self.timers.next()
 
-    def contact(self, now: float, to: SockAddr, source: IPAddress | None = None, key: bytes | None = None) -> None:
-        """Start a handshake; ``key`` is who must answer, None whoever is there."""
-        self.initiator.start(now, to, source, key)
+    def contact(
+        self,
+        now: float,
+        to: SockAddr,
+        source: IPAddress | None = None,
+        key: bytes | None = None,
+        *,
+        again: bool = False,
+    ) -> None:
+        """Start a handshake; ``key`` is who must answer, None whoever is there.
+
+        ``again``: with a known peer, if one is under way already, send a fresh first message now.
+        """
+        self.initiator.start(now, to, source, key, again=again)
 
     def send(
         self,

@@ -46,13 +46,15 @@ class Attempt:
     via: bytes | None = None  # a rendezvous hands it over to this peer
     tries: int = 0
     cookies: int = 0  # replies that made us send again at once
-    handshakes: dict[int, Handshake] = field(default_factory=dict)  # by our index, oldest first
+    sent: float = 0.0
+    handshakes: dict[int, tuple[Pattern, Handshake]] = field(default_factory=dict)  # by our index, oldest first
 
 
 class Initiator:
     """All the attempts under way."""
 
-    KEPT = 3  # tries of an attempt whose answer may still come
+    KEPT = 16  # first messages of an attempt whose answer may still come: sent every 0.1 s, for 1.6 s
+    SOONEST = 0.05  # seconds between two of them
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._e = endpoint
@@ -63,10 +65,18 @@ class Initiator:
         """Whether a handshake with this peer has been started."""
         return any(a.key == key for a in self._attempts.values())
 
-    def start(self, now: float, to: SockAddr, source: IPAddress | None, key: bytes | None) -> None:
-        """Begin, unless the same is under way.  ContactFailed follows if nothing comes of it."""
+    def start(
+        self, now: float, to: SockAddr, source: IPAddress | None, key: bytes | None, *, again: bool = False
+    ) -> None:
+        """Begin, unless the same is under way.  ContactFailed follows if nothing comes of it.
+
+        ``again``: what is under way does not wait for its next try; somebody expects the way to be free now.
+        """
         via = self._e.handed_to(to, key)
-        if (to, source, via) in self._attempts:
+        attempt = self._attempts.get((to, source, via))
+        if attempt is not None:
+            if again and now - attempt.sent >= self.SOONEST:
+                self._send_once_more(now, attempt)
             return
         if len(self._attempts) >= constants.ATTEMPTS_MAX:
             self._e.emit(events.ContactFailed(to, key, "too-many-handshakes"))
@@ -103,9 +113,11 @@ class Initiator:
     def on_response(self, now: float, message: datagram.Response, local: IPAddress) -> None:
         """The peer's answer: a session, if it is genuine."""
         attempt = self._by_index.get(message.receiver)
-        if attempt is None or message.pattern is not attempt.pattern or message.version != attempt.version:
+        if attempt is None or message.version != attempt.version:
             raise MalformedError("no-such-handshake")
-        handshake = attempt.handshakes[message.receiver]
+        pattern, handshake = attempt.handshakes[message.receiver]
+        if message.pattern is not pattern:
+            raise MalformedError("no-such-handshake")
         try:
             payload = handshake.read_message(message.noise)
         except HandshakeError as error:
@@ -121,7 +133,7 @@ class Initiator:
             self._fail(attempt, "version-downgrade")
             raise MalformedError("version-downgrade")
         final = None
-        if attempt.pattern is Pattern.XX:
+        if pattern is Pattern.XX:
             final = datagram.FinalMessage(attempt.version, message.sender, handshake.write_message()).encode()
         seen = handshake.remote_static
         if seen is None or seen == self._e.static.public:
@@ -143,7 +155,7 @@ class Initiator:
                 initiator=True,
                 final=final,
                 path=(local, attempt.to),  # there it received what it answered; the answer's source proves nothing
-                first_contact=attempt.pattern is Pattern.XX,
+                first_contact=pattern is Pattern.XX,
             )
         except MalformedError as error:
             self._e.emit(events.ContactFailed(attempt.to, attempt.key, error.reason))
@@ -194,14 +206,28 @@ class Initiator:
         if attempt.pattern is Pattern.IKPSK2 and attempt.tries == len(constants.HANDSHAKE_RETRIES) - 2:
             # The pairwise secrets may differ (a backup was restored): the last two tries do without.
             attempt.pattern, attempt.jar = Pattern.XX, CookieJar(None)
+        self._send_init(now, attempt, attempt.pattern, attempt.jar)
+        again = now + constants.HANDSHAKE_RETRIES[attempt.tries]
+        e.timers.set(("attempt", attempt.to, attempt.source, attempt.via), again)
+        attempt.tries += 1
+
+    def _send_once_more(self, now: float, attempt: Attempt) -> None:
+        """A first message besides the tries; none that anybody might take for a first contact."""
+        if attempt.pattern is Pattern.IKPSK2:
+            self._send_init(now, attempt, attempt.pattern, attempt.jar)
+        elif attempt.key is not None and (peer := self._e.peers.get(attempt.key)) and peer.secret is not None:
+            self._send_init(now, attempt, Pattern.IKPSK2, CookieJar(attempt.key))
+
+    def _send_init(self, now: float, attempt: Attempt, pattern: Pattern, jar: CookieJar) -> None:
+        e = self._e
         peer = e.peers.get(attempt.key) if attempt.key is not None else None
-        known = attempt.pattern is Pattern.IKPSK2 and peer is not None
+        known = pattern is Pattern.IKPSK2 and peer is not None
         handshake = Handshake(
-            NOISE[attempt.pattern],
+            NOISE[pattern],
             True,
             e.static,
             e.rng,
-            prologue(attempt.version, attempt.pattern, e.versions),
+            prologue(attempt.version, pattern, e.versions),
             remote_static=attempt.key if known else None,
             psk=peer.secret if known and peer is not None else None,
         )
@@ -209,15 +235,12 @@ class Initiator:
         index = e.new_index()
         while len(attempt.handshakes) >= self.KEPT:
             self._forget(attempt, next(iter(attempt.handshakes)))
-        attempt.handshakes[index] = handshake
+        attempt.handshakes[index] = pattern, handshake
         self._by_index[index] = attempt
-        init = datagram.Init(attempt.version, attempt.pattern, index, e.versions, handshake.write_message(payload))
-        stamped = attempt.jar.stamp(init.body(), now)
+        init = datagram.Init(attempt.version, pattern, index, e.versions, handshake.write_message(payload))
+        stamped = jar.stamp(init.body(), now)
+        attempt.sent = now
         e.transmit(now, attempt.key, attempt.source, attempt.to, stamped)
-        e.timers.set(
-            ("attempt", attempt.to, attempt.source, attempt.via), now + constants.HANDSHAKE_RETRIES[attempt.tries]
-        )
-        attempt.tries += 1
 
     def _forget(self, attempt: Attempt, index: int) -> None:
         del attempt.handshakes[index]

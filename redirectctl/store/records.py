@@ -77,3 +77,8 @@ class ConnectionRecord:
     outer_local: IPAddress | None = None
     outer_remote: SockAddr | None = None
     born: int = 0  # start of this daemon (own.epoch) from which the counters of its datagrams count
+    lost_at: float | None = None  # suspended: there has been no path since
+    reason: str | None = None  # why it is suspended
+    held: bool = False  # the kernel lets nothing of it leave the host
+    window: int | None = None  # of the socket, before it was suspended: the peer's window in bytes
+    user_timeout: int | None = None  # and TCP_USER_TIMEOUT in milliseconds

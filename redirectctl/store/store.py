@@ -218,7 +218,8 @@ class Store:
             rows = self._database.execute(
                 "SELECT cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,"
                 " opened_at, moves, state, command, pid, there_local, there_remote, sending, receiving, integrity,"
-                " tunnel, outer_local, outer_remote, born FROM connections ORDER BY opened_at"
+                " tunnel, outer_local, outer_remote, born, lost_at, reason, held, send_window, user_timeout"
+                " FROM connections ORDER BY opened_at"
             ).fetchall()
         return [
             ConnectionRecord(
@@ -246,11 +247,16 @@ class Store:
                 outer_local=ip_address(outer_local) if outer_local is not None else None,
                 outer_remote=SockAddr.parse(outer_remote) if outer_remote is not None else None,
                 born=born,
+                lost_at=lost_at,
+                reason=reason,
+                held=bool(held),
+                window=window,
+                user_timeout=user_timeout,
             )
             for (
                 cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,
                 opened_at, moves, state, command, pid, there_local, there_remote, sending, receiving, integrity,
-                tunnel, outer_local, outer_remote, born,
+                tunnel, outer_local, outer_remote, born, lost_at, reason, held, window, user_timeout,
             ) in rows
         ]  # fmt: skip
 
@@ -286,6 +292,11 @@ class Store:
                 str(record.outer_local) if record.outer_local is not None else None,
                 text(record.outer_remote) if record.outer_remote is not None else None,
                 record.born,
+                record.lost_at,
+                record.reason,
+                record.held,
+                record.window,
+                record.user_timeout,
             )
             for record in batch
         ]
@@ -293,8 +304,9 @@ class Store:
             self._database.executemany(
                 "INSERT INTO connections (cid, peer, local, remote, wire_local, wire_remote, initiator,"
                 " local_epoch, remote_epoch, opened_at, moves, state, command, pid, there_local, there_remote,"
-                " sending, receiving, integrity, tunnel, outer_local, outer_remote, born)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                " sending, receiving, integrity, tunnel, outer_local, outer_remote, born,"
+                " lost_at, reason, held, send_window, user_timeout)"
+                f" VALUES ({', '.join(['?'] * 28)})"
                 " ON CONFLICT (cid) DO UPDATE SET"
                 " wire_local = excluded.wire_local, wire_remote = excluded.wire_remote,"
                 " local_epoch = excluded.local_epoch, remote_epoch = excluded.remote_epoch,"
@@ -302,7 +314,9 @@ class Store:
                 " there_local = excluded.there_local, there_remote = excluded.there_remote,"
                 " sending = excluded.sending, receiving = excluded.receiving, integrity = excluded.integrity,"
                 " tunnel = excluded.tunnel, outer_local = excluded.outer_local, outer_remote = excluded.outer_remote,"
-                " born = excluded.born",
+                " born = excluded.born,"
+                " lost_at = excluded.lost_at, reason = excluded.reason, held = excluded.held,"
+                " send_window = excluded.send_window, user_timeout = excluded.user_timeout",
                 rows,
             )
 

@@ -8,6 +8,7 @@ the product states as an invariant is checked after every step:
 - an ACM is applied only if the peer sent it, and none newer for the connection was received or applied before;
 - no connection is protected with a host that is not its other end;
 - the tunnel knows the connections that the kernel guards, and no others;
+- a socket is changed, to live without a path, only when what it had is stored and the kernel holds back what it sends;
 - tables stay bounded.
 
 A host carries its commands out in order, one at a time.  With `kernel_delay` a Rewrite takes that long; datagrams and
@@ -26,7 +27,7 @@ from ipaddress import ip_address
 
 from redirectctl.flows import commands
 from redirectctl.flows import constants as limits
-from redirectctl.flows.connection import Connection, Flow
+from redirectctl.flows.connection import Before, Connection, Flow
 from redirectctl.flows.engine import COUNTER_BITS, Engine, Network, Policy
 from redirectctl.flows.places import DNS
 from redirectctl.flows.state import State
@@ -125,6 +126,7 @@ def copied(c: Connection) -> Connection:
         c.cid, c.socket, c.wire, c.since, c.state, peer=c.peer, initiator=c.initiator, local_epoch=c.local_epoch,
         remote_epoch=c.remote_epoch, moves=c.moves, there=c.there, sending=c.sending, receiving=c.receiving,
         integrity=c.integrity, tunnel=c.tunnel, outer_local=c.outer_local, outer_remote=c.outer_remote, born=c.born,
+        reason=c.reason, lost_since=c.lost_since, held=c.held, before=c.before,
     )  # fmt: skip
 
 
@@ -139,6 +141,8 @@ class Host:
         self.static = StaticKey.from_private(world.random.randbytes(32))
         self.sockets: set[FourTuple] = set()
         self.flows: dict[FourTuple, FourTuple] = {}
+        self.held: set[FourTuple] = set()  # nothing that these send leaves the host
+        self.altered: dict[FourTuple, Before] = {}  # sockets that are not as their programs left them
         self.notices: list[commands.Notice] = []
         self.kicked: list[tuple[FourTuple, ...]] = []
         self.verdicts: dict[int, bool] = {}
@@ -194,6 +198,7 @@ class Host:
                 del self.stored[c.cid]
         self.flows = {c.socket: c.wire for c in restored if c.movable or c.moved}
         self.relaying = {}
+        self.held = {c.socket for c in restored if c.held}
         self.engine.restore(self.world.now, restored)
         self.engine.rendezvous_at(self.world.now, self.servers)
         self.run()
@@ -257,6 +262,7 @@ class Host:
 
     def closed(self, socket: FourTuple) -> None:
         self.sockets.discard(socket)
+        self.altered.pop(socket, None)
         if self.up:
             self.engine.gone(self.world.now, socket)
             self.run()
@@ -394,9 +400,34 @@ class Host:
                 self.network_changed()
             case commands.Kick(sockets):
                 self.kicked.append(sockets)
+            case commands.Prepare(sockets):
+                self.engine.prepared(
+                    now, {s: self.altered.get(s, Before(1000, 7)) for s in sockets if s in self.sockets}
+                )
+            case commands.Suspend(before):
+                for socket, has in before.items():
+                    stored = next((c for c in self.stored.values() if c.socket == socket), None)
+                    assert stored is not None
+                    assert stored.before == has
+                    assert socket in self.held
+                    if socket in self.sockets:
+                        self.altered[socket] = has
+            case commands.Resume(sockets):
+                assert not self.held & set(sockets)
+                self.kicked.append(sockets)
+                self.engine.restored(now, [s for s in sockets if self.altered.pop(s, None)])
+            case commands.GiveBack(before):
+                assert all(self.altered.get(socket, has) == has for socket, has in before.items())
+                for socket in before:
+                    self.altered.pop(socket, None)
+                self.engine.restored(now, before)
+            case commands.Forget(sockets):
+                for socket in sockets:
+                    self.altered.pop(socket, None)
             case commands.Destroy(sockets):
                 for socket in sockets:
                     self.sockets.discard(socket)
+                    self.altered.pop(socket, None)
             case commands.Seek(key):
                 if key in self.world.names:
                     self.sought.append(now)
@@ -416,9 +447,12 @@ class Host:
                 return "no such element"
         for flow in remove:
             del self.flows[flow.socket]
+            self.held.discard(flow.socket)
         for flow in add:
             assert flow.socket not in self.flows, f"{self.name}: adds a flow twice"
             self.flows[flow.socket] = flow.wire
+            if flow.suspended:
+                self.held.add(flow.socket)
         self.transactions.append((len(add), len(remove)))
         return None
 
@@ -462,6 +496,7 @@ class Host:
                 self.world.check_ends(self, c)
             if c.guarded:
                 assert self.flows.get(c.socket) == c.wire, f"{self.name}: kernel and engine differ on {c.socket}"
+                assert (c.socket in self.held) == c.held, f"{self.name}: kernel and engine differ on {c.socket}"
             if c.movable:
                 stored = self.stored.get(c.cid)
                 assert stored is not None, f"{self.name}: {c.socket} is protected and not stored"

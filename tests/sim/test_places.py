@@ -173,4 +173,5 @@ def test_what_was_said_is_forgotten_in_time_and_with_the_peer() -> None:
     bob.engine.told(world.now, key, DNS, [place], 100.0)
     bob.engine.forget(world.now, key)
     assert bob.engine.places.of(key) == ()
+    bob.run()
     world.run(200)

@@ -64,6 +64,8 @@ _EXPLANATIONS = {
     "closed": Explanation("it has ended"),
     "address-gone": Explanation("its address went before it was protected", "see protect.long_lived_after"),
     "no-path": Explanation("there is no path now"),
+    "peer-silent": Explanation("the other host is silent", "it is asked ever again; is the network there well?"),
+    "given-up": Explanation("there was no path for too long", "see outage.give_up_after"),
     # of datagrams of the control port and of the tunnel
     "too-short": _NOT_OURS,
     "too-long": _NOT_OURS,

@@ -1,0 +1,261 @@
+"""Connections without a path, and what the kernel does to keep them alive meanwhile (kernel/suspend.py).
+
+    no address of ours, for HOLD_AFTER: most moves are over by then      the peer is silent, for suspend_after
+            │                                                                    │
+            └───────► Rewrite: nothing of it leaves the host ◄───────────────────┘
+                      Prepare ─► what its socket has is stored ─► Suspend
+    path proven       Rewrite, together with the move ─► Resume ─► the socket has back what it had
+
+A peer is silent if something of a connection with it is unanswered, and it does not answer our announcement either
+(mobility.py repeats that).  A connection on which something arrives shows that it is the daemon there that is down.
+
+What is suspended is announced ever again, quickly at first (`pause`): that is how the path's return is noticed.  The
+answer proves it, on both hosts.  After give_up_after the connection is closed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from redirectctl.flows import commands, constants
+from redirectctl.flows.connection import Before, Connection, change
+from redirectctl.flows.state import State
+from redirectctl.wire import message as messages
+from redirectctl.wire.addr import FourTuple
+from redirectctl.wire.message import End
+
+if TYPE_CHECKING:
+    from redirectctl.flows.engine import Engine
+
+
+class Holding:
+    """Suspended connections."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._e = engine
+        self._resumable: set[bytes] = set()  # the shell has been asked to prepare them, and not yet to resume them
+        self._asked: dict[bytes, float] = {}  # peers whose answer we wait for, and since when
+        self._unanswered: dict[bytes, float] = {}  # connections, and when they were last seen waiting for an answer
+        self._heard: dict[bytes, float] = {}  # peers, and when something last arrived on a connection with them
+        self._since: dict[bytes, float] = {}  # peers to which there is no path, and since when
+
+    # -- losing the path ----------------------------------------------------------------------------------------------
+
+    def lose(
+        self, now: float, connections: Iterable[Connection], reason: str, *, since: float, hold_after: float = 0.0
+    ) -> None:
+        """There has been no path for these since some time."""
+        lost = [c for c in connections if c.state is State.PROTECTED]
+        for connection in lost:
+            connection.lost_since = since
+            if connection.peer is not None:
+                self._since.setdefault(connection.peer, since)
+            change(connection, State.SUSPENDED, now, reason)
+            self._e.notice("connection.suspended", connection, reason=reason)
+        if lost:
+            self._e.emit(commands.SaveConnections(tuple(lost)))
+            self._schedule(now)
+        for key in {c.peer for c in lost}:
+            self._e.timers.set(("hold", key), now + hold_after)
+
+    def question(self, now: float, key: bytes) -> None:
+        """The peer was told where we are, and is to answer."""
+        if key not in self._asked:
+            self._asked[key] = now
+            self._e.timers.set(("silent", key), now + self._e.policy.suspend_after)
+
+    def pause(self, now: float, key: bytes) -> float | None:
+        """Seconds until a peer is told again where we are, while connections with it are suspended.
+
+        A fixed part of the time without a path, so that its return is noticed soon by any measure.  Not more than
+        PROBES a second to all such peers together.
+        """
+        since = self._since.get(key)
+        if since is None:
+            return None
+        part = max((now - since) / constants.PROBE_PART, len(self._since) / constants.PROBES)
+        return min(max(part, constants.PROBE_PAUSE), constants.PROBE_PAUSE_MAX)
+
+    def unanswered(self, now: float, connections: Iterable[Connection]) -> None:
+        """The peers of these do not react to what their sockets send."""
+        for connection in connections:
+            self._unanswered[connection.cid] = now
+
+    def heard(self, now: float, connections: Iterable[Connection]) -> None:
+        """Something has arrived on these."""
+        for connection in connections:
+            if connection.peer is not None:
+                self._heard[connection.peer] = now
+
+    def timer(self, now: float, kind: str, *rest: Any) -> None:
+        """Timers: hold, silent, give-up."""
+        match kind:
+            case "hold":
+                self._hold(rest[0])
+            case "silent":
+                self._silent(now, rest[0])
+            case "give-up":
+                self._give_up(now)
+
+    def _silent(self, now: float, key: bytes) -> None:
+        asked = self._asked.pop(key, now)
+        peer = self._e.peers.get(key)
+        last = peer.last_contact if peer is not None else None
+        if (last is not None and last > asked) or self._heard.get(key, asked) > asked:
+            return
+        connections = self._e.table.movable(key)
+        if any(self._waits(now, c) for c in connections):
+            self.lose(now, connections, "peer-silent", since=asked)
+            self._e.mobility.reconsider(now)
+
+    def _waits(self, now: float, c: Connection) -> bool:
+        """Something of it is unanswered, or it cannot be."""
+        recent = now - self._unanswered.get(c.cid, float("-inf")) < constants.UNANSWERED_FOR
+        return recent or c.here_now not in self._e.network.usable
+
+    # -- in the kernel ------------------------------------------------------------------------------------------------
+
+    def _hold(self, key: bytes) -> None:
+        connections = [c for c in self._e.table.movable(key) if c.state is State.SUSPENDED and not c.held]
+        if connections:
+            changes = [(c, c.wire, c.tunnel) for c in connections]
+            self._e.mobility.reroute(("hold", key), changes, hold={c.cid for c in connections})
+
+    def hold_again(self, now: float, connections: Iterable[Connection]) -> None:
+        """The rules of these are lifted, for a path that is not proven yet: it may come to nothing."""
+        for key in {c.peer for c in connections if c.state is State.SUSPENDED}:
+            self._e.timers.set(("hold", key), now + constants.HOLD_AGAIN)
+
+    def rewritten(self, now: float, key: bytes, sockets: Iterable[FourTuple], error: str | None) -> None:
+        """The kernel holds these back, or does not."""
+        if error is not None:
+            self._e.timers.set(("hold", key), now + constants.HOLD_AGAIN)
+            return
+        held = [c for s in sockets if (c := self._e.table.at(s)) is not None and c.held]
+        self._resumable.update(c.cid for c in held)
+        if held:
+            self._e.emit(commands.Prepare(tuple(c.socket for c in held)))
+
+    def prepared(self, now: float, found: Mapping[FourTuple, Before]) -> None:
+        """What these sockets have: store it, then suspend them."""
+        before, late = {}, []
+        stored = []
+        for socket, has in found.items():
+            connection = self._e.table.at(socket)
+            if connection is None or connection.cid not in self._resumable:
+                late.append(socket)
+                continue
+            connection.before = before[socket] = has
+            stored.append(connection)
+        if stored:
+            self._e.emit(commands.SaveConnections(tuple(stored)))
+            self._e.emit(commands.Suspend(before))
+        if late:  # resumed meanwhile
+            self._e.emit(commands.Resume(tuple(late)))
+
+    def resume(self, connections: Iterable[Connection]) -> list[Connection]:
+        """Set going those of these that are suspended in the kernel; returns the others."""
+        connections = list(connections)
+        resumed = [c for c in connections if c.cid in self._resumable]
+        if resumed:
+            self._resumable.difference_update(c.cid for c in resumed)
+            self._e.emit(commands.Resume(tuple(c.socket for c in resumed)))
+        return [c for c in connections if c not in resumed]
+
+    def restored(self, sockets: Iterable[FourTuple]) -> None:
+        """These have back what they had."""
+        done = [c for s in sockets if (c := self._e.table.at(s)) is not None and c.cid not in self._resumable]
+        for connection in done:
+            connection.before = None
+        stored = [c for c in done if c.movable]
+        if stored:
+            self._e.emit(commands.SaveConnections(tuple(stored)))
+
+    def unguarded(self, connections: Iterable[Connection]) -> None:
+        """The kernel holds back nothing of these any more."""
+        connections = list(connections)
+        for connection in connections:
+            connection.held = False
+            if connection.state is State.CLOSED:
+                self.ended(connection)
+        self.resume([c for c in connections if c.state is not State.CLOSED])
+
+    def ended(self, connection: Connection) -> None:
+        """Its socket is gone."""
+        self._unanswered.pop(connection.cid, None)
+        if connection.cid in self._resumable or connection.before is not None:
+            self._resumable.discard(connection.cid)
+            connection.before = None
+            self._e.emit(commands.Forget((connection.socket,)))
+
+    def lift(self, connections: Iterable[Connection]) -> None:
+        """The kernel is to let through what these send, by whatever way they have; resume() follows."""
+        held = [c for c in connections if c.held]
+        if held:
+            lift = {c.cid for c in held}
+            self._e.mobility.reroute(("lift",), [(c, c.wire, c.tunnel) for c in held], lift=lift)
+
+    # -- the path is there again --------------------------------------------------------------------------------------
+
+    def arrived(self, now: float, connection: Connection) -> None:
+        """It is proven."""
+        lost, connection.lost_since = connection.lost_since, None
+        reason = connection.reason
+        change(connection, State.PROTECTED, now)
+        self._unanswered.pop(connection.cid, None)
+        self._since.pop(connection.peer or b"", None)
+        self._e.notice(
+            "connection.resumed", connection, reason=reason, duration=None if lost is None else max(0.0, now - lost)
+        )
+
+    def restore(self, now: float, connections: Iterable[Connection]) -> None:
+        """At start: those that an earlier run suspended, or had not given back yet what they had."""
+        suspended = [c for c in connections if c.state is State.SUSPENDED]
+        held = [c for c in suspended if c.held]
+        self._resumable.update(c.cid for c in held)
+        if known := {c.socket: c.before for c in held if c.before is not None}:
+            self._e.emit(commands.Suspend(known))
+        if unknown := tuple(c.socket for c in held if c.before is None):
+            self._e.emit(commands.Prepare(unknown))
+        leaving = {c.socket: c.before for c in connections if not c.held and c.before is not None}
+        if leaving:
+            self._e.emit(commands.GiveBack(leaving))
+        for key in {c.peer for c in suspended if not c.held}:
+            self._e.timers.set(("hold", key), now + constants.HOLD_AGAIN)
+        for connection in suspended:
+            if connection.peer is not None and connection.lost_since is not None:
+                self._since.setdefault(connection.peer, connection.lost_since)
+        if suspended:
+            self._schedule(now)
+
+    # -- giving up ----------------------------------------------------------------------------------------------------
+
+    def policy_changed(self, now: float) -> None:
+        """The configuration has been read again."""
+        self._schedule(now)
+
+    def _suspended(self) -> list[Connection]:
+        return [c for c in self._e.table.movable() if c.state is State.SUSPENDED]
+
+    def _schedule(self, now: float) -> None:
+        since = min((c.lost_since for c in self._suspended() if c.lost_since is not None), default=None)
+        if since is not None:
+            self._e.timers.set(("give-up",), max(now, since + self._e.policy.give_up_after))
+
+    def _give_up(self, now: float) -> None:
+        """It has been too long for these."""
+        limit = self._e.policy.give_up_after
+        due = [c for c in self._suspended() if c.lost_since is not None and now >= c.lost_since + limit]
+        of_peer: dict[bytes, list[bytes]] = defaultdict(list)
+        for connection in due:
+            of_peer[connection.peer or b""].append(connection.cid)
+        for key, cids in of_peer.items():
+            for start in range(0, len(cids), messages.MAX_CIDS):
+                self._e.protection.tell_end(now, key, End.KILL, tuple(cids[start : start + messages.MAX_CIDS]))
+        for connection in due:
+            self._e.emit(commands.Destroy((connection.socket,)))
+            self._e.finish(now, connection, "given-up")
+            self._e.protection.gone(now, connection.socket)
+        self._schedule(now)
