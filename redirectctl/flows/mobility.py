@@ -155,9 +155,7 @@ class Mobility:
     def announce_stall(self, now: float, key: bytes, connections: list[Connection]) -> None:
         """Packets of these get lost: perhaps a NAT has forgotten them, and the peer does not know where we are."""
         self._e.holding.question(now, key)
-        told = {cid for move in self._moves.values() if move.key == key and move.stalled for cid in move.cids}
-        if connections := [c for c in connections if c.cid not in told]:  # else it goes on being told
-            self._announce_all(now, key, connections, "retransmitting", stalled=True)
+        self._announce_all(now, key, connections, "retransmitting", stalled=True)
 
     def observed(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
         """The peer sees us elsewhere than before: a NAT between has another address, or maps us anew."""
