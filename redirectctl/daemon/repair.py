@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 BEAT: Final = 1.0  # seconds between looks at what costs some 0.05 ms
 SLOW: Final = 15.0  # seconds between looks at everything: routing and iptables cost some 20 ms
+APART: Final = 2.0  # seconds between looks at iptables: two processes, and there are hosts with many changes a second
 SETTLE: Final = 0.05  # seconds: who takes out one rule or route often takes out more
 TIMES, WITHIN, PAUSE = 10, 60.0, 60.0  # so often within so many seconds is contested; then left alone for that long
 
@@ -76,6 +77,7 @@ class Repairs:
         self._contest = Contest()
         self._hint = asyncio.Event()
         self._routing = self._queues = True  # whether they are to be looked at
+        self._looked = float("-inf")  # when at the queues
 
     def routing_lost(self) -> None:
         """Something of ours in the kernel's routing has gone; it may have been by ourselves."""
@@ -115,8 +117,9 @@ class Repairs:
             with _logged():
                 look()
         with _logged():
-            if self._queues:
-                self._queues = False
+            now = asyncio.get_running_loop().time()
+            if self._queues and now - self._looked >= APART:
+                self._queues, self._looked = False, now
                 await self._look_at_queues()
         with _logged():
             if self._routing or not self._carrier().attached:

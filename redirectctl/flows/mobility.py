@@ -156,6 +156,7 @@ class Mobility:
         """Packets of these get lost: perhaps a NAT has forgotten them, and the peer does not know where we are."""
         self._e.holding.question(now, key)
         self._announce_all(now, key, connections, "retransmitting", stalled=True)
+        self.reconsider(now)  # others may have been announced together with these, and not any more
 
     def observed(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
         """The peer sees us elsewhere than before: a NAT between has another address, or maps us anew."""
@@ -220,6 +221,7 @@ class Mobility:
             reason = self._why(candidates, connections)
         for cids, entries in self._entries(key, connections):
             for old in [m for m in self._moves.values() if m.key == key and set(m.cids) & set(cids)]:
+                stalled = stalled or old.stalled
                 self._drop(old)
             of_move = self._e.table.select(cids)
             remotes = tuple(dict.fromkeys(to for c in of_move for to in self._targets(c)))

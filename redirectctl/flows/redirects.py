@@ -127,9 +127,10 @@ class Redirects:
         return found
 
     def _make_room(self, key: bytes) -> None:
-        mine = sorted(k[1:] for k, v in self._validations.items() if k[0] == key and not v.applying)
+        mine = [v for k, v in self._validations.items() if k[0] == key and not v.applying]
+        mine.sort(key=lambda v: v.epoch)
         for oldest in mine[: max(0, len(mine) - constants.MAX_VALIDATIONS + 1)]:
-            self._forget(self._validations[key, *oldest])
+            self._forget(oldest)
 
     def _forget_outdated(self, key: bytes) -> None:
         """Validations that can move nothing any more, since there is newer for all that they name."""
@@ -184,6 +185,7 @@ class Redirects:
         changes = []
         for c in connections:
             c.remote_epoch = validation.epoch
+            c.holding = False  # it has answered, so it knows where we are, whatever became of our own announcement
             outer = validation.local, validation.source
             changes.append(self._e.mobility.changed(c, remote=validation.new, outer=outer, stalled=validation.stalled))
         lift = {c.cid for c in connections}

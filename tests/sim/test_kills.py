@@ -44,17 +44,24 @@ def act(world: World, bob: Host, what: str, socket: FourTuple) -> None:
         case "stall":
             bob.engine.stalled(world.now, [socket])
             bob.run()
+        case "move-stall":  # one connection of two sends, and is announced once more
+            bob.move(NEW)
+            world.run(1)
+            bob.engine.stalled(world.now, [socket])
+            bob.run()
     world.run(3)
 
 
 @pytest.mark.parametrize("who", ["alice", "bob", "both"])
 @pytest.mark.parametrize(
     ("way", "what"),
-    [(way, what) for way in WAYS for what in ("open", "move", "move-back")] + [("auto", "stall")],
+    [(way, what) for way in WAYS for what in ("open", "move", "move-back")]
+    + [("auto", "stall"), ("auto", "move-stall"), ("integrity", "move-stall")],
 )
 def test_killed_after_any_command(who: str, what: str, way: str) -> None:
     for lives in range(COMMANDS):
         world, alice, bob, socket = pair(way)
+        beside = world.connect(bob, alice, 40001)[0] if what == "move-stall" else socket
         killed = {"alice": [alice], "bob": [bob], "both": [alice, bob]}[who]
         if what != "open":
             world.run(6)
@@ -80,7 +87,8 @@ def test_killed_after_any_command(who: str, what: str, way: str) -> None:
         assert here.movable, where
         assert there.movable, where
         assert here.cid == there.cid, where
-        assert set(bob.stored) == set(alice.stored) == {here.cid}, where
+        assert set(bob.stored) == set(alice.stored) == {bob.connection(s).cid for s in (socket, beside)}, where
+        assert [c for host in (alice, bob) for c in host.engine.table if c.holding and c.tunnel] == [], where
         at = ip(OLD if what in ("open", "move-back") else NEW)
         assert here.here_now == there.there_now == at, where
         if what != "open" and (what, way) not in (("move-back", "auto"), ("move-back", "rewritten")):
@@ -89,6 +97,30 @@ def test_killed_after_any_command(who: str, what: str, way: str) -> None:
             break
     else:
         pytest.fail("it never came to the end")
+
+
+def test_a_peer_that_was_killed_when_one_connection_stalled_hears_of_the_others() -> None:
+    """They wait in the tunnel until the peer knows where we are, which it hears by announcing itself."""
+    world, alice, bob, socket = pair("integrity")
+    beside, _ = world.connect(bob, alice, 40001)
+    world.run(6)
+    world.tap = lambda source, to, data: (
+        not (alice.up and source.host == ip(NEW) and bob.carried[socket].remote is None)
+    )
+    bob.move(NEW)
+    world.run(0.2)
+    assert {bob.carried[s].remote for s in (socket, beside)} == {None}
+    alice.crash()
+    world.run(1)
+    bob.engine.stalled(world.now, [socket])
+    bob.run()
+    alice.start()
+    world.tap = None
+    world.run(20)
+    for s in (socket, beside):
+        assert bob.carried[s].remote == alice.carried[s.mirrored].remote._replace(host=ip("192.0.2.1"))  # type: ignore[union-attr]
+        assert alice.connection(s.mirrored).there_now == ip(NEW)
+        assert bob.connection(s).confirmed == ip(NEW)
 
 
 @pytest.mark.parametrize("restarts", [200, 1000])

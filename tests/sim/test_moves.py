@@ -224,3 +224,25 @@ def test_a_kernel_that_refuses_leaves_everything_as_it_was() -> None:
     world.run(1)
     assert alice.flows[socket.mirrored] == socket.mirrored
     assert alice.named("redirect.refused", "kernel")
+
+
+def test_both_families_announced_again_and_again_without_an_answer() -> None:
+    """Addresses of two families have no order."""
+    world = World()
+    policy = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")
+    alice = world.host("alice", "192.0.2.1", "2001:db8:a::1", policy=policy)
+    bob = world.host("bob", "198.51.100.2", policy=policy)
+    sockets = [world.connect(bob, alice, 40000 + i)[0] for i in range(2)]
+    world.run(5)
+    world.tap = lambda source, to, data: source.host not in alice.addresses  # no challenge arrives
+    bob.move("203.0.113.9", "2001:db8:b::9")
+    world.run(1.5)
+    assert {v.new.version for v in alice.engine.redirects._validations.values()} == {4, 6}
+    bob.engine.stalled(world.now, sockets[:1])  # announced once more, by itself
+    bob.run()
+    world.run(0.1)
+    world.tap = None
+    world.run(20)
+    for socket in sockets:
+        assert agree(alice, bob, socket.mirrored)
+        assert bob.connection(socket).here_now == ip("203.0.113.9")
