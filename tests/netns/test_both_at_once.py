@@ -88,6 +88,28 @@ def both_move(work: Work, client: Network, server: Network, number: int) -> floa
     return answered
 
 
+def test_a_relay_is_killed_and_started_again_and_then_not_needed_any_more(lab: Lab) -> None:
+    nats = [Gateway(lab, network).private for network in (lab.cafe, lab.dc2)]
+    meeting = Meeting(lab)
+    work = Work(meeting)
+    (rendezvous,) = meeting.rendezvous
+    seen = f"{rendezvous.host.address()}:7747"
+    both_move(work, *nats, 0)
+    assert {c["wire_remote"] for c in meeting.wait_protected(2)} == {seen}
+    rendezvous.kill()
+    rendezvous.start()
+    work.goes_on(1)
+    work.under_way()
+    gone = lab.client.leave()
+    lab.client.join(lab.home, FIRST_HOST + 1)
+    work.goes_on(2)
+    assert_gone(lab.client, [address for pair in gone for address in pair])
+    wait_until(lambda: all(c["wire_remote"] != seen for c in meeting.client.ctl("connections")), PATIENCE,
+               "a direct way", poll=0.1)  # fmt: skip
+    work.goes_on(3)
+    work.end()
+
+
 def told(meeting: Meeting, check: str) -> str:
     """What `redirectctl doctor PEER` on the client finds about the server."""
     fingerprint = meeting.server.ctl("identity")["fingerprint"]
