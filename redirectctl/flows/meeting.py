@@ -158,7 +158,9 @@ class Meeting:
             self._e.endpoint.relays.pop(server.at, None)
         for known in [k for k in self._flows if k[0] == server.name]:
             del self._flows[known]
-        server.key = None
+        peer, server.key = self._peer(server), None
+        if peer is not None:
+            peer.keep = self.keeps(peer.key) or bool(self._e.table.movable(peer.key))
 
     def keeps(self, key: bytes) -> bool:
         """The session with this peer is needed: it is a rendezvous of ours."""
@@ -258,8 +260,12 @@ class Meeting:
 
     def _tags(self, server: Server) -> dict[bytes, bytes]:
         """Of the peers that there is something to save with."""
-        peers = {c.peer for c in self._e.table.movable() if c.peer is not None}
-        known = (p for key in sorted(peers) if (p := self._e.peers.get(key)) is not None and p.secret is not None)
+        peers = {c.peer for c in self._e.table.movable() if c.peer not in (None, server.key)}
+        known = (
+            p
+            for key in sorted(filter(None, peers))
+            if (p := self._e.peers.get(key)) is not None and p.secret is not None
+        )
         found = {tag_of(p.secret, server.key): p.key for p in known if p.secret is not None and server.key is not None}
         return dict(list(found.items())[: constants.MAX_TAGS])
 

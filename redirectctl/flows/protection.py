@@ -166,7 +166,8 @@ class Protection:
         """Who is known to be at an address: who answered there when we called, or who is there right now."""
         peers = self._e.peers.values()
         called = (p for p in peers if address in p.identity and p.state is not PeerState.CHANGED)
-        present = (p for p in peers if p.remote is not None and p.remote.host == address and p.session(now) is not None)
+        here = (p for p in peers if p.remote is not None and p.remote.host == address and p.session(now) is not None)
+        present = (p for p in here if not self._e.meeting.by_way_of(p.key, p.remote))
         return next(called, None) or next(present, None)
 
     def session_up(self, now: float, event: events.SessionUp) -> None:

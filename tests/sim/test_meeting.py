@@ -255,6 +255,30 @@ def test_a_host_that_does_not_serve_says_so() -> None:
     assert bob.named("rendezvous.lost", "not-serving")
 
 
+def test_a_connection_to_the_rendezvous_itself_is_not_its_guests() -> None:
+    trio = relayed_trio()
+    to_rita, _ = trio.world.connect(trio.bob, trio.rita, 41000)
+    trio.world.run(10)
+    c = trio.bob.connection(to_rita)
+    assert (c.peer, c.movable) == (trio.rita.static.public, True)
+    trio.bob.move("10.0.2.3")
+    trio.world.run(10)
+    assert trio.relayed()
+    assert (c.outer_remote, c.confirmed) == (SockAddr(ip(RITA), PORT), ip("10.0.2.3"))
+    assert not trio.bob.named("peer.key_changed")
+
+
+def test_a_rendezvous_that_is_not_configured_any_more_is_left() -> None:
+    trio = relayed_trio()
+    peer = trio.bob.engine.peers[trio.rita.static.public]
+    assert peer.keep
+    trio.bob.meets_at()
+    assert not peer.keep
+    assert trio.bob.engine.endpoint.relays == {}
+    trio.world.run(60)
+    assert not trio.bob.named("peer.key_changed")
+
+
 def test_nothing_is_held_for_those_who_have_left() -> None:
     trio = relayed_trio()
     for host in trio.ends:
