@@ -11,26 +11,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final
 
 from rich.text import Text
-from textual.app import App, ComposeResult, SystemCommand
+from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Footer, Static, TabbedContent, TabPane
 
 from redirectctl.api import schema
-from redirectctl.api.client import UnreachableError
-from redirectctl.api.schema import Connection, ConnectionState, Peer, PeerState, RequestError
+from redirectctl.api.schema import Connection, ConnectionState, RequestError
 from redirectctl.api.text import clean
 from redirectctl_tui.feed import Lost, Source
 from redirectctl_tui.journal import Journal
 from redirectctl_tui.model import WAITING, View, target_error
+from redirectctl_tui.peer_actions import PeerActions
 from redirectctl_tui.screens.connections import ConnectionsPane
 from redirectctl_tui.screens.contact import Contact
-from redirectctl_tui.screens.details import ENDED, Details, connection_text, peer_text
-from redirectctl_tui.screens.dialogs import Ask, Confirm, Page
+from redirectctl_tui.screens.details import ENDED, Details, connection_text
+from redirectctl_tui.screens.dialogs import Ask
 from redirectctl_tui.screens.help import Help
 from redirectctl_tui.screens.moves import MovesPane
 from redirectctl_tui.screens.network import NetworkPane
@@ -38,10 +38,7 @@ from redirectctl_tui.screens.peers import PeersPane
 from redirectctl_tui.words import STATES, brief, peer_name, plural, program_name
 
 SECONDS_PLOTTED: Final = 600
-LONGEST_NAME: Final = 64  # characters, of a peer; the daemon refuses longer ones
 PANES: Final = {"connections": "Connections", "peers": "Peers", "moves": "Moves", "network": "Network"}
-
-ReplyT = TypeVar("ReplyT", bound=schema.Reply)
 
 
 class Arrived(Message):
@@ -56,15 +53,7 @@ class Happened(Message):
     """There are events to take."""
 
 
-class Answered(Message):
-    """A request has its reply."""
-
-    def __init__(self, then: Callable[[], None]) -> None:
-        super().__init__()
-        self.then = then
-
-
-class RedirectApp(App[None]):
+class RedirectApp(PeerActions):
     """redirectctl tui."""
 
     TITLE = "redirectctl"
@@ -80,11 +69,10 @@ class RedirectApp(App[None]):
 
     def __init__(self, source: Source, host: str, clock: Callable[[], float] = time.time) -> None:
         """host: what this machine is called.  clock: epoch seconds."""
-        super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
+        super().__init__(source, ansi_color=True if "NO_COLOR" in os.environ else None)
         if self.no_color:
             self.theme = "ansi-dark"  # the terminal's own two colours; the others are left out
         self.animation_level = "none"  # a slow line has better things to carry
-        self._source = source
         self._host = host
         self._clock = clock
         self._lost: Lost | None = None
@@ -92,8 +80,6 @@ class RedirectApp(App[None]):
         self._throughput: deque[tuple[float, float]] = deque(maxlen=SECONDS_PLOTTED)
         self._identity: schema.IdentityReply | None = None
         self._examined = False  # doctor has been asked
-        self._later: set[str] = set()  # fingerprints that a person did not want to decide about now
-        self.view: View | None = None
 
     def compose(self) -> ComposeResult:
         """Header, panes, footer."""
@@ -193,7 +179,7 @@ class RedirectApp(App[None]):
             return
         match self._active:
             case "connections":
-                self.query_one(ConnectionsPane).show(self.view)
+                self.query_one(ConnectionsPane).show(self.view, self._journal.of_connection)
             case "peers":
                 self.query_one(PeersPane).show(self.view)
             case "moves":
@@ -207,7 +193,7 @@ class RedirectApp(App[None]):
         self.query_one("#panes").set_class(self._lost is not None, "stale")
         if self._lost is not None:
             since = brief(max(0.0, self._clock() - self._lost.since))
-            lost.update(f" No answer from redirectd for {since}: {clean(self._lost.why)}. Trying again…")
+            lost.update(f" No answer from redirectd for {since}, trying again: {clean(self._lost.why)}")
         top = f" redirectctl  {clean(self._host)}"
         if self.view is not None:
             if waiting := len(self.view.waiting()):
@@ -232,101 +218,11 @@ class RedirectApp(App[None]):
         elif self._may_interrupt():
             unseen = [peer for peer in view.waiting() if peer.fingerprint not in self._later]
             if unseen:
-                self._contact(unseen[0], view)
+                self.contact(unseen[0])
 
     def _may_interrupt(self) -> bool:
         """Nobody types or decides something else."""
         return len(self.screen_stack) == 1 and not self.query("Input:focus")
-
-    # -- peers --------------------------------------------------------------------------------------------------------
-
-    def _contact(self, peer: Peer, view: View) -> None:
-        screen = Contact(peer, view)
-
-        def decided(verb: str | None) -> None:
-            match verb:
-                case "approve":
-                    self._approve(peer)
-                case "reject":
-                    self._reject(peer)
-                case _:
-                    self._later.add(peer.fingerprint)
-
-        self.push_screen(screen, decided)
-        self._ask(
-            schema.PeerRequest(peer.fingerprint),
-            schema.PeerReply,
-            lambda reply: screen.picture(reply.picture) if isinstance(reply.picture, str) else None,
-        )
-
-    def _approve(self, peer: Peer) -> None:
-        request = schema.ApproveRequest(peer.fingerprint)
-        self._ask(request, schema.PeerReply, lambda reply: self._said("approved", reply.peer))
-
-    def _reject(self, peer: Peer) -> None:
-        request = schema.RejectRequest(peer.fingerprint)
-        self._ask(request, schema.PeerReply, lambda reply: self._said("rejected", reply.peer))
-
-    def _said(self, verb: str, peer: Peer) -> None:
-        self.notify(f"{verb} {peer_name(peer, peer.fingerprint)}", markup=False)
-
-    def on_peers_pane_act(self, message: PeersPane.Act) -> None:
-        """A person wants something done about a peer."""
-        peer, name = message.peer, peer_name(message.peer, message.peer.fingerprint)
-        match message.verb:
-            case "approve" | "details" if peer.state in WAITING and self.view is not None:
-                self._contact(peer, self.view)
-            case "details":
-                self._ask(
-                    schema.PeerRequest(peer.fingerprint),
-                    schema.PeerReply,
-                    lambda reply: self._show_peer(reply.peer, reply.picture),
-                )
-            case "approve" if peer.state is PeerState.APPROVED:
-                self.notify(f"{name} is approved already", markup=False)
-            case "approve":
-                text = f"You rejected this host. Approve it now?\n{clean(peer.fingerprint)}"
-                self._confirm(f"Approve {name}", text, "Approve", lambda: self._approve(peer))
-            case "reject":
-                text = f"{plural(peer.connections, 'connection')} with it will no longer be protected."
-                self._confirm(f"Reject {name}", text, "Reject", lambda: self._reject(peer))
-            case "forget":
-                text = (
-                    f"Its key is forgotten; {plural(peer.connections, 'connection')} will no longer be protected.\n"
-                    "The next connection is a first contact again."
-                )
-                self._confirm(f"Forget {name}", text, "Forget", lambda: self._forget(peer))
-            case _:
-                self._ask_name(peer, name)
-
-    def _show_peer(self, peer: Peer, picture: object) -> None:
-        if len(self.screen_stack) == 1:
-            text = peer_text(peer, picture if isinstance(picture, str) else "")
-            self.push_screen(Page(peer_name(peer, peer.fingerprint), text))
-
-    def _forget(self, peer: Peer) -> None:
-        request = schema.ForgetRequest(peer.fingerprint)
-        self._ask(request, schema.PeerReply, lambda reply: self._said("forgot", reply.peer))
-
-    def _ask_name(self, peer: Peer, name: str) -> None:
-        def named(text: str | None) -> None:
-            if text is not None:
-                request = schema.RenameRequest(peer.fingerprint, text or None)
-                self._ask(request, schema.PeerReply, lambda reply: self._said("renamed to", reply.peer))
-
-        title = f"Rename {name}"
-        self.push_screen(
-            Ask(title, "What to call this host; nothing: its address.", peer.name or "", _wrong_name), named
-        )
-
-    def action_waiting(self) -> None:
-        """The host that waits for a decision."""
-        if len(self.screen_stack) > 1:
-            return
-        if self.view is not None and (waiting := self.view.waiting()):
-            self._contact(waiting[0], self.view)
-        else:
-            self.notify("no host is waiting for a decision")
 
     # -- connections --------------------------------------------------------------------------------------------------
 
@@ -345,14 +241,14 @@ class RedirectApp(App[None]):
         elif verb == "release":
             text = f"{what}\nIt goes on, but will not live through a change of address any more."
             request = schema.ReleaseRequest(connection.id)
-            self._confirm("Release", text, "Release", lambda: self._ask_connection(request, f"released {what}"))
+            self.confirm("Release", text, "Release", lambda: self._ask_connection(request, f"released {what}"))
         else:
             text = f"{what}\nIt is closed on both hosts; the programs see it reset."
             kill = schema.KillRequest(connection.id)
-            self._confirm("Kill", text, "Kill", lambda: self._ask_connection(kill, f"killed {what}"))
+            self.confirm("Kill", text, "Kill", lambda: self._ask_connection(kill, f"killed {what}"))
 
     def _ask_connection(self, request: schema.ReleaseRequest | schema.KillRequest, done: str) -> None:
-        self._ask(request, schema.ConnectionReply, lambda _: self.notify(done, markup=False))
+        self.ask(request, schema.ConnectionReply, lambda _: self.notify(done, markup=False))
 
     def _ask_details(self, screen: Details) -> None:
         def show(reply: schema.ConnectionReply) -> None:
@@ -364,14 +260,14 @@ class RedirectApp(App[None]):
             if screen.is_mounted and isinstance(error, RequestError):
                 screen.show(Text(ENDED))
 
-        self._ask(schema.ConnectionRequest(screen.connection), schema.ConnectionReply, show, ended)
+        self.ask(schema.ConnectionRequest(screen.connection), schema.ConnectionReply, show, ended)
 
     def action_protect(self) -> None:
         """A running process, or one connection."""
 
         def given(target: str | None) -> None:
             if target:
-                self._ask(
+                self.ask(
                     schema.ProtectRequest(target),
                     schema.ConnectionsReply,
                     lambda reply: self.notify(
@@ -386,7 +282,7 @@ class RedirectApp(App[None]):
 
     def action_announce(self) -> None:
         """Say our addresses to all peers now."""
-        self._ask(
+        self.ask(
             schema.AnnounceRequest(),
             schema.AnnounceReply,
             lambda reply: self.notify(f"announced to {plural(reply.peers, 'peer')}"),
@@ -398,8 +294,8 @@ class RedirectApp(App[None]):
         self._examined = True
         pane.asking()
         if self._identity is None:
-            self._ask(schema.IdentityRequest(), schema.IdentityReply, self._identified, lambda _: None)
-        self._ask(
+            self.ask(schema.IdentityRequest(), schema.IdentityReply, self._identified, lambda _: None)
+        self.ask(
             schema.DoctorRequest(),
             schema.DoctorReply,
             lambda reply: pane.findings(reply.checks),
@@ -441,41 +337,3 @@ class RedirectApp(App[None]):
     def _show_doctor(self) -> None:
         self.action_pane("network")
         self.action_doctor()
-
-    def _confirm(self, title: str, text: str, yes: str, then: Callable[[], None]) -> None:
-        self.push_screen(Confirm(title, text, yes), lambda answer: then() if answer == "yes" else None)
-
-    def _ask(
-        self,
-        request: schema.Request,
-        reply: type[ReplyT],
-        then: Callable[[ReplyT], None],
-        otherwise: Callable[[Exception], None] | None = None,
-    ) -> None:
-        """Ask in a thread; `then` with the reply, or `otherwise` with the error, is called in the app's."""
-        failed = otherwise or self._failed
-
-        def work() -> None:
-            try:
-                answer = self._source.ask(request, reply)
-            except (RequestError, UnreachableError) as error:
-                refused = error
-                self.post_message(Answered(lambda: failed(refused)))
-            else:
-                self.post_message(Answered(lambda: then(answer)))
-                self._source.poke()
-
-        self.run_worker(work, thread=True)
-
-    def on_answered(self, message: Answered) -> None:
-        """The reply has come."""
-        message.then()
-
-    def _failed(self, error: Exception) -> None:
-        self.notify(clean(str(error)), title="not done", severity="error", timeout=10, markup=False)
-
-
-def _wrong_name(text: str) -> str | None:
-    if len(text) > LONGEST_NAME or not text.isprintable():
-        return f"at most {LONGEST_NAME} printable characters"
-    return None

@@ -12,6 +12,7 @@ from redirectctl.api.text import clean
 from redirectctl_tui.words import Tone, explained, plural
 
 KEPT: Final = 5000  # entries, and as many events of connections
+RESUMED: Final = "resumed"
 TOGETHER: Final = 1.0  # seconds within which the same thing, happening to many connections, is one entry
 
 
@@ -65,22 +66,23 @@ class Journal:
         match event.event:
             case EventName.ADDRESS_ADDED:
                 where = f" on {clean(event.interface)}" if event.interface else ""
-                self._append(event, f"{clean(event.address or '?')} came{where}")
+                self._append(event, f"{clean(event.address or '?')} came{where}", Tone.DIM)
             case EventName.ADDRESS_REMOVED:
-                self._append(event, f"{clean(event.address or '?')} went")
+                self._append(event, f"{clean(event.address or '?')} went", Tone.DIM)
             case EventName.MOVE_STARTED:
                 what = f"announcing {clean(event.address or '?')}"
                 self._append(event, what, Tone.WAITING, announces=event.epoch)
             case EventName.MOVE_FINISHED:
                 self._finished(event)
             case EventName.MOVE_RECEIVED:
+                self._take_resumed(event)
                 self._append(event, f"it moved to {clean(event.address or '?')}", Tone.GOOD, gap=self._taken_gap())
             case EventName.CONNECTION_SUSPENDED:
                 self._gather(event, "suspended", Tone.WAITING)
             case EventName.CONNECTION_RESUMED:
                 if event.duration is not None:
                     self._gap = max(event.duration, self._gap or 0.0)
-                self._gather(event, "resumed", Tone.GOOD)
+                self._gather(event, RESUMED, Tone.GOOD)
             case EventName.CONNECTION_REFUSED:
                 self._gather(event, "connection refused", Tone.BAD)
             case EventName.REDIRECT_REFUSED:
@@ -123,9 +125,17 @@ class Journal:
             if entry.announces == event.epoch or entry.what == announced:
                 self.entries.remove(entry)
         what = f"moved to {clean(event.address or '?')}"
+        self._take_resumed(event)
         self._append(event, what, Tone.GOOD, recovery=event.duration, gap=self._taken_gap())
         if event.duration is not None:
             self.recoveries.append(Recovery(event.time, event.duration, event.connections or 0))
+
+    def _take_resumed(self, move: Event) -> None:
+        """That connections have a path again is what the move's own line says."""
+        if self.entries:
+            last = self.entries[-1]
+            if (last.what, last.peer) == (RESUMED, move.peer) and last.connections == (move.connections or 0):
+                self.entries.pop()
 
     def _taken_gap(self) -> float | None:
         gap, self._gap = self._gap, None

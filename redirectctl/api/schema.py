@@ -131,6 +131,14 @@ class Connection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     history: list[Step] | UnsetType = UNSET  # the latest 32; only in the answer to ConnectionRequest
 
 
+class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a usable address of this host is."""
+
+    address: str
+    prefix: int  # bits of the address that name the network
+    interface: str
+
+
 class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The daemon in a few numbers."""
 
@@ -143,6 +151,7 @@ class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     peers: int
     pid: int
     long_lived_after: float | UnsetType = UNSET  # seconds after which a connection is taken on
+    networks: list[Network] | UnsetType = UNSET  # of `addresses`
 
 
 class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

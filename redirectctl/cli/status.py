@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from redirectctl.api.schema import StatusReply, StatusRequest
+from msgspec import UnsetType
+
+from redirectctl.api.schema import Status, StatusReply, StatusRequest
 from redirectctl.api.text import duration
 from redirectctl.cli.common import ExitCode, ask
 from redirectctl.cli.output import print_json, print_pairs
@@ -15,6 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watch", "-w", action="store_true", help="go on, with a line for each change: for screen readers and logs"
     )
+
+
+def _addresses(status: Status) -> list[str]:
+    if isinstance(status.networks, UnsetType):
+        return status.addresses
+    return [f"{n.address}/{n.prefix} on {n.interface}" for n in status.networks]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         (
             ("redirectd", f"{status.version}, process {status.pid}, up {duration(status.uptime)}"),
             ("identity", status.identity),
-            ("addresses", ", ".join(status.addresses) or "none"),
+            ("addresses", ", ".join(_addresses(status)) or "none"),
             ("control port", f"UDP {status.control_port}"),
             ("connections", ", ".join(counts) or "none"),
             ("peers", str(status.peers)),

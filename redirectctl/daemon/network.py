@@ -40,6 +40,13 @@ class NetworkView:
         """Usable addresses of this host."""
         return sorted({a.ip for a in self._watch.state.candidates}, key=lambda a: (a.version, a))
 
+    def places(self) -> list[tuple[IPAddress, int, str]]:
+        """Usable addresses, the length of their networks' prefixes, and their interfaces."""
+        state = self._watch.state
+        names = {index: link.name for index, link in state.links.items()}
+        found = {(a.ip, a.prefixlen, names.get(a.ifindex, "?")) for a in state.candidates}
+        return sorted(found, key=lambda place: (place[0].version, place[0], place[2]))
+
     def all_addresses(self) -> frozenset[IPAddress]:
         """Every address that the system (not redirectctl) has."""
         state = self._watch.state

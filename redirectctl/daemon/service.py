@@ -53,6 +53,7 @@ class DaemonService:
             peers=len(r.peer_records),
             pid=r.pid,
             long_lived_after=r.config.protect.long_lived_after,
+            networks=[schema.Network(address=str(a), prefix=n, interface=i) for a, n, i in r.network.places()],
         )
         return schema.StatusReply(status=status)
 

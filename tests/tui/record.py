@@ -6,17 +6,19 @@ contact, protected, moved, suspended, behind NAT, a changed key.  Paths of this 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import msgspec
 
 from redirectctl.api import schema
-from redirectctl.api.client import Client
+from redirectctl.api.client import Client, UnreachableError
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.middlebox import Gateway
 from redirectctl.lab.sshd import SshServer
@@ -28,6 +30,7 @@ from tests.tui.recorded import FOLDER, Scene
 CLIENT = '[trust]\nfirst_contact = "ask"\n[protect]\nlong_lived_after = "4s"\n'
 SERVER = '[trust]\nfirst_contact = "accept-new"\n'
 PATIENCE = 60.0
+SECONDS = 60  # of throughput that are kept
 
 
 def main() -> int:
@@ -47,6 +50,18 @@ class Story:
             daemon.start()
         self.sshd = SshServer(lab.server)
         self.running: list[subprocess.Popen[str]] = []
+        self.carried: list[tuple[float, float]] = []
+        threading.Thread(target=self.watch, daemon=True).start()
+
+    def watch(self) -> None:
+        """What is carried, second by second."""
+        rates = Rates()
+        while True:
+            time.sleep(1)
+            with contextlib.suppress(UnreachableError, OSError), Client(str(self.client.socket)) as client:
+                request = schema.ConnectionsRequest(counters=True)
+                now = rates.update(time.monotonic(), client.call(request, schema.ConnectionsReply).connections)
+                self.carried.append((sum(r[0] for r in now.values()), sum(r[1] for r in now.values())))
 
     def start(self, *argv: str) -> None:
         """A command on the client, opted in."""
@@ -119,7 +134,7 @@ class Story:
         self.server.start()
         self.start(*self.sshd.ssh("sleep", "1004"))
         wait_until(lambda: [p for p in client.ctl("peers") if p["state"] == "changed"], PATIENCE, "a changed key")
-        time.sleep(1)
+        client.wait_connections("refused")
         self.record("changed")
 
     def record(self, name: str) -> None:
@@ -138,10 +153,12 @@ class Story:
                 events=events,
                 identity=client.call(schema.IdentityRequest(), schema.IdentityReply),
                 checks=client.call(schema.DoctorRequest(), schema.DoctorReply).checks,
+                peer_checks=client.call(schema.DoctorRequest(peers[0].fingerprint), schema.DoctorReply).checks,
                 peers={p.fingerprint: client.call(schema.PeerRequest(p.fingerprint), schema.PeerReply) for p in peers},
                 connections={
                     c.id: client.call(schema.ConnectionRequest(c.id), schema.ConnectionReply).connection for c in listed
                 },
+                carried=[(round(received), round(sent)) for received, sent in self.carried[-SECONDS:]],
             )
         text = msgspec.json.format(msgspec.json.encode(scene)).decode()
         (FOLDER / f"{name}.json").write_text(self.without_paths(text) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,8 +24,10 @@ class Scene(msgspec.Struct, frozen=True):
     events: list[Event]
     identity: schema.IdentityReply
     checks: list[Check]
+    peer_checks: list[Check]  # as doctor finds them for the first of the peers
     peers: dict[str, schema.PeerReply]  # by fingerprint
     connections: dict[str, Connection]  # by id, with history
+    carried: list[tuple[float, float]] = []  # of all connections, second by second: received, sent; bytes a second
 
 
 def scene(name: str) -> Scene:
@@ -46,6 +49,8 @@ class Recorded:
     def start(self, listener: Listener) -> None:
         """Tell of the scene."""
         self._listener = listener
+        for rates in self.scene.carried:
+            listener.viewed(replace(self.scene.view, rates={"all": rates}))
         self.show(self.scene)
 
     def stop(self) -> None:
@@ -80,7 +85,7 @@ class Recorded:
         shown = self.scene
         asking: dict[type[schema.Request], Callable[[Any], schema.Reply]] = {
             schema.IdentityRequest: lambda _: shown.identity,
-            schema.DoctorRequest: lambda _: schema.DoctorReply(shown.checks),
+            schema.DoctorRequest: lambda r: schema.DoctorReply(shown.peer_checks if r.peer else shown.checks),
             schema.PeerRequest: lambda r: shown.peers[r.peer],
             schema.ConnectionRequest: lambda r: schema.ConnectionReply(self._connection(r.connection)),
         }

@@ -11,11 +11,12 @@ import msgspec
 import pytest
 from msgspec import UNSET
 from textual.filter import NoColor
+from textual.geometry import Region
 from textual.pilot import Pilot
 from textual.widgets import Button, Input, Static, TabbedContent
 
 from redirectctl.api import schema
-from redirectctl.api.schema import Connection, ConnectionState, Peer, PeerState, RequestError
+from redirectctl.api.schema import Check, CheckStatus, Connection, ConnectionState, Peer, PeerState, RequestError
 from redirectctl_tui.app import RedirectApp
 from redirectctl_tui.model import Row
 from redirectctl_tui.screens.connections import ConnectionsPane
@@ -23,6 +24,7 @@ from redirectctl_tui.screens.contact import Contact
 from redirectctl_tui.screens.details import Details
 from redirectctl_tui.screens.dialogs import Ask, Confirm, Page
 from redirectctl_tui.screens.network import NetworkPane
+from redirectctl_tui.screens.peers import PeersPane
 from tests.tui.recorded import Recorded, Scene, scene
 
 WATCHING = (schema.PeerRequest, schema.ConnectionRequest, schema.IdentityRequest, schema.DoctorRequest)
@@ -208,6 +210,40 @@ class TestConnections:
             await s.settle()
             assert isinstance(s.app.screen, Details)
 
+    async def test_a_tall_screen_tells_more_of_the_row_with_the_cursor(self):
+        async with session("moved", size=(120, 40)) as s:
+            c = s.current.connection
+            for part in (c.local, c.wire_local, f"process      {c.pid}", "round trip"):
+                assert part in s.text("#facts-of-row")
+            assert "rewritten: " in s.text("#timeline-of-row")
+            await s.press("end")
+            assert s.current.connection.state is ConnectionState.UNSUPPORTED
+            assert "no redirectd answers there" in s.text("#facts-of-row")
+            here = "192.0.2.99:9"
+            listed = [msgspec.structs.replace(each, wire_local=here) for each in s.daemon.scene.view.connections]
+            await s.show(with_connections(s.daemon.scene, listed))
+            assert here in s.text("#facts-of-row")
+            await s.show(with_connections(s.daemon.scene, []))
+            assert not s.app.query_one("#preview").visible
+
+    async def test_rows_are_drawn_anew_after_the_table_has_another_size(self):
+        """Also when it gets it after its lines have been drawn."""
+        shown = scene("protected")
+        async with session("protected") as s:
+            table = s.app.query_one(ConnectionsPane).table
+            table.on_resize()
+            aged = [msgspec.structs.replace(c, age=86400.0 * 77) for c in shown.view.connections]
+            await s.show(with_connections(shown, aged))
+            lines = table.render_lines(Region(0, 1, table.size.width, len(aged)))
+            assert all("77d" in strip.text for strip in lines)
+
+    async def test_a_low_screen_says_why_the_row_is_not_protected(self):
+        async with session("moved", size=(80, 24)) as s:
+            assert not s.app.query_one("#preview").display
+            assert "sorted by state" in s.text("#shown")
+            await s.press("end")
+            assert s.text("#shown").startswith(" unsupported: no redirectd answers there")
+
     async def test_details_follow_the_connection(self):
         moved = scene("moved")
         async with session("moved") as s:
@@ -343,6 +379,30 @@ class TestPeers:
             (peer,) = s.daemon.scene.view.peers
             assert peer.fingerprint in str(s.app.screen.query_one(Static).content)
 
+    async def test_a_tall_screen_shows_the_picture_of_the_key(self):
+        async with session("changed", size=(120, 40)) as s:
+            await s.press("escape", "2")
+            for _ in s.daemon.scene.view.peers:
+                peer = s.app.query_one(PeersPane).table.current
+                assert peer is not None
+                assert peer.fingerprint in s.text("#facts-of-peer")
+                assert s.text("#picture-of-peer") == s.daemon.scene.peers[peer.fingerprint].picture
+                await s.press("down")
+
+    async def test_doctor_from_here_to_there(self):
+        shown = scene("nat")
+        route = Check(name="peer.route", status=CheckStatus.FAIL, found="no way there", hint="plug it in")
+        async with session("", changed=msgspec.structs.replace(shown, peer_checks=[*shown.checks, route])) as s:
+            await s.press("2", "d")
+            (peer,) = s.daemon.scene.view.peers
+            assert schema.DoctorRequest(peer.fingerprint) in s.daemon.asked
+            assert isinstance(s.app.screen, Page)
+            lines = [strip.text for strip in s.app.screen.query_one(Static).render_lines(Region(0, 0, 70, 20))]
+            assert "failed" in lines[1]
+            assert "peer.route" in lines[1]
+            assert "plug it in" in lines[2]
+            assert not any("kernel.nftables" in line for line in lines)  # that is well, and of this host only
+
     async def test_rename(self):
         async with session("resumed") as s:
             await s.press("2", "n")
@@ -430,7 +490,9 @@ class TestTheRest:
             rows = s.rows
             s.daemon.lose("no daemon listens there; start redirectd", s.app._clock() - 3)
             await s.settle()
-            assert "No answer from redirectd for 3s: no daemon listens there; start redirectd." in s.text("#lost")
+            assert "No answer from redirectd for 3s, trying again: no daemon listens there; start redirectd" in s.text(
+                "#lost"
+            )
             assert s.rows == rows  # what was known stays in sight
             await s.show(scene("protected"))
             assert not s.app.query_one("#lost").display

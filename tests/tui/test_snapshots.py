@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from redirectctl_tui.app import RedirectApp
 from tests.tui.recorded import Recorded, scene
@@ -25,6 +26,7 @@ SCREENS = {
     "kill": ("protected", ("k",)),
     "protect": ("protected", ("p", "x", "enter")),
     "filter": ("protected", ("slash", "s", "c", "p", "enter", "escape", "slash", "u", "n", "s", "u")),
+    "peer-doctor": ("nat", ("2", "d")),
     "peers": ("changed", ("escape", "2")),
     "peer": ("nat", ("2", "enter")),
     "moves": ("resumed", ("3",)),
@@ -51,6 +53,9 @@ def quiet(keys: tuple[str, ...], *, lost: bool = False) -> Callable[[Pilot[None]
 
 
 async def settle(pilot: Pilot[None]) -> None:
+    for line in pilot.app.screen.query(Input):
+        line.cursor_blink = False
+        line._cursor_visible = True
     await pilot.app.workers.wait_for_complete()
     await pilot.pause()
 

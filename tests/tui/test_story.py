@@ -96,7 +96,7 @@ def test_from_first_contact_to_the_end(lab: Lab):
         lab.client.move(lab.cafe, 20)
         terminal.wait("● protected", "rewritten 1")
         terminal.press("3")
-        terminal.wait("moved to 198.51.100.20", "resumed", "Recovery", "last ")
+        terminal.wait("moved to 198.51.100.20", "suspended", "Recovery", "last ")
         terminal.press("1")
 
         lab.client.leave()
@@ -114,7 +114,7 @@ def test_from_first_contact_to_the_end(lab: Lab):
         terminal.press("Escape")
         terminal.wait("HOST  ")  # a key that follows Escape at once is another key
         terminal.press("4")
-        terminal.wait("192.0.2.44", "UDP 7747", "doctor: ", "kernel.nftables")
+        terminal.wait("192.0.2.44/24 on eth0", "UDP 7747", "doctor: ", "kernel.nftables")
         terminal.press("2")
         terminal.wait("● approved")
         terminal.press("n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import msgspec
@@ -9,10 +10,10 @@ import pytest
 from msgspec import UNSET, UnsetType
 
 from redirectctl.api.schema import ConnectionState, Counters, Event, EventName
-from redirectctl_tui.journal import KEPT, Journal, median
+from redirectctl_tui.journal import KEPT, RESUMED, Journal, median
 from redirectctl_tui.model import SORTS, Rates, Selection, target_error
 from redirectctl_tui.screens.details import timeline
-from redirectctl_tui.screens.network import observations
+from redirectctl_tui.screens.network import addresses, observations
 from redirectctl_tui.widgets.lines import fitted
 from redirectctl_tui.widgets.plot import bars
 from redirectctl_tui.words import Tone, amount, brief, explained, progress, state_cell, took
@@ -78,10 +79,26 @@ class TestJournal:
         assert whats.index("first contact") < whats.index("approved") < whats.index("suspended")
         moves = [entry for entry in journal.entries if entry.what.startswith("moved to ")]
         assert len(moves) == len([e for e in shown.events if e.event is EventName.MOVE_FINISHED])
+        resumed = [entry for entry in journal.entries if entry.what == RESUMED]
+        assert len(resumed) < len(moves)  # what a move brought back, its own line says
         assert all(entry.recovery and entry.gap and entry.gap >= entry.recovery for entry in moves)
         assert max(entry.gap or 0 for entry in moves) > 12  # the scene's outage
         assert [r.seconds for r in journal.recoveries] == [entry.recovery for entry in moves]
         assert not any(what.startswith("announcing") for what in whats)  # each of them has finished
+
+    def test_what_came_back_without_a_move_is_a_line_of_its_own(self):
+        journal = Journal()
+        journal.add(
+            [
+                Event(time=1.0, event=EventName.CONNECTION_RESUMED, connection="a", peer="p", duration=4.0),
+                Event(time=3.0, event=EventName.CONNECTION_RESUMED, connection="b", peer="p", duration=5.0),
+                Event(time=3.1, event=EventName.MOVE_FINISHED, peer="p", address="192.0.2.1", connections=1),
+            ]
+        )
+        assert [(entry.what, entry.gap) for entry in journal.entries] == [
+            (RESUMED, 4.0),
+            ("moved to 192.0.2.1", 5.0),
+        ]
 
     def test_a_move_that_has_not_finished_is_seen(self):
         journal = Journal()
@@ -145,11 +162,17 @@ def test_the_timeline_of_a_connection_has_states_and_moves_in_order():
     assert whats[0] == "short"
     assert "negotiating" in whats
     assert len([what for what in whats if what.startswith(("rewritten: ", "tunnel: "))]) >= 5
-    assert any(what.startswith("protected again, after 1") for what in whats)
+    assert any(re.fullmatch(r"protected again, after \d\ds without a path", what) for what in whats)
     # After a restart of the daemon the log has to do for what was before.
     assert c.history
     without = msgspec.structs.replace(c, history=list(c.history)[-1:])
     assert "suspended" in [what for _, what in timeline(without, journal.of_connection(c.id))]
+
+
+def test_addresses_have_their_network_and_interface():
+    status = scene("nat").view.status
+    assert addresses(status) == ["10.0.3.10/24 on eth0", "fd00:3::a/64 on eth0"]
+    assert addresses(msgspec.structs.replace(status, networks=UNSET)) == status.addresses
 
 
 @pytest.mark.parametrize(

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar, Final
 
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widgets import Input, Static
 
-from redirectctl.api.schema import PathName
+from redirectctl.api.schema import Event, PathName
 from redirectctl.api.text import clean
 from redirectctl_tui.model import SORTS, Row, Selection, View
+from redirectctl_tui.screens.details import summary_text, timeline_text
 from redirectctl_tui.widgets.lines import Column, Lines
-from redirectctl_tui.words import Cell, Tone, brief, plural, program_name, rate, state_cell, took
+from redirectctl_tui.words import REASONS, Cell, Tone, brief, plural, program_name, rate, state_cell, took
 
 WIDE: Final = 110  # cells, from which on there is room for more columns
 COLUMNS: Final = (
     Column("host", "HOST", 13, grow=2),
-    Column("command", "COMMAND", 10, grow=3),
+    Column("command", "COMMAND", 10, grow=6),
     Column("state", "STATE", 15),
     Column("path", "PATH", 11, below=WIDE),
     Column("path", "PATH", 9, above=WIDE),
@@ -32,6 +35,7 @@ COLUMNS: Final = (
     Column("moves", "MOVES", 5, right=True, above=WIDE),
     Column("note", "NOTE", 12, grow=2, above=WIDE),
 )
+TALL: Final = 28  # lines of the pane, from which on there is room for a preview
 NOTHING: Final = "No connections yet. Start a program with redirect-run, or protect one with p."
 
 
@@ -62,11 +66,16 @@ class ConnectionsPane(Vertical):
         self.selection = Selection()
         self._view: View | None = None
         self._rows: list[Row] = []
+        self._shown = ""
+        self._events: Callable[[str], Sequence[Event]] = lambda _: ()
 
     def compose(self) -> ComposeResult:
         """Filter, table, a line of what is shown."""
         yield Input(placeholder="filter: words that a row must have", id="filter", compact=True)
         yield Lines[Row](COLUMNS, lambda row: row.connection.id, self._cells, empty=NOTHING, id="table")
+        with Horizontal(id="preview", classes="preview"):
+            yield Static("", id="facts-of-row", markup=False)
+            yield Static("", id="timeline-of-row", markup=False)
         yield Static("", id="shown", markup=False)
 
     def on_mount(self) -> None:
@@ -79,11 +88,37 @@ class ConnectionsPane(Vertical):
         """The table."""
         return self.query_one("#table", Lines)
 
-    def show(self, view: View) -> None:
-        """A new view."""
+    def show(self, view: View, events: Callable[[str], Sequence[Event]]) -> None:
+        """A new view.  events: what is known to have happened to the connection with an id."""
         self._view = view
         self._rows = view.rows()
+        self._events = events
         self._refresh()
+        self._show_preview()
+
+    def on_resize(self) -> None:
+        """Where there is room, the row with the cursor is told more about."""
+        self.query_one("#preview").display = self.size.height >= TALL
+        self._show_preview()
+
+    def on_lines_pointed(self) -> None:
+        """Another row."""
+        self._show_preview()
+
+    def _show_preview(self) -> None:
+        preview = self.query_one("#preview")
+        row = self.table.current
+        if not preview.display or self._view is None:
+            self._show_foot()
+            return
+        preview.visible = row is not None
+        if row is None:
+            return
+        preview.border_title = Text(program_name(row.connection.command) or row.connection.remote)
+        facts, timeline = (self.query_one(name, Static) for name in ("#facts-of-row", "#timeline-of-row"))
+        facts.update(summary_text(row.connection, self._view, max(40, facts.size.width)))
+        lines = max(1, timeline.size.height)
+        timeline.update(timeline_text(row.connection, self._events(row.connection.id), lines))
 
     def _refresh(self) -> None:
         rows = self.selection.apply(self._rows)
@@ -92,7 +127,16 @@ class ConnectionsPane(Vertical):
         whole = plural(len(self._rows), "connection")
         order = f"sorted by {self.selection.sort}{', reversed' if self.selection.reverse else ''}"
         some = f"{len(rows):,} of {whole}" if len(rows) != len(self._rows) else whole
-        self.query_one("#shown", Static).update(f" {some}, {order}")
+        self._shown = f" {some}, {order}"
+        self._show_foot()
+
+    def _show_foot(self) -> None:
+        """How many rows, and, without a preview, why the row with the cursor is not protected."""
+        text, row = self._shown, self.table.current
+        if row is not None and row.connection.reason and not self.query_one("#preview").display:
+            reason = clean(row.connection.reason)
+            text = f" {row.connection.state.value}: {REASONS.get(reason, reason)}"
+        self.query_one("#shown", Static).update(text)
 
     def _cells(self, row: Row) -> tuple[Cell, ...]:
         c, counters = row.connection, row.counters

@@ -16,8 +16,18 @@ from textual.widgets import Static
 from redirectctl.api.schema import Connection, ConnectionState, Event, EventName, Peer
 from redirectctl.api.text import clean, duration, moment
 from redirectctl_tui.model import View
-from redirectctl_tui.screens.dialogs import Dialog, pairs_text
-from redirectctl_tui.words import PEERS, STATES, amount, explained, peer_name, plural, rate, took
+from redirectctl_tui.screens.dialogs import WIDTH, Dialog, pairs_text
+from redirectctl_tui.words import (
+    PEERS,
+    STATES,
+    amount,
+    explained,
+    peer_name,
+    plural,
+    rate,
+    short_fingerprint,
+    took,
+)
 
 ENDED = "It has ended and is no longer listed."
 SAME = 0.01  # seconds between a step of the history and its event in the log
@@ -62,7 +72,15 @@ class Details(Dialog):
 
 def peer_text(peer: Peer, picture: str) -> Text:
     """All about a peer."""
-    text = pairs_text(
+    text = peer_facts(peer)
+    text.append(f"\n\n{picture}")
+    return text
+
+
+def peer_facts(peer: Peer, width: int = WIDTH) -> Text:
+    """What a row has no room for."""
+    called = "" if isinstance(peer.contacted, UnsetType) else "a call from here" if peer.contacted else "its own call"
+    return pairs_text(
         [
             ("state", f"{PEERS[peer.state][0]} {peer.state.value}"),
             ("fingerprint", clean(peer.fingerprint)),
@@ -70,11 +88,11 @@ def peer_text(peer: Peer, picture: str) -> Text:
             ("sees us at", clean(peer.observed) if isinstance(peer.observed, str) else ""),
             ("first met", moment(peer.first_seen)),
             ("last contact", moment(peer.last_contact)),
+            ("met by", called),
             ("connections", str(peer.connections)),
-        ]
+        ],
+        width,
     )
-    text.append(f"\n\n{picture}")
-    return text
 
 
 def connection_text(connection: Connection, view: View, events: Sequence[Event]) -> Text:
@@ -107,11 +125,39 @@ def connection_text(connection: Connection, view: View, events: Sequence[Event])
         ("id", c.id),
     ]
     text = pairs_text(pairs)
-    text.append("\n\nTimeline\n", "bold")
-    for at, what in timeline(c, events):
-        text.append(f"{time.strftime('%H:%M:%S', time.localtime(at))}.{int(at % 1 * 10)}  {what}\n")
+    text.append("\n\nTimeline, latest first\n", "bold")
+    text.append_text(timeline_text(c, events))
+    return text
+
+
+def timeline_text(connection: Connection, events: Sequence[Event], most: int | None = None) -> Text:
+    """The latest first.  most: lines."""
+    lines = timeline(connection, events)[::-1][:most]
+    text = Text()
+    for at, what in lines:
+        text.append(f"{time.strftime('%H:%M:%S', time.localtime(at))}.{int(at % 1 * 10)}  ", "dim")
+        text.append(f"{what}\n")
     text.rstrip()
     return text
+
+
+def summary_text(connection: Connection, view: View, width: int) -> Text:
+    """What a row has no room for, in some ten lines of so many cells."""
+    c = connection
+    _, _, meaning = STATES[c.state]
+    peer = view.peer(c.peer)
+    moved = (c.wire_local, c.wire_remote) != (c.local, c.remote)
+    pairs = (
+        ("state", f"{c.state.value}: {meaning}"),
+        ("because", explained(c.reason) if c.reason else ""),
+        ("socket", _ends(c.local, c.remote)),
+        ("on the wire", _ends(c.wire_local, c.wire_remote) if moved else "as the socket"),
+        ("integrity", "each datagram carries a tag" if c.integrity else ""),
+        ("peer", f"{peer_name(peer, c.peer)}, {short_fingerprint(c.peer)}" if c.peer else "none yet"),
+        ("process", str(c.pid) if c.pid is not None else ""),
+        ("traffic", _traffic(c, view)),
+    )
+    return pairs_text(pairs, width)
 
 
 def _traffic(connection: Connection, view: View) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable
-from typing import ClassVar
+from typing import ClassVar, Final
 
+from rich.console import RenderableType
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Label, Static
+
+WIDTH: Final = 70  # cells inside a box, without the scroll bar; redirect.tcss has the box's
+INDENT: Final = 13  # where values begin
 
 
 class Dialog(ModalScreen[str]):
@@ -44,19 +49,28 @@ class Page(Dialog):
             box.border_subtitle = "Esc Close"
             yield Static(self._text)
 
+    def update(self, what: RenderableType) -> None:
+        """Another text."""
+        self.query_one(Static).update(what)
 
-def pairs_text(pairs: Iterable[tuple[str, str]]) -> Text:
-    """Names and values in two columns; what has no value is left out."""
+
+def pairs_text(pairs: Iterable[tuple[str, str]], width: int = WIDTH, indent: int = INDENT) -> Text:
+    """Names and values in two columns of so many cells together; what has no value is left out."""
     text = Text()
     for name, value in pairs:
         if value:
-            first, *others = value.split("\n")
-            text.append(f"{name:<13}", "dim")
+            first, *others = [line for part in value.split("\n") for line in _wrapped(part, width - indent)]
+            text.append(f"{name:<{indent}}", "dim")
             text.append(f"{first}\n")
             for line in others:
-                text.append(f"{'':<13}{line}\n")
+                text.append(f"{'':<{indent}}{line}\n")
     text.rstrip()
     return text
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """At blanks where that can be; text that is not ASCII may be wider than it seems, and is left to the terminal."""
+    return textwrap.wrap(line, width, break_on_hyphens=False) if line.isascii() and len(line) > width else [line]
 
 
 class Confirm(Dialog):

@@ -19,7 +19,8 @@ KEYS: Final = (
     ("r  k", "release: stop protecting; kill: close on both hosts"),
     ("w", "the host that waits for your decision"),
     ("Ctrl+P", "everything by name"),
-    ("F5  Ctrl+L", "run doctor again; draw the screen again"),
+    ("d", "of a peer: doctor, from here to there; F5: run doctor again"),
+    ("Ctrl+L", "draw the screen again"),
     ("q", "quit; nothing depends on this program running"),
 )
 PATHS: Final = (

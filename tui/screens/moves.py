@@ -21,7 +21,7 @@ from redirectctl_tui.words import Cell, Tone, amount, peer_name, rate, took
 
 COLUMNS: Final = (
     Column("time", "TIME", 8, below=110),
-    Column("time", "TIME", 19, above=110),
+    Column("time", "TIME", 12, above=110),
     Column("what", "WHAT", 27, grow=3),
     Column("peer", "PEER", 8, grow=2),
     Column("connections", "CONNS", 5, right=True),
@@ -99,9 +99,10 @@ class MovesPane(Vertical):
     def _cells(self, entry: Entry) -> tuple[Cell, ...]:
         at = time.localtime(entry.time)
         peer = self._view.peer(entry.peer) if self._view and entry.peer else None
+        today = self._view is None or time.localtime(self._view.at)[:3] == at[:3]
         return (
-            Cell(time.strftime("%H:%M:%S", at)),
-            Cell(time.strftime("%Y-%m-%d %H:%M:%S", at)),
+            Cell(time.strftime("%H:%M:%S" if today else "%b %d", at)),
+            Cell(time.strftime("%H:%M:%S" if today else "%b %d %H:%M", at)),
             Cell(entry.what, entry.tone),
             Cell(peer_name(peer, entry.peer) if entry.peer else ""),
             Cell(str(entry.connections) if entry.connections else ""),

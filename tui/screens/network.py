@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
 
+from msgspec import UnsetType
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +15,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Static
 
-from redirectctl.api.schema import Check, CheckStatus, IdentityReply
+from redirectctl.api.schema import Check, CheckStatus, IdentityReply, Status
 from redirectctl.api.text import clean, duration
 from redirectctl_tui.model import View
 from redirectctl_tui.words import CHECKS, Tone, peer_name, plural
@@ -42,7 +43,6 @@ class NetworkPane(VerticalScroll, can_focus=True):
         with Horizontal(id="host"):
             yield Static("", id="facts")
             yield Static("", id="own-picture")
-        yield Static("", id="key")
         yield Static("doctor: not asked yet", id="findings")
 
     def show(self, view: View, identity: IdentityReply | None) -> None:
@@ -51,20 +51,21 @@ class NetworkPane(VerticalScroll, can_focus=True):
         text = Text()
         for name, value in (
             ("redirectd", f"{clean(s.version)}, process {s.pid}, up {duration(s.uptime)}"),
-            ("addresses", "\n".join(clean(a) for a in s.addresses) or "none: no network"),
+            ("addresses", "\n".join(addresses(s)) or "none: no network"),
             ("seen as", "\n".join(observations(view)) or "no peer has said"),
             ("control port", f"UDP {s.control_port}"),
             ("taken on after", duration(view.threshold)),
             ("peers", plural(s.peers, "host")),
+            ("own key", f"{clean(s.identity)}\nas redirectctl identity shows it"),
         ):
             first, *others = value.split("\n")
             text.append(f"{name:<16}", "dim")
             text.append(f"{first}\n")
             for line in others:
                 text.append(f"{'':<16}{line}\n")
-        text.append("own key, as redirectctl identity shows it:", "dim")
+        text.rstrip()
+        text.highlight_words([clean(s.identity)], "bold")
         self.query_one("#facts", Static).update(text)
-        self.query_one("#key", Static).update(Text(clean(s.identity)))
         if identity is not None:
             self.query_one("#own-picture", Static).update(Text(identity.picture))
 
@@ -73,22 +74,34 @@ class NetworkPane(VerticalScroll, can_focus=True):
         self.query_one("#findings", Static).update("doctor: looking…")
 
     def findings(self, checks: Sequence[Check]) -> None:
-        """What doctor found: failures first, with what to do."""
-        counts = Counter(check.status for check in checks)
-        summary = ", ".join(f"{counts[status]} {_WORDS[status]}" for status in _ORDER if counts[status])
-        table = Table.grid(padding=(0, 1))
-        for check in sorted(checks, key=lambda check: _ORDER.index(check.status)):
-            mark, tone = CHECKS[check.status]
-            found = Text("\n".join(clean(line) for line in check.found.splitlines()))
-            if check.hint and check.status is not CheckStatus.OK:
-                found.append(f"\n→ {clean(check.hint)}", STYLES[Tone.WAITING])
-            status = Text(f"{mark} {_WORDS[check.status]}", STYLES[tone], no_wrap=True)
-            table.add_row(status, Text(clean(check.name), "bold", no_wrap=True), found)
-        self.query_one("#findings", Static).update(Group(Text(f"doctor: {summary}"), table))
+        """What doctor found."""
+        self.query_one("#findings", Static).update(findings_table(checks))
 
     def failed(self, why: str) -> None:
         """Doctor could not be asked."""
         self.query_one("#findings", Static).update(Text(f"doctor: {why}"))
+
+
+def findings_table(checks: Sequence[Check]) -> Group:
+    """What doctor found: failures first, with what to do."""
+    counts = Counter(check.status for check in checks)
+    summary = ", ".join(f"{counts[status]} {_WORDS[status]}" for status in _ORDER if counts[status])
+    table = Table.grid(padding=(0, 1))
+    for check in sorted(checks, key=lambda check: _ORDER.index(check.status)):
+        mark, tone = CHECKS[check.status]
+        found = Text("\n".join(clean(line) for line in check.found.splitlines()))
+        if check.hint and check.status is not CheckStatus.OK:
+            found.append(f"\n→ {clean(check.hint)}", STYLES[Tone.WAITING])
+        status = Text(f"{mark} {_WORDS[check.status]}", STYLES[tone], no_wrap=True)
+        table.add_row(status, Text(clean(check.name), "bold", no_wrap=True), found)
+    return Group(Text(f"doctor: {summary}"), table)
+
+
+def addresses(status: Status) -> list[str]:
+    """Usable ones, with network and interface where the daemon says so."""
+    if isinstance(status.networks, UnsetType):
+        return [clean(address) for address in status.addresses]
+    return [f"{clean(n.address)}/{n.prefix} on {clean(n.interface)}" for n in status.networks]
 
 
 def observations(view: View) -> list[str]:

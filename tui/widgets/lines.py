@@ -59,6 +59,9 @@ class Lines(ScrollView, Generic[RowT], can_focus=True):
             super().__init__()
             self.key = key
 
+    class Pointed(Message):
+        """The cursor is on another row, or the table has been filled or emptied."""
+
     class Titled(Message):
         """A click on a title."""
 
@@ -101,15 +104,16 @@ class Lines(ScrollView, Generic[RowT], can_focus=True):
     def show(self, rows: Sequence[RowT], empty: str | None = None) -> None:
         """Show these.  The cursor stays with its row, or where it is if that row is gone; so does what is in sight."""
         before = self.current
+        had = self._key(before) if before is not None else None
         offset = self._cursor - self.scroll_offset.y
         self._rows = rows
         if empty is not None:
             self._empty = empty
         self._cursor = min(self._cursor, max(0, len(rows) - 1))
-        if before is not None and rows:
-            wanted = self._key(before)
-            if self._key(rows[self._cursor]) != wanted:
-                self._cursor = next((n for n, row in enumerate(rows) if self._key(row) == wanted), self._cursor)
+        if had is not None and rows and self._key(rows[self._cursor]) != had:
+            self._cursor = next((n for n, row in enumerate(rows) if self._key(row) == had), self._cursor)
+        if had != (self._key(rows[self._cursor]) if rows else None):
+            self.post_message(self.Pointed())
         size = Size(self._width, len(rows) + 1)
         if size != self.virtual_size:
             self.virtual_size = size
@@ -144,6 +148,7 @@ class Lines(ScrollView, Generic[RowT], can_focus=True):
         """The columns have other widths."""
         self.virtual_size = Size(self._width, len(self._rows) + 1)
         self._drawn.clear()
+        self.refresh()  # lines may have been drawn already
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """Other rows are on the lines."""
@@ -214,7 +219,9 @@ class Lines(ScrollView, Generic[RowT], can_focus=True):
         number = min(max(number, 0), max(0, len(self._rows) - 1))
         for changed in (self._cursor, number):
             self.refresh(Region(0, changed + 1 - self.scroll_offset.y, self._width, 1))
-        self._cursor = number
+        if number != self._cursor:
+            self._cursor = number
+            self.post_message(self.Pointed())
         top, height = self.scroll_offset.y, max(1, self.size.height - 1)
         if number < top:
             self.scroll_to(y=number, animate=False)

@@ -38,7 +38,7 @@ class Bars(Widget):
         labels = [""] * height
         if values and max(values) > 0:
             labels[0] = self._label(max(values))
-            labels[-1] = labels[-1] or ("" if self._logarithmic else "0")
+            labels[-1] = labels[-1] or (self._label(max(values) / 100) if self._logarithmic else "0")
         body = (f"{label:>{LABEL}} {line:>{width}}" for label, line in zip(labels, lines, strict=True))
         return Text("\n".join([*body, self._caption]), no_wrap=True, overflow="ellipsis")
 
