@@ -156,7 +156,6 @@ class Mobility:
         """Packets of these get lost: perhaps a NAT has forgotten them, and the peer does not know where we are."""
         self._e.holding.question(now, key)
         self._announce_all(now, key, connections, "retransmitting", stalled=True)
-        self.reconsider(now)  # others may have been announced together with these, and not any more
 
     def observed(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
         """The peer sees us elsewhere than before: a NAT between has another address, or maps us anew."""

@@ -12,6 +12,7 @@ import pytest
 
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import COUNTER_BITS, Policy
+from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
 from redirectctl.wire.tunnel import COUNTER_JUMP
 from tests.sim.pair import Host, World, agree, ip
@@ -44,6 +45,10 @@ def act(world: World, bob: Host, what: str, socket: FourTuple) -> None:
         case "stall":
             bob.engine.stalled(world.now, [socket])
             bob.run()
+        case "outage":  # long enough for both hosts to suspend it
+            bob.move()
+            world.run(30)
+            bob.move(NEW)
         case "move-stall":  # one connection of two sends, and is announced once more
             bob.move(NEW)
             world.run(1)
@@ -56,7 +61,13 @@ def act(world: World, bob: Host, what: str, socket: FourTuple) -> None:
 @pytest.mark.parametrize(
     ("way", "what"),
     [(way, what) for way in WAYS for what in ("open", "move", "move-back")]
-    + [("auto", "stall"), ("auto", "move-stall"), ("integrity", "move-stall")],
+    + [
+        ("auto", "stall"),
+        ("auto", "outage"),
+        ("integrity", "outage"),
+        ("auto", "move-stall"),
+        ("integrity", "move-stall"),
+    ],
 )
 def test_killed_after_any_command(who: str, what: str, way: str) -> None:
     for lives in range(COMMANDS):
@@ -84,8 +95,7 @@ def test_killed_after_any_command(who: str, what: str, way: str) -> None:
         where = f"killed after {lives} commands"
         here, there = bob.connection(socket), alice.connection(socket.mirrored)
         assert agree(alice, bob, socket.mirrored), where
-        assert here.movable, where
-        assert there.movable, where
+        assert here.state is there.state is State.PROTECTED, where
         assert here.cid == there.cid, where
         assert set(bob.stored) == set(alice.stored) == {bob.connection(s).cid for s in (socket, beside)}, where
         assert [c for host in (alice, bob) for c in host.engine.table if c.holding and c.tunnel] == [], where
@@ -123,7 +133,7 @@ def test_a_peer_that_was_killed_when_one_connection_stalled_hears_of_the_others(
         assert bob.connection(s).confirmed == ip(NEW)
 
 
-@pytest.mark.parametrize("restarts", [200, 1000])
+@pytest.mark.parametrize("restarts", [300])
 def test_counters_after_many_restarts(restarts: int) -> None:
     """However often the daemon has started before, and within the life of a connection some hundred times."""
     world, alice, bob, socket = pair("tunnel")
