@@ -16,7 +16,7 @@ JOBS := 4
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint setup packages install uninstall wheel deb clean
+.PHONY: help demo test lint setup packages install uninstall wheel deb pictures clean
 
 help:
 	@echo 'make demo       watch an ssh session live through address changes, in network namespaces of this machine'
@@ -27,6 +27,7 @@ help:
 	@echo 'make uninstall  removes that; state, and a configuration that was changed, stay'
 	@echo 'make wheel      dist/redirectctl-*.whl'
 	@echo 'make deb        dist/redirectctl_*.deb, for the Debian that this is'
+	@echo 'make pictures   the pictures of the terminal UI in docs/'
 	@echo 'make clean      removes what the others made in this folder'
 
 demo: setup
@@ -86,6 +87,10 @@ wheel: setup
 
 deb:
 	scripts/deb
+
+pictures: setup
+	$(BIN)/python -m tests.tui.picture moved 110x33 docs/ui-connections.svg
+	$(BIN)/python -m tests.tui.picture resumed 110x33 docs/ui-moves.svg 3
 
 clean:
 	$(SUDO) rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
