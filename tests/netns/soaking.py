@@ -1,0 +1,311 @@
+"""Everything at once, at random: test_soak.py and tests/soak/soak.py run it.
+
+    laptop      roams between home, cafe and office
+    inside      behind a NAT at home; the NAT dials again, or forgets; at times it is out in the cafe, and back
+    server      moves between dc1 and dc2
+    rendezvous  in the office, where it stays: laptop and server may move in the same moment
+
+Steps: one moves, or both at once; an outage shorter than TCP bears; losses for a while; a daemon is killed or stopped,
+at some moment of a move or of nothing, and started again.  After each step every connection carries something new,
+both ways; at the end every byte is compared and nothing is left.  Losses are those of `numgen`.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from redirectctl.lab.daemons import Daemon
+from redirectctl.lab.middlebox import Gateway
+from redirectctl.lab.sshd import SshServer
+from redirectctl.lab.streams import Bulk, Ticker, Verdict, start_bulk, start_idle, start_ticker, wait_until
+from redirectctl.lab.terminal import Terminal
+from redirectctl.lab.topology import Host, Lab, Network
+from tests.netns.daemon_pair import FAST, LINGERING, held, traces
+from tests.netns.rendezvous_lab import FIRST_RENDEZVOUS, SERVE
+
+PATIENCE = 120.0  # seconds for a connection to go on: losses and a loaded machine take their time
+OUTAGES = (0.2, 1.0, 3.0, 6.0)  # seconds; with what TCP then waits it is well below what it bears
+LOSSES = (1, 3, 8)  # percent
+DOWN = (0.0, 0.0, 0.5, 2.0)  # seconds that a daemon is away
+WITHIN = 1.5  # seconds of a step in which the daemon goes
+PACE = 1_500_000  # bytes a second of each bulk stream
+FIRST, LAST = 20, 90  # numbers of hosts that move
+ENOUGH = 240  # of the NAT's number
+
+
+class Work:
+    """The connections between a client and the server, of every kind."""
+
+    def __init__(self, soak: Soak, name: str, client: Daemon, version: int) -> None:
+        self.name = name
+        server, host, wrap = soak.lab.server, client.host, client.opted_in()
+        self.terminal = Terminal(host, [*wrap, *soak.sshd.ssh("-tt", "sh", version=version)])
+        self.ticker = start_ticker(server, host, version=version, interval=0.05, wrap=wrap)
+        self.bulk = start_bulk(server, host, version=version, wrap=wrap, pace=PACE)
+        self.requests = start_idle(server, host, 3, version=version, wrap=wrap)
+        self.silent = start_idle(server, host, 3, version=version, wrap=wrap)
+        self.count = 9
+
+    def begin(self) -> tuple[float, int]:
+        """What has arrived until now."""
+        return time.monotonic(), self.bulk.received()
+
+    def lives(self, since: tuple[float, int], word: str, *, silent: bool) -> None:
+        """Something new comes on each; on what is silent only when asked for.  Raises LabError, AssertionError."""
+        assert self.terminal.run(f"echo {word}", PATIENCE).strip() == word, f"{self.name}: terminal"
+        self.ticker.wait_both(since[0], PATIENCE)
+        assert self.requests.ask(PATIENCE) == {}, f"{self.name}: requests"
+        if silent:
+            assert self.silent.ask(PATIENCE) == {}, f"{self.name}: silent connections"
+        what = f"{self.name}: bytes on {self.bulk.local}"
+        wait_until(lambda: self.bulk.received() > since[1] or _over(self.bulk), PATIENCE, what, poll=0.05)
+        assert not _over(self.bulk), f"{self.name}: the bulk stream has ended"
+
+    def stop(self) -> list[Verdict]:
+        """All of it ends; what arrived is compared."""
+        verdicts = [self.ticker.stop(), self.bulk.stop()]
+        assert self.terminal.leave(PATIENCE) == 0
+        for idle in (self.requests, self.silent):
+            idle.stop()
+        return verdicts
+
+
+def _over(stream: Bulk | Ticker) -> bool:
+    return any(program.process.poll() is not None for program in stream.ends.values())
+
+
+class Soak:
+    """One lab with its workload.  AssertionError and LabError say what was lost."""
+
+    def __init__(self, lab: Lab, seed: int, say: Callable[[str], None] = print) -> None:
+        self.lab = lab
+        self.random = random.Random(seed)
+        self.say = say
+        self.done: Counter[str] = Counter()
+        self._numbers: Counter[str] = Counter()
+        self.gateway = Gateway(lab, lab.home)
+        self.inside = Host(lab, "inside")
+        meeting = Host(lab, "rendezvous")
+        for host in (self.inside, meeting):
+            lab.add(host)
+        self.inside.join(self.gateway.private, 10)
+        meeting.join(lab.office, FIRST_RENDEZVOUS)
+        config = f'{FAST}[rendezvous]\nservers = ["{meeting.address()}:7747"]\n'
+        self.rendezvous = Daemon(meeting, SERVE)
+        self.laptop, self.nat, self.server = (Daemon(host, config) for host in (lab.client, self.inside, lab.server))
+        self.daemons = (self.rendezvous, self.laptop, self.nat, self.server)
+        for daemon in self.daemons:
+            daemon.start()
+        self.sshd = SshServer(lab.server)
+        self.works = [Work(self, "laptop 4", self.laptop, 4), Work(self, "laptop 6", self.laptop, 6),
+                      Work(self, "inside 4", self.nat, 4)]  # fmt: skip
+        self.extra: list[tuple[Ticker, Bulk]] = []
+        self.bytes = 0
+        self.connections = sum(work.count for work in self.works)
+        for daemon in (self.laptop, self.nat):
+            wanted = sum(
+                work.count for work in self.works if work.name.startswith(daemon.host.name.replace("client", "laptop"))
+            )
+            daemon.wait_connections("protected", wanted, timeout=PATIENCE)
+
+    # -- steps --------------------------------------------------------------------------------------------------------
+
+    def run(self, seconds: float) -> None:
+        """Steps for so long."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.step()
+
+    def step(self) -> None:
+        """Something happens, in half of the cases while a daemon goes and comes back; then all lives."""
+        steps: list[tuple[Callable[[], None], int]] = [
+            (self.laptop_moves, 4),
+            (self.server_moves, 3),
+            (self.inside_moves, 4),
+            (self.both_move, 2),
+            (self.outage, 3),
+            (self.losses, 2),
+            (self.nothing, 1),
+            (self.come_and_go, 2),
+        ]
+        (chosen,) = self.random.choices([step for step, _ in steps], [weight for _, weight in steps])
+        since = [work.begin() for work in self.works]
+        if self.random.random() < 0.5:
+            self._while_a_daemon_goes(chosen)
+        else:
+            chosen()
+        self._all_lives(since)
+        self.done["steps"] += 1
+
+    def _all_lives(self, since: Sequence[tuple[float, int]]) -> None:
+        silent = self.random.random() < 0.3
+        now = [work.begin() for work in self.works]
+        for work, (_, had), (moment, _) in zip(self.works, since, now, strict=True):
+            work.lives((moment, had), f"word-{self.random.random()}", silent=silent)
+
+    def _while_a_daemon_goes(self, step: Callable[[], None]) -> None:
+        daemon = self.random.choice(self.daemons)
+        after, down = self.random.random() * WITHIN, self.random.choice(DOWN)
+        how = self.random.choice(("SIGKILL", "SIGKILL", "SIGTERM"))
+        self.say(f"{how} of {daemon.host.name} after {after:.2f} s, back after {down} s")
+        failures: list[BaseException] = []
+
+        def go() -> None:
+            try:
+                time.sleep(after)
+                daemon.kill() if how == "SIGKILL" else daemon.stop()
+                time.sleep(down)
+                daemon.start()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=go, name="killer")
+        thread.start()
+        try:
+            time.sleep(self.random.random() * WITHIN)
+            step()
+        finally:
+            thread.join()
+        if failures:
+            raise failures[0]
+        self.done[how] += 1
+
+    def _place(self, *networks: Network) -> tuple[Network, int]:
+        """A network, not the one of last time, and a number there that was not used for long."""
+        network = self.random.choice(networks)
+        self._numbers[network.name] += 1
+        return network, FIRST + self._numbers[network.name] % (LAST - FIRST)
+
+    def laptop_moves(self) -> None:
+        """Another network, or another address; in some cases before it has left."""
+        place = self._place(self.lab.home, self.lab.cafe, self.lab.office)
+        self.say(f"laptop moves to {place[0].name} {place[1]}")
+        overlap = self.random.random() < 0.3 and place[0] is not self.lab.client.links[-1].network
+        self.lab.client.move(*place, make_before_break=overlap)
+        self.done["moves"] += 1
+
+    def server_moves(self) -> None:
+        """The same, of the server."""
+        place = self._place(self.lab.dc1, self.lab.dc2)
+        self.say(f"server moves to {place[0].name} {place[1]}")
+        self.lab.server.move(*place)
+        self.done["moves"] += 1
+
+    def both_move(self) -> None:
+        """Laptop and server in the same moment: the rendezvous knows."""
+        places = self._place(self.lab.home, self.lab.cafe, self.lab.office), self._place(self.lab.dc1, self.lab.dc2)
+        self.say("laptop and server move at once")
+        for host in (self.lab.client, self.lab.server):
+            host.leave()
+        for host, place in zip((self.lab.client, self.lab.server), places, strict=True):
+            host.join(*place)
+        self.done["moves"] += 2
+        self.done["both at once"] += 1
+
+    def inside_moves(self) -> None:
+        """The NAT dials again or forgets, the host gets another address behind it, or goes out, or comes back."""
+        at_home = self.inside.links[-1].network is self.gateway.private
+        number = int(self.gateway.links[0].addresses.v4) & 0xFF
+        what = self.random.choice(("rebind", "forget", "readdress", "out") if at_home and number < ENOUGH else ("out",))
+        if not at_home:
+            what = self.random.choice(("back", "out"))
+        self.say(f"inside: {what}")
+        match what:
+            case "rebind":
+                self.gateway.rebind()
+            case "forget":
+                self.gateway.forget()
+            case "readdress":
+                self.inside.readdress(self._place(self.gateway.private)[1])
+            case "out":
+                self.inside.move(*self._place(self.lab.cafe))
+            case "back":
+                self.inside.move(*self._place(self.gateway.private))
+        self.done["moves"] += 1
+        self.done[f"inside: {what}"] += 1
+
+    def outage(self) -> None:
+        """A network drops everything, or a host is on none."""
+        seconds = self.random.choice(OUTAGES)
+        if self.random.random() < 0.5:
+            network = self.random.choice([host.links[-1].network for host in (self.lab.client, self.lab.server)])
+            self.say(f"{network.name} drops everything for {seconds} s")
+            network.cut()
+            time.sleep(seconds)
+            network.restore()
+        else:
+            self.say(f"laptop has no network for {seconds} s")
+            self.lab.client.leave()
+            time.sleep(seconds)
+            self.lab.client.join(*self._place(self.lab.home, self.lab.cafe))
+            self.done["moves"] += 1
+        self.done["outages"] += 1
+
+    def losses(self) -> None:
+        """A network loses packets, and something moves there."""
+        network, percent = self.lab.server.links[-1].network, self.random.choice(LOSSES)
+        self.say(f"{network.name} loses {percent} %")
+        network.lose(percent)
+        self.laptop_moves()
+        time.sleep(2.0)
+        network.restore()
+        self.done["losses"] += 1
+
+    def nothing(self) -> None:
+        """Time passes."""
+        time.sleep(1.0)
+
+    def come_and_go(self) -> None:
+        """Connections of a moment ago end, others begin."""
+        for ticker, bulk in self.extra:
+            self._judge([ticker.stop(), bulk.stop()])
+        client = self.random.choice((self.laptop, self.nat))
+        if client.process is None or client.process.poll() is not None:
+            self.extra = []
+            return  # nobody would opt it in
+        self.say(f"new connections of {client.host.name}")
+        server, wrap = self.lab.server, client.opted_in()
+        ticker = start_ticker(server, client.host, interval=0.05, wrap=wrap)
+        self.extra = [(ticker, start_bulk(server, client.host, wrap=wrap, pace=PACE))]
+        self.connections += 2
+        # What is not protected yet may be lost by the next move, and that is as it should be.
+        locals_ = {ticker.local, self.extra[0][1].local}
+        wait_until(lambda: self._protected(client, locals_), PATIENCE, "new connections protected", poll=0.2)
+        self.done["new connections"] += 2
+
+    @staticmethod
+    def _protected(client: Daemon, locals_: set[str]) -> bool:
+        if client.process is None or client.process.poll() is not None or not client.socket.exists():
+            return False
+        try:
+            listed = client.ctl("connections")
+        except Exception:  # it is just being started again
+            return False
+        return locals_ <= {c["local"] for c in listed if c["state"] == "protected"}
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _judge(self, verdicts: Sequence[Verdict]) -> None:
+        assert all(verdict.ok for verdict in verdicts), [v for v in verdicts if not v.ok]
+        for verdict in verdicts:
+            sent = verdict.figures["server"]
+            self.bytes += int(sent.get("bytes", 0)) or 16 * int(sent.get("received", 0))
+
+    def finish(self) -> dict[str, int]:
+        """Nothing is lost, wrong or left; what was done."""
+        for ticker, bulk in self.extra:
+            self._judge([ticker.stop(), bulk.stop()])
+        for work in self.works:
+            assert work.silent.ask(PATIENCE) == {}, f"{work.name}: silent connections"
+            self._judge(work.stop())
+        for daemon in self.daemons:
+            host = daemon.host
+            wait_until(lambda host=host: not held(host), LINGERING, f"nothing held on {host.name}", poll=0.5)  # type: ignore[misc]
+            assert daemon.doctor() == {}, f"{host.name}: {daemon.doctor()}"
+            assert daemon.stop() < 5
+            assert traces(host) == []
+        return {**dict(sorted(self.done.items())), "connections": self.connections, "bytes": self.bytes}

@@ -1,0 +1,19 @@
+"""A short soak; ``python tests/soak/soak.py --minutes 10`` for a long one."""
+
+from __future__ import annotations
+
+import os
+import random
+
+from redirectctl.lab.topology import Lab
+from tests.netns.soaking import Soak
+
+SECONDS = 25.0
+
+
+def test_a_short_soak(lab: Lab) -> None:
+    seed = int(os.environ.get("REDIRECTCTL_SEED") or random.randrange(1 << 32))
+    print(f"REDIRECTCTL_SEED={seed}")
+    soak = Soak(lab, seed)
+    soak.run(SECONDS)
+    print(soak.finish())
