@@ -42,6 +42,7 @@ class Work:
 
     def __init__(self, soak: Soak, name: str, client: Daemon, version: int) -> None:
         self.name = name
+        self.client = client
         server, host, wrap = soak.lab.server, client.host, client.opted_in()
         self.terminal = Terminal(host, [*wrap, *soak.sshd.ssh("-tt", "sh", version=version)])
         self.ticker = start_ticker(server, host, version=version, interval=0.05, wrap=wrap)
@@ -107,9 +108,7 @@ class Soak:
         self.bytes = 0
         self.connections = sum(work.count for work in self.works)
         for daemon in (self.laptop, self.nat):
-            wanted = sum(
-                work.count for work in self.works if work.name.startswith(daemon.host.name.replace("client", "laptop"))
-            )
+            wanted = sum(work.count for work in self.works if work.client is daemon)
             daemon.wait_connections("protected", wanted, timeout=PATIENCE)
 
     # -- steps --------------------------------------------------------------------------------------------------------
