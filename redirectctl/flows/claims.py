@@ -121,7 +121,9 @@ class Claims:
 
     def _full(self, peer: Peer) -> bool:
         table = self._e.table
-        return len(table) >= constants.MAX_CONNECTIONS or len(table.movable(peer.key)) >= constants.MAX_PER_PEER
+        # Those that the kernel is being asked for count too: many are proven at once.
+        of_peer = sum(c.peer == peer.key and (c.movable or c.state is State.NEGOTIATING) for c in table)
+        return len(table) >= constants.MAX_CONNECTIONS or of_peer >= constants.MAX_PER_PEER
 
     def _keep(self, now: float, event: events.Received, claim: Claim) -> bool:
         """Wait for its token.  False: there are too many; the peer may try again later."""

@@ -84,6 +84,7 @@ class Server:
     tries: int = 0  # since its last answer
     proofs: int = 0  # that it has asked for since the last beat
     tags: dict[bytes, bytes] = field(default_factory=dict)  # peer by tag
+    heard: set[bytes] = field(default_factory=set)  # tags under which peers were found
 
     @property
     def usable(self) -> bool:
@@ -261,18 +262,16 @@ class Meeting:
     def _tags(self, server: Server) -> dict[bytes, bytes]:
         """Of the peers that there is something to save with."""
         peers = {c.peer for c in self._e.table.movable() if c.peer not in (None, server.key)}
-        known = (
-            p
-            for key in sorted(filter(None, peers))
-            if (p := self._e.peers.get(key)) is not None and p.secret is not None
-        )
-        found = {tag_of(p.secret, server.key): p.key for p in known if p.secret is not None and server.key is not None}
+        known = [p for key in sorted(filter(None, peers)) if (p := self._e.peers.get(key)) is not None]
+        secrets = [(secret, p.key) for p in known for secret in (p.secret, p.spare) if secret is not None]
+        found = {tag_of(secret, server.key): key for secret, key in secrets if server.key is not None}
         return dict(list(found.items())[: constants.MAX_TAGS])
 
     def _register(
         self, now: float, server: Server, peer: Peer, source: IPAddress | None, proof: bytes = wire.NO_PROOF
     ) -> None:
         server.tags = self._tags(server)
+        server.heard &= server.tags.keys()
         tags = list(server.tags)
         addresses = self._e.protection.addresses()
         for start in range(0, max(1, len(tags)), wire.MAX_TAGS):
@@ -352,6 +351,7 @@ class Meeting:
         if key is None or not self._e.table.movable(key):
             self._e.notice("packet.refused", peer=event.key, reason="unknown-tag", source=str(event.source))
             return
+        server.heard.add(message.tag)
         if not self._may_act(now, server, key):
             return
         port = self._e.policy.control_port
@@ -398,13 +398,12 @@ class Meeting:
 
     def _with(self, key: bytes) -> Iterable[tuple[Server, bytes]]:
         for server in self._servers.values():
-            tag = next((t for t, k in server.tags.items() if k == key), None)
-            if server.usable and tag is not None:
-                yield server, tag
+            for tag in [t for t, k in server.tags.items() if k == key] if server.usable else ():
+                yield server, tag  # more than one: it is not certain which secret the peer has
 
     def ways(self, key: bytes) -> tuple[SockAddr, ...]:
         """Rendezvous that hand datagrams over to this peer."""
-        return tuple(server.at for server, _ in self._with(key) if server.at is not None)
+        return tuple(dict.fromkeys(server.at for server, _ in self._with(key) if server.at is not None))
 
     def seen_from(self, to: SockAddr) -> IPAddress | None:
         """Our address that the rendezvous at ``to`` knows; None: there is none, or any will do."""
@@ -414,7 +413,6 @@ class Meeting:
         for server, tag in self._with(key):
             if server.at == to and server.key is not None and len(data) <= wire.MAX_FORWARDED:
                 self._e.send(now, server.key, wire.Forward(tag, data), to, source or server.local)
-                return
 
     # -- the relay ----------------------------------------------------------------------------------------------------
 
@@ -443,7 +441,8 @@ class Meeting:
             self._e.timers.set(("direct", key), now + constants.DIRECT_PAUSES[0])
 
     def _ask_relay(self, now: float, server: Server, key: bytes, flows: Iterable[int]) -> None:
-        tag = next((t for t, k in server.tags.items() if k == key), None)
+        tags = [t for t, k in server.tags.items() if k == key]
+        tag = next((t for t in tags if t in server.heard), tags[0] if tags else None)
         if tag is None or server.key is None:
             return
         numbers = sorted(flows)

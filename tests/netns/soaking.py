@@ -5,9 +5,9 @@
     server      moves between dc1 and dc2
     rendezvous  in the office, where it stays: laptop and server may move in the same moment
 
-Steps: one moves, or both at once; an outage shorter than TCP bears; losses for a while; a daemon is killed or stopped,
-at some moment of a move or of nothing, and started again.  After each step every connection carries something new,
-both ways; at the end every byte is compared and nothing is left.  Losses are those of `numgen`.
+Steps: one moves, or both at once; an outage, in a long run also longer than TCP bears; losses for a while; a daemon is
+killed or stopped, at some moment of a move or of nothing, and started again.  After each step every connection carries
+something new, both ways; at the end every byte is compared and nothing is left.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from tests.netns.daemon_pair import FAST, LINGERING, held, traces
 from tests.netns.rendezvous_lab import FIRST_RENDEZVOUS, SERVE
 
 PATIENCE = 120.0  # seconds for a connection to go on: losses and a loaded machine take their time
-OUTAGES = (0.2, 1.0, 3.0, 6.0)  # seconds; with what TCP then waits it is well below what it bears
+OUTAGES = (0.2, 1.0, 3.0, 6.0)  # seconds
+LONG = 45.0  # an outage that TCP does not bear with RETRIES: 25 s
+RETRIES = 6  # net.ipv4.tcp_retries2, so that seconds stand for days
 LOSSES = (1, 3, 8)  # percent
 DOWN = (0.0, 0.0, 0.5, 2.0)  # seconds that a daemon is away
 WITHIN = 1.5  # seconds of a step in which the daemon goes
@@ -82,8 +84,10 @@ def _over(stream: Bulk | Ticker) -> bool:
 class Soak:
     """One lab with its workload.  AssertionError and LabError say what was lost."""
 
-    def __init__(self, lab: Lab, seed: int, say: Callable[[str], None] = print) -> None:
+    def __init__(self, lab: Lab, seed: int, say: Callable[[str], None] = print, *, long: bool = False) -> None:
+        """``long``: with outages that TCP does not bear."""
         self.lab = lab
+        self.outages = (*OUTAGES, LONG) if long else OUTAGES
         self.random = random.Random(seed)
         self.say = say
         self.done: Counter[str] = Counter()
@@ -95,6 +99,8 @@ class Soak:
             lab.add(host)
         self.inside.join(self.gateway.private, 10)
         meeting.join(lab.office, FIRST_RENDEZVOUS)
+        for host in (lab.client, self.inside, lab.server):
+            host.sysctl({"net.ipv4.tcp_retries2": RETRIES})
         config = f'{FAST}[rendezvous]\nservers = ["{meeting.address()}:7747"]\n'
         self.rendezvous = Daemon(meeting, SERVE)
         self.laptop, self.nat, self.server = (Daemon(host, config) for host in (lab.client, self.inside, lab.server))
@@ -229,7 +235,7 @@ class Soak:
 
     def outage(self) -> None:
         """A network drops everything, or a host is on none."""
-        seconds = self.random.choice(OUTAGES)
+        seconds = self.random.choice(self.outages)
         if self.random.random() < 0.5:
             network = self.random.choice([host.links[-1].network for host in (self.lab.client, self.lab.server)])
             self.say(f"{network.name} drops everything for {seconds} s")
@@ -243,6 +249,7 @@ class Soak:
             self.lab.client.join(*self._place(self.lab.home, self.lab.cafe))
             self.done["moves"] += 1
         self.done["outages"] += 1
+        self.done["outages beyond TCP"] += seconds == LONG
 
     def losses(self) -> None:
         """A network loses packets, and something moves there."""

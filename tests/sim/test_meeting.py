@@ -64,6 +64,24 @@ class Trio:
         return set(flows) >= {a.sending.flow, b.sending.flow}
 
 
+@pytest.mark.parametrize("restarted", ["alice", "bob"])
+def test_both_move_at_once_while_they_have_different_secrets(restarted: str) -> None:
+    """Two first contacts in a row: one end is killed and knows of the second only, the other keeps the first."""
+    trio = Trio()
+    here, there = (trio.alice, trio.bob) if restarted == "alice" else (trio.bob, trio.alice)
+    mine = there.engine.peers[here.static.public]
+    mine.secret, mine.secret_rank = b"f" * 32, (trio.world.now, b"\xff" * 32)  # as if the first had a greater hash
+    here.crash()
+    here.start()
+    here.meets_at(*trio.servers)
+    trio.world.run(15)  # IKpsk2 fails, then XX
+    assert mine.secret != here.engine.peers[there.static.public].secret
+    trio.alice.move("192.0.2.10")
+    trio.bob.move("198.51.100.10")
+    trio.world.run(10)
+    assert trio.met()
+
+
 @pytest.mark.parametrize("loss", [0.0, 0.2])
 def test_both_move_at_once(loss: float) -> None:
     trio = Trio()

@@ -28,7 +28,7 @@ def both_away(policy: Policy | None = None) -> tuple[World, Host, Host, FourTupl
 
 def test_without_a_place_they_do_not_meet() -> None:
     world, _, bob, socket = both_away()
-    world.run(600)
+    world.run(60)
     assert not bob.named("move.finished")
     assert bob.protects(socket)
     assert not bob.sought
@@ -55,11 +55,11 @@ def test_in_the_tunnel_too() -> None:
 def test_a_name_that_is_changed_late_leads_them_together_later() -> None:
     world, alice, bob, socket = both_away()
     world.names[alice.static.public] = ["192.0.2.1"]
-    world.run(300)
+    world.run(130)
     assert not bob.named("move.finished")
-    first, later = [[t for t in bob.sought if (t - world.now + 300 < 60) is early] for early in (True, False)]
+    first, later = [[t for t in bob.sought if (t - world.now + 130 < 60) is early] for early in (True, False)]
     assert len(first) > 5
-    assert len(later) <= 8, "asked ever more slowly"
+    assert len(later) <= 4, "asked ever more slowly"
     world.names[alice.static.public] = ["192.0.2.77"]
     world.run(31)
     assert agree(alice, bob, socket.mirrored)
@@ -69,7 +69,7 @@ def test_a_place_where_the_peer_was_not_yet_is_tried_again() -> None:
     world, alice, bob, _ = both_away()
     alice.move()  # its name is right, and it is away once more
     world.names[alice.static.public] = ["192.0.2.77"]
-    world.run(300)
+    world.run(70)
     assert not bob.named("move.finished")
     alice.addresses = [ip("192.0.2.77")]  # and says nothing of its own accord
     world.run(31)
@@ -78,7 +78,7 @@ def test_a_place_where_the_peer_was_not_yet_is_tried_again() -> None:
 
 def test_after_the_sessions_have_ended_a_name_leads_them_together() -> None:
     world, alice, bob, socket = both_away()
-    world.run(400)  # keys last for 180 s
+    world.run(200)  # keys last for 180 s
     world.names[alice.static.public] = ["192.0.2.77"]
     world.run(40)
     assert agree(alice, bob, socket.mirrored)
@@ -124,7 +124,7 @@ def test_a_name_that_lies_redirects_nothing() -> None:
     assert bob.flows[socket].remote.host == ip("192.0.2.1")
     mallory = world.host("mallory", "192.0.2.67")
     world.names[alice.static.public] = ["192.0.2.67"]
-    world.run(400)  # beyond the end of the session: handshakes too
+    world.run(190)  # beyond the end of the session: handshakes too
     assert bob.named("redirect.refused", "another-host-there")
     assert not bob.named("peer.key_changed")
     assert mallory.static.public not in bob.engine.peers

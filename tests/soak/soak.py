@@ -35,7 +35,7 @@ def main() -> int:
     with ended_by_signals(), Lab() as lab:
         soak: Soak | None = None
         try:
-            soak = Soak(lab, seed, say)
+            soak = Soak(lab, seed, say, long=True)
             soak.run(arguments.minutes * 60)
             say("the end: every stream is compared")
             counts = soak.finish()

@@ -1,0 +1,94 @@
+"""Suspended connections whose other end may never come back: listed, released, killed, and not too many."""
+
+from __future__ import annotations
+
+import pytest
+
+from redirectctl.daemon.records import listed_connection
+from redirectctl.flows import commands, constants
+from redirectctl.flows.engine import Policy
+from redirectctl.flows.state import State
+from redirectctl.wire.addr import FourTuple
+from tests.sim.pair import Host, World, ip
+
+
+def suspended(policy: Policy | None = None) -> tuple[World, Host, Host, FourTuple]:
+    """Bob has no network."""
+    world = World()
+    alice = world.host("alice", "192.0.2.1", policy=policy)
+    bob = world.host("bob", "198.51.100.2", policy=policy)
+    socket, _ = world.connect(bob, alice, 40000)
+    world.run(5)
+    bob.move()
+    world.run(100)
+    assert bob.connection(socket).state is State.SUSPENDED
+    return world, alice, bob, socket
+
+
+def test_it_is_listed_with_how_long_and_why() -> None:
+    world, _, bob, socket = suspended()
+    listed = listed_connection(bob.connection(socket), world.now, 7747)
+    assert listed.state.value == "suspended"
+    assert listed.reason == "no-path"
+    assert listed.suspended_for == pytest.approx(100, abs=1)
+
+
+def test_killed_while_the_peer_cannot_be_told() -> None:
+    """Here at once, and nothing is kept."""
+    world, _, bob, socket = suspended()
+    destroyed: list[FourTuple] = []
+    carry_out = bob.carry_out
+
+    def watch(command: commands.Command) -> None:
+        if isinstance(command, commands.Destroy):
+            destroyed.extend(command.sockets)
+        carry_out(command)
+
+    bob.carry_out = watch  # type: ignore[method-assign]
+    cid = bob.connection(socket).cid
+    bob.engine.kill(world.now, cid)
+    bob.run()
+    assert destroyed == [socket]
+    assert bob.engine.table.at(socket) is None
+    assert (bob.engine.table.get(cid).state, bob.engine.table.get(cid).reason) == (State.CLOSED, "killed")  # type: ignore[union-attr]
+    world.run(2 * constants.LISTED)
+    assert len(bob.engine.table) == 0
+    assert not bob.flows
+    assert not bob.stored
+
+
+def test_released_while_the_peer_cannot_be_told() -> None:
+    world, _, bob, socket = suspended()
+    bob.engine.release(world.now, bob.connection(socket).cid)
+    bob.run()
+    assert bob.connection(socket).state is State.REFUSED
+    assert bob.connection(socket).reason == "released"
+    assert not bob.engine.table.movable()
+    bob.move("198.51.100.2")
+    world.run(60)
+    assert not bob.protects(socket)
+
+
+def test_there_are_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all, and with one peer: what is suspended counts like everything else."""
+    monkeypatch.setattr(constants, "MAX_CONNECTIONS", 30)
+    monkeypatch.setattr(constants, "MAX_PER_PEER", 20)
+    world = World()
+    alice = world.host("alice", "192.0.2.1")
+    bob = world.host("bob", "198.51.100.2")
+    carol = world.host("carol", "203.0.113.3")
+    for n in range(25):
+        world.connect(bob, alice, 40000 + n)
+    world.run(15)
+    assert len(alice.engine.table.movable()) == 20
+    for n in range(25):
+        world.connect(carol, alice, 50000 + n)
+    world.run(15)
+    assert len(alice.engine.table) <= 30
+    for host in (bob, carol):
+        host.move()
+    alice.move()
+    world.run(60)
+    assert len(alice.engine.table) <= 30
+    assert all(c.state is State.SUSPENDED for c in alice.engine.table.movable())
+    assert ip("192.0.2.1") not in alice.addresses
