@@ -62,11 +62,12 @@ class Held(NamedTuple):
 
 
 class _Entry:
-    __slots__ = ("answers", "before", "handle", "packets")
+    __slots__ = ("answers", "before", "handle", "lending", "packets")
 
     def __init__(self, before: Before, handle: Handle | None = None) -> None:
         self.before = before
         self.handle = handle
+        self.lending = False  # a handle is being looked for
         self.packets = self.answers = 0
 
     def see(self, one: SocketInfo) -> None:
@@ -188,8 +189,14 @@ class Suspender:
         entries = {before.socket: _Entry(before) for before in connections if before.socket not in self._held}
         self._leaving |= entries
         found = {one.inode: entries[one.tuple] for one in self._kicker.look(entries)}
-        for inode, handle in (await self._lend(set(found))).items():
-            found[inode].handle = handle
+        for entry in entries.values():
+            entry.lending = True
+        try:
+            for inode, handle in (await self._lend(set(found))).items():
+                found[inode].handle = handle
+        finally:
+            for entry in entries.values():
+                entry.lending = False
 
     def forget(self, connections: Iterable[FourTuple]) -> None:
         """They have ended: give back what was borrowed of them."""
@@ -207,7 +214,7 @@ class Suspender:
         """
         restored = []
         for connection, entry in list(self._leaving.items()):
-            if self._is_well(connection, entry):
+            if not entry.lending and self._is_well(connection, entry):
                 del self._leaving[connection]
                 entry.restore()
                 restored.append(connection)
@@ -339,8 +346,12 @@ class Suspender:
         one = self._sockets.get(connection)
         if one is None or one.info is None:
             return True
+        if not one.write_queue:
+            # No timer runs.  One that only receives need not be calm for hours: a dropped ACK made it reduce its window
+            # (`tcp_enter_cwr`), and only an acknowledgement of data ends that.  Its program may want to close it.
+            return True
         # The clock of window probes starts anew with the first window that is large enough (`tcp_ack_probe`).
-        return entry.handle.calm and (one.info.send_window > 0 or not one.write_queue)
+        return entry.handle.calm and one.info.send_window > 0
 
 
 def _window(one: SocketInfo) -> int:

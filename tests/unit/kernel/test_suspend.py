@@ -128,12 +128,39 @@ def test_a_program_gets_its_user_timeout_back_when_the_losses_are_over() -> None
     assert handle.user_timeout == NEVER
     handle.calm = False
     one.set(1, send_window=WINDOW << 7)
+    one.host.sockets[connection(1)] = one.host.sockets[connection(1)]._replace(write_queue=10)
     one.resume(1)
     one.run(one.suspender.tend())
     assert (handle.user_timeout, handle.given_back) == (NEVER, False)
     handle.calm = True
     one.run(one.suspender.tend())
     assert (handle.user_timeout, handle.given_back) == (5000, True)
+
+
+def test_one_that_only_receives_is_given_back_though_it_is_not_calm() -> None:
+    """Its state of congestion ends with an acknowledgement of data: none comes, and the program could not close."""
+    one = lab(1)
+    one.suspend(1)
+    one.handles[1].calm = False
+    one.resume(1)
+    one.run(one.suspender.tend())
+    assert one.handles[1].given_back
+
+
+def test_the_beat_waits_for_descriptors_that_are_being_looked_for() -> None:
+    """After a restart: else they would come when nobody waits for them."""
+    one = lab(1)
+    one.handles[1].user_timeout = NEVER
+
+    async def work() -> None:
+        giving = asyncio.create_task(one.suspender.give_back([Before(connection(1), WINDOW << 7, 5000)]))
+        await asyncio.sleep(0)
+        assert await one.suspender.tend() == []
+        await giving
+        assert await one.suspender.tend() == [connection(1)]
+
+    one.run(work())
+    assert (one.handles[1].user_timeout, one.handles[1].given_back) == (5000, True)
 
 
 def test_it_has_to_wait_for_a_window_if_something_waits_to_be_sent() -> None:
