@@ -185,6 +185,7 @@ class Mobility:
         under_way = [m for m in self._moves.values() if m.key == key and not concerned.isdisjoint(m.cids)]
         for move in under_way:  # is news enough, and of connections that these are only some of
             move.stalled = move.stalled or stalled
+            move.direct = move.direct and direct
             self._send_acm(now, move)
         told = {cid for move in under_way for cid in move.cids}
         groups: dict[tuple[tuple[IPAddress, ...], int], list[Connection]] = defaultdict(list)

@@ -77,6 +77,9 @@ class Work:
     def end(self) -> None:
         self.finish()
         assert self.terminal.leave() == 0
+        for daemon in self.meeting.daemons:
+            wait_until(lambda daemon=daemon: {c["state"] for c in daemon.ctl("connections")} <= {"closed"}, PATIENCE,
+                       f"nothing open on {daemon.host.name}", poll=0.1)  # fmt: skip
 
 
 def both_move(work: Work, client: Network, server: Network, number: int) -> float:
