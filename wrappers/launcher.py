@@ -14,6 +14,19 @@ import redirectctl
 from redirectctl_wrappers import run
 
 MAX_SHEBANG = 127  # bytes: what Linux before 5.1 reads of the first line
+# The package is made by hand: the folder has another name where this is a working copy.
+_SCRIPT = """\
+{shebang}
+import sys
+
+package = sys.modules["redirectctl_wrappers"] = type(sys)("redirectctl_wrappers")
+package.__path__ = [{wrappers!r}]
+sys.path.append({library!r})
+
+from redirectctl_wrappers.run import main
+
+sys.exit(main())
+"""
 
 
 def script(python: str) -> str:
@@ -21,8 +34,8 @@ def script(python: str) -> str:
     shebang = f"#!{python} -ISXutf8"
     if len(os.fsencode(shebang)) > MAX_SHEBANG or any(c.isspace() for c in python):
         raise ValueError(f"{python}: too long or with a space, cannot stand on a #! line")
-    folders = [str(Path(run.__file__).resolve().parent), str(Path(redirectctl.__file__).resolve().parent.parent)]
-    return f"{shebang}\nimport sys\n\nsys.path += {folders!r}\nfrom run import main\n\nsys.exit(main())\n"
+    wrappers, library = Path(run.__file__).resolve().parent, Path(redirectctl.__file__).resolve().parent.parent
+    return _SCRIPT.format(shebang=shebang, wrappers=str(wrappers), library=str(library))
 
 
 def main() -> int:

@@ -3,7 +3,8 @@
 The daemon moves this process into a cgroup of its own; the command inherits that, and so do its children.  Because
 the command replaces this process (execve), its arguments, descriptors, terminal, job control, signals and exit status
 are its own and nothing is relayed.  What is left to do is to undo the traces of Python's start: two signals that it
-ignores and the variable LC_CTYPE.
+ignores and the variable LC_CTYPE.  Only in the foreground of a terminal, where a person can be asked and told, the
+command is started on a terminal of its own instead (attend.py).
 
 Only built-in modules are imported before they are needed: the start is what a person waits for (tests/bench).
 """
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
     from typing import Final, NoReturn
 
 USAGE: Final = """\
-usage: redirect-run [--require] [--notify title|inline|none] [--socket PATH] [--] COMMAND [ARG...]
+usage: redirect-run [--require] [--notify title|inline|none] [--plain] [--socket PATH] [--] COMMAND [ARG...]
 
 Runs COMMAND so that its TCP connections, and those of its children, survive address changes.
 
   --require        run nothing (exit 125) when the connections cannot be protected
   --notify HOW     how to tell about a lost path on a terminal: title, inline or none
+  --plain          tell and ask nothing: COMMAND gets this terminal itself
   --socket PATH    the daemon's socket (else $REDIRECTCTL_SOCKET, else the default)
   --version, --help
 
@@ -51,6 +53,8 @@ class Options:
 
     def __init__(self) -> None:
         self.require = False
+        self.plain = False
+        self.notify = "title"
         self.socket: str | None = None
         self.command: list[str] = []
 
@@ -69,6 +73,8 @@ def parse(arguments: list[str]) -> Options:
             options.command = list(rest)
         elif argument == "--require":
             options.require = True
+        elif argument == "--plain":
+            options.plain = True
         elif name in {"--notify", "--socket"}:
             if not equals and (value := next(rest, "")) == "":
                 raise UsageError(f"{name} needs a value")
@@ -76,6 +82,8 @@ def parse(arguments: list[str]) -> Options:
                 options.socket = value
             elif value not in NOTIFY:
                 raise UsageError(f"--notify {value}: not one of title, inline, none")
+            else:
+                options.notify = value
         elif argument.startswith("-") and argument != "-":
             raise UsageError(f"{argument}: no such option; write -- before a command that begins with -")
         else:
@@ -96,29 +104,47 @@ def main() -> int:
     except UsageError as error:
         _complain(f"{error}; see redirect-run --help")
         return EXIT_USAGE
-    why = _opt_in(options.socket)
+    why, status = _run(options)
     if why is not None and options.require:
         _complain(f"nothing was run: {why}")
         return EXIT_NOT_PROTECTED
     if why is not None:
         _complain(f"{options.command[0]} runs unprotected: {why}")
+    return status if status is not None else _become(options.command)
+
+
+def _become(command: list[str]) -> int:
+    """Be the command from now on; a status if it cannot be executed."""
     _restore_signals()
     _restore_locale()
     try:
-        _execute(options.command)
+        _execute(command)
     except OSError as error:
-        return _explain(options.command[0], error)
+        return _explain(command[0], error)
 
 
-def _opt_in(socket: str | None) -> str | None:
-    """None when this process is opted in, else why not."""
-    from redirectctl.api.optin import OptInError, opt_in
+def _run(options: Options) -> tuple[str | None, int | None]:
+    """Opt in: why that failed.  Where the command was attended, its exit status."""
+    from redirectctl.api.optin import OptInError, opt_in_and_stay
 
     try:
-        opt_in(socket)
+        sock, asks = opt_in_and_stay(options.socket)
     except OptInError as error:
-        return str(error) or "the daemon refused"
-    return None
+        return str(error) or "the daemon refused", None
+    from redirectctl_wrappers import terminal
+
+    if options.plain or (options.notify == "none" and not asks) or not terminal.can_attend():
+        sock.close()
+        return None, None
+    from redirectctl_wrappers.attend import CannotAttendError, attend
+
+    def execute() -> NoReturn:
+        os._exit(_become(options.command))
+
+    try:
+        return None, attend((sock, options.socket), options.notify, options.command, execute)
+    except CannotAttendError:
+        return None, None
 
 
 def _print_about(option: str) -> int:

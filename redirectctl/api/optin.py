@@ -1,7 +1,7 @@
-"""Opting the calling process in, for redirect-run.
+"""Opting the calling process in, for redirect-run, and what else it says to the daemon.
 
 Built-in modules only, because every command waits for this: socket would add 10 ms, json 6 ms, typing 4 ms to a start
-of 14 ms.  json is imported for answers other than the two that the daemon gives as a rule.
+of 14 ms.  json is imported for answers other than those that the daemon gives as a rule.
 The daemon takes the process's id from the socket (SO_PEERCRED), so there is nothing to say but "me".
 """
 
@@ -31,20 +31,43 @@ def opt_in(path: str | None = None, timeout: float = 2.0) -> None:
 
     path: as socket_path() takes it.  timeout: seconds for the whole exchange.  Raises OptInError.
     """
-    path = socket_path(path)
+    opt_in_and_stay(path, timeout)[0].close()
+
+
+def opt_in_and_stay(path: str | None = None, timeout: float = 2.0) -> tuple[_socket.socket, bool]:
+    """As opt_in.  The connection to the daemon, and whether a person is asked about hosts met for the first time."""
+    sock, answer = _exchange(socket_path(path), b'{"type":"opt-in"}', timeout)
+    return sock, answer.get("asks") is True
+
+
+def decide(verb: str, peer: str, path: str | None = None, timeout: float = 5.0) -> None:
+    """Approve or reject a peer, by its fingerprint.  Raises OptInError when the daemon does not do it."""
+    import json
+
+    request = json.dumps({"type": verb, "peer": peer}).encode()
+    _exchange(socket_path(path), request, timeout, expected="peer")[0].close()
+
+
+def _exchange(
+    path: str, request: bytes, timeout: float, expected: str = "opted-in"
+) -> tuple[_socket.socket, dict[str, object]]:
+    """Connect, say one thing, get the answer of the type that is expected.  Raises OptInError."""
     deadline = time.monotonic() + timeout
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout)
         _connect(sock, path, deadline)
-        sock.sendall(b'{"type":"opt-in"}\n', _socket.MSG_NOSIGNAL)
-        _check(_read_reply(sock, deadline))
-    except TimeoutError:
-        raise OptInError(f"the daemon on {path} did not answer within {timeout:g} s") from None
-    except OSError as error:
-        raise OptInError(f"cannot reach the daemon on {path}: {error.strerror or error}") from None
-    finally:
+        sock.sendall(request + b"\n", _socket.MSG_NOSIGNAL)
+        answer = _read_reply(sock, deadline)
+        _check(answer, expected)
+    except BaseException as error:
         sock.close()
+        if isinstance(error, TimeoutError):
+            raise OptInError(f"the daemon on {path} did not answer within {timeout:g} s") from None
+        if isinstance(error, OSError):
+            raise OptInError(f"cannot reach the daemon on {path}: {error.strerror or error}") from None
+        raise
+    return sock, answer
 
 
 def _connect(sock: _socket.socket, path: str, deadline: float) -> None:
@@ -83,6 +106,8 @@ def _read_reply(sock: _socket.socket, deadline: float) -> dict[str, object]:
 def _parse(line: bytes) -> dict[str, object]:
     if line == b'{"type":"opted-in"}':
         return {"type": "opted-in"}
+    if line == b'{"type":"opted-in","asks":true}':
+        return {"type": "opted-in", "asks": True}
     if line.startswith(b'{"type":"hello",') and line.endswith(b',"api":%d}' % API_VERSION):
         return {"type": "hello", "api": API_VERSION}
     import json
@@ -96,11 +121,8 @@ def _parse(line: bytes) -> dict[str, object]:
     return message
 
 
-def _check(message: dict[str, object]) -> None:
-    match message.get("type"):
-        case "opted-in":
-            return
-        case "error":
-            raise OptInError("; ".join(str(message[key]) for key in ("why", "hint") if message.get(key)))
-        case _:
-            raise OptInError("the daemon's answer is not understood")
+def _check(message: dict[str, object], expected: str) -> None:
+    if message.get("type") == "error":
+        raise OptInError("; ".join(str(message[key]) for key in ("why", "hint") if message.get(key)))
+    if message.get("type") != expected:
+        raise OptInError("the daemon's answer is not understood")

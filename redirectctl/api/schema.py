@@ -1,7 +1,8 @@
 """Requests, replies and events of the Unix socket: one JSON document a line, UTF-8, no line break inside.
 
 The daemon speaks first (`Hello`).  Then each request line is answered by one reply line, in order; `EventsRequest` is
-answered by any number of `EventReply` lines and, when it does not follow, one `EventsEnd`.  After an `Error` that says
+answered by any number of `EventReply` lines and, when it does not follow, one `EventsEnd`; `WatchRequest` by any number
+of `WatchReply` lines.  After an `Error` that says
 the request was not understood the daemon closes the connection.
 
 ``type`` names the message.  Unknown fields and unknown types are refused on both sides.
@@ -195,6 +196,27 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     detail: str | None = None  # for people
 
 
+class Watched(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """A connection that there is something to tell about: it has no path or had none, or cannot be protected yet."""
+
+    id: str
+    remote: str  # "addr:port"
+    state: ConnectionState
+    reason: str | None = None  # as of Connection
+    lost_for: float | None = None  # seconds without a path until now
+    lasted: float | None = None  # seconds that the last time without a path took; it is over
+
+
+class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A peer that a connection waits for, and that a person has to decide about."""
+
+    fingerprint: str
+    picture: str  # of its key, lines of text
+    addresses: list[str]  # latest first
+    known: list[str]  # fingerprints known at these addresses; with any of them the key has changed
+    may_decide: bool  # whether who watches has the right to approve and reject
+
+
 class CheckStatus(StrEnum):
     """Outcome of one check of doctor."""
 
@@ -309,6 +331,13 @@ class OptInRequest(_Message, frozen=True, tag="opt-in"):
     """Answered by OptedIn.  Anybody may ask, for the process that asks."""
 
 
+class WatchRequest(_Message, frozen=True, tag="watch"):
+    """Answered by a WatchReply at once and at every change, until the client sends something or goes away.
+
+    Anybody may ask, for the command that was opted in together with the process that asks.
+    """
+
+
 class DoctorRequest(_Message, frozen=True, tag="doctor"):
     """Answered by DoctorReply."""
 
@@ -332,6 +361,7 @@ Request: TypeAlias = (
     | AnnounceRequest
     | EventsRequest
     | OptInRequest
+    | WatchRequest
     | DoctorRequest
 )
 
@@ -398,8 +428,17 @@ class AnnounceReply(_Message, frozen=True, tag="announce"):
     peers: int  # told
 
 
-class OptedIn(_Message, frozen=True, tag="opted-in"):
+class OptedIn(_Message, frozen=True, tag="opted-in", omit_defaults=True):
     """To OptInRequest: the process and the children it makes from now on are opted in."""
+
+    asks: bool = False  # whether a person is asked about hosts that are met for the first time
+
+
+class WatchReply(_Message, frozen=True, tag="watch"):
+    """To WatchRequest, any number of times: all that there is to tell at this moment."""
+
+    connections: list[Watched]
+    questions: list[Question]
 
 
 class DoctorReply(_Message, frozen=True, tag="doctor"):
@@ -437,6 +476,7 @@ Reply: TypeAlias = (
     | IdentityReply
     | AnnounceReply
     | OptedIn
+    | WatchReply
     | DoctorReply
     | EventReply
     | EventsEnd

@@ -1,8 +1,8 @@
 """The Unix socket: who asks, whether they may, and which handler answers.
 
-Everybody may connect.  `status` and `opt-in` (of the process that asks) are for all; everything else is for root, the
-user that the daemon runs as, and the group `redirectctl`.  Callers are known from the kernel (SO_PEERCRED,
-SO_PEERGROUPS), not from what they say.  Refusals are logged with a named reason.
+Everybody may connect.  `status`, `opt-in` (of the process that asks) and `watch` (of its own command) are for all;
+everything else is for root, the user that the daemon runs as, and the group `redirectctl`.  Callers are known from the
+kernel (SO_PEERCRED, SO_PEERGROUPS), not from what they say.  Refusals are logged with a named reason.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Final, NamedTuple, Protocol
 
 from redirectctl.api import schema
 from redirectctl.api.schema import ErrorCode, RequestError
-from redirectctl.daemon.eventlog import EventLog
+from redirectctl.daemon.eventlog import EventLog, Subscription
 
 ADMIN_GROUP: Final = "redirectctl"
 BACKLOG: Final = 128  # connections that the kernel keeps until we accept them; many redirect-run may start at once
@@ -32,6 +32,10 @@ MAX_CLIENTS_PER_USER: Final = 64  # so that one user cannot shut out the others
 REQUEST_TIMEOUT: Final = 10.0  # seconds for the first request to arrive
 IDLE_TIMEOUT: Final = 300.0  # seconds between two requests of one client
 WRITE_TIMEOUT: Final = 10.0  # seconds for a client to read its reply
+MAX_WATCHERS: Final = 512  # counted apart from other clients: each redirect-run on a terminal is one while it runs
+MAX_WATCHERS_PER_USER: Final = 128
+WATCH_BEAT: Final = 1.0  # seconds between looks for changes that are no event
+WATCH_PAUSE: Final = 0.1  # seconds between two looks, however much happens
 EVENTS_AT_ONCE: Final = 500  # of the log, read in a thread between two waits for the client
 
 _SO_PEERGROUPS: Final = 59  # asm-generic/socket.h; Python has no name for it.  Linux 4.13
@@ -126,6 +130,10 @@ class Service(Protocol):
         """Opt the calling process in."""
         ...
 
+    def watched(self, caller: Caller, may_decide: bool) -> schema.WatchReply:
+        """What there is to tell about the caller's command.  may_decide: whether the caller may approve peers."""
+        ...
+
     async def doctor(self, request: schema.DoctorRequest, caller: Caller) -> schema.DoctorReply:
         """Check everything that can be checked from inside the daemon."""
         ...
@@ -148,6 +156,7 @@ class Route(NamedTuple):
 ROUTES: Final[dict[type[schema.Request], Route]] = {
     schema.StatusRequest: Route("status", Right.ANYBODY),
     schema.OptInRequest: Route("opt_in", Right.ANYBODY),
+    schema.WatchRequest: Route("watched", Right.ANYBODY),  # answered here, by any number of replies
     schema.ConnectionsRequest: Route("connections", Right.ADMIN),
     schema.ConnectionRequest: Route("connection", Right.ADMIN),
     schema.PeersRequest: Route("peers", Right.ADMIN),
@@ -191,6 +200,7 @@ class ApiServer:
         self._admin_group = admin_group()
         self._clients: dict[asyncio.Task[None], int] = {}  # with the user's id
         self._users: Counter[int] = Counter()
+        self._watchers: Counter[int] = Counter()  # by user; they are among the clients too
         self._server: asyncio.Server | None = None
         self._path = Path()
         self._inode = 0
@@ -238,7 +248,9 @@ class ApiServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller) -> None:
         """One client from beginning to end."""
         try:
-            if len(self._clients) > MAX_CLIENTS or self._users[caller.uid] > self._max_clients_per_user:
+            others = len(self._clients) - self._watchers.total()
+            of_user = self._users[caller.uid] - self._watchers[caller.uid]
+            if others > MAX_CLIENTS or of_user > self._max_clients_per_user:
                 why = "too many programs talk to it at once"
                 self._refuse(writer, caller, Refusal.TOO_MANY, RequestError("daemon", why, "end some or wait"))
             else:
@@ -285,6 +297,9 @@ class ApiServer:
                     await self._send_events(request, reader, writer)
                     if request.follow:
                         return
+                elif isinstance(request, schema.WatchRequest):
+                    await self._watch(reader, writer, caller)
+                    return
                 else:
                     writer.write(await self._answer(request, caller))
             async with asyncio.timeout(WRITE_TIMEOUT):
@@ -298,7 +313,7 @@ class ApiServer:
     def _check_right(self, request: schema.Request, caller: Caller) -> None:
         route = ROUTES[type(request)]
         name = type(request).__struct_config__.tag
-        if isinstance(request, schema.OptInRequest) and caller.pid <= 0:
+        if isinstance(request, (schema.OptInRequest, schema.WatchRequest)) and caller.pid <= 0:
             why = "this process is in a process namespace that the daemon does not see"
             raise RequestError(str(name), why, "run it outside of the container", ErrorCode.DENIED)
         if route.right is Right.ADMIN and not self._is_admin(caller):
@@ -348,6 +363,50 @@ class ApiServer:
             finally:
                 gone.cancel()
                 _write_events(writer, subscription.take())  # at shutdown: that it stops
+
+    async def _watch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller) -> None:
+        """What there is to tell about the caller's command, whenever that changes."""
+        if self._watchers.total() >= MAX_WATCHERS or self._watchers[caller.uid] >= MAX_WATCHERS_PER_USER:
+            error = RequestError("watch", "too many programs watch", "end some or wait")
+            self._refuse(writer, caller, Refusal.TOO_MANY, error)
+            return
+        self._watchers[caller.uid] += 1
+        try:
+            with self._events.subscribe() as subscription:
+                await self._follow(reader, writer, caller, subscription)
+        finally:
+            self._watchers[caller.uid] -= 1
+            if not self._watchers[caller.uid]:
+                del self._watchers[caller.uid]
+
+    async def _follow(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller, subscription: Subscription
+    ) -> None:
+        gone = asyncio.ensure_future(reader.read(1))
+        told: object = None
+        try:
+            while not gone.done():
+                subscription.take()  # only that something happened matters
+                reply = self._service.watched(caller, self._is_admin(caller))
+                if (summary := _summary(reply)) != told:
+                    told = summary
+                    writer.write(schema.encode(reply))
+                    async with asyncio.timeout(WRITE_TIMEOUT):
+                        await writer.drain()
+                await asyncio.wait({gone}, timeout=WATCH_PAUSE)
+                arrived = asyncio.ensure_future(subscription.wait())
+                try:
+                    await asyncio.wait({gone, arrived}, timeout=WATCH_BEAT, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    arrived.cancel()
+        finally:
+            gone.cancel()
+
+
+def _summary(reply: schema.WatchReply) -> object:
+    """Equal when nothing has changed but the time."""
+    connections = [(each.id, each.state, each.reason, each.lost_for is None, each.lasted) for each in reply.connections]
+    return connections, [(each.fingerprint, each.known) for each in reply.questions]
 
 
 def admin_group() -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from redirectctl.config import Protect
 from redirectctl.flows.connection import Connection
@@ -13,6 +13,7 @@ from redirectctl.flows.engine import Engine
 from redirectctl.flows.state import State
 from redirectctl.kernel import procs
 from redirectctl.kernel.cgroup import Cgroup, CgroupTree
+from redirectctl.kernel.constants import CGROUP_PREFIX
 from redirectctl.kernel.diag import Destroyed, DestroyWatch, SockDiag, SocketInfo, TcpInfo, TcpState
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.inet_filter import SocketFilter
@@ -40,6 +41,7 @@ ALIVE = (
 class _Group:
     cgroup: Cgroup
     last_seen: float
+    sockets: dict[FourTuple, int] = field(default_factory=dict)  # open at the last look, with the user's id
 
 
 class Finder:
@@ -92,6 +94,18 @@ class Finder:
         self._wake.set()
         return cgroup
 
+    def sockets_with(self, pid: int, uid: int) -> list[FourTuple]:
+        """Open sockets of the command that a process was opted in with, which a user may be told about.
+
+        All of them if the cgroup was made for this very process; in somebody else's (`redirect-run su`) the user's own.
+        """
+        cgroup = self._tree.group_of(pid) if self._tree is not None else None
+        group = self._groups.get(cgroup.id) if cgroup is not None else None
+        if cgroup is None or group is None:
+            return []
+        whole = uid == 0 or cgroup.path.name == f"{CGROUP_PREFIX}{pid}"
+        return [socket for socket, owner in group.sockets.items() if whole or owner == uid]
+
     def opt_in_sockets(self, sockets: Iterable[SocketInfo]) -> list[FourTuple]:
         """Connections that are open already; those that cannot be protected are left out."""
         taken = [s for s in sockets if self._eligible(s.tuple)]
@@ -127,9 +141,12 @@ class Finder:
         else:
             return
         found = self.diag.dump(wanted, states=OPEN)
+        for group in self._groups.values():
+            group.sockets = {}
         for one in found:
             if one.cgroup_id in self._groups:
                 self._groups[one.cgroup_id].last_seen = now
+                self._groups[one.cgroup_id].sockets[one.tuple] = one.uid
         self._tell([s for s in found if self._engine.table.at(s.tuple) is None and self._eligible(s.tuple)])
 
     def _tell(self, fresh: list[SocketInfo], age: float = 0.0) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from redirectctl import __version__
 from redirectctl.api import schema
 from redirectctl.api.schema import RequestError
-from redirectctl.daemon import doctor, records
+from redirectctl.daemon import doctor, records, watching
 from redirectctl.daemon.apiserver import Caller
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.flows.connection import Connection
@@ -188,7 +188,11 @@ class DaemonService:
             self._r.finder.opt_in(caller.pid, started)
         except KernelError as error:
             raise RequestError(what, f"{error.what}: {error.why}", error.hint) from error
-        return schema.OptedIn()
+        return schema.OptedIn(asks=self._r.config.trust.first_contact == "ask")
+
+    def watched(self, caller: Caller, may_decide: bool) -> schema.WatchReply:
+        """What there is to tell about the caller's command."""
+        return watching.watched(self._r, caller.pid, caller.uid, may_decide)
 
     async def doctor(self, request: schema.DoctorRequest, caller: Caller) -> schema.DoctorReply:
         """Check what can be checked from inside the daemon."""

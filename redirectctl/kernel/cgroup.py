@@ -129,6 +129,17 @@ class CgroupTree:
         except OSError:
             return []
 
+    def group_of(self, pid: int) -> Cgroup | None:
+        """The cgroup of ours that a process is in."""
+        try:
+            parts = self._path_of(pid)
+            if not parts or not _OURS.fullmatch(parts[-1]):
+                return None
+            path = self.mount.joinpath(*parts)
+            return Cgroup(path.stat().st_ino, path)
+        except (OSError, KernelError):
+            return None
+
     def _path_of(self, pid: int) -> list[str]:
         """The cgroup of a process, as directory names below the mount.  OSError: it ended."""
         text = (self._proc / str(pid) / "cgroup").read_text(errors="surrogateescape")

@@ -141,6 +141,37 @@ def test_without_a_daemon(lab: Lab) -> None:
     assert witness.exists()
 
 
+ASK = FAST.replace("accept-new", "ask")
+
+
+def test_asked_and_told_on_a_terminal(lab: Lab) -> None:
+    """First contact is answered where the session is; the title says that the path is lost, and back."""
+    pair = Pair(lab, client=ASK)
+    sshd = SshServer(lab.server)
+    command = lab.client.inside([*pair.wrap, *sshd.ssh("-t", "echo ready; cat")])
+    env = os.environ | {"TERM": "xterm"}
+    child = pexpect.spawn(command[0], command[1:], encoding="utf-8", timeout=PATIENCE, env=env)
+    try:
+        child.expect_exact("ready")
+        child.expect_exact("first contact")
+        child.expect_exact(pair.server.ctl("identity")["fingerprint"])
+        child.expect_exact("yes, no")
+        child.sendline("yes")
+        child.expect_exact("\x1b[?1049l")
+        pair.wait_protected(1)
+        give_away(lab, lab.client)
+        child.expect_exact(f"redirectctl: no path to {lab.server.address()} for ")
+        lab.client.join(lab.cafe, 20)
+        child.expect_exact(" is back after ")
+        child.sendline("it lives")
+        child.expect_exact("it lives\r\nit lives\r\n")
+        child.sendeof()
+        child.expect(pexpect.EOF)
+    finally:
+        child.close(force=True)
+    assert child.exitstatus == 0
+
+
 # All modules are imported before the rights are given up: the interpreter may be where only root can read it.
 AS_NOBODY = f"""
 import encodings.idna, importlib, os, pkgutil, socket, sys

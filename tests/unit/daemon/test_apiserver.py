@@ -46,6 +46,12 @@ class FakeService:
             "opt_in": schema.OptedIn(),
             "announce": schema.AnnounceReply(2),
         }
+        self.watch = schema.WatchReply(connections=[], questions=[])
+        self.watchers: list[tuple[Caller, bool]] = []
+
+    def watched(self, caller: Caller, may_decide: bool) -> schema.WatchReply:
+        self.watchers.append((caller, may_decide))
+        return self.watch
 
     def __getattr__(self, name: str) -> Callable[[Any, Caller], Coroutine[Any, Any, Any]]:
         async def answer(request: Any, caller: Caller) -> Any:
@@ -125,12 +131,13 @@ async def as_nobody(program: str, *arguments: str) -> tuple[int, str]:
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
-def test_every_request_has_a_route_and_only_two_are_for_anybody():
+def test_every_request_has_a_route_and_only_three_are_for_anybody():
     requests = set(schema.Request.__args__)
     assert set(ROUTES) == requests
     assert {kind for kind, route in ROUTES.items() if route.right is Right.ANYBODY} == {
         schema.StatusRequest,
         schema.OptInRequest,
+        schema.WatchRequest,
     }
     for kind, route in ROUTES.items():
         assert kind is schema.EventsRequest or hasattr(Service, route.method)
@@ -484,3 +491,75 @@ class TestEvents:
                     assert seen + missed == total
 
         asyncio.run(asyncio.wait_for(check(), 60))
+
+
+def lost(seconds: float | None) -> schema.WatchReply:
+    watched = schema.Watched(id="c", remote="192.0.2.7:22", state=schema.ConnectionState.SUSPENDED, lost_for=seconds)
+    return schema.WatchReply(connections=[watched], questions=[])
+
+
+def test_watching(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(apiserver, "WATCH_PAUSE", 0.0)
+
+    async def check() -> None:
+        async with bench.serving() as server:
+            reader, writer = await bench.connect()
+            writer.write(b'{"type":"watch"}\n')
+            assert json.loads(await reader.readline()) == {"type": "watch", "connections": [], "questions": []}
+            looks = len(bench.service.watchers)
+            bench.service.watch = lost(1.0)
+            bench.log.record(schema.EventName.CONNECTION_SUSPENDED)
+            assert json.loads(await reader.readline())["connections"][0]["lost_for"] == 1.0
+            bench.service.watch = lost(2.0)  # nothing has changed but the time: not said
+            bench.log.record(schema.EventName.CONNECTION_FOUND)
+            await until(lambda: len(bench.service.watchers) > looks + 2)
+            bench.service.watch = lost(None)
+            bench.log.record(schema.EventName.CONNECTION_RESUMED)
+            assert "lost_for" not in json.loads(await reader.readline())["connections"][0]
+            (caller, may_decide) = bench.service.watchers[-1]
+            assert (caller.pid, may_decide) == (os.getpid(), True)
+            writer.close()
+            await until(lambda: not server._watchers)
+
+    asyncio.run(check())
+
+
+def test_watchers_do_not_shut_out_others(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(apiserver, "MAX_WATCHERS_PER_USER", 3)
+
+    async def check() -> None:
+        async with bench.serving(max_clients_per_user=2):
+            writers = []
+            for _ in range(3):
+                reader, writer = await bench.connect()
+                writer.write(b'{"type":"watch"}\n')
+                await reader.readline()
+                writers.append(writer)
+            assert (await bench.say(b'{"type":"opt-in"}\n'))[0] == {"type": "opted-in"}
+            refused = await bench.say(b'{"type":"watch"}\n')
+            assert refused[0]["why"] == "too many programs watch"
+            for writer in writers:
+                writer.close()
+
+    asyncio.run(check())
+
+
+@needs_root
+def test_a_watcher_without_rights_may_not_decide(bench: Bench):
+    program = """
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+s.sendall(b'{"type":"watch"}\\n')
+f = s.makefile()
+f.readline()
+print(f.readline().strip())
+"""
+
+    async def check() -> None:
+        async with bench.serving():
+            status, output = await as_nobody(program, str(bench.path))
+            assert (status, json.loads(output)["type"]) == (0, "watch")
+            caller, may_decide = bench.service.watchers[0]
+            assert (caller.uid, may_decide) == (NOBODY, False)
+
+    asyncio.run(check())

@@ -1,0 +1,376 @@
+"""Notices and questions on a terminal, with a daemon's part played by the test."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+from fake_daemon import FakeDaemon
+
+FINGERPRINT = "SHA256:Zmh6rfhivXdsj8GLjp+OIAiXFIVu4jOzkCpZHQ1fKSU"
+NEW: dict[str, object] = {
+    "fingerprint": FINGERPRINT,
+    "picture": "+--[redirectctl]--+\n|     o+=+o       |\n+----[SHA256]-----+",
+    "addresses": ["192.0.2.7"],
+    "known": [],
+    "may_decide": True,
+}
+LOST: dict[str, object] = {"id": "c", "remote": "192.0.2.7:22", "state": "suspended", "lost_for": 61.0}
+BACK: dict[str, object] = {"id": "c", "remote": "192.0.2.7:22", "state": "protected", "lasted": 75.0}
+PATIENCE = 60
+
+
+@pytest.fixture
+def asking(daemon: FakeDaemon) -> FakeDaemon:
+    daemon.behaviour = daemon.accept_and_ask
+    return daemon
+
+
+@pytest.fixture
+def start(redirect_run: str) -> Iterator[Any]:
+    """Starts a command through redirect-run on a terminal, in a session of its own."""
+    started: list[pexpect.spawn] = []
+
+    def spawn(*arguments: str, **environment: str) -> pexpect.spawn:
+        env = os.environ | {"TERM": "xterm", "LC_ALL": "C.UTF-8"} | environment
+        child = pexpect.spawn(redirect_run, list(arguments), env=env, timeout=PATIENCE, encoding="utf-8")
+        started.append(child)
+        return child
+
+    yield spawn
+    for child in started:
+        child.close(force=True)
+
+
+def decisions(daemon: FakeDaemon) -> list[dict[str, object]]:
+    said = [json.loads(request) for request in daemon.requests]
+    return [each for each in said if each["type"] in ("approve", "reject")]
+
+
+def cat(child: pexpect.spawn) -> None:
+    """The command is there."""
+    child.sendline("begin")
+    child.expect_exact("begin\r\nbegin\r\n")
+
+
+@pytest.mark.parametrize(("word", "verb"), [("yes", "approve"), (FINGERPRINT, "approve"), ("no", "reject")])
+def test_first_contact(asking: FakeDaemon, start: Any, word: str, verb: str) -> None:
+    child = start("cat")
+    cat(child)
+    asking.tell(questions=[NEW])
+    child.expect_exact("\x1b[?1049h")
+    for text in ("first contact", "192.0.2.7", "cat", FINGERPRINT, "|     o+=+o       |", "yes, no"):
+        child.expect_exact(text)
+    child.sendline("ls -l")  # somebody was typing
+    child.expect_exact("'ls -l' is no answer")
+    assert decisions(asking) == []
+    child.sendline(word)
+    child.expect_exact("\x1b[?1049l")
+    child.sendline("end")
+    child.expect_exact("end\r\nend\r\n")
+    assert "ls -l" not in child.before
+    assert decisions(asking) == [{"type": verb, "peer": FINGERPRINT}]
+
+
+def test_later(asking: FakeDaemon, start: Any) -> None:
+    child = start("cat")
+    cat(child)
+    asking.tell(questions=[NEW])
+    child.expect_exact("yes, no")
+    child.sendcontrol("c")
+    child.expect_exact("\x1b[?1049l")
+    asking.tell(LOST, questions=[NEW])
+    child.expect_exact("no path")  # and not asked again
+    assert "first contact" not in child.before
+    child.sendcontrol("c")
+    child.expect(pexpect.EOF)
+    assert decisions(asking) == []
+
+
+def test_answered_by_somebody_else(asking: FakeDaemon, start: Any) -> None:
+    child = start("sh", "-c", "while read x; do echo got $x; done")
+    child.sendline("one")
+    child.expect_exact("got one\r\n")
+    asking.tell(questions=[NEW])
+    child.expect_exact("yes, no")
+    asking.tell()
+    child.expect_exact("\x1b[?1049l")
+    child.sendline("two")
+    child.expect_exact("got two\r\n")
+
+
+def test_changed_key(asking: FakeDaemon, start: Any) -> None:
+    child = start("cat")
+    cat(child)
+    asking.tell(questions=[NEW | {"known": ["SHA256:known"]}])
+    for text in ("WARNING", "HAS CHANGED", "SHA256:known", FINGERPRINT):
+        child.expect_exact(text)
+    child.sendline("yes")
+    child.expect_exact("is no answer")
+    child.sendline("no")
+    child.expect_exact("\x1b[?1049l")
+    assert decisions(asking) == [{"type": "reject", "peer": FINGERPRINT}]
+
+
+def test_output_goes_on_when_nobody_answers(asking: FakeDaemon, start: Any) -> None:
+    child = start("sh", "-c", "read x; head -c 600000 /dev/zero | tr '\\0' x; echo; echo end")
+    asking.tell(questions=[NEW])
+    child.expect_exact("yes, no")
+    asking.tell()
+    child.expect_exact("\x1b[?1049l")
+    child.sendline("")
+    child.expect_exact("\r\nend\r\n")
+
+
+def test_a_command_that_ends_under_a_question(asking: FakeDaemon, start: Any) -> None:
+    child = start("sh", "-c", "echo go; sleep 2; echo gone; exit 5")
+    child.expect_exact("go\r\n")
+    asking.tell(questions=[NEW])
+    child.expect_exact("yes, no")
+    child.expect_exact("\x1b[?1049l")
+    child.expect_exact("gone\r\n")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 5
+
+
+def test_lost_and_back_in_the_title(daemon: FakeDaemon, start: Any) -> None:
+    child = start("sh", "-c", "printf '\\033]2;mine\\007'; cat")
+    child.expect_exact("\x1b]2;mine\x07")
+    cat(child)
+    daemon.tell(LOST)
+    child.expect_exact("\x1b[22;2t\x1b]2;redirectctl: no path to 192.0.2.7 for 1m 1s\x07")
+    child.expect_exact("no path to 192.0.2.7 for 1m 2s")
+    child.expect_exact("no path to 192.0.2.7 for 1m 3s")
+    daemon.tell(BACK)
+    child.expect_exact("path to 192.0.2.7 is back after 1m 15s\x07")
+    child.expect_exact("\x1b]2;\x07\x1b[23;2t\x1b]2;mine\x07")
+
+
+def test_lost_and_back_inline(daemon: FakeDaemon, start: Any) -> None:
+    child = start("--notify", "inline", "sh", "-c", "printf 'name: '; read x; echo got $x")
+    child.expect_exact("name: ")
+    daemon.tell(LOST)
+    child.expect_exact("\r\nredirectctl: no path to 192.0.2.7; held until there is one\r\nname: ")
+    child.send("ab")
+    child.expect_exact("ab")
+    daemon.tell(BACK)
+    child.expect_exact("\r\nredirectctl: path to 192.0.2.7 is back after 1m 15s\r\nname: ab")
+    child.sendline("c")
+    child.expect_exact("got abc\r\n")
+
+
+@pytest.mark.parametrize("options", [["--plain"], ["--notify", "none"]])
+def test_nothing_to_tell_or_ask_costs_nothing(daemon: FakeDaemon, start: Any, options: list[str]) -> None:
+    child = start(*options, "sh", "-c", "echo $$ $(tty)")
+    child.expect(r"(\d+) (\S+)\r\n")
+    assert int(child.match.group(1)) == child.pid  # it is the command itself
+    child.expect(pexpect.EOF)
+    assert b'{"type":"watch"}\n' not in daemon.requests
+
+
+def test_no_notices_but_questions(asking: FakeDaemon, start: Any) -> None:
+    child = start("--notify", "none", "cat")
+    cat(child)
+    asking.tell(LOST)
+    asking.tell(LOST, questions=[NEW])
+    child.expect_exact("first contact")
+    assert "no path" not in child.before
+
+
+def test_the_daemon_stops_and_comes_back(asking: FakeDaemon, start: Any) -> None:
+    child = start("cat")
+    cat(child)
+    asking.tell(questions=[NEW])
+    child.expect_exact("yes, no")
+    asking.tell()
+    asking.forget_watchers()
+    child.expect_exact("\x1b[?1049l")
+    asking.tell(LOST)  # to whoever asks from now on
+    child.expect_exact("no path to 192.0.2.7")
+    child.sendline("two")
+    child.expect_exact("two\r\n")
+
+
+@pytest.mark.parametrize("nonsense", [b"{}\n", b"\xff\n", b'{"type":"watch"}\n', b'{"type":"error","code":"denied"}\n'])
+def test_a_daemon_that_talks_nonsense(daemon: FakeDaemon, start: Any, nonsense: bytes) -> None:
+    child = start("cat")
+    cat(child)
+    for watcher in daemon.watchers:
+        watcher.sendall(nonsense)
+    child.sendline("two")
+    child.expect_exact("two\r\ntwo\r\n")
+
+
+def test_gpg_asks_on_the_terminal_that_the_command_has(redirect_run: str, daemon: FakeDaemon) -> None:
+    script = f"tty; GPG_TTY=$(tty) {redirect_run} sh -c 'echo $GPG_TTY; tty'"
+    child = pexpect.spawn("bash", ["-ic", script], env=os.environ | {"TERM": "xterm"}, timeout=PATIENCE)
+    try:
+        child.expect(rb"(/dev/pts/\d+)\r\n(/dev/pts/\d+)\r\n(/dev/pts/\d+)\r\n")
+        outer, named, own = child.match.groups()
+        assert named == own != outer
+    finally:
+        child.close(force=True)
+
+
+def test_other_files_are_not_held_open(redirect_run: str, daemon: FakeDaemon, tmp_path: Path) -> None:
+    """Who waits for the end of a file that was handed to the command waits for the command only."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    script = f"{redirect_run} sh -c 'echo told >&9; exec 9>&-; echo go; read x' 9> {fifo}"
+    child = pexpect.spawn("bash", ["-ic", script], env=os.environ | {"TERM": "xterm"}, timeout=PATIENCE)
+    try:
+        reader = os.open(fifo, os.O_RDONLY)
+        child.expect_exact("go\r\n")
+        os.set_blocking(reader, False)  # while somebody has it open for writing there is no end but an error
+        with open(reader, "rb") as file:
+            assert file.read() == b"told\n"
+        child.sendline("")
+        child.expect(pexpect.EOF)
+    finally:
+        child.close(force=True)
+
+
+class Screen:
+    """A terminal of tmux's, 80x24."""
+
+    def __init__(self, directory: Path, *command: str) -> None:
+        self._socket = str(directory / "tmux")
+        argv = ["-f", "/dev/null", "new-session", "-d", "-s", "s", "-x", "80", "-y", "24", *command]
+        self._tmux(*argv)
+
+    def type(self, *keys: str) -> None:
+        self._tmux("send-keys", "-t", "s", *keys)
+
+    def shown(self) -> str:
+        """With colours, and where the cursor is."""
+        cursor = self._tmux("display", "-p", "-t", "s", "#{cursor_x},#{cursor_y}")
+        return self._tmux("capture-pane", "-p", "-e", "-t", "s") + cursor
+
+    def title(self) -> str:
+        return self._tmux("display", "-p", "-t", "s", "#{pane_title}").strip()
+
+    def wait(self, text: str, *, title: bool = False) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while text not in (self.title() if title else self.shown()):
+            assert time.monotonic() < deadline, (text, self.title(), self.shown())
+            time.sleep(0.05)
+
+    def settled(self) -> str:
+        """The screen when it has stopped changing."""
+        last, same = self.shown(), 0
+        while same < 6:
+            time.sleep(0.05)
+            now = self.shown()
+            same = same + 1 if now == last else 0
+            last = now
+        return last
+
+    def close(self) -> None:
+        subprocess.run(["tmux", "-S", self._socket, "kill-server"], capture_output=True, timeout=10, check=False)
+
+    def _tmux(self, *arguments: str) -> str:
+        argv = ["tmux", "-S", self._socket, *arguments]
+        return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=10).stdout
+
+
+PROGRAMS = {
+    "vim": ["vim", "-u", "NONE", "-N", "-i", "NONE", "text"],
+    "tmux": ["env", "-u", "TMUX", "tmux", "-L", "INNER", "-f", "/dev/null", "new-session", "env PS1='in> ' sh"],
+    "less": ["less", "text"],
+}
+
+
+KEYS = {"vim": (["G"], ["Escape"], ["C-l"]), "tmux": (["echo one", "Enter"], ["seq 30", "Enter"])}
+
+
+@pytest.mark.parametrize("notify", ["title", "inline"])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_full_screen_programs(redirect_run: str, asking: FakeDaemon, tmp_path: Path, program: str, notify: str) -> None:
+    """The same keys with notices and a question, and without redirect-run: the same screens."""
+    for needed in ("tmux", program):
+        if shutil.which(needed) is None:
+            pytest.skip(f"not installed: {needed}")
+    (tmp_path / "text").write_text("".join(f"line {n} " + "ä€x" * (n % 20) + "\n" for n in range(200)))
+    screens: list[list[str]] = []
+    for through in (True, False):
+        inner = f"rc-{os.getpid()}-{program}-{notify}-{through}"
+        command = [part.replace("INNER", inner) for part in PROGRAMS[program]]
+        wrap = [redirect_run, "--notify", notify, "--"] if through else []
+        directory = tmp_path / str(through)
+        directory.mkdir()
+        asking.tell()
+        shell = f"cd {tmp_path}; {' '.join([*wrap, *(_quoted(part) for part in command)])}; PS1='back>' exec sh"
+        screen = Screen(directory, "env", f"REDIRECTCTL_SOCKET={asking.path}", "sh", "-c", shell)
+        try:
+            screen.wait("in>" if program == "tmux" else "line 1")
+            seen = [screen.settled()]
+            if through:
+                asking.tell(LOST)
+                screen.wait("no path to 192.0.2.7 for 1m 2s", title=True)
+                seen.append(screen.settled())
+                asking.tell(LOST, questions=[NEW])
+                screen.wait("is new", title=True)
+            else:
+                seen.append(screen.settled())
+            for keys in KEYS.get(program, KEYS["vim"]):
+                screen.type(*keys)
+                seen.append(screen.settled())
+            subprocess.run(["tmux", "-S", str(directory / "tmux"), "resize-window", "-x", "61", "-y", "17"], check=True)
+            seen.append(screen.settled())
+            if through:
+                asking.tell(BACK)
+                screen.wait("back after", title=True)
+                seen.append(screen.settled())
+                asking.tell()
+            else:
+                seen.append(screen.settled())
+            screen.type(*{"vim": [":q!", "Enter"], "less": ["q"], "tmux": ["exit", "Enter"]}[program])
+            screen.wait("back>")
+            screens.append(seen)
+        finally:
+            screen.close()
+            subprocess.run(["tmux", "-L", inner, "kill-server"], capture_output=True, check=False)
+    for number, (with_notices, without) in enumerate(zip(*screens, strict=True)):
+        assert _without_names(with_notices) == _without_names(without), number
+
+
+def _quoted(part: str) -> str:
+    return "'" + part.replace("'", "'\\''") + "'"
+
+
+def _without_names(screen: str) -> str:
+    """tmux shows the pane's title, the time and the session's number in its status line, the last one; not compared."""
+    lines = screen.splitlines()
+    status = [n for n, line in enumerate(lines) if "[0] 0:" in line]
+    return "\n".join(line for n, line in enumerate(lines) if n not in status)
+
+
+def test_question_after_a_full_screen_program(redirect_run: str, asking: FakeDaemon, tmp_path: Path) -> None:
+    if shutil.which("tmux") is None:
+        pytest.skip("not installed: tmux")
+    environment = ["env", f"REDIRECTCTL_SOCKET={asking.path}", "PS1=in> "]
+    screen = Screen(tmp_path, *environment, redirect_run, "bash", "--norc", "--noprofile")
+    try:
+        screen.wait("in>")
+        screen.type("echo some text; echo 'half")
+        screen.wait("'half")
+        before = screen.settled()
+        asking.tell(questions=[NEW])
+        screen.wait("first contact")
+        screen.wait("SHA256:Zmh6")
+        screen.type("later", "Enter")
+        screen.wait("'half")
+        assert screen.settled() == before
+        screen.type(" done'", "Enter")
+        screen.wait("half done")
+    finally:
+        screen.close()

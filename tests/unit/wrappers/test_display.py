@@ -1,0 +1,158 @@
+"""What is written to the terminal besides the command's output, and when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from redirectctl_wrappers.display import HELD, Display
+
+LOST = {"id": "c", "remote": "192.0.2.7:22", "state": "suspended", "lost_for": 3.0}
+BACK = {"id": "c", "remote": "192.0.2.7:22", "state": "protected", "lasted": 4.0}
+NEW = {"fingerprint": "SHA256:new", "picture": "+-+", "addresses": ["192.0.2.7"], "known": [], "may_decide": True}
+WINSIZE = (24).to_bytes(2, "little") + (80).to_bytes(2, "little") + bytes(4)
+
+
+def reply(*connections: Any, questions: Any = ()) -> dict[str, Any]:
+    return {"connections": list(connections), "questions": list(questions)}
+
+
+def display(notify: str = "title", simple: bool = False) -> Display:
+    made = Display(notify, "ssh server", "/nowhere/redirectd.sock", simple)
+    made.resize(WINSIZE)
+    return made
+
+
+def test_title_and_the_command_own_again():
+    shown = display()
+    assert shown.pass_on(b"\x1b]0;mine\x07$ ") == b"\x1b]0;mine\x07$ "
+    assert shown.update(0.0, reply(LOST)) == b"\x1b[22;2t\x1b]2;redirectctl: no path to 192.0.2.7 for 3.0s\x07"
+    assert shown.next_at(0.0) == 1.0
+    assert shown.tick(1.0) == b"\x1b]2;redirectctl: no path to 192.0.2.7 for 4.0s\x07"
+    assert shown.update(1.0, reply(BACK)) == b"\x1b]2;redirectctl: path to 192.0.2.7 is back after 4.0s\x07"
+    assert shown.tick(9.0) == b"\x1b]2;\x07\x1b[23;2t\x1b]2;mine\x07"
+    assert shown.next_at(9.0) is None
+    assert shown.tick(10.0) == b""
+
+
+@pytest.mark.parametrize("begun", [b"\x1b[3", b"\x1b]0;tit", "ä".encode()[:1], b"\x1bPq"])
+def test_nothing_is_written_into_a_sequence_or_character(begun: bytes):
+    shown = display()
+    shown.pass_on(begun)
+    assert shown.update(0.0, reply(LOST)) == b""
+    assert shown.tick(1.0) == b""
+    shown.pass_on(b"\x1b\\a")
+    assert b"no path" in shown.tick(2.0)
+
+
+def test_lines_show_the_current_one_again():
+    shown = display("inline")
+    shown.pass_on(b"before\r\n$ ls -")
+    text = b"redirectctl: no path to 192.0.2.7; held until there is one\r\n"
+    assert shown.update(0.0, reply(LOST)) == b"\r\n" + text + b"$ ls -"
+    assert shown.tick(1.0) == b""
+    shown.pass_on(b"\r\n")
+    assert shown.update(2.0, reply(BACK)) == b"\rredirectctl: path to 192.0.2.7 is back after 4.0s\r\n"
+
+
+def test_lines_become_titles_while_a_full_screen_program_runs():
+    shown = display("inline")
+    shown.pass_on(b"\x1b[?1049h\x1b[2;3Htext")
+    written = shown.update(0.0, reply(LOST))
+    assert written == b"\x1b[22;2t\x1b]2;redirectctl: no path to 192.0.2.7 for 3.0s\x07"
+    shown.pass_on(b"\x1b[?1049l$ ")
+    assert shown.tick(2.0) == (
+        b"\r\nredirectctl: no path to 192.0.2.7; held until there is one\r\n$ \x1b]2;\x07\x1b[23;2t"
+    )
+
+
+def test_no_notices_when_none_are_wanted():
+    shown = display("none")
+    assert shown.update(0.0, reply(LOST)) == b""
+    assert shown.tick(1.0) == b""
+    assert b"first contact" in shown.update(2.0, reply(questions=[NEW]))
+
+
+def test_question_and_what_is_written_meanwhile():
+    shown = display()
+    shown.pass_on(b"$ \x1b[?25l")
+    assert shown.update(0.0, reply(questions=[NEW])).startswith(b"\x1b[?1049h")
+    assert shown.asking
+    assert shown.pass_on(b"output") == b""
+    assert shown.next_at(0.0) is None
+    assert shown.press(1.0, b"later\r").startswith(b"\x1b[?1049l\x1b[?25loutput")
+    assert not shown.asking
+    assert shown.pass_on(b"more") == b"more"
+    assert shown.update(2.0, reply(questions=[NEW])) == b""  # not asked again
+    assert not shown.asking
+
+
+def test_question_goes_away_when_somebody_else_has_answered():
+    shown = display()
+    shown.update(0.0, reply(questions=[NEW]))
+    assert shown.update(1.0, reply()) == b"\x1b[?1049l"
+    assert not shown.asking
+
+
+def test_question_waits_for_the_end_of_a_full_screen_program():
+    shown = display()
+    shown.pass_on(b"\x1b[?1049h")
+    assert b"host 192.0.2.7 is new" in shown.update(0.0, reply(questions=[NEW]))
+    assert not shown.asking
+    shown.pass_on(b"\x1b[?1049l$ ")
+    assert b"first contact" in shown.tick(1.0)
+    assert shown.asking
+
+
+def test_a_command_with_much_to_say_does_not_wait_for_an_answer():
+    shown = display()
+    shown.update(0.0, reply(questions=[NEW]))
+    written = b""
+    for _ in range(HELD // 1000 + 1):
+        written += shown.pass_on(b"x" * 1000)
+    assert not shown.asking
+    assert written.startswith(b"\x1b[?1049l")
+    assert written.count(b"x") == (HELD // 1000 + 1) * 1000
+    assert shown.has_room()
+    assert shown.update(1.0, reply(questions=[NEW])) == b""
+
+
+def test_answer_that_the_daemon_does_not_take():
+    shown = display()
+    shown.update(0.0, reply(questions=[NEW]))
+    assert b"cannot reach the daemon" in shown.press(1.0, b"yes\r")
+    assert shown.asking
+
+
+def test_the_daemon_goes_away():
+    shown = display()
+    shown.update(0.0, reply(questions=[NEW]))
+    assert shown.forget() == b"\x1b[?1049l"
+    shown.update(1.0, reply(LOST))
+    assert shown.forget() == b"\x1b]2;\x07\x1b[23;2t"
+    assert shown.tick(3.0) == b""
+
+
+def test_a_terminal_without_titles_and_screens():
+    shown = display(simple=True)
+    shown.pass_on(b"$ ls")
+    assert shown.update(0.0, reply(LOST)).startswith(b"\r\nredirectctl: no path")
+    asked = shown.update(1.0, reply(LOST, questions=[NEW]))
+    assert b"first contact" in asked
+    assert b"\x1b[?" not in asked + shown.press(2.0, b"la")
+    assert shown.press(3.0, b"ter\r") == b"\r\n$ ls"
+
+
+def test_redrawn_at_another_size():
+    shown = display()
+    assert shown.resize(WINSIZE) == b""
+    shown.update(0.0, reply(questions=[NEW]))
+    assert b"first contact" in shown.resize(WINSIZE)
+
+
+def test_the_end():
+    shown = display()
+    shown.update(0.0, reply(LOST))
+    assert shown.end() == b"\x1b]2;\x07\x1b[23;2t"
+    assert shown.end() == b""

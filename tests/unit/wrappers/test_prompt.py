@@ -1,0 +1,110 @@
+"""The question about a new host: what decides, and what is drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from redirectctl_wrappers.prompt import Prompt
+
+FINGERPRINT = "SHA256:Zmh6rfhivXdsj8GLjp+OIAiXFIVu4jOzkCpZHQ1fKSU"
+PICTURE = "+--[redirectctl]--+\n|     o+=+o       |\n+----[SHA256]-----+"
+
+
+def question(**changes: Any) -> dict[str, Any]:
+    return {
+        "fingerprint": FINGERPRINT,
+        "picture": PICTURE,
+        "addresses": ["192.0.2.7"],
+        "known": [],
+        "may_decide": True,
+    } | changes
+
+
+def answer(typed: bytes, **changes: Any) -> str | None:
+    return Prompt(question(**changes), "ssh server").press(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (b"yes\r", "yes"),
+        (b" YES \r", "yes"),
+        (FINGERPRINT.encode() + b"\r", "yes"),
+        (b"\x1b[200~" + FINGERPRINT.encode() + b"\x1b[201~\r", "yes"),  # pasted
+        (b"no\r", "no"),
+        (b"later\r", "later"),
+        (b"\x03", "later"),
+        (b"\x04", "later"),
+        (b"yex\x7fs\r", "yes"),
+        (b"ls -l\x15yes\n", "yes"),
+        (b"\r\r\ryes\r", "yes"),
+        (b"\x1b[A\x1bOByes\r", "yes"),  # arrows
+        # What somebody happens to be typing decides nothing.
+        (b"y", None),
+        (b"y\r", None),
+        (b"n\r", None),
+        (b"\r", None),
+        (b"yes", None),
+        (b"cat yes\r", None),
+        (FINGERPRINT[:-1].encode() + b"\r", None),
+        (FINGERPRINT.lower().encode() + b"\r", None),
+        (b"x" * 1000 + b"\r", None),
+        (b"\xff\xfeyes\xc3\r", None),
+    ],
+)
+def test_only_a_whole_word_decides(typed: bytes, expected: str | None):
+    assert answer(typed) == expected
+    prompt = Prompt(question(), "ssh server")
+    answers = [found for byte in typed if (found := prompt.press(bytes([byte]))) is not None]
+    assert answers[:1] == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize("typed", [b"yes\r", FINGERPRINT.encode() + b"\r", b"\r"])
+def test_a_changed_key_cannot_be_approved(typed: bytes):
+    assert answer(typed, known=["SHA256:old"]) is None
+
+
+def test_a_changed_key_is_loud():
+    shown = Prompt(question(known=["SHA256:old"]), "ssh server").draw(24, 80)
+    for text in (b"WARNING", b"THE KEY OF 192.0.2.7 HAS CHANGED", b"SHA256:old", FINGERPRINT.encode()):
+        assert text in shown
+    assert b"yes" not in shown
+    assert answer(b"no\r", known=["SHA256:old"]) == "no"
+    assert answer(b"later\r", known=["SHA256:old"]) == "later"
+
+
+def test_without_the_right():
+    assert answer(b"yes\r", may_decide=False) is None
+    assert answer(b"no\r", may_decide=False) is None
+    assert answer(b"\r", may_decide=False) == "later"
+    shown = Prompt(question(may_decide=False), "ssh server").draw(40, 100)
+    assert f"sudo redirectctl approve {FINGERPRINT}".encode() in shown
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(24, 80), (10, 40), (3, 20), (50, 200)])
+def test_it_fits(rows: int, columns: int):
+    for changes in ({}, {"known": ["SHA256:old"]}, {"may_decide": False}):
+        prompt = Prompt(question(**changes), "ssh server " * 40)
+        prompt.press(b"typed" * 20)
+        drawn = prompt.draw(rows, columns).decode()
+        lines = [line.split("H", 1)[1] for line in drawn.split("\x1b[")[4:]]
+        assert all(len(line) < max(columns, 2) for line in lines), lines
+        assert len(lines) <= max(rows, 2)
+
+
+def test_it_shows_what_is_needed_to_compare():
+    shown = Prompt(question(), "ssh server").draw(24, 80).decode()
+    for text in (FINGERPRINT, "192.0.2.7", "ssh server", *PICTURE.splitlines()):
+        assert text in shown
+    assert PICTURE.splitlines()[1] not in Prompt(question(), "ssh server").draw(20, 80).decode()
+    assert FINGERPRINT in Prompt(question(), "ssh server").plain().decode()
+
+
+def test_nothing_steers_the_terminal():
+    evil = question(addresses=["\x1b[2J"], picture="\x1b]0;x\x07", fingerprint="SHA256:\x1b[A", known=["\x1b[B"])
+    for prompt in (Prompt(evil, "\x1b[31mssh"), Prompt(evil | {"known": []}, "\x1b[31mssh")):
+        for bad in (b"\x1b[2J\\x", b"\x1b]0;x", b"\x1b[A", b"\x1b[B", b"\x1b[31m"):
+            assert bad not in prompt.draw(24, 80)
+            assert bad not in prompt.plain()

@@ -1,0 +1,209 @@
+"""What is shown to the person besides the command's output: notices, questions.  All bytes to the terminal go through.
+
+Notices are written only between characters and sequences, and never change the screen of a full-screen program: a title
+is none of the screen's, a line is written only where the current line can be shown again below it.
+"""
+
+from __future__ import annotations
+
+from redirectctl_wrappers.scanner import Scanner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Final
+
+    from redirectctl_wrappers.notices import Notices
+    from redirectctl_wrappers.prompt import Prompt
+
+BEAT: Final = 1.0  # seconds between changes of a title
+HELD: Final = 256 * 1024  # bytes of output that may wait for an answer; then the command is more important
+NAME: Final = "redirectctl"
+
+_PUSH_TITLE: Final = b"\x1b[22;2t"  # xterm; others ignore it
+_POP_TITLE: Final = b"\x1b[23;2t"
+_TO_ALTERNATE: Final = b"\x1b[?1049h"  # saves the cursor with its colours
+_FROM_ALTERNATE: Final = b"\x1b[?1049l"
+
+
+class Display:
+    """Knows what the terminal shows.  Methods return the bytes to send to it."""
+
+    def __init__(self, notify: str, command: str, path: str | None, simple: bool) -> None:
+        """notify: as --notify says.  path: of the daemon's socket.  simple: no titles, no alternate screen."""
+        self._notify = "inline" if simple and notify == "title" else notify
+        self._simple = simple
+        self._command = command
+        self._path = path
+        self._scanner = Scanner()
+        self._notices: Notices | None = None
+        self._title = ""  # ours that is shown
+        self._title_at = 0.0
+        self._questions: list[Mapping[str, Any]] = []
+        self._answered: set[str] = set()
+        self._prompt: Prompt | None = None
+        self._held = bytearray()
+        self._rows, self._columns = 24, 80
+
+    @property
+    def asking(self) -> bool:
+        """A question is shown: keys are for it."""
+        return self._prompt is not None
+
+    def has_room(self) -> bool:
+        """Whether more output may come; while a question is shown some is held back."""
+        return len(self._held) < HELD
+
+    def resize(self, winsize: bytes) -> bytes:
+        """The terminal's size (struct winsize) is known or has changed."""
+        import sys
+
+        self._rows = int.from_bytes(winsize[0:2], sys.byteorder) or 24
+        self._columns = int.from_bytes(winsize[2:4], sys.byteorder) or 80
+        return self._drawn() if self._prompt is not None and not self._simple else b""
+
+    def pass_on(self, output: bytes) -> bytes:
+        """Output of the command."""
+        if self._prompt is None:
+            self._scanner.feed(output)
+            return output
+        self._held += output
+        if self.has_room():
+            return b""
+        self._answered.add(self._prompt.fingerprint)  # nobody is there, and the command has much to say
+        return self.withdraw()
+
+    def update(self, now: float, reply: Mapping[str, Any]) -> bytes:
+        """What the daemon says."""
+        if self._notices is None:
+            if not reply["connections"] and not reply["questions"]:
+                return b""
+            from redirectctl_wrappers.notices import Notices
+
+            self._notices = Notices()
+        self._notices.update(now, reply)
+        self._questions = [each for each in reply["questions"] if str(each["fingerprint"]) not in self._answered]
+        if self._prompt is not None and not any(
+            each["fingerprint"] == self._prompt.fingerprint for each in self._questions
+        ):
+            return self.withdraw() + self.tick(now)  # somebody else has answered
+        return self.tick(now)
+
+    def forget(self) -> bytes:
+        """The daemon is gone."""
+        self._questions = []
+        if self._notices is not None:
+            self._notices.forget()
+        return self.withdraw() + self._end_title()
+
+    def next_at(self, now: float) -> float | None:
+        """When to call tick() at the latest."""
+        if self._prompt is not None:
+            return None
+        waiting = self._questions or self._title or (self._notices is not None and self._notices.waiting())
+        return now + BEAT if waiting else None
+
+    def tick(self, now: float) -> bytes:
+        """Show what is to be shown now, if the terminal can take it."""
+        if self._prompt is not None or not self._scanner.safe():
+            return b""
+        if self._questions and not self._scanner.alternate:
+            return self._ask(self._questions[0])
+        if self._notify == "none" and not self._questions:
+            return self._end_title()
+        if self._notices is None:
+            return b""
+        self._notices.expire(now)
+        if self._notify == "inline":
+            plain = not self._scanner.alternate and self._scanner.line() is not None
+            return self._inline(now) + self._titled(now, plain)
+        self._notices.lines(now)  # titles say it
+        return self._titled(now, plain=False)
+
+    def withdraw(self) -> bytes:
+        """No question is shown any more, and what was held back is."""
+        if self._prompt is None:
+            return b""
+        self._prompt = None
+        held, self._held = bytes(self._held), bytearray()
+        shown = b"\r\n" + (self._scanner.line() or b"") if self._simple else _FROM_ALTERNATE
+        if self._scanner.cursor_hidden:
+            shown += b"\x1b[?25l"
+        self._scanner.feed(held)
+        return shown + held
+
+    def press(self, now: float, keys: bytes) -> bytes:
+        """What was typed while a question is shown."""
+        prompt = self._prompt
+        if prompt is None:
+            return b""
+        answer = prompt.press(keys)
+        if answer is None:
+            return prompt.plain_question() if self._simple else self._drawn()
+        if answer != "later":
+            from redirectctl.api.optin import OptInError, decide
+
+            try:
+                decide("approve" if answer == "yes" else "reject", prompt.fingerprint, self._path)
+            except OptInError as error:
+                prompt.complain(f"{error}.")
+                return prompt.plain_question() if self._simple else self._drawn()
+        self._answered.add(prompt.fingerprint)
+        self._questions = [each for each in self._questions if str(each["fingerprint"]) not in self._answered]
+        return self.withdraw() + self.tick(now)
+
+    def end(self) -> bytes:
+        """The command has ended."""
+        return self.withdraw() + self._end_title()
+
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    def _ask(self, question: Mapping[str, Any]) -> bytes:
+        from redirectctl_wrappers.prompt import Prompt
+
+        self._prompt = Prompt(question, self._command)
+        ended = self._end_title()
+        if self._simple:
+            return ended + b"\r\n" + self._prompt.plain()
+        return ended + _TO_ALTERNATE + self._drawn()
+
+    def _drawn(self) -> bytes:
+        return self._prompt.draw(self._rows, self._columns) if self._prompt is not None else b""
+
+    # -- notices ------------------------------------------------------------------------------------------------------
+
+    def _inline(self, now: float) -> bytes:
+        line = self._scanner.line()
+        if self._notices is None or self._scanner.alternate or line is None:
+            return b""
+        texts = [f"{NAME}: {text}"[: self._columns - 1] for text in self._notices.lines(now)]
+        if not texts:
+            return b""
+        written = "".join(f"{text}\r\n" for text in texts).encode(errors="replace")
+        return (b"\r\n" if line else b"\r") + written + line
+
+    def _titled(self, now: float, plain: bool) -> bytes:
+        """Set or take away a title; plain: lines say it, so none is needed."""
+        text = ""
+        if self._questions:
+            verb = "has another key" if self._questions[0]["known"] else "is new"
+            text = f"host {', '.join(self._questions[0]['addresses'][:1])} {verb}: see redirectctl peers"
+        elif not plain and self._notices is not None:
+            text = self._notices.title(now) or ""
+        if self._simple or not text:
+            return self._end_title()
+        if self._title == text and now - self._title_at < 5 * BEAT:
+            return b""  # said again now and then: the command may have set its own
+        first = b"" if self._title else _PUSH_TITLE
+        self._title, self._title_at = text, now
+        from redirectctl.api.text import clean
+
+        return first + b"\x1b]2;" + f"{NAME}: {clean(text)}".encode(errors="replace") + b"\x07"
+
+    def _end_title(self) -> bytes:
+        """The command's own title, if it has set one since; else what the terminal remembers; else none."""
+        if not self._title:
+            return b""
+        self._title = ""
+        own = b"" if self._scanner.title is None else b"\x1b]2;" + self._scanner.title + b"\x07"
+        return b"\x1b]2;\x07" + _POP_TITLE + own
