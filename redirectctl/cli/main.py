@@ -53,6 +53,7 @@ COMMANDS: Final = {
     "bench": Entry("measure gap, throughput and start on this machine", "bench"),
     "config": Entry("check a configuration file", "config"),
     "notify": Entry("notifications in a desktop session", "notify"),
+    "alias": Entry("shell functions that run commands opted in", "alias"),
     "completion": Entry("what a shell needs to complete command lines", "completion"),
 }
 
