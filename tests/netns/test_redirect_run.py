@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import threading
+import time
 
 import pexpect
 import pytest
 from daemon_pair import FAST, PATIENCE, Pair, give_away
 
 from redirectctl.lab.daemons import Daemon
+from redirectctl.lab.namespaces import program
 from redirectctl.lab.sshd import SshServer
 from redirectctl.lab.streams import start_ticker, wait_until
 from redirectctl.lab.topology import Lab
@@ -172,6 +175,22 @@ def test_asked_and_told_on_a_terminal(lab: Lab) -> None:
     assert child.exitstatus == 0
 
 
+def test_snippet_for_ssh_config(lab: Lab) -> None:
+    """ssh has its own connection protected, by LocalCommand, without redirect-run."""
+    pair = Pair(lab)
+    sshd = SshServer(lab.server)
+    local = f"{program('redirectctl')} --socket {pair.client.socket} protect $PPID >/dev/null"
+    options = ["-o", "PermitLocalCommand=yes", "-o", f"LocalCommand={local}"]
+    ssh = sshd.ssh()
+    session = lab.client.popen(
+        [*ssh[:-1], *options, ssh[-1], "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert [c["pid"] for c in pair.wait_protected(1)] == [session.pid]
+    give_away(lab, lab.client)
+    lab.client.join(lab.cafe, 20)
+    assert session.communicate("it lives\n", timeout=PATIENCE) == ("it lives\n", "")
+
+
 # All modules are imported before the rights are given up: the interpreter may be where only root can read it.
 AS_NOBODY = f"""
 import encodings.idna, importlib, os, pkgutil, socket, sys
@@ -190,6 +209,20 @@ connection = socket.create_connection((sys.argv[2], int(sys.argv[3])), 30)
 for line in sys.stdin:
     connection.sendall(line.encode())
     print(connection.recv(100).decode(), end="", flush=True)
+"""
+)
+
+
+WATCH = (
+    AS_NOBODY
+    + """
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+lines = s.makefile()
+print(lines.readline(), end="")
+for request in ("opt-in", "watch"):
+    s.sendall(b'{"type":"%s"}\\n' % request.encode())
+    print(lines.readline(), end="")
 """
 )
 
@@ -248,6 +281,14 @@ def test_a_user_without_rights(open_to_all: Lab) -> None:
     own.kill()
     own.communicate()
     echo.kill()
+    # Of root's connection, which is held now, somebody else's watcher hears nothing.
+    lab.client.leave()
+    pair.client.wait_connections("suspended")
+    heard = lab.client.run([sys.executable, "-c", WATCH, str(pair.client.socket)]).stdout.splitlines()
+    assert [json.loads(line)["type"] for line in heard] == ["hello", "opted-in", "watch"]
+    assert json.loads(heard[-1]) == {"type": "watch", "connections": [], "questions": []}
+    lab.client.join(lab.home, 44)
+    others.wait_both(time.monotonic(), PATIENCE)
     verdict = others.stop()
     assert verdict.ok, verdict
 

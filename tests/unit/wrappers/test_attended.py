@@ -285,15 +285,13 @@ class Screen:
 PROGRAMS = {
     "vim": ["vim", "-u", "NONE", "-N", "-i", "NONE", "text"],
     "tmux": ["env", "-u", "TMUX", "tmux", "-L", "INNER", "-f", "/dev/null", "new-session", "env PS1='in> ' sh"],
-    "less": ["less", "text"],
 }
 
 
 KEYS = {"vim": (["G"], ["Escape"], ["C-l"]), "tmux": (["echo one", "Enter"], ["seq 30", "Enter"])}
 
 
-@pytest.mark.parametrize("notify", ["title", "inline"])
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(("program", "notify"), [("vim", "title"), ("vim", "inline"), ("tmux", "title")])
 def test_full_screen_programs(redirect_run: str, asking: FakeDaemon, tmp_path: Path, program: str, notify: str) -> None:
     """The same keys with notices and a question, and without redirect-run: the same screens."""
     for needed in ("tmux", program):
@@ -321,7 +319,7 @@ def test_full_screen_programs(redirect_run: str, asking: FakeDaemon, tmp_path: P
                 screen.wait("is new", title=True)
             else:
                 seen.append(screen.settled())
-            for keys in KEYS.get(program, KEYS["vim"]):
+            for keys in KEYS[program]:
                 screen.type(*keys)
                 seen.append(screen.settled())
             subprocess.run(["tmux", "-S", str(directory / "tmux"), "resize-window", "-x", "61", "-y", "17"], check=True)
@@ -333,7 +331,7 @@ def test_full_screen_programs(redirect_run: str, asking: FakeDaemon, tmp_path: P
                 asking.tell()
             else:
                 seen.append(screen.settled())
-            screen.type(*{"vim": [":q!", "Enter"], "less": ["q"], "tmux": ["exit", "Enter"]}[program])
+            screen.type(*{"vim": [":q!", "Enter"], "tmux": ["exit", "Enter"]}[program])
             screen.wait("back>")
             screens.append(seen)
         finally:
