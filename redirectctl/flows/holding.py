@@ -258,4 +258,5 @@ class Holding:
             self._e.emit(commands.Destroy((connection.socket,)))
             self._e.finish(now, connection, "given-up")
             self._e.protection.gone(now, connection.socket)
+        self._e.mobility.forget_idle()
         self._schedule(now)

@@ -374,6 +374,12 @@ class Mobility:
         if move is not None:
             self._send_acm(now, move)
 
+    def forget_idle(self) -> None:
+        """Announcements of connections that are all gone: their next repeat may be far away."""
+        for move in list(self._moves.values()):
+            if not any(c.movable for c in self._e.table.select(move.cids)):
+                self._drop(move)
+
     def _drop(self, move: Move) -> None:
         self._moves.pop(move.epoch, None)
         self._e.timers.cancel(("acm", move.epoch))
@@ -549,8 +555,9 @@ class Mobility:
         elif message.status is AcmStatus.APPLIED:
             if move.chosen is None or not all(self._installed(c, move.chosen) for c in connections):
                 return  # the kernel is at it; the next acknowledgement finds it done
-            self._e.holding.lift([c for c in connections if not c.holding])
-            self.kick([c for c in connections if not c.holding])
+            ready = [c for c in connections if c.held or not c.holding]  # others were set going at the challenge
+            self._e.holding.lift(ready)
+            self.kick(ready)
             self._release(connections)
             self._drop(move)
             for connection in connections:

@@ -214,6 +214,7 @@ class Redirects:
         status = AcmStatus.APPLIED if error is None else AcmStatus.FAILED
         movable = [c for c in connections if c.movable]
         if error is None:
+            self._e.holding.lift(movable)
             self._e.mobility.kick(movable)
         self._e.send(now, key, AcmAck(validation.epoch, status, len(connections), to), to, validation.local)
         peer = self._e.peers.get(key)

@@ -193,7 +193,8 @@ class Host:
         for c in list(self.stored.values()):
             if c.socket in self.sockets:
                 restored.append(again := copied(c))
-                again.state = c.state if c.state is State.REFUSED else State.PROTECTED  # as daemon/records.py has it
+                kept = c.state in (State.REFUSED, State.SUSPENDED)
+                again.state = c.state if kept else State.PROTECTED  # as daemon/records.py has it
             else:
                 del self.stored[c.cid]
         self.flows = {c.socket: c.wire for c in restored if c.movable or c.moved}
