@@ -252,12 +252,12 @@ class RedirectApp(PeerActions):
 
     def _ask_details(self, screen: Details) -> None:
         def show(reply: schema.ConnectionReply) -> None:
-            if screen.is_mounted and self.view is not None:
+            if self.view is not None:
                 events = self._journal.of_connection(reply.connection.id)
                 screen.show(connection_text(reply.connection, self.view, events))
 
         def ended(error: Exception) -> None:
-            if screen.is_mounted and isinstance(error, RequestError):
+            if isinstance(error, RequestError):
                 screen.show(Text(ENDED))
 
         self.ask(schema.ConnectionRequest(screen.connection), schema.ConnectionReply, show, ended)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from rich.console import RenderableType
 from rich.text import Text
 
 from redirectctl.api import schema
@@ -108,17 +107,12 @@ class PeerActions(AskingApp):
     def _examine(self, peer: Peer, name: str) -> None:
         """What doctor finds from here to there."""
         page = Page(f"doctor {name}", Text("looking, which may take some seconds…"))
-
-        def show(what: RenderableType) -> None:
-            if page.is_mounted:
-                page.update(what)
-
         self.push_screen(page)
         self.ask(
             schema.DoctorRequest(peer.fingerprint),
             schema.DoctorReply,
-            lambda reply: show(findings_table([c for c in reply.checks if _of_peer(c)])),
-            lambda error: show(Text(clean(str(error)))),
+            lambda reply: page.update(findings_table([c for c in reply.checks if _of_peer(c)])),
+            lambda error: page.update(Text(clean(str(error)))),
         )
 
     def _show_peer(self, peer: Peer, picture: object) -> None:

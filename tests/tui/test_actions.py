@@ -10,6 +10,7 @@ from typing import TypeAlias
 import msgspec
 import pytest
 from msgspec import UNSET
+from rich.text import Text
 from textual.filter import NoColor
 from textual.geometry import Region
 from textual.pilot import Pilot
@@ -259,6 +260,21 @@ class TestConnections:
             assert "ended" in s.text("#text")
             await s.press("escape")
             assert len(s.app.screen_stack) == 1
+
+    async def test_details_that_come_early_or_late(self):
+        """Before the dialog has its parts, and after it has gone."""
+        early, page = Details("x"), Page("doctor", Text("looking"))
+        early.show(Text("all of it"))
+        page.update(Text("all is well"))
+        async with session("moved") as s:
+            for screen, selector, text in ((early, "#text", "all of it"), (page, ".box Static", "all is well")):
+                s.app.push_screen(screen)
+                await s.settle()
+                assert s.text(selector) == text
+                await s.press("escape")
+                assert len(s.app.screen_stack) == 1
+                late = Text("too late")
+                screen.show(late) if isinstance(screen, Details) else screen.update(late)
 
     async def test_kill_from_the_details(self):
         async with session("moved") as s:

@@ -57,17 +57,20 @@ class Details(Dialog):
         """connection: its id."""
         super().__init__()
         self.connection = connection
+        self._text = Text("…")
 
     def compose(self) -> ComposeResult:
         """The box."""
         with VerticalScroll(classes="box tall", can_focus=True) as box:
             box.border_title = "Connection"
             box.border_subtitle = "r Release   k Kill   Esc Close"
-            yield Static("…", id="text")
+            yield Static(self._text, id="text")
 
     def show(self, text: Text) -> None:
-        """What is known now."""
-        self.query_one("#text", Static).update(text)
+        """What is known now.  It may come before there is anything to show it in, or after that has gone."""
+        self._text = text
+        for place in self.query("#text").results(Static):
+            place.update(text)
 
 
 def peer_text(peer: Peer, picture: str) -> Text:

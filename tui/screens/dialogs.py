@@ -37,7 +37,7 @@ class Page(Dialog):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "dismiss('')", "Close", show=False)]
 
-    def __init__(self, title: str, text: Text) -> None:
+    def __init__(self, title: str, text: RenderableType) -> None:
         super().__init__()
         self._title = title
         self._text = text
@@ -50,8 +50,10 @@ class Page(Dialog):
             yield Static(self._text)
 
     def update(self, what: RenderableType) -> None:
-        """Another text."""
-        self.query_one(Static).update(what)
+        """Another text.  It may come before there is anything to show it in, or after that has gone."""
+        self._text = what
+        for place in self.query(Static):
+            place.update(what)
 
 
 def pairs_text(pairs: Iterable[tuple[str, str]], width: int = WIDTH, indent: int = INDENT) -> Text:
