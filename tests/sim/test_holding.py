@@ -222,7 +222,7 @@ def test_giving_up_sooner_after_the_configuration_changed() -> None:
 
 
 def test_kill_and_release_of_a_suspended_connection() -> None:
-    world, alice, bob, socket = silent()
+    world, _, bob, socket = silent()
     bob.engine.kill(world.now, bob.connection(socket).cid)
     bob.run()
     assert socket not in bob.sockets
