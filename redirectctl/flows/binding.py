@@ -184,6 +184,10 @@ class Binding:
             self._e.protection.refuse(now, c, f"integrity-{'refused' if c.integrity else 'required'}-there")
         else:
             self._e.protection.refuse(now, c, REASONS[status])
+            if status is Status.NOT_YOURS:  # perhaps tokens were lost, or a host had no time for them
+                pause = constants.UNPROVEN_TIME * 2**c.unproven
+                c.unproven += 1
+                self._e.timers.set(("poll", c.cid), now + min(pause, constants.UNPROVEN_TIME_MAX))
 
     def _again(self, now: float, c: Connection, asking: Asking) -> None:
         self.end(now, c.cid)

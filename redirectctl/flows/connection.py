@@ -70,6 +70,7 @@ class Connection:
     local_epoch: int = 0  # our epoch when the connection was taken on
     remote_epoch: int = 0  # the peer's newest epoch that has been applied; older ACMs change nothing
     announced_epoch: int = 0  # the newest that it has announced with proof of who it is
+    unproven: int = 0  # claims of ours that could not be proven
     moves: int = 0
     lost_since: float | None = None  # no path since
     held: bool = False  # suspended in the kernel too: what the socket sends stays here

@@ -12,13 +12,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from redirectctl.flows import commands, constants
+from redirectctl.flows.claims import REASONS
 from redirectctl.flows.connection import Connection, change
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
-from redirectctl.wire.message import End, Trust
+from redirectctl.wire.message import End, Status, Trust
 
 if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine
@@ -116,7 +117,8 @@ class Protection:
                 self._e.notice("connection.long", connection)
                 self._negotiate(now, [connection])
             case "poll":
-                if connection.state is State.PENDING:
+                unproven = connection.state is State.REFUSED and connection.reason == REASONS[Status.NOT_YOURS]
+                if connection.state is State.PENDING or unproven:
                     self._negotiate(now, [connection])
             case "undecided":
                 self.unanswered(now, [connection.cid])

@@ -43,7 +43,7 @@ def _run(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def not_ok(checks: dict[str, dict[str, Any]]) -> dict[str, str]:
-    return {name: each["found"] for name, each in checks.items() if each["status"] != "ok"}
+    return {name: each["found"] for name, each in checks.items() if each["status"] not in ("ok", "skip")}
 
 
 def move(pair: Pair, daemon: Daemon, network: Network) -> None:

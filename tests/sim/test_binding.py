@@ -99,10 +99,24 @@ def test_wrong_numbers() -> None:
     world, alice, bob = pair(link=Link(strips=True))
     socket, there = world.connect(bob, alice, 40000)
     alice.numbers[there] = 1, 2
-    world.run(40)
+    world.run(20)
     assert bob.connection(socket).reason == "not-proven"
     assert alice.named("connection.refused", "not-proven")
     assert not alice.protects(there)
+    world.settled()
+
+
+def test_what_could_not_be_proven_is_claimed_again() -> None:
+    world, alice, bob = pair(link=Link(strips=True))
+    socket, there = world.connect(bob, alice, 40000)
+    true = alice.bases(there)
+    alice.numbers[there] = 1, 2
+    world.run(20)
+    assert bob.connection(socket).reason == "not-proven"
+    alice.numbers[there] = true
+    world.run(40)
+    assert bob.protects(socket)
+    assert alice.protects(there)
     world.settled()
 
 

@@ -24,7 +24,7 @@ MEBI = 1 << 20
 
 
 def run(*argv: str | bytes, **options: object) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(argv, capture_output=True, timeout=60, check=False, **options)  # type: ignore[call-overload]
+    return subprocess.run(argv, capture_output=True, timeout=180, check=False, **options)  # type: ignore[call-overload]
 
 
 # --- exit status
