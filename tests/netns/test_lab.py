@@ -143,7 +143,7 @@ def test_without_redirectctl_the_strangers_rst_kills(lab: Lab, version: int, mov
     (old,) = moving.leave()
     lab.stranger.take(old, network)
     assert lab.stranger.has_address(old.of(version))
-    moved_at = moving.join(other, 20).usable_at
+    moving.join(other, 20)
     wait_until(lambda: staying in ticker.errors(), 60, "an error")
     assert ticker.errors()[staying] == "ECONNRESET"
     verdict = ticker.stop()
