@@ -18,6 +18,7 @@ from redirectctl.daemon.notify import keep_watchdog_quiet, notify
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.daemon.service import DaemonService
 from redirectctl.daemon.udp import ControlPortError
+from redirectctl.daemon.waking import BoottimeLoop
 from redirectctl.kernel.errors import KernelError
 from redirectctl.store.records import StoreError
 
@@ -42,7 +43,8 @@ def main() -> int:
         print("redirectd: start: needs to rewrite packets of other programs; run it as root", file=sys.stderr)
         return 1
     try:
-        asyncio.run(_run(settings, args))
+        with asyncio.Runner(loop_factory=BoottimeLoop) as runner:
+            runner.run(_run(settings, args))
     except (KernelError, StoreError, ControlPortError, ApiError, OSError) as error:
         print(f"redirectd: {error}", file=sys.stderr)
         return 1

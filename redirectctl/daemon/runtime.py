@@ -30,6 +30,7 @@ from redirectctl.daemon.suspending import Suspending
 from redirectctl.daemon.takeover import newest, untangle
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.daemon.udp import ControlPort
+from redirectctl.daemon.waking import WakeWatch
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
@@ -161,6 +162,7 @@ class Runtime:
         self.tasks.start(self.own_name.run(), "own name")
         self.tasks.start(self._servers.run(self._met), "rendezvous")
         self.tasks.start(self._suspending.run(), "suspended")
+        self.tasks.start(WakeWatch(self._on_waking).run(), "waking")
         self.port.start(loop)
         self._mtu.start(loop)
         self.finder.start(loop)
@@ -246,6 +248,12 @@ class Runtime:
 
     def _on_loss(self) -> None:
         self.repairs.routing_lost()
+
+    def _on_waking(self, slept: float) -> None:
+        _log.info("awake after %.0f s", slept)
+        self.network.refresh()
+        self.engine.woke(self.now)
+        self.wake()
 
     def _on_rst(self, packet: QueuedPacket) -> None:
         try:

@@ -327,6 +327,12 @@ class Engine:
         self._relay(now)
         return count
 
+    def woke(self, now: float) -> None:
+        """The machine has slept: nobody knows what has become of the path, and peers may have given us up."""
+        self.holding.woke(now)
+        self.mobility.announce(now, "woke")
+        self._relay(now)
+
     # -- for the parts ------------------------------------------------------------------------------------------------
 
     def drain(self) -> list[Command]:

@@ -66,6 +66,12 @@ class Holding:
             self._asked[key] = now
             self._e.timers.set(("silent", key), now + self._e.policy.suspend_after)
 
+    def woke(self, now: float) -> None:
+        """Nobody could answer while we slept."""
+        for key in self._asked:
+            self._asked[key] = now
+            self._e.timers.set(("silent", key), now + self._e.policy.suspend_after)
+
     def pause(self, now: float, key: bytes) -> float | None:
         """Seconds until a peer is told again where we are, while connections with it are suspended.
 

@@ -142,14 +142,14 @@ class Mobility:
                 self._e.finish(now, connection, "address-gone")
                 self._e.protection.gone(now, connection.socket)
 
-    def announce(self, now: float) -> int:
+    def announce(self, now: float, reason: str = "announced") -> int:
         """Say where we are to every peer of protected connections, whether anything changed or not."""
         groups: dict[tuple[bytes, IPAddress], list[Connection]] = defaultdict(list)
         for connection in self._e.table.movable():
             if connection.peer is not None and connection.here_now in self._sources(connection):
                 groups[connection.peer, connection.here_now].append(connection)
         for (key, local), connections in groups.items():
-            self._move(now, key, (local,), connections, "announced")
+            self._move(now, key, (local,), connections, reason)
         return len({key for key, _ in groups})
 
     def announce_stall(self, now: float, key: bytes, connections: list[Connection]) -> None:

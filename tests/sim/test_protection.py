@@ -580,3 +580,21 @@ def test_announce() -> None:
     assert bob.named("move.finished")
     assert bob.connection(socket).moves == 0
     assert alice.engine.peers[bob.static.public].state is PeerState.APPROVED
+
+
+@pytest.mark.parametrize("hours", [0.01, 10])
+def test_a_host_that_wakes_announces_itself_at_once(hours: float) -> None:
+    world, alice, bob, (socket,) = protected()
+    world.link.cut = True  # asleep: nothing of it is heard, and to it nothing gets through
+    bob.up = False
+    world.run(hours * 3600)
+    world.link.cut = False
+    bob.up = True
+    bob.engine.woke(world.now)
+    bob.run()
+    world.run(2)
+    assert bob.named("move.started", "woke")
+    assert bob.named("move.finished")
+    assert bob.protects(socket)
+    assert alice.protects(socket.mirrored)
+    assert not bob.named("connection.suspended")

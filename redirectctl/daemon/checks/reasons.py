@@ -156,6 +156,7 @@ _EXPLANATIONS = {
     "address-changed": Explanation("this host's address has changed"),
     "not-confirmed": Explanation("it is not certain that the peer knows this host's address"),
     "announced": Explanation("announced by hand"),
+    "woke": Explanation("this host has slept"),
     "observed-address-changed": Explanation("the peer sees this host at another address: there is a NAT"),
     "retransmitting": Explanation("packets got lost: perhaps a NAT or firewall has forgotten the connection"),
     # of the own name in DNS
