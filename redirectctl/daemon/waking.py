@@ -1,7 +1,7 @@
 """Time that counts while the machine sleeps, and the moment when it wakes.
 
-CLOCK_MONOTONIC stands still while a machine is suspended: a daemon that lived by it would take an hour's sleep for none,
-and keep sessions, announcements and connections for alive that its peers have given up meanwhile.
+CLOCK_MONOTONIC stands still while a machine is suspended: a daemon that lived by it would take an hour of sleep for
+nothing, and keep sessions, announcements and connections for alive that its peers have given up meanwhile.
 """
 
 from __future__ import annotations
