@@ -113,7 +113,10 @@ def test_ours_goes_and_what_is_somebody_elses_stays(lab: Lab) -> None:
         assert line in everything(lab.client)
     assert "net.ipv4.conf.lo.src_valid_mark = 1" in everything(lab.client)
     after = clean(pair.client)
-    assert (after.returncode, "nothing to remove" in after.stdout) == (0, True)
+    assert after.returncode == 0
+    # Cgroups are the machine's: commands of other tests may have ended meanwhile.
+    again = [line.strip() for line in after.stdout.splitlines() if not line.strip().startswith("cgroup ")]
+    assert again in (["nothing to remove"], ["removed:"])
 
 
 def _sockets(host: Host, argv: list[str]) -> str:
