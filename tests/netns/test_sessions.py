@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from daemon_pair import PATIENCE, Pair, answer_of, cgroups, give_away, held, resets_sent
@@ -149,17 +150,17 @@ class Work:
     def compare_rsync(self) -> None:
         assert digests(self.rsync.finish()) == self._tree_digests
 
-    def prepare(self) -> None:
-        """Both copies have some way to go, and all is protected."""
+    def prepare(self) -> list[dict[str, Any]]:
+        """Both copies have some way to go, and all is protected; as the client lists it."""
 
-        def prepared() -> bool:
+        def prepared() -> list[dict[str, Any]]:
             for copy, compare in ((self.scp, self.compare_scp), (self.rsync, self.compare_rsync)):
                 if copy.nearly_done():
                     compare()
                     copy.start()
-            return bool(self.pair.protected(IDLE + 3))
+            return self.pair.protected(IDLE + 3)
 
-        wait_until(prepared, PATIENCE * 2, "everything protected", poll=0.1)
+        return wait_until(prepared, PATIENCE * 2, "everything protected", poll=0.1)
 
     def _all_plain(self) -> bool:
         return not any(c["path"] == "tunnel" for d in self.pair.daemons for c in d.ctl("connections"))
@@ -231,15 +232,14 @@ def test_sessions_and_copies_live_through_forty_moves(lab: Lab, big: Path, versi
     for number in range(10):
         mover, journey = ((lab.client, client), (lab.server, server))[number % 2]
         work.move(mover, next(journey), stranger=number % 4 < 2)
-    shown = {c["moves"] for c in work.pair.wait_protected(IDLE + 3)}
+    shown = {c["moves"] for c in work.prepare()}
     assert max(shown) == 40  # of those that were there from the beginning
     for daemon in work.pair.daemons:
         assert daemon.events("rst.held", since=began)
         assert not daemon.events("redirect.refused", since=began)
-    groups = wait_until(
-        lambda: found if len(found := cgroups(lab.client.processes())) == 4 else None,  # one copy may follow another
-        PATIENCE, "four commands that are opted in", poll=0.1,
-    )  # fmt: skip
+    work.prepare()
+    groups = cgroups(lab.client.processes())
+    assert len(groups) == 4
     work.end()
     work.pair.wait_nothing_held()
     assert held(lab.client) == held(lab.server) == []

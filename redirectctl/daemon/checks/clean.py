@@ -55,7 +55,7 @@ async def clean(noted: Path | None) -> list[Trace]:
     finally:
         keeper.close()
     _release_ports(noted)
-    if any(trace.what.startswith("cgroup ") for trace in before):
+    if any(trace.is_cgroup for trace in before):
         CgroupTree().sweep()
     after = {trace.what for trace in await present(noted)}
     return [trace for trace in before if trace.what not in after]

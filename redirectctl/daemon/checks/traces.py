@@ -44,6 +44,11 @@ class Trace(NamedTuple):
     what: str  # for a person; the same thing is always called the same
     remove: str  # the command
 
+    @property
+    def is_cgroup(self) -> bool:
+        """Of the machine, whatever the network namespace."""
+        return self.what.startswith("cgroup ")
+
 
 class Needs(NamedTuple):
     """What routing must have for a set of flows (daemon/rewriting.py)."""
