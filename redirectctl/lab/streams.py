@@ -276,6 +276,25 @@ class Bulk:
         return Verdict(True, "", figures)
 
 
+class Flood:
+    """A connection that is silent until told to send as fast as it can; made by start_flood."""
+
+    def __init__(self, sink: Program, source: Program, name: str) -> None:
+        self.ends = {"server": sink, "client": source}
+        self.name = name  # LOCAL-REMOTE, as `redirectctl connections` and ss show it
+
+    def begin(self) -> None:
+        """Send from now on."""
+        if stdin := self.ends["client"].process.stdin:  # start_flood's pipe
+            stdin.write("\n")
+            stdin.flush()
+
+    def kill(self) -> None:
+        """End it."""
+        for end in self.ends.values():
+            end.kill()
+
+
 def start_ticker(
     server: Host,
     client: Host,
@@ -319,6 +338,16 @@ def start_bulk(
     receiving = Program(server, "receiver", "--listen", str(port), "--log", str(log))
     sending = Program(client, "sender", *_target(server, receiving, version), "--pace", str(pace), wrap=wrap)
     return Bulk(receiving, sending, log, sending.wait_line(1)["local"])
+
+
+def start_flood(server: Host, client: Host, *, version: int = 4, pace: int = 0, congestion: str | None = None) -> Flood:
+    """Connect client to server; ``pace``: bytes a second at most, 0 for no limit.  Raises LabError."""
+    sink = Program(server, "sink", "--listen", "0")
+    target = _target(server, sink, version)
+    arguments = ["flood", *target, "--pace", str(pace), *(["--congestion", congestion] if congestion else [])]
+    source = Program(client, *arguments, stdin=subprocess.PIPE)
+    address = f"[{target[1]}]" if version == 6 else target[1]
+    return Flood(sink, source, f"{source.wait_line(1)['local']}-{address}:{target[2]}")
 
 
 def _target(server: Host, listening: Program, version: int) -> list[str]:

@@ -8,6 +8,8 @@ echo       sends back what it receives                  nothing
 idle       holds connections to an echo, silent         for each line on stdin: which connections still echo, and when
 sender     sends numbered blocks as fast as it can      at SIGTERM: bytes and checksum
 receiver   receives them                                at end of the stream: bytes and checksum
+flood      after a line on stdin sends, without a look  nothing
+sink       receives, without a look                     nothing
 ========== ============================================ ==========================================================
 
 A program that listens prints ``{"port": N}`` first, one that connects ``{"local": "address:port"}``.  Ends with 1 if
@@ -43,6 +45,7 @@ CHUNK = 256 * 1024
 NOTE_EVERY = 1 << 20  # bytes between two notes of a receiver's progress
 DRAIN_TIMEOUT = 10.0  # seconds that a ticker waits for the other end's last records
 CONNECT_TIMEOUT = 10.0  # seconds
+_SO_MAX_PACING_RATE = 47  # socket(7); the module has no name for it
 
 _stopped = False
 
@@ -66,6 +69,10 @@ def main(argv: list[str] | None = None) -> int:
     mode("idle", run_idle).add_argument("--count", type=int, default=1)
     mode("sender", run_sender).add_argument("--pace", type=int, default=0, help="bytes a second; 0: as fast as it goes")
     mode("receiver", run_receiver).add_argument("--log", type=Path, required=True)
+    flood = mode("flood", run_flood)
+    flood.add_argument("--pace", type=int, default=0, help="bytes a second at most, by TCP's pacing; 0: no limit")
+    flood.add_argument("--congestion", metavar="NAME", help="TCP congestion control")
+    mode("sink", run_sink)
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)
     try:
@@ -309,6 +316,29 @@ def run_receiver(arguments: argparse.Namespace) -> int:
             error = _name(failure)
     _print(bytes=total, checksum=checksum, error=error)
     return 1 if error else 0
+
+
+def run_flood(arguments: argparse.Namespace) -> int:
+    """Send whatever, as fast as the kernel takes it, from the first line on stdin until the connection ends."""
+    data = bytes(CHUNK)
+    with _connected(arguments) as connection:
+        if arguments.congestion:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, arguments.congestion.encode())
+        if arguments.pace:
+            connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, arguments.pace)
+        sys.stdin.readline()
+        while not _stopped:
+            connection.sendall(data)
+    return 0
+
+
+def run_sink(arguments: argparse.Namespace) -> int:
+    """Receive and forget."""
+    buffer = bytearray(CHUNK)
+    with _connected(arguments) as connection:
+        while connection.recv_into(buffer):
+            pass
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Throughput of one connection before protection, protected, and after a move.
+"""Throughput of a connection before protection, protected, and after a move.
 
-Hosts in network namespaces, joined by a router.  Each round is one iperf3 connection, which goes through the phases
+Hosts in network namespaces, joined by a router.  Each round has six connections, each of which sends as fast as it can:
 
-    plain, protected, moved, protected, plain
+    plain, protected, moved, moved, protected, plain
 
-so that a machine that becomes slower or faster meanwhile does not favour one of them.  Moved: the client is on another
-network and addresses are rewritten on both hosts; then it comes back to its first address.  Figures are counted by the
-sender's kernel (tcpi_bytes_acked), from a moment after each phase began.
+so that a machine that becomes slower or faster meanwhile does not favour one of them.  A connection is brought into its
+phase while it is silent, and then sends: what is measured is what packets cost, and not how TCP's congestion control
+gets over what an address change lost.  Moved: the client is on another network and addresses are rewritten on both
+hosts.  Figures are counted by the sender's kernel (tcpi_bytes_acked), from a moment after it began.
 
 The two ends and the router share the processors, so at full speed each bit of work for a packet shows.  With --bitrate
 the connection is paced as by a network of that rate; then the ratio says what a person would notice, and the processor
@@ -22,22 +23,20 @@ import argparse
 import os
 import re
 import statistics
-import subprocess
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from redirectctl.lab.bench import Figures, Outcome, machine, need, tell
+from redirectctl.lab.bench import Figures, Outcome, machine, tell
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import LabError
-from redirectctl.lab.streams import wait_until
-from redirectctl.lab.topology import FIRST_HOST, Host, Lab
+from redirectctl.lab.streams import Flood, start_flood, wait_until
+from redirectctl.lab.topology import FIRST_HOST, Lab
 
 CONFIG = '[trust]\nfirst_contact = "accept-new"\n'
-PORT = 5201
 PHASES = ("plain", "protected", "moved")
-ROUND = ("plain", "protected", "moved", "protected", "plain")
+ROUND = (*PHASES, *PHASES[::-1])
 PATIENCE = 30.0  # seconds
 QUICK = ("--rounds", "2", "--seconds", "2")
 
@@ -51,89 +50,68 @@ class Measured(NamedTuple):
 
 
 class Bench:
-    """A lab with an iperf3 server; one connection at a time."""
+    """A lab with daemons on client and server; one connection at a time."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.version = 6 if options.ipv6 else 4
         self.lab = Lab()
         daemons = [Daemon(host, CONFIG) for host in (self.lab.server, self.lab.client)]
         for daemon in daemons:
             daemon.start()
         self.daemon = daemons[-1]
-        self.iperf3(self.lab.server, ["--server", "--port", str(PORT)])
-        listening = ["ss", "-ltnH", f"sport = :{PORT}"]
-        wait_until(lambda: self.lab.server.run(listening).stdout, PATIENCE, "iperf3 --server")
 
-    def iperf3(self, host: Host, arguments: list[str]) -> subprocess.Popen[str]:
-        """Start it."""
-        return host.popen(["iperf3", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def round(self) -> list[Measured]:
-        """Each phase of one connection.  Raises LabError."""
-        seconds = len(ROUND) * (self.options.seconds + self.options.settle) + len(ROUND) * PATIENCE
-        target = ["--client", str(self.lab.server.address(self.version)), "--port", str(PORT)]
-        command = [*target, "--time", str(int(seconds)), "--congestion", self.options.congestion]
-        if self.options.bitrate:
-            command += ["--bitrate", self.options.bitrate]
-        process = self.iperf3(self.lab.client, command)
-        wait_until(lambda: max(self._acked().values(), default=0) > 1e6, PATIENCE, "iperf3's data", poll=0.1)
-        self.connections = sorted(acked := self._acked(), key=acked.__getitem__)  # control and data
-        if len(self.connections) != 2:
-            raise LabError(f"iperf3 has connections {self.connections}, not two")
-        found = []
-        for number, phase in enumerate(ROUND):
-            self._enter(number)
-            time.sleep(self.options.settle)
-            found.append(Measured(phase, *self._rate()))
-            if process.poll() is not None:
-                raise LabError(f"iperf3 ended with {process.returncode} when {phase}")
-        process.terminate()
-        process.wait()
-        wait_until(lambda: not self._acked(), PATIENCE, "the end of iperf3's connections", poll=0.1)
+    def measure(self, phase: str) -> Measured:
+        """A connection in this phase.  Raises LabError."""
+        options = self.options
+        flood = start_flood(
+            self.lab.server,
+            self.lab.client,
+            version=6 if options.ipv6 else 4,
+            pace=options.bitrate,
+            congestion=options.congestion,
+        )
+        self._enter(phase, flood)
+        flood.begin()
+        time.sleep(options.settle)
+        found = Measured(phase, *self._rate(flood))
+        flood.kill()
+        if phase == "moved":
+            self.lab.client.move(self.lab.home, FIRST_HOST)
+        wait_until(lambda: self._states() <= {"closed"}, PATIENCE, "the end of the connection", poll=0.1)
         return found
 
-    def _enter(self, number: int) -> None:
-        """Bring about phase number 0..4."""
-        lab, daemon = self.lab, self.daemon
-        match number:
-            case 1:
-                for connection in self.connections:
-                    daemon.ctl("protect", connection)
-                self._wait_path("original")
-            case 2:
-                lab.client.move(lab.cafe, FIRST_HOST + 1)
-                self._wait_path("rewritten")
-            case 3:
-                lab.client.move(lab.home, FIRST_HOST)
-                self._wait_path("original")
-            case 4:
-                for connection in self.connections:
-                    daemon.ctl("release", connection)
+    def _enter(self, phase: str, flood: Flood) -> None:
+        if phase == "plain":
+            return
+        self.daemon.ctl("protect", flood.name)
+        self._wait_path("original", flood)
+        if phase == "moved":
+            self.lab.client.move(self.lab.cafe, FIRST_HOST + 1)
+            self._wait_path("rewritten", flood)
 
-    def _wait_path(self, path: str) -> None:
+    def _wait_path(self, path: str, flood: Flood) -> None:
         def there() -> bool:
             rows = [row for row in self.daemon.ctl("connections") if row["state"] == "protected"]
-            found = {f"{row['local']}-{row['remote']}" for row in rows if row["path"] == path}
-            return found >= set(self.connections)
+            return [f"{row['local']}-{row['remote']}" for row in rows if row["path"] == path] == [flood.name]
 
-        wait_until(there, PATIENCE, f"both connections on the {path} path", poll=0.1)
+        wait_until(there, PATIENCE, f"the connection on the {path} path", poll=0.1)
 
-    def _acked(self) -> dict[str, int]:
-        """tcpi_bytes_acked of iperf3's connections, by LOCAL-REMOTE."""
-        done = self.lab.client.run(["ss", "-tinHO", "state", "established", f"dport = :{PORT}"])
-        found = {}
+    def _states(self) -> set[str]:
+        return {row["state"] for row in self.daemon.ctl("connections")}
+
+    def _acked(self, flood: Flood) -> int:
+        """tcpi_bytes_acked."""
+        done = self.lab.client.run(["ss", "-tinHO", "state", "established"])
         for line in done.stdout.splitlines():
             acked = re.search(r"bytes_acked:(\d+)", line)
-            local, remote = line.split()[2:4]
-            found[f"{local}-{remote}"] = int(acked[1]) if acked else 0
-        return found
+            if acked and "-".join(line.split()[2:4]) == flood.name:
+                return int(acked[1])
+        raise LabError(f"the connection has ended: {flood.ends['client'].complaints()}")
 
-    def _rate(self) -> tuple[float, float]:
-        data = self.connections[-1]
-        first, worked, began = self._acked()[data], busy(), time.monotonic()
+    def _rate(self, flood: Flood) -> tuple[float, float]:
+        first, worked, began = self._acked(flood), busy(), time.monotonic()
         time.sleep(self.options.seconds)
-        sent, took, worked = self._acked()[data] - first, time.monotonic() - began, busy() - worked
+        sent, took, worked = self._acked(flood) - first, time.monotonic() - began, busy() - worked
         return sent / took, worked / (sent * 1e-9)
 
 
@@ -186,24 +164,33 @@ def table(found: list[Figures]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
-    parser.add_argument("--rounds", type=int, default=8, help="connections (8)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of measurement in each of the five phases (4)")
-    parser.add_argument("--settle", type=float, default=1.0, help="seconds between a change and the measurement (1)")
+    parser.add_argument("--rounds", type=int, default=8, help="of six connections each (8)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of measurement of each connection (4)")
+    parser.add_argument("--settle", type=float, default=1.0, help="seconds between first data and measurement (1)")
     parser.add_argument("--congestion", default="reno", metavar="NAME", help="TCP congestion control (reno)")
-    parser.add_argument("--bitrate", metavar="RATE", help="pace the connection, as in iperf3: 5G (as fast as it can)")
+    parser.add_argument(
+        "--bitrate", type=bitrate, default=0, metavar="RATE", help="pace the connections: 8G (as fast as they can)"
+    )
     parser.add_argument("--ipv6", action="store_true", help="IPv6 instead of IPv4")
 
 
+def bitrate(text: str) -> int:
+    """Bytes a second of ``8G`` or ``500M``: bits, as iperf3 has it."""
+    match = re.fullmatch(r"(\d+)([MG])", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text}: a number with M or G (bits a second) is wanted, as 8G")
+    return int(match[1]) * {"M": 10**6, "G": 10**9}[match[2]] // 8
+
+
 def measure(options: argparse.Namespace) -> Outcome:
-    """Throughput.  Raises AbsentError, LabError."""
-    need("iperf3")
+    """Throughput.  Raises LabError."""
     bench = Bench(options)
     rounds = []
     for number in range(options.rounds):
-        rounds.append(bench.round())
+        rounds.append([bench.measure(phase) for phase in ROUND])
         shown = ", ".join(f"{m.phase} {m.rate * 8e-9:.1f}" for m in rounds[-1])
         tell(f"round {number + 1}: {shown} Gbit/s")
     found = figures(rounds)
-    pace = f", paced at {options.bitrate}" if options.bitrate else ""
-    title = f"iperf3, {options.rounds} connections, {options.congestion}{pace}, {machine(options.ipv6)}"
+    pace = f", paced at {options.bitrate * 8e-9:g} Gbit/s" if options.bitrate else ""
+    title = f"{options.rounds} rounds, {options.congestion}{pace}, {machine(options.ipv6)}"
     return Outcome(title, table(found), found)
