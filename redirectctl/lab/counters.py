@@ -4,7 +4,8 @@
     TUNNEL and PROBE                     counter, by flow
 
 Run in the router's namespace: it prints a line of JSON for each number that came again, and when it is stopped one
-with what it has seen.
+with what it has seen.  Arguments: addresses of a host that passes TUNNEL and PROBE on as they are; those that it sends
+were counted on their way to it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import struct
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator
+from ipaddress import ip_address
 from types import FrameType
+
+from redirectctl.wire.addr import IPAddress
 
 _SOL_PACKET, _PACKET_VNET_HDR, _PACKET_STATISTICS = 263, 15, 6
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
@@ -61,10 +65,15 @@ class Counters:
         self.datagrams = 0
         self.again = 0
 
-    def take(self, payload: memoryview, size: int) -> None:
-        """Datagrams of ``size`` bytes, one behind the other; the last may be shorter."""
+    def take(self, payload: memoryview, size: int, *, passed_on: bool = False) -> None:
+        """Datagrams of ``size`` bytes, one behind the other; the last may be shorter.
+
+        ``passed_on``: those of the tunnel have come before, from their sender.
+        """
         found = [_HEAD.unpack_from(payload, at) for at in range(0, len(payload) - _HEAD.size + 1, size)]
         for kind, start, end in _runs(found):
+            if passed_on and kind[0]:
+                continue
             self.datagrams += end - start
             if not self.seen.setdefault(kind, Ranges()).add(start, end):
                 self.again += 1
@@ -88,15 +97,15 @@ def _runs(found: list[tuple[int, int, int, int, int, int]]) -> Iterator[tuple[tu
         yield begin
 
 
-def udp_payload(packet: memoryview) -> memoryview | None:
-    """Of an Ethernet frame with UDP to the control port."""
+def udp_payload(packet: memoryview) -> tuple[IPAddress, memoryview] | None:
+    """Source and payload of an Ethernet frame with UDP to or from the control port."""
     at = _ETHERNET
     if packet[at] >> 4 == 4:
-        at += (packet[at] & 0xF) * 4
+        source, at = packet[at + 12 : at + 16], at + (packet[at] & 0xF) * 4
     else:
-        at += 40
-    source, target = struct.unpack_from("!HH", packet, at)
-    return packet[at + 8 :] if _PORT in (source, target) else None
+        source, at = packet[at + 8 : at + 24], at + 40
+    ports = struct.unpack_from("!HH", packet, at)
+    return (ip_address(bytes(source)), packet[at + 8 :]) if _PORT in ports else None
 
 
 def main() -> int:
@@ -108,6 +117,7 @@ def main() -> int:
     _only_udp(sock)
     sock.settimeout(0.2)
     counters = Counters()
+    passes_on = {ip_address(address) for address in sys.argv[1:]}
     print(json.dumps({"watching": True}), flush=True)
     buffer = bytearray(1 << 17)
     while not _stopped:
@@ -119,9 +129,10 @@ def main() -> int:
         if source[2] != _PACKET_HOST or not source[0].startswith("br-"):
             continue
         _, kind, _, size, _, _ = _VNET.unpack_from(buffer)
-        payload = udp_payload(memoryview(buffer)[_VNET.size : length])
-        if payload is not None and len(payload) >= _HEAD.size:
-            counters.take(payload, size if kind == _GSO_UDP_L4 else len(payload))
+        found = udp_payload(memoryview(buffer)[_VNET.size : length])
+        if found is not None and len(found[1]) >= _HEAD.size:
+            sender, payload = found
+            counters.take(payload, size if kind == _GSO_UDP_L4 else len(payload), passed_on=sender in passes_on)
     _, dropped = struct.unpack("=II", sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
     told = {"datagrams": counters.datagrams, "keys": len(counters.seen), "again": counters.again, "dropped": dropped}
     print(json.dumps(told), flush=True)

@@ -1,4 +1,8 @@
-"""Daemons killed at random moments of a workload with moves; test_crashes.py and tests/soak/crashes.py run it."""
+"""Daemons and their rendezvous killed at random moments of a workload with moves.
+
+test_crashes.py and tests/soak/crashes.py run it.  The rendezvous is on a network where client and server never are: it
+is needed whenever both move at once, and all datagrams go through the router, where their numbers are watched.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,24 @@ import json
 import random
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.sshd import SshServer
-from redirectctl.lab.streams import Program, Verdict, start_bulk, start_idle, start_ticker, wait_until
+from redirectctl.lab.streams import Verdict, start_bulk, start_idle, start_ticker, wait_until
 from redirectctl.lab.terminal import Terminal
-from redirectctl.lab.topology import Host, Lab
-from tests.netns.daemon_pair import FAST, LINGERING, PATIENCE, Pair, held
+from redirectctl.lab.topology import Host, Lab, Stop
+from tests.netns.daemon_pair import PATIENCE
+from tests.netns.killing import going, stop_clean
+from tests.netns.rendezvous_lab import Meeting
 
-CONFIGS = {
-    "auto": FAST,
-    "tunnel": FAST + '[path]\nprefer = "tunnel"\n',
-    "integrity": FAST + '[integrity]\nmode = "on"\n',
+CONFIGS = {  # besides what is so in every lab
+    "auto": "",
+    "tunnel": '[path]\nprefer = "tunnel"\n',
+    "integrity": '[integrity]\nmode = "on"\n',
 }
 WITHIN = 1.5  # seconds of a round in which the kill comes
 DOWN = (0.0, 0.0, 0.3, 1.0, 2.5)  # seconds that a killed daemon stays dead
@@ -33,10 +38,10 @@ CONNECTIONS = 6  # an ssh session, two bulk streams, a ticker, two that are aske
 class Watch:
     """Looks at the router for counters that come again."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, relay: Host) -> None:
         self._output = lab.sandbox.directory / "counters"
         with self._output.open("w") as out:
-            argv = [sys.executable, "-m", "redirectctl.lab.counters"]
+            argv = [sys.executable, "-m", "redirectctl.lab.counters", *map(str, relay.links[0].addresses)]
             self._process: subprocess.Popen[str] = lab.router.popen(argv, stdout=out, stderr=out)
         wait_until(lambda: "watching" in self._output.read_text(), PATIENCE, "the watch of counters")
 
@@ -52,15 +57,18 @@ class Watch:
 class Crashes:
     """One lab with its workload.  AssertionError and LabError say what was lost."""
 
-    def __init__(self, lab: Lab, path: str, seed: int, version: int, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, lab: Lab, path: str, seed: int, version: int, done: Counter[str], say: Callable[[str], None] = print
+    ) -> None:
+        """``done``: counts what was done."""
         self.lab = lab
-        self.version = version
         self.random = random.Random(seed)
         self.say = say
-        self.done: Counter[str] = Counter()
-        self.pair = Pair(lab, CONFIGS[path], CONFIGS[path])
-        self.journeys = {lab.client: lab.client_journey(), lab.server: lab.server_journey()}
-        self.watch = Watch(lab)
+        self.done = done
+        self.pair = Meeting(lab, config=CONFIGS[path])
+        (self.rendezvous,) = self.pair.rendezvous
+        self.journeys = {host: self._journey(host) for host in (lab.client, lab.server)}
+        self.watch = Watch(lab, self.rendezvous.host)
         client, server, wrap = lab.client, lab.server, self.pair.wrap
         sshd = SshServer(server)
         self.terminal = Terminal(client, [*wrap, *sshd.ssh("-tt", "sh", version=version)])
@@ -76,59 +84,47 @@ class Crashes:
         listed = [d.ctl("connections") for d in self.pair.daemons]
         return all(len([c for c in each if c["state"] == "protected"]) == CONNECTIONS for each in listed)
 
-    def run(self, kills: int) -> None:
-        """Rounds until so many daemons have been killed."""
-        while self.done["kills"] < kills:
+    def run(self, moments: int) -> None:
+        """So many times something is killed."""
+        for _ in range(moments):
             self._round()
 
     def _round(self) -> None:
-        """A host moves, or none; at some moment of it one daemon is killed, or both."""
-        choose = self.random
-        victims = choose.choice([(self.pair.client,), (self.pair.server,), self.pair.daemons])
-        mover = choose.choice([None, self.lab.client, self.lab.client, self.lab.server])
-        again = mover is not None and choose.random() < 0.3  # on before it has settled
+        """A host moves, or both at once, or none; at some moment of it one daemon is killed, or several."""
+        choose, (client, server) = self.random, self.pair.daemons
+        victims = choose.choice(
+            [(client,), (server,), (client, server), (self.rendezvous,), (client, server, self.rendezvous)]
+        )
+        movers = choose.choice([(), (self.lab.client,), (self.lab.server,), (self.lab.client, self.lab.server)])
+        again = bool(movers) and choose.random() < 0.3  # on before it has settled
         after, down = choose.random() * WITHIN, choose.choice(DOWN)
         names = "+".join(daemon.host.name for daemon in victims)
-        self.say(
-            f"kill {names} after {after:.3f} s, down for {down} s; "
-            f"{f'{mover.name} moves' if mover else 'nobody moves'}{' twice' if again else ''}"
-        )
-        failures: list[BaseException] = []
-
-        def kill() -> None:
-            try:
-                time.sleep(after)
-                for daemon in victims:
-                    daemon.kill()
-                time.sleep(down)
-                for daemon in victims:
-                    daemon.start()
-            except BaseException as error:
-                failures.append(error)
-
-        killer = threading.Thread(target=kill, name="killer")
-        killer.start()
-        try:
+        moving = "+".join(host.name for host in movers) or "nobody"
+        self.say(f"kill {names} after {after:.3f} s, down for {down} s; {moving} moves{' twice' if again else ''}")
+        with going(victims, after, down):
             for _ in range(2 if again else 1):
                 time.sleep(choose.random() * WITHIN)
-                if mover is not None:
-                    self._move(mover)
-        finally:
-            killer.join()
-        if failures:
-            raise failures[0]
-        self.done["kills"] += len(victims)
-        self.done["rounds"] += 1
+                self._move(movers)
+        self.done["moments"] += 1
+        for daemon in victims:
+            self.done[f"kills of {daemon.host.name}"] += 1
         self._lives()
 
-    def _move(self, host: Host) -> None:
-        stop = next(self.journeys[host], None)
-        if stop is None:  # no address is used twice in one journey
-            journey = self.lab.client_journey if host is self.lab.client else self.lab.server_journey
-            self.journeys[host] = journey()
-            stop = next(self.journeys[host])
-        host.move(stop.network, stop.number)
-        self.done[f"moves of {host.name}"] += 1
+    def _move(self, hosts: Sequence[Host]) -> None:
+        for host in hosts:
+            host.leave()
+        for host in hosts:
+            stop = next(self.journeys[host], None)
+            if stop is None:  # no address is used twice in one journey
+                self.journeys[host] = self._journey(host)
+                stop = next(self.journeys[host])
+            host.join(stop.network, stop.number)
+            self.done[f"moves of {host.name}"] += 1
+        self.done["moves of both at once"] += len(hosts) == 2
+
+    def _journey(self, host: Host) -> Iterator[Stop]:
+        """Not by way of the office, where the rendezvous is."""
+        return self.lab.journey("cafe", "home") if host is self.lab.client else self.lab.server_journey()
 
     def _lives(self) -> None:
         """Every connection carries something, both ways, that was not under way already."""
@@ -141,23 +137,19 @@ class Crashes:
         for bulk, had in zip(self.bulks, before, strict=True):
             wait_until(lambda bulk=bulk, had=had: bulk.received() > had, PATIENCE, f"bytes on {bulk.local}", poll=0.05)
 
-    def finish(self) -> dict[str, object]:
-        """Nothing is lost, wrong or left; what was done."""
+    def finish(self) -> None:
+        """Nothing is lost, wrong or left."""
         verdicts: list[Verdict] = [self.ticker.stop(), *(bulk.stop() for bulk in self.bulks)]
         assert all(verdict.ok for verdict in verdicts), verdicts
+        self.done["bytes compared"] += sum(int(v.figures["server"].get("bytes", 0)) for v in verdicts)
         assert self.terminal.leave() == 0
         self.idle.stop()
-        streamed = sum(int(v.figures["server"].get("bytes", 0)) for v in verdicts)
-        for daemon in self.pair.daemons:
-            host = daemon.host
-            wait_until(lambda host=host: not held(host), LINGERING, f"nothing held on {host.name}", poll=0.5)
-            assert daemon.doctor() == {}
+        stop_clean((*self.pair.daemons, self.rendezvous))
         seen = self.watch.stop()
-        assert seen["again"] == 0
+        self.done["numbers seen"] += seen["datagrams"]
+        assert (seen["again"], seen["dropped"]) == (0, 0)
         assert seen["datagrams"] > 0
-        self.pair.stop_without_a_trace()
-        refused = sum(int(e.get("count") or 1) for d in self.pair.daemons for e in refusals(d))
-        return {**self.done, "bytes streamed": streamed, "numbers": seen, "packets refused": refused}
+        self.done["packets refused"] += sum(int(e.get("count") or 1) for d in self.pair.daemons for e in refusals(d))
 
 
 def refusals(daemon: Daemon) -> list[dict[str, object]]:
@@ -165,6 +157,3 @@ def refusals(daemon: Daemon) -> list[dict[str, object]]:
     files = sorted(Path(daemon.state).glob("events.jsonl*"))
     events = [json.loads(line) for file in files for line in file.read_text().splitlines() if line.endswith("}")]
     return [event for event in events if event["event"] == "packet.refused"]
-
-
-__all__ = ["CONFIGS", "Crashes", "Program"]

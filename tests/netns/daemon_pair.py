@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,16 +71,26 @@ class Pair:
 
     def wait_nothing_held(self) -> None:
         """Until neither kernel holds anything for a connection; the daemons may run."""
-        for daemon in self.daemons:
-            wait_until(lambda host=daemon.host: not held(host), LINGERING, f"nothing held on {daemon.host.name}: "
-                       f"{held(daemon.host)}", poll=0.5)  # fmt: skip
+        wait_nothing_held(self.daemons)
 
     def stop_without_a_trace(self) -> None:
         """Stop both daemons: nothing of redirectctl is left in either kernel."""
-        self.wait_nothing_held()
-        for daemon in self.daemons:
-            assert daemon.stop() < 5
-            assert traces(daemon.host) == []
+        stop_without_a_trace(self.daemons)
+
+
+def wait_nothing_held(daemons: Iterable[Daemon]) -> None:
+    """Until no kernel holds anything for a connection; the daemons may run."""
+    for daemon in daemons:
+        wait_until(lambda host=daemon.host: not held(host), LINGERING, f"nothing held on {daemon.host.name}: "
+                   f"{held(daemon.host)}", poll=0.5)  # fmt: skip
+
+
+def stop_without_a_trace(daemons: Sequence[Daemon]) -> None:
+    """Stop them, once nothing is held any more: nothing of redirectctl is left in their kernels."""
+    wait_nothing_held(daemons)
+    for daemon in daemons:
+        assert daemon.stop() < 5
+        assert traces(daemon.host) == []
 
 
 def held(host: Namespace) -> list[str]:

@@ -13,7 +13,6 @@ something new, both ways; at the end every byte is compared and nothing is left.
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +23,8 @@ from redirectctl.lab.sshd import SshServer
 from redirectctl.lab.streams import Bulk, Ticker, Verdict, start_bulk, start_idle, start_ticker, wait_until
 from redirectctl.lab.terminal import Terminal
 from redirectctl.lab.topology import Host, Lab, Network
-from tests.netns.daemon_pair import FAST, LINGERING, held, traces
+from tests.netns.daemon_pair import FAST
+from tests.netns.killing import going, stop_clean
 from tests.netns.rendezvous_lab import FIRST_RENDEZVOUS, SERVE
 
 PATIENCE = 120.0  # seconds for a connection to go on: losses and a loaded machine take their time
@@ -84,13 +84,15 @@ def _over(stream: Bulk | Ticker) -> bool:
 class Soak:
     """One lab with its workload.  AssertionError and LabError say what was lost."""
 
-    def __init__(self, lab: Lab, seed: int, say: Callable[[str], None] = print, *, long: bool = False) -> None:
-        """``long``: with outages that TCP does not bear."""
+    def __init__(
+        self, lab: Lab, seed: int, done: Counter[str], say: Callable[[str], None] = print, *, long: bool = False
+    ) -> None:
+        """``done``: counts what was done; ``long``: with outages that TCP does not bear."""
         self.lab = lab
         self.outages = (*OUTAGES, LONG) if long else OUTAGES
         self.random = random.Random(seed)
         self.say = say
-        self.done: Counter[str] = Counter()
+        self.done = done
         self._numbers: Counter[str] = Counter()
         self.gateway = Gateway(lab, lab.home)
         self.inside = Host(lab, "inside")
@@ -111,8 +113,7 @@ class Soak:
         self.works = [Work(self, "laptop 4", self.laptop, 4), Work(self, "laptop 6", self.laptop, 6),
                       Work(self, "inside 4", self.nat, 4)]  # fmt: skip
         self.extra: list[tuple[Ticker, Bulk]] = []
-        self.bytes = 0
-        self.connections = sum(work.count for work in self.works)
+        self.done["connections"] = sum(work.count for work in self.works)
         for daemon in (self.laptop, self.nat):
             wanted = sum(work.count for work in self.works if work.client is daemon)
             daemon.wait_connections("protected", wanted, timeout=PATIENCE)
@@ -157,26 +158,9 @@ class Soak:
         after, down = self.random.random() * WITHIN, self.random.choice(DOWN)
         how = self.random.choice(("SIGKILL", "SIGKILL", "SIGTERM"))
         self.say(f"{how} of {daemon.host.name} after {after:.2f} s, back after {down} s")
-        failures: list[BaseException] = []
-
-        def go() -> None:
-            try:
-                time.sleep(after)
-                daemon.kill() if how == "SIGKILL" else daemon.stop()
-                time.sleep(down)
-                daemon.start()
-            except BaseException as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=go, name="killer")
-        thread.start()
-        try:
+        with going([daemon], after, down, how):
             time.sleep(self.random.random() * WITHIN)
             step()
-        finally:
-            thread.join()
-        if failures:
-            raise failures[0]
         self.done[how] += 1
 
     def _place(self, *networks: Network) -> tuple[Network, int]:
@@ -277,11 +261,10 @@ class Soak:
         server, wrap = self.lab.server, client.opted_in()
         ticker = start_ticker(server, client.host, interval=0.05, wrap=wrap)
         self.extra = [(ticker, start_bulk(server, client.host, wrap=wrap, pace=PACE))]
-        self.connections += 2
         # What is not protected yet may be lost by the next move, and that is as it should be.
         locals_ = {ticker.local, self.extra[0][1].local}
         wait_until(lambda: self._protected(client, locals_), PATIENCE, "new connections protected", poll=0.2)
-        self.done["new connections"] += 2
+        self.done["connections"] += 2
 
     @staticmethod
     def _protected(client: Daemon, locals_: set[str]) -> bool:
@@ -299,19 +282,13 @@ class Soak:
         assert all(verdict.ok for verdict in verdicts), [v for v in verdicts if not v.ok]
         for verdict in verdicts:
             sent = verdict.figures["server"]
-            self.bytes += int(sent.get("bytes", 0)) or 16 * int(sent.get("received", 0))
+            self.done["bytes compared"] += int(sent.get("bytes", 0)) or 16 * int(sent.get("received", 0))
 
-    def finish(self) -> dict[str, int]:
-        """Nothing is lost, wrong or left; what was done."""
+    def finish(self) -> None:
+        """Nothing is lost, wrong or left."""
         for ticker, bulk in self.extra:
             self._judge([ticker.stop(), bulk.stop()])
         for work in self.works:
             assert work.silent.ask(PATIENCE) == {}, f"{work.name}: silent connections"
             self._judge(work.stop())
-        for daemon in self.daemons:
-            host = daemon.host
-            wait_until(lambda host=host: not held(host), LINGERING, f"nothing held on {host.name}", poll=0.5)  # type: ignore[misc]
-            assert daemon.doctor() == {}, f"{host.name}: {daemon.doctor()}"
-            assert daemon.stop() < 5
-            assert traces(host) == []
-        return {**dict(sorted(self.done.items())), "connections": self.connections, "bytes": self.bytes}
+        stop_clean(self.daemons)

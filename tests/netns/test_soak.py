@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 
 from redirectctl.lab.topology import Lab
 from tests.netns.soaking import Soak
@@ -14,6 +15,8 @@ SECONDS = 25.0
 def test_a_short_soak(lab: Lab) -> None:
     seed = int(os.environ.get("REDIRECTCTL_SEED") or random.randrange(1 << 32))
     print(f"REDIRECTCTL_SEED={seed}")
-    soak = Soak(lab, seed)
+    done: Counter[str] = Counter()
+    soak = Soak(lab, seed, done)
     soak.run(SECONDS)
-    print(soak.finish())
+    soak.finish()
+    print(dict(done))

@@ -1,71 +1,59 @@
-"""Kill daemons at random moments of a workload with moves, for as long as one likes; see tests/netns/crashing.py.
+"""Kill daemons and the rendezvous at random moments of a workload with moves; see tests/netns/crashing.py.
 
     python tests/soak/crashes.py --kills 200 [--seed N] [--path auto|tunnel|integrity]
 
-Needs root.  Each path is a lab of its own, with IPv4 and IPv6 in turn; exit status 1 if anything was lost.
+Needs root.  Each path is a lab of its own, with IPv4 and IPv6 in turn.  Ends with counts and a verdict; exit status 1
+if a connection was lost, a byte was wrong, a number was used twice or something is left behind.
 """
 
 from __future__ import annotations
 
-import argparse
-import random
+import json
 import sys
-import time
-import traceback
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from redirectctl.lab.topology import Lab
 from tests.netns.crashing import CONFIGS, Crashes
+from tests.soak.running import in_lab, parser, say, seed_of
 
 
 def main() -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="in all (default 200)")
-    parser.add_argument("--seed", type=int, help="of an earlier run, to do the same")
-    parser.add_argument(
+    options = parser(__doc__)
+    options.add_argument("--kills", type=int, default=200, help="moments in all, shared by the paths (default 200)")
+    options.add_argument(
         "--path", choices=CONFIGS, action="append", help="how connections travel (default: each in turn)"
     )
-    parser.add_argument("--keep-log", type=Path, metavar="DIR", help="where to copy the daemons' logs after a failure")
-    arguments = parser.parse_args()
-    seed = arguments.seed if arguments.seed is not None else random.randrange(1 << 32)
+    arguments = options.parse_args()
+    seed = seed_of(arguments)
     paths = arguments.path or list(CONFIGS)
-    began, failed = time.monotonic(), 0
-    print(f"--seed {seed}", flush=True)
+    total: Counter[str] = Counter()
+    failed: list[str] = []
     for number, path in enumerate(paths):
-        kills = arguments.kills // len(paths) + (number < arguments.kills % len(paths))
+        moments = arguments.kills // len(paths) + (number < arguments.kills % len(paths))
         version = 6 if number % 2 else 4
-        with Lab() as lab:
-            crashes: Crashes | None = None
-            try:
-                crashes = Crashes(lab, path, seed + number, version, say)
-                crashes.run(kills)
-                say(f"{path}, IPv{version}: {crashes.finish()}")
-            except Exception:
-                failed += 1
-                traceback.print_exc()
-                say(f"{path}, IPv{version}: FAILED after {dict(crashes.done) if crashes else {}}")
-                _save(lab, arguments.keep_log, path)
-    say(f"{arguments.kills} kills in {time.monotonic() - began:.0f} s, {failed} of {len(paths)} labs failed")
+        counts: Counter[str] = Counter()
+
+        def work(
+            lab: Lab,
+            counts: Counter[str] = counts,
+            at: tuple[str, int, int] = (path, seed + number, version),
+            moments: int = moments,
+        ) -> None:
+            crashes = Crashes(lab, *at, counts, say)
+            crashes.run(moments)
+            crashes.finish()
+
+        if not in_lab(work, arguments.keep_log and arguments.keep_log / path):
+            failed.append(path)
+        say(f"{path}, IPv{version}{': FAILED' if path in failed else ''}: {json.dumps(counts)}")
+        total += counts
+    verdict = "nothing lost, nothing wrong, no number twice, nothing left"
+    print(json.dumps({"verdict": f"FAILED: {', '.join(failed)}" if failed else verdict, "seed": seed, **total}))
     return 1 if failed else 0
-
-
-def say(text: str) -> None:
-    """On stdout, with the time."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
-def _save(lab: Lab, directory: Path | None, path: str) -> None:
-    if directory is None:
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / f"{path}-lab").write_text(lab.report())
-    for log in sorted(lab.sandbox.directory.glob("redirectd-*/log")):
-        (directory / f"{path}-{log.parent.name}.log").write_text(log.read_text(errors="replace"))
-    for log in sorted(lab.sandbox.directory.glob("redirectd-*/state/events.jsonl")):
-        (directory / f"{path}-{log.parents[1].name}.events").write_text(log.read_text(errors="replace"))
 
 
 if __name__ == "__main__":
