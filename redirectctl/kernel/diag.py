@@ -25,6 +25,7 @@ from typing import NamedTuple, Protocol
 
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.inet_filter import EVERYTHING, SocketFilter
+from redirectctl.kernel.nlmsg import ATTRIBUTE, HEADER, attribute, split
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr, unmap
 
 NETLINK_SOCK_DIAG = 4
@@ -33,7 +34,6 @@ SOCK_DESTROY = 21
 GROUP_TCP_DESTROY = 1  # SKNLGRP_INET_TCP_DESTROY
 GROUP_TCP6_DESTROY = 3  # SKNLGRP_INET6_TCP_DESTROY
 
-_NLMSG = struct.Struct("=IHHII")  # length, type, flags, sequence, port id
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 0x01, 0x04, 0x300, 0x10
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
@@ -44,7 +44,6 @@ _SOCKET_ID_TAIL = struct.Struct("=IQ")
 _NO_COOKIE = 0xFFFF_FFFF_FFFF_FFFF
 _MESSAGE = struct.Struct("=BBBB4s16s16sIQIIIII")
 _PORTS = struct.Struct("!HH")
-_ATTRIBUTE = struct.Struct("=HH")
 _U64 = struct.Struct("=Q")
 
 _ATTR_BYTECODE = 1
@@ -136,7 +135,7 @@ class TcpInfo(NamedTuple):
 
 _TCP_INFO = struct.Struct("=BxBBBxBxI4xI4xI24xI12xI28xI16xQQ8xII8xQ32xQQ12xI")
 _TCP_INFO_ZEROS = bytes(_TCP_INFO.size)
-_TCP_INFO_WHOLE = _ATTRIBUTE.size + _TCP_INFO.size
+_TCP_INFO_WHOLE = ATTRIBUTE.size + _TCP_INFO.size
 
 
 class SocketInfo(NamedTuple):
@@ -205,7 +204,7 @@ class SockDiag:
         for family in (socket.AF_INET, socket.AF_INET6):
             body = _request(family, mask, _SOCKET_ID.pack(0, 0, b"", b"") + _SOCKET_ID_TAIL.pack(0, _NO_COOKIE))
             if bytecode:
-                body += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(bytecode), _ATTR_BYTECODE) + bytecode
+                body += attribute(_ATTR_BYTECODE, bytecode)
             found += self._dump(body)
         return found if wanted.in_kernel else [one for one in found if wanted.passes(one.tuple, one.cgroup_id)]
 
@@ -260,18 +259,14 @@ class SockDiag:
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
         self._sequence += 1
-        header = _NLMSG.pack(_NLMSG.size + len(body), kind, _NLM_F_REQUEST | flags, self._sequence & 0xFFFF_FFFF, 0)
+        header = HEADER.pack(HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, self._sequence & 0xFFFF_FFFF, 0)
         self._netlink.send(header + body)
 
     def _replies(self, *, dump: bool) -> Iterator[tuple[bytes, int, int]]:
         """Bodies of the messages that answer the last request.  OSError: what the kernel refused it with."""
         while True:
             data = self._netlink.recv(_RECEIVE_SIZE)
-            at = 0
-            while at + _NLMSG.size <= len(data):
-                length, kind, flags, sequence, _ = _NLMSG.unpack_from(data, at)
-                body, end = at + _NLMSG.size, at + length
-                at += (length + 3) & ~3
+            for kind, flags, sequence, body, end in split(data):
                 if sequence != self._sequence & 0xFFFF_FFFF:
                     continue
                 if kind in (_NLMSG_ERROR, _NLMSG_DONE):
@@ -316,9 +311,9 @@ def _parse(data: bytes, at: int, end: int) -> SocketInfo:
     cgroup_id: int | None = None
     wants_errors = False
     at += _MESSAGE.size
-    attribute = _ATTRIBUTE.unpack_from
+    unpack = ATTRIBUTE.unpack_from
     while at < end:
-        length, kind = attribute(data, at)
+        length, kind = unpack(data, at)
         if kind == _ATTR_INFO:
             if length >= _TCP_INFO_WHOLE:
                 info = TcpInfo._make(_TCP_INFO.unpack_from(data, at + 4))
@@ -414,10 +409,7 @@ class DestroyWatch:
                     raise
                 self._on_lost()
                 continue
-            at = 0
-            while at + _NLMSG.size + _MESSAGE.size <= len(data):
-                length, kind, _, _, _ = _NLMSG.unpack_from(data, at)
-                if kind == SOCK_DIAG_BY_FAMILY:
-                    gone = _parse(data, at + _NLMSG.size, at + length)
+            for kind, _, _, start, end in split(data):
+                if kind == SOCK_DIAG_BY_FAMILY and end - start >= _MESSAGE.size:
+                    gone = _parse(data, start, end)
                     self._on_destroyed(Destroyed(gone.tuple, gone.cookie))
-                at += max(_NLMSG.size, (length + 3) & ~3)

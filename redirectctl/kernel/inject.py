@@ -20,12 +20,11 @@ from typing import Protocol
 
 from redirectctl.kernel.constants import MARK_MOVED
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.nlmsg import HEADER, attribute
 from redirectctl.wire.addr import FourTuple, IPAddress
 from redirectctl.wire.ip import TcpFlags, build_tcp, build_too_big, build_unreachable
 
-_NLMSG = struct.Struct("=IHHII")
 _RTMSG = struct.Struct("=BBBBBBBBI")
-_ATTRIBUTE = struct.Struct("=HH")
 _RTM_NEWROUTE, _RTM_GETROUTE, _NLM_F_REQUEST = 24, 26, 1
 _RTA_DST, _RTA_MARK = 1, 16
 _RTN_LOCAL = 2
@@ -90,16 +89,14 @@ class RawInjector:
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         body = (
             _RTMSG.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
-            + _ATTRIBUTE.pack(_ATTRIBUTE.size + len(address.packed), _RTA_DST)
-            + address.packed
-            + _ATTRIBUTE.pack(8, _RTA_MARK)
-            + struct.pack("=I", self._mark)
+            + attribute(_RTA_DST, address.packed)
+            + attribute(_RTA_MARK, struct.pack("=I", self._mark))
         )
-        self._netlink.send(_NLMSG.pack(_NLMSG.size + len(body), _RTM_GETROUTE, _NLM_F_REQUEST, 0, 0) + body)
+        self._netlink.send(HEADER.pack(HEADER.size + len(body), _RTM_GETROUTE, _NLM_F_REQUEST, 0, 0) + body)
         reply = self._netlink.recv(65536)
-        if len(reply) < _NLMSG.size + _RTMSG.size or _NLMSG.unpack_from(reply)[1] != _RTM_NEWROUTE:
+        if len(reply) < HEADER.size + _RTMSG.size or HEADER.unpack_from(reply)[1] != _RTM_NEWROUTE:
             return False
-        return bool(_RTMSG.unpack_from(reply, _NLMSG.size)[7] == _RTN_LOCAL)
+        return bool(_RTMSG.unpack_from(reply, HEADER.size)[7] == _RTN_LOCAL)
 
     def syn(self, connection: FourTuple) -> None:
         """A SYN as if from the peer: the socket answers with an ACK that carries its snd_nxt and rcv_nxt.

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
@@ -26,6 +26,7 @@ from redirectctl.kernel.constants import (
     TUNNEL_TABLE,
 )
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.nlmsg import HEADER, split
 from redirectctl.wire.addr import IPAddress
 
 # RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_RULE and RTNLGRP_IPV6_RULE (19)
@@ -36,7 +37,6 @@ _SO_RCVBUFFORCE = 33
 
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE = 16, 17, 20, 21, 24, 25
 _NEWRULE, _DELRULE = 32, 33
-_HEADER = struct.Struct("=IHHII")
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
 _TABLE_COMPAT, _TABLE_LOCAL, _ROUTE_CLONED = 252, 255, 0x200
 
@@ -240,7 +240,8 @@ class NetWatch:
         try:
             for _ in range(_DATAGRAMS_A_TURN):
                 data = self._events.recv(1 << 16)
-                for kind, message in _split(data):
+                for kind, _, _, start, end in split(data):
+                    message = data[start - HEADER.size : end]  # as pyroute2 parses it
                     if kind in (_NEWROUTE, _DELROUTE):
                         ours = self._is_ours(message)
                         routes = routes or (not ours and self._matters(message))
@@ -292,27 +293,16 @@ class NetWatch:
 
     def _matters(self, message: bytes) -> bool:
         """Whether a route's coming or going can change where packets of connections go."""
-        _, _, _, _, table, _, _, _, flags = _ROUTE.unpack_from(message, _HEADER.size)
+        _, _, _, _, table, _, _, _, flags = _ROUTE.unpack_from(message, HEADER.size)
         return table != _TABLE_LOCAL and not flags & _ROUTE_CLONED
 
     def _is_ours(self, message: bytes) -> bool:
         """Whether a route is in a table of redirectctl."""
-        table = _ROUTE.unpack_from(message, _HEADER.size)[4]
+        table = _ROUTE.unpack_from(message, HEADER.size)[4]
         if table != _TABLE_COMPAT:  # the number does not fit into 8 bits
             return False
         (parsed,) = self._marshal.parse(message)
         return parsed.get("table") in (ROUTE_TABLE, FALLBACK_TABLE, TUNNEL_TABLE)
-
-
-def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The messages of a datagram, with their types."""
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size:
-            return
-        yield kind, data[offset : offset + length]
-        offset += (length + 3) & ~3
 
 
 def _takes_ours(state: NetState, kind: int, message: Any) -> bool:

@@ -20,6 +20,7 @@ from functools import cache
 
 from redirectctl.kernel.elements import Place
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.nlmsg import ATTRIBUTE, HEADER, split
 
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK = 270
@@ -41,9 +42,7 @@ _LIST_ELEM, _KEY, _DATA, _DATA_VALUE = 1, 1, 2, 1
 _NESTED = 0x8000
 
 _CHUNK = 500  # elements a message: a nested attribute's length is 16 bits, an IPv6 element has 84 bytes
-_MESSAGE = struct.Struct("=IHHII")
 _GENERIC = struct.Struct(">BBH")
-_ATTRIBUTE = struct.Struct("=HH")
 
 
 class BatchError(KernelError):
@@ -111,7 +110,7 @@ class ElementSocket:
 
     def _message(self, kind: int, flags: int, body: bytes) -> bytes:
         self._sequence = (self._sequence + 1) & 0xFFFF_FFFF
-        return _MESSAGE.pack(_MESSAGE.size + len(body), kind, _REQUEST | flags, self._sequence, 0) + body
+        return HEADER.pack(HEADER.size + len(body), kind, _REQUEST | flags, self._sequence, 0) + body
 
     def _exchange(self, request: bytes) -> None:
         """Send and read replies until the acknowledgement of the newest sequence number that asks for one."""
@@ -137,7 +136,7 @@ class ElementSocket:
 
 
 def _attribute(kind: int, payload: bytes) -> bytes:
-    return _ATTRIBUTE.pack(len(payload) + 4, kind) + payload + b"\0" * (-len(payload) % 4)
+    return ATTRIBUTE.pack(len(payload) + 4, kind) + payload + b"\0" * (-len(payload) % 4)
 
 
 @cache
@@ -145,10 +144,10 @@ def _headers(key: int, value: int) -> tuple[bytes, bytes]:
     """What stands before the key and before the value of an element, for their lengths (multiples of four)."""
     before_value = b""
     if value:
-        before_value = _ATTRIBUTE.pack(value + 8, _DATA | _NESTED) + _ATTRIBUTE.pack(value + 4, _DATA_VALUE)
-    before_key = _ATTRIBUTE.pack(key + 8, _KEY | _NESTED) + _ATTRIBUTE.pack(key + 4, _DATA_VALUE)
+        before_value = ATTRIBUTE.pack(value + 8, _DATA | _NESTED) + ATTRIBUTE.pack(value + 4, _DATA_VALUE)
+    before_key = ATTRIBUTE.pack(key + 8, _KEY | _NESTED) + ATTRIBUTE.pack(key + 4, _DATA_VALUE)
     length = 4 + len(before_key) + key + len(before_value) + value
-    return _ATTRIBUTE.pack(length, _LIST_ELEM | _NESTED) + before_key, before_value
+    return ATTRIBUTE.pack(length, _LIST_ELEM | _NESTED) + before_key, before_value
 
 
 def _element(key: bytes, value: bytes) -> bytes:
@@ -158,12 +157,7 @@ def _element(key: bytes, value: bytes) -> bytes:
 
 def _error_in(reply: bytes) -> int:
     """The first errno in a datagram of replies, 0 if all went well."""
-    offset = 0
-    while offset + _MESSAGE.size + 4 <= len(reply):
-        length, kind, _, _, _ = _MESSAGE.unpack_from(reply, offset)
-        if kind == _NLMSG_ERROR:
-            code: int = struct.unpack_from("=i", reply, offset + _MESSAGE.size)[0]
-            if code:
-                return -code
-        offset += max(_MESSAGE.size, (length + 3) & ~3)
+    for kind, _, _, start, end in split(reply):
+        if kind == _NLMSG_ERROR and end - start >= 4 and (code := struct.unpack_from("=i", reply, start)[0]):
+            return -int(code)
     return 0

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.nlmsg import HEADER, attribute, attributes, split
 
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK = 270
@@ -33,10 +34,7 @@ _RULE_TABLE, _RULE_CHAIN = 1, 2  # NFTA_RULE_*
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*
 _GEN_ID = 1  # NFTA_GEN_ID
 
-_MESSAGE = struct.Struct("=IHHII")
-_GENERIC = struct.Struct(">BBH")
-_ATTRIBUTE = struct.Struct("=HH")
-_TYPE_MASK = 0x3FFF
+_GENERIC = struct.Struct(">BBH")  # nfgenmsg
 _RECEIVE = 1 << 16
 _TIMEOUT = 5.0  # seconds; the kernel answers within send()
 
@@ -96,18 +94,18 @@ class RulesetWatch:
         """The number of the ruleset's last change; 0.02 ms."""
         for kind, body in self._ask(_GETGEN, _GENERIC.pack(0, 0, 0), dump=False):
             if kind == _NEWGEN:
-                for attribute, value in _attributes(body):
-                    if attribute == _GEN_ID:
+                for number, value in attributes(body, _GENERIC.size):
+                    if number == _GEN_ID:
                         return int.from_bytes(value, "big")
         raise KernelError("ask for the ruleset's generation", "no answer", "the kernel needs nf_tables")
 
     def rules(self) -> Counter[str]:
         """How many rules each chain of the table has; empty without the table."""
         found: Counter[str] = Counter()
-        body = _GENERIC.pack(_NFPROTO_INET, 0, 0) + _attribute(_RULE_TABLE, self._table)
+        body = _GENERIC.pack(_NFPROTO_INET, 0, 0) + attribute(_RULE_TABLE, self._table)
         for kind, answer in self._ask(_GETRULE, body, dump=True):
             if kind == _NEWRULE:
-                values = dict(_attributes(answer))
+                values = dict(attributes(answer, _GENERIC.size))
                 if values.get(_RULE_TABLE) == self._table:  # older kernels do not filter
                     found[values[_RULE_CHAIN].rstrip(b"\0").decode()] += 1
         return found
@@ -117,29 +115,29 @@ class RulesetWatch:
         found: Counter[str] = Counter()
         for name in names:
             body = _GENERIC.pack(_NFPROTO_INET, 0, 0)
-            body += _attribute(_LIST_TABLE, self._table) + _attribute(_LIST_SET, name.encode() + b"\0")
+            body += attribute(_LIST_TABLE, self._table) + attribute(_LIST_SET, name.encode() + b"\0")
             for kind, answer in self._ask(_GETSETELEM, body, dump=True):
                 if kind == _NEWSETELEM:
-                    listed = dict(_attributes(answer)).get(_LIST_ELEMENTS, b"")
-                    found[name] += sum(1 for _ in _attributes(listed, skip=0))
+                    listed = dict(attributes(answer, _GENERIC.size)).get(_LIST_ELEMENTS, b"")
+                    found[name] += sum(1 for _ in attributes(listed))
         return found
 
     def _ask(self, kind: int, body: bytes, *, dump: bool) -> Iterator[tuple[int, bytes]]:
         """The messages of the answer; nothing of a table or set that is not there."""
         flags = _REQUEST | (_DUMP if dump else 0)
         try:
-            self._requests.send(_MESSAGE.pack(_MESSAGE.size + len(body), kind, flags, 0, 0) + body)
+            self._requests.send(HEADER.pack(HEADER.size + len(body), kind, flags, 0, 0) + body)
             while True:
                 data = self._requests.recv(_RECEIVE)
-                for number, payload in _messages(data):
+                for number, _, _, start, end in split(data):
                     if number == _ERROR:
-                        code = -int(struct.unpack_from("=i", payload)[0])
+                        code = -int(struct.unpack_from("=i", data, start)[0])
                         if code not in (0, errno.ENOENT):
                             raise OSError(code, "")
                         return
                     if number == _DONE:
                         return
-                    yield number, payload
+                    yield number, data[start:end]
                 if not dump:
                     return
         except OSError as error:
@@ -150,28 +148,3 @@ def _open() -> socket.socket:
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
     sock.bind((0, 0))
     return sock
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + _MESSAGE.size <= len(data):
-        length, kind, _, _, _ = _MESSAGE.unpack_from(data, offset)
-        if length < _MESSAGE.size:
-            return
-        yield kind, data[offset + _MESSAGE.size : offset + length]
-        offset += (length + 3) & ~3
-
-
-def _attributes(data: bytes, skip: int = _GENERIC.size) -> Iterator[tuple[int, bytes]]:
-    """Type and value of each, behind the generic header."""
-    offset = skip
-    while offset + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind & _TYPE_MASK, data[offset + _ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return _ATTRIBUTE.pack(len(payload) + 4, kind) + payload + b"\0" * (-len(payload) % 4)
