@@ -7,9 +7,10 @@
       FORWARD (a datagram)       ──► FORWARDED ──►   when that does not get through
       RELAY (flows)              ──► tunnel datagrams of these flows go on to the peer
 
-A tag names a pair of hosts to one rendezvous: it is derived from the pair's secret and the rendezvous's key.  So the
-rendezvous learns who knows whom only of those who both come, another rendezvous cannot use what it has learnt, and
-nobody else can ask.
+A tag names a pair of hosts to one rendezvous: it is derived from the long-term keys of all three, by Diffie-Hellman of
+the pair's.  So the rendezvous learns who knows whom only of those who both come, another rendezvous cannot use what it
+has learnt, and nobody else can ask.  The pair's secret would not do: when one of two hosts is killed in the middle of a
+first contact they have different ones, and those that both have moved could never find each other to agree anew.
 
 A rendezvous is a peer like others: its key is known and approved by a person, or as the configuration says.  What it
 says is a hint (places.py), what it hands over is sealed by the peer.  For everybody above, a peer that is reached by
@@ -43,9 +44,9 @@ ORIGIN: Final = "rendezvous "  # of places that one has told; its name follows
 _LABEL: Final = b"rd meet"
 
 
-def tag_of(secret: bytes, server: bytes) -> bytes:
-    """Names the pair that has this secret to the rendezvous with this key."""
-    return hashlib.blake2s(server, key=secret, digest_size=wire.TAG_LEN, person=_LABEL).digest()
+def tag_of(shared: bytes, server: bytes) -> bytes:
+    """Names the pair whose keys share this (StaticKey.shared) to the rendezvous with this key."""
+    return hashlib.blake2s(server, key=shared, digest_size=wire.TAG_LEN, person=_LABEL).digest()
 
 
 class Standing(StrEnum):
@@ -84,7 +85,6 @@ class Server:
     tries: int = 0  # since its last answer
     proofs: int = 0  # that it has asked for since the last beat
     tags: dict[bytes, bytes] = field(default_factory=dict)  # peer by tag
-    heard: set[bytes] = field(default_factory=set)  # tags under which peers were found
 
     @property
     def usable(self) -> bool:
@@ -263,15 +263,18 @@ class Meeting:
         """Of the peers that there is something to save with."""
         peers = {c.peer for c in self._e.table.movable() if c.peer not in (None, server.key)}
         known = [p for key in sorted(filter(None, peers)) if (p := self._e.peers.get(key)) is not None]
-        secrets = [(secret, p.key) for p in known for secret in (p.secret, p.spare) if secret is not None]
-        found = {tag_of(secret, server.key): key for secret, key in secrets if server.key is not None}
-        return dict(list(found.items())[: constants.MAX_TAGS])
+        some = known[: constants.MAX_TAGS] if server.key is not None else []
+        return {tag_of(self._shared(p), server.key or b""): p.key for p in some}
+
+    def _shared(self, peer: Peer) -> bytes:
+        if peer.shared is None:
+            peer.shared = self._e.endpoint.static.shared(peer.key)
+        return peer.shared
 
     def _register(
         self, now: float, server: Server, peer: Peer, source: IPAddress | None, proof: bytes = wire.NO_PROOF
     ) -> None:
         server.tags = self._tags(server)
-        server.heard &= server.tags.keys()
         tags = list(server.tags)
         addresses = self._e.protection.addresses()
         for start in range(0, max(1, len(tags)), wire.MAX_TAGS):
@@ -351,7 +354,6 @@ class Meeting:
         if key is None or not self._e.table.movable(key):
             self._e.notice("packet.refused", peer=event.key, reason="unknown-tag", source=str(event.source))
             return
-        server.heard.add(message.tag)
         if not self._may_act(now, server, key):
             return
         port = self._e.policy.control_port
@@ -398,8 +400,12 @@ class Meeting:
 
     def _with(self, key: bytes) -> Iterable[tuple[Server, bytes]]:
         for server in self._servers.values():
-            for tag in [t for t, k in server.tags.items() if k == key] if server.usable else ():
-                yield server, tag  # more than one: it is not certain which secret the peer has
+            if server.usable and (tag := self._tag(server, key)) is not None:
+                yield server, tag
+
+    @staticmethod
+    def _tag(server: Server, key: bytes) -> bytes | None:
+        return next((tag for tag, peer in server.tags.items() if peer == key), None)
 
     def ways(self, key: bytes) -> tuple[SockAddr, ...]:
         """Rendezvous that hand datagrams over to this peer."""
@@ -441,8 +447,7 @@ class Meeting:
             self._e.timers.set(("direct", key), now + constants.DIRECT_PAUSES[0])
 
     def _ask_relay(self, now: float, server: Server, key: bytes, flows: Iterable[int]) -> None:
-        tags = [t for t, k in server.tags.items() if k == key]
-        tag = next((t for t in tags if t in server.heard), tags[0] if tags else None)
+        tag = self._tag(server, key)
         if tag is None or server.key is None:
             return
         numbers = sorted(flows)

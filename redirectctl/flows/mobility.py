@@ -547,12 +547,16 @@ class Mobility:
         connections = [c for c in self._e.table.select(move.cids) if c.movable]
         peer = self._e.peers[move.key]
         peer.remote, peer.local = event.source, event.local  # whatever it says, this way works
-        if message.status is AcmStatus.APPLIED and event.local != move.chosen:
-            # It sends to another of our candidates: the answer to that one's challenge was late, or we had two.
+        applied = message.status is AcmStatus.APPLIED
+        elsewhere = any(c.tunnel and c.outer_remote != event.source for c in connections)
+        if applied and (event.local != move.chosen or elsewhere):
+            # It sends another way: we had two candidates, or two ways to it, and the answer to one challenge was late.
+            # A rendezvous relays only for two who both go by way of it.
             if event.local in move.candidates:
                 move.chosen, move.chosen_at, move.installed, move.challenge = event.local, now, False, None
                 self._go(now, move, event.local, event.source)
-        elif message.status is AcmStatus.APPLIED:
+                self._send_acm(now, move, extra=True)  # so that it says so again, when we are ready
+        elif applied:
             if move.chosen is None or not all(self._installed(c, move.chosen) for c in connections):
                 return  # the kernel is at it; the next acknowledgement finds it done
             ready = [c for c in connections if c.held or not c.holding]  # others were set going at the challenge

@@ -215,15 +215,10 @@ class Endpoint:
         if first_contact:
             rank = (now, handshake.handshake_hash)
             # Two first contacts at once, one from each side, may end in either order: both ends keep the same secret.
-            made = handshake.export_secret(constants.LABEL_PAIRWISE)
+            # They may end up with different ones all the same, when one is killed before it gets to the end.
             if now - peer.secret_rank[0] > constants.SECRET_RACE or rank[1] > peer.secret_rank[1]:
-                # The peer may not have got to the end of this handshake, and be killed before it does.
-                peer.secret, peer.spare, peer.secret_rank = made, peer.secret, rank
+                peer.secret, peer.secret_rank = handshake.export_secret(constants.LABEL_PAIRWISE), rank
                 peer.greatest_counter = -1
-            else:
-                peer.spare = made  # the peer, if it has restarted since, knows of no race
-        elif initiator:
-            peer.spare = None  # the answer shows that both have the same
         keys = handshake.split()
         ciphers = TransportCipher(keys.send), TransportCipher(keys.recv)
         session = Session(key, version, initiator, *indices, *ciphers, created=now, usable=initiator, final=final)

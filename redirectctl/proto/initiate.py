@@ -121,6 +121,8 @@ class Initiator:
         try:
             payload = handshake.read_message(message.noise)
         except HandshakeError as error:
+            if attempt.pattern is Pattern.IKPSK2:  # or the peer has another secret: killed in the middle of an XX
+                self._do_without(now, attempt)
             raise MalformedError("forged-response") from error
         try:
             theirs = datagram.unpack_versions(payload)
@@ -179,10 +181,15 @@ class Initiator:
         attempt = self._by_index.get(receiver)
         if attempt is None or attempt.pattern is Pattern.XX:
             return attempt is not None
-        attempt.pattern, attempt.jar = Pattern.XX, CookieJar(None)
         self._drop_handshakes(attempt)
-        self._send(now, attempt)
+        self._do_without(now, attempt)
         return True
+
+    def _do_without(self, now: float, attempt: Attempt) -> None:
+        """Without the pairwise secret: XX, in which the peer proves its known key."""
+        attempt.pattern, attempt.jar = Pattern.XX, CookieJar(None)
+        attempt.tries = min(attempt.tries, 2)
+        self._send(now, attempt)
 
     def on_versions(self, now: float, message: datagram.Versions) -> None:
         """The peer does not speak the version tried.  The handshake proves later that this was not made up."""

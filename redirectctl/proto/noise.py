@@ -76,6 +76,10 @@ class StaticKey:
         """For Diffie-Hellman: parsed once."""
         return self._key
 
+    def shared(self, public: bytes) -> bytes:
+        """Diffie-Hellman with another host's long-term key: the same on both hosts, at any time, without a message."""
+        return self._key.exchange(X25519PublicKey.from_public_bytes(public))
+
 
 @dataclass
 class _State:

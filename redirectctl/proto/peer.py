@@ -57,7 +57,7 @@ class Peer:
     key: bytes
     state: PeerState
     secret: bytes | None = None  # pairwise, from the first contact; the PSK of later handshakes
-    spare: bytes | None = None  # the other one that the peer may have instead, of two first contacts in a row
+    shared: bytes | None = None  # of both long-term keys (StaticKey.shared), once it was needed
     secret_rank: tuple[float, bytes] = (float("-inf"), b"")  # when and by which handshake it was made
     identity: set[IPAddress] = field(default_factory=set)  # addresses that we contacted and where it answered
     greatest_counter: int = -1  # of its IKpsk2 initiations: a replayed one is not greater

@@ -12,6 +12,7 @@ import pytest
 from redirectctl.flows import constants as limits
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.meeting import Standing
+from redirectctl.proto.constants import SECRET_RACE
 from redirectctl.wire import meeting as wire
 from redirectctl.wire.addr import SockAddr
 from tests.sim.pair import PORT, Host, Link, World, ip
@@ -64,22 +65,27 @@ class Trio:
         return set(flows) >= {a.sending.flow, b.sending.flow}
 
 
-@pytest.mark.parametrize("restarted", ["alice", "bob"])
-def test_both_move_at_once_while_they_have_different_secrets(restarted: str) -> None:
-    """Two first contacts in a row: one end is killed and knows of the second only, the other keeps the first."""
+@pytest.mark.parametrize("killed", [["alice"], ["bob"], ["alice", "bob"]], ids="+".join)
+def test_both_move_at_once_while_they_have_different_secrets(killed: list[str]) -> None:
+    """One was killed in the middle of a first contact; now there is no session, and each is where the other does not
+    know it: the rendezvous must bring them together all the same."""
     trio = Trio()
-    here, there = (trio.alice, trio.bob) if restarted == "alice" else (trio.bob, trio.alice)
-    mine = there.engine.peers[here.static.public]
-    mine.secret, mine.secret_rank = b"f" * 32, (trio.world.now, b"\xff" * 32)  # as if the first had a greater hash
-    here.crash()
-    here.start()
-    here.meets_at(*trio.servers)
-    trio.world.run(15)  # IKpsk2 fails, then XX
-    assert mine.secret != here.engine.peers[there.static.public].secret
+    trio.world.run(SECRET_RACE)
+    trio.alice.stored_peers[trio.bob.static.public].secret = b"f" * 32
+    trio.alice.engine.peers[trio.bob.static.public].secret = b"f" * 32
+    hosts = [host for host in trio.ends if host.name in killed]
+    for host in (*hosts, trio.rita):  # the rendezvous too: it remembers what was registered before
+        host.crash()
     trio.alice.move("192.0.2.10")
     trio.bob.move("198.51.100.10")
-    trio.world.run(10)
+    trio.rita.start()
+    for host in hosts:
+        host.start()
+        host.meets_at(*trio.servers)
+    trio.world.run(5)
     assert trio.met()
+    alice, bob = (trio.alice.engine.peers[trio.bob.static.public], trio.bob.engine.peers[trio.alice.static.public])
+    assert alice.secret == bob.secret
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.2])
@@ -92,6 +98,23 @@ def test_both_move_at_once(loss: float) -> None:
         trio.world.run(30 if loss else 1)
         assert trio.met(), f"move {number}"
     assert trio.alice.connection(trio.mirrored).path.value == "tunnel"
+
+
+def test_the_peer_is_reached_directly_after_it_was_by_way_of_the_rendezvous() -> None:
+    """Of one host's announcement the challenge comes by way of the rendezvous; only directly does its answer arrive.
+    Both must go the same way then: a rendezvous relays for none of two if only one asks."""
+    trio = Trio()
+    direct = True
+    trio.world.tap = lambda source, to, data: (trio.rita.addresses[0] in (source.host, to.host)) is not direct
+    trio.world.run(1)
+    direct = False
+    trio.bob.move("198.51.100.10")
+    while trio.bob.connection(trio.socket).outer_remote != SockAddr(trio.rita.addresses[0], PORT):
+        trio.world.run(0.01)
+    direct = True
+    while not trio.bob.named("move.finished"):
+        trio.world.run(0.01)
+    assert trio.met()
 
 
 def test_without_a_rendezvous_both_are_lost() -> None:

@@ -51,9 +51,7 @@ class Scene(Trio):
             received(now, event)  # type: ignore[arg-type]
 
         self.mallory.engine.meeting.received = listen  # type: ignore[assignment, method-assign]
-        secret = self.alice.engine.peers[self.bob.static.public].secret
-        assert secret is not None
-        self.tag = tag_of(secret, self.rita.static.public)
+        self.tag = tag_of(self.alice.static.shared(self.bob.static.public), self.rita.static.public)
 
     def of_alice(self) -> list[messages.Message]:
         """What mallory was told that has alice's tag."""
@@ -102,9 +100,8 @@ def test_a_tag_has_room_for_two(scene: Scene) -> None:
     answers = [m for m in scene.heard if isinstance(m, wire.Registered) and m.request == 77]
     assert [m.status for m in answers] == [wire.Registration.FULL]
     assert scene.of_alice() == []
-    secret = scene.alice.engine.peers[scene.bob.static.public].secret
-    assert secret is not None
-    assert tag_of(secret, scene.mallory.static.public) != scene.tag, "at another rendezvous it is another"
+    shared = scene.alice.static.shared(scene.bob.static.public)
+    assert tag_of(shared, scene.mallory.static.public) != scene.tag, "at another rendezvous it is another"
 
 
 def test_who_is_not_approved_gets_nothing() -> None:
@@ -147,9 +144,7 @@ def test_floods_of_registrations_are_bounded(scene: Scene, monkeypatch: pytest.M
 
 
 def test_forwarding_without_end_is_bounded(scene: Scene) -> None:
-    secret = scene.mallory.engine.peers[scene.bob.static.public].secret
-    assert secret is not None
-    tag = tag_of(secret, scene.rita.static.public)
+    tag = tag_of(scene.mallory.static.shared(scene.bob.static.public), scene.rita.static.public)
     start = len(scene.world.recorded)
     for _ in range(20):
         for _ in range(100):
@@ -161,9 +156,8 @@ def test_forwarding_without_end_is_bounded(scene: Scene) -> None:
 
 
 def test_relayed_to_nobody_who_has_not_asked(scene: Scene) -> None:
-    secret = scene.mallory.engine.peers[scene.bob.static.public].secret
-    assert secret is not None
-    say(scene.mallory, scene.rita, wire.Relay(1, tag_of(secret, scene.rita.static.public), (1, 2, 3)))
+    tag = tag_of(scene.mallory.static.shared(scene.bob.static.public), scene.rita.static.public)
+    say(scene.mallory, scene.rita, wire.Relay(1, tag, (1, 2, 3)))
     say(scene.mallory, scene.rita, wire.Relay(1, scene.tag, (1, 2, 3)))
     scene.world.run(1)
     assert not any(r.routes for r in scene.rita.relaying.values())
