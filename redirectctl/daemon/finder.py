@@ -200,8 +200,7 @@ class Finder:
         if len(wanted) <= ONE_BY_ONE:
             found = (self.diag.get(s) for s in wanted)
             return {info.tuple: info for info in found if info is not None and info.state in ALIVE}
-        alive = {info.tuple: info for info in self.diag.dump(states=ALIVE)}
-        return {s: alive[s] for s in wanted if s in alive}
+        return {info.tuple: info for info in self.diag.dump(states=ALIVE, only=wanted)}
 
     def _on_destroyed(self, gone: Destroyed) -> None:
         if self._engine.table.at(gone.tuple) is None:

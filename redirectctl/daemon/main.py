@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -19,10 +20,12 @@ from redirectctl.daemon.runtime import Runtime
 from redirectctl.daemon.service import DaemonService
 from redirectctl.daemon.udp import ControlPortError
 from redirectctl.daemon.waking import BoottimeLoop
+from redirectctl.flows.constants import MAX_CONNECTIONS
 from redirectctl.kernel.errors import KernelError
 from redirectctl.store.records import StoreError
 
 STATE_DIRECTORY = Path("/var/lib/redirectctl")
+DESCRIPTORS = MAX_CONNECTIONS + 4096  # of connections that are suspended, clients, and our own
 
 _log = logging.getLogger("redirectd")
 
@@ -42,6 +45,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("redirectd: start: needs to rewrite packets of other programs; run it as root", file=sys.stderr)
         return 1
+    _allow_descriptors()
     try:
         with asyncio.Runner(loop_factory=BoottimeLoop) as runner:
             runner.run(_run(settings, args))
@@ -84,6 +88,17 @@ async def _run(settings: Config, args: argparse.Namespace) -> None:
     runtime.announce_stop()
     await server.close()
     await runtime.stop()
+
+
+def _allow_descriptors() -> None:
+    """Each suspended connection takes one (kernel/borrow.py).
+
+    The soft limit is 1,024 for the sake of select(2), which nobody here uses above that.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _reload(runtime: Runtime, path: Path | None) -> None:

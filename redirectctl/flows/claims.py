@@ -121,6 +121,8 @@ class Claims:
 
     def _full(self, peer: Peer) -> bool:
         table = self._e.table
+        if len(table) < constants.MAX_PER_PEER:  # they are not counted for each claim of thousands
+            return False
         # Those that the kernel is being asked for count too: many are proven at once.
         of_peer = sum(c.peer == peer.key and (c.movable or c.state is State.NEGOTIATING) for c in table)
         return len(table) >= constants.MAX_CONNECTIONS or of_peer >= constants.MAX_PER_PEER

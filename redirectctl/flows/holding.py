@@ -163,12 +163,14 @@ class Holding:
 
     def resume(self, connections: Iterable[Connection]) -> list[Connection]:
         """Set going those of these that are suspended in the kernel; returns the others."""
-        connections = list(connections)
-        resumed = [c for c in connections if c.cid in self._resumable]
+        resumed: list[Connection] = []
+        others: list[Connection] = []
+        for connection in connections:
+            (resumed if connection.cid in self._resumable else others).append(connection)
         if resumed:
             self._resumable.difference_update(c.cid for c in resumed)
             self._e.emit(commands.Resume(tuple(c.socket for c in resumed)))
-        return [c for c in connections if c not in resumed]
+        return others
 
     def restored(self, sockets: Iterable[FourTuple]) -> None:
         """These have back what they had."""

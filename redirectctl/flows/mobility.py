@@ -87,12 +87,12 @@ class Mobility:
         self._close_short_lived(now)
         self.reconsider(now)
 
-    def reconsider(self, now: float) -> None:
-        """Compare every protected connection with the network as it is."""
+    def reconsider(self, now: float, connections: Iterable[Connection] | None = None) -> None:
+        """Compare protected connections, all of them if not told otherwise, with the network as it is."""
         groups: dict[tuple[bytes, tuple[IPAddress, ...], int], list[Connection]] = defaultdict(list)
         unknown = False
         lost: list[Connection] = []
-        for connection in self._e.table.movable():
+        for connection in self._e.table.movable() if connections is None else connections:
             if connection.there_now not in self._e.network.sources:
                 unknown = True
                 continue
@@ -112,8 +112,8 @@ class Mobility:
                 ordered = (local,) if local in sources else sources
                 groups[connection.peer, ordered, connection.socket.version].append(connection)
         self._e.holding.lose(now, lost, "no-path", since=now, hold_after=constants.HOLD_AFTER)
-        for (key, sources, _), connections in groups.items():
-            self._move(now, key, sources, connections)
+        for (key, sources, _), moving in groups.items():
+            self._move(now, key, sources, moving)
         if unknown:
             self._e.emit(commands.FindRoutes())
 

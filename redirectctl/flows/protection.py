@@ -363,7 +363,7 @@ class Protection:
                 self._update_keep(now, key)
             self._e.meeting.protected(now)
             self._e.choosing.protected(now, protected)
-            self._e.mobility.reconsider(now)
+            self._e.mobility.reconsider(now, [c for c in protected if c.movable])
 
     # -- told by a peer -----------------------------------------------------------------------------------------------
 

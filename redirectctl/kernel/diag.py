@@ -17,7 +17,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import IntEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
@@ -43,6 +43,8 @@ _SOCKET_ID = struct.Struct("!HH16s16s")  # ports and addresses; then interface a
 _SOCKET_ID_TAIL = struct.Struct("=IQ")
 _NO_COOKIE = 0xFFFF_FFFF_FFFF_FFFF
 _MESSAGE = struct.Struct("=BBBB4s16s16sIQIIIII")
+_ENDS = slice(4, 40)  # of that: ports and addresses
+_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 _PORTS = struct.Struct("!HH")
 _U64 = struct.Struct("=Q")
 
@@ -165,8 +167,17 @@ class SocketInfo(NamedTuple):
 class Sockets(Protocol):
     """What others use of SockDiag: tests give a fake of this."""
 
-    def dump(self, wanted: SocketFilter = ..., *, states: Iterable[TcpState] = ...) -> list[SocketInfo]:
-        """All the sockets that pass."""
+    def dump(
+        self,
+        wanted: SocketFilter = EVERYTHING,
+        *,
+        states: Iterable[TcpState] = CONNECTED,
+        only: Collection[FourTuple] | None = None,
+    ) -> list[SocketInfo]:
+        """All the TCP sockets in ``states`` that pass ``wanted``, both families.  Raises KernelError.
+
+        ``only``: of these connections; those of others are not unpacked, which is most of the work.
+        """
 
     def get(self, connection: FourTuple, *, ifindex: int = 0) -> SocketInfo | None:
         """One socket."""
@@ -196,16 +207,26 @@ class SockDiag:
         """Close the netlink socket."""
         self._netlink.close()
 
-    def dump(self, wanted: SocketFilter = EVERYTHING, *, states: Iterable[TcpState] = CONNECTED) -> list[SocketInfo]:
-        """All the TCP sockets in ``states`` that pass ``wanted``, both families.  Raises KernelError."""
+    def dump(
+        self,
+        wanted: SocketFilter = EVERYTHING,
+        *,
+        states: Iterable[TcpState] = CONNECTED,
+        only: Collection[FourTuple] | None = None,
+    ) -> list[SocketInfo]:
+        """All the TCP sockets in ``states`` that pass ``wanted``, both families.  Raises KernelError.
+
+        ``only``: of these connections; those of others are not unpacked, which is most of the work.
+        """
         mask = sum(1 << state for state in set(states))
         bytecode = wanted.bytecode()
+        ends = None if only is None else frozenset(each for connection in only for each in _ends(connection))
         found: list[SocketInfo] = []
         for family in (socket.AF_INET, socket.AF_INET6):
             body = _request(family, mask, _SOCKET_ID.pack(0, 0, b"", b"") + _SOCKET_ID_TAIL.pack(0, _NO_COOKIE))
             if bytecode:
                 body += attribute(_ATTR_BYTECODE, bytecode)
-            found += self._dump(body)
+            found += self._dump(body, ends)
         return found if wanted.in_kernel else [one for one in found if wanted.passes(one.tuple, one.cgroup_id)]
 
     def get(self, connection: FourTuple, *, ifindex: int = 0) -> SocketInfo | None:
@@ -246,11 +267,15 @@ class SockDiag:
             raise _refused("closing a socket", error) from error
         return True
 
-    def _dump(self, body: bytes) -> list[SocketInfo]:
+    def _dump(self, body: bytes, ends: frozenset[bytes] | None) -> list[SocketInfo]:
         for _ in range(_DUMP_ATTEMPTS):
             self._send(SOCK_DIAG_BY_FAMILY, _NLM_F_DUMP, body)
             try:
-                return [_parse(data, at, end) for data, at, end in self._replies(dump=True)]
+                return [
+                    _parse(data, at, end)
+                    for data, at, end in self._replies(dump=True)
+                    if ends is None or data[at + _ENDS.start : at + _ENDS.stop] in ends
+                ]
             except InterruptedError:
                 continue
             except OSError as error:
@@ -290,6 +315,17 @@ def _exact(connection: FourTuple, ifindex: int, cookie: int) -> bytes:
     family = socket.AF_INET if connection.version == 4 else socket.AF_INET6
     ends = _SOCKET_ID.pack(local.port, remote.port, local.host.packed, remote.host.packed)
     return _request(family, 0xFFFF_FFFF, ends + _SOCKET_ID_TAIL.pack(ifindex, cookie))
+
+
+def _ends(connection: FourTuple) -> Iterator[bytes]:
+    """As they are in a message about its socket; a socket of IPv6 may have a connection of IPv4."""
+    (local, local_port), (remote, remote_port) = connection
+    ports = _PORTS.pack(local_port, remote_port)
+    if connection.version == 4:
+        yield ports + local.packed.ljust(16, b"\0") + remote.packed.ljust(16, b"\0")
+        yield ports + _MAPPED + local.packed + _MAPPED + remote.packed
+    else:
+        yield ports + local.packed + remote.packed
 
 
 def _refused(what: str, error: OSError) -> KernelError:

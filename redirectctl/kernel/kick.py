@@ -196,7 +196,7 @@ class Kicker:
         else:
             wanted = set(connections)
             ours = SocketFilter(local_addresses=frozenset(connection.local.host for connection in wanted))
-            found = [one for one in self._sockets.dump(ours) if one.tuple in wanted]
+            found = self._sockets.dump(ours, only=wanted)
         here = self._injector.delivered_here({one.tuple.local.host for one in found})
         return [one for one in found if one.state in CONNECTED and one.tuple.local.host in here]
 

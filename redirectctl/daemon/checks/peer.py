@@ -228,7 +228,7 @@ class PeerCheck:
             return ok(name, "none")
         movable = sum(c.movable for c in with_it)
         waiting = [c for c in with_it if c.state in (State.SHORT, State.NEGOTIATING)]
-        left = [c for c in with_it if not c.movable and c not in waiting]
+        left = [c for c in with_it if not c.movable and c.state not in (State.SHORT, State.NEGOTIATING)]
         text = f"{movable} of {count(len(with_it), 'connection')} protected"
         if waiting:
             text += f", {len(waiting)} not yet: too young, or under way"

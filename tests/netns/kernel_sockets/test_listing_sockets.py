@@ -87,6 +87,17 @@ def test_ipv4_through_either_kind_of_socket(wire: Wire, dual_stack: bool) -> Non
     diag.close()
 
 
+@pytest.mark.parametrize(("version", "dual_stack"), [(4, False), (4, True), (6, False)])
+def test_only_some_of_many(wire: Wire, version: int, dual_stack: bool) -> None:
+    made = [wire.connect(version, dual_stack=dual_stack) for _ in range(5)]
+    diag = diag_on(wire)
+    wanted = [made[1].tuple, made[3].tuple, made[4].tuple._replace(remote=made[4].tuple.local)]
+    assert {one.tuple for one in diag.dump(only=wanted)} == {made[1].tuple, made[3].tuple}
+    assert diag.dump(only=()) == []
+    assert len(diag.dump()) == 5
+    diag.close()
+
+
 def test_filters_choose_what_python_would_choose(wire: Wire) -> None:
     """All combinations of no, matching and foreign conditions, in the kernel and (by their number) in Python."""
     connections = [wire.connect(4), wire.connect(4), wire.connect(6), wire.connect(4, dual_stack=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -77,9 +77,16 @@ class FakeHost:
     def __post_init__(self) -> None:
         self.kicker = Kicker(self, self, self.probe)
 
-    def dump(self, wanted: SocketFilter = EVERYTHING, *, states: Iterable[TcpState] = ()) -> list[SocketInfo]:
+    def dump(
+        self,
+        wanted: SocketFilter = EVERYTHING,
+        *,
+        states: Iterable[TcpState] = (),
+        only: Collection[FourTuple] | None = None,
+    ) -> list[SocketInfo]:
         self.listings += 1
-        return [one for one in self.sockets.values() if wanted.passes(one.tuple, None)]
+        found = [one for one in self.sockets.values() if wanted.passes(one.tuple, None)]
+        return [one for one in found if only is None or one.tuple in only]
 
     def get(self, connection: FourTuple, *, ifindex: int = 0) -> SocketInfo | None:
         return self.sockets.get(connection)
