@@ -25,6 +25,7 @@ async def examine(runtime: Runtime, peer: bytes | None) -> list[Check]:
         state.daemon(runtime),
         state.state_directory(runtime),
         state.clock(runtime),
+        await state.sleep(runtime),
         *await host.examine(privileges=True),
         state.control_port(runtime),
         wall,

@@ -13,6 +13,7 @@ from typing import Final
 
 BEAT: Final = 0.5  # seconds between looks at the clocks: so long it may take until a waking is noticed
 SLEEP: Final = 1.0  # seconds that the clocks must have come apart: less is nothing that a peer would notice
+SAME: Final = 5.0  # seconds awake in which the clocks and logind speak of the same waking
 
 
 class BoottimeLoop(asyncio.SelectorEventLoop):
@@ -41,13 +42,23 @@ class WakeWatch:
         self._boottime = boottime
         self._monotonic = monotonic
         self._apart = boottime() - monotonic()
+        self._said = float("-inf")  # when, in waking time
 
     def look(self) -> None:
         """Has the machine slept since the last look?"""
-        apart = self._boottime() - self._monotonic()
+        self._look(told=False)
+
+    def told(self) -> None:
+        """Logind says that it has, however short it was."""
+        self._look(told=True)
+
+    def _look(self, *, told: bool) -> None:
+        awake = self._monotonic()
+        apart = self._boottime() - awake
         slept, self._apart = apart - self._apart, apart
-        if slept >= SLEEP:
-            self._woke(slept)
+        if slept >= SLEEP or (told and awake - self._said > SAME):
+            self._said = awake
+            self._woke(max(0.0, slept))
 
     async def run(self) -> None:
         """The beat, until cancelled."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from daemon_pair import FAST, PATIENCE, give_away
 from redirectctl.kernel.cgroup import find_mount
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import program
+from redirectctl.lab.streams import start_ticker, wait_until
 from redirectctl.lab.topology import Lab
 from tests.unit_file import confine, read
 
@@ -33,6 +35,24 @@ print("listening", flush=True)
 sock, _ = listener.accept()
 while data := sock.recv(100):
     sock.sendall(data)
+"""
+
+LOGIND = """
+import asyncio, sys
+from dbus_fast import Message
+from dbus_fast.aio import MessageBus
+
+async def main():
+    bus = await MessageBus(bus_address=sys.argv[1]).connect()
+    await bus.request_name("org.freedesktop.login1")
+    print("ready", flush=True)
+    while await asyncio.to_thread(sys.stdin.readline):
+        for asleep in (True, False):
+            await bus.send(Message.new_signal("/org/freedesktop/login1", "org.freedesktop.login1.Manager",
+                                              "PrepareForSleep", "b", [asleep]))
+        print("said", flush=True)
+
+asyncio.run(main())
 """
 
 
@@ -89,3 +109,36 @@ def test_another_users_connection_is_opted_in_named_and_moved(cgroup_of_a_user: 
     user.stdin.close()
     assert user.wait(PATIENCE) == 0
     assert "Traceback" not in client.report() + server.report()
+
+
+@pytest.mark.skipif(shutil.which("dbus-daemon") is None, reason="dbus-daemon is not installed")
+def test_what_logind_says_reaches_the_daemon(lab: Lab, tmp_path: Path) -> None:
+    address = f"unix:path={tmp_path / 'bus'}"
+    bus = lab.client.popen(
+        ["dbus-daemon", "--session", "--nofork", "--print-address", f"--address={address}"], stdout=subprocess.PIPE
+    )
+    assert bus.stdout is not None
+    assert bus.stdout.readline().startswith(address)
+    manager = lab.client.popen([sys.executable, "-c", LOGIND, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert manager.stdin is not None
+    assert manager.stdout is not None
+    assert manager.stdout.readline() == "ready\n"
+    client = Daemon(lab.client, FAST, command=["env", f"DBUS_SYSTEM_BUS_ADDRESS={address}", *confined()])
+    server = Daemon(lab.server, FAST)
+    for daemon in (client, server):
+        daemon.start()
+    ticker = start_ticker(lab.server, lab.client, wrap=client.opted_in())
+    client.wait_connections("protected", timeout=PATIENCE)
+
+    def found() -> str:
+        return next(check["found"] for check in client.ctl("doctor") if check["name"] == "daemon.sleep")
+
+    wait_until(lambda: found().endswith("told by logind"), PATIENCE, "logind", poll=0.2)
+    since = time.time()
+    manager.stdin.write("awake\n")
+    manager.stdin.flush()
+    assert manager.stdout.readline() == "said\n"
+    started = client.wait_event("move.started", since=since, timeout=PATIENCE)
+    assert started["reason"] == "woke"
+    client.wait_event("move.finished", since=since, timeout=PATIENCE)
+    assert ticker.stop().ok

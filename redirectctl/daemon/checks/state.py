@@ -63,6 +63,12 @@ def _open_to_others(path: Path) -> bool:
     return bool(status.st_mode & forbidden) or status.st_uid not in (0, os.geteuid())
 
 
+async def sleep(r: Runtime) -> Check:
+    """Who tells that the machine has slept; nothing is wrong without logind."""
+    why = await r.sleep_signals.found()
+    return ok("daemon.sleep", "waking is noticed by the clocks" + (f" ({why})" if why else ", and told by logind"))
+
+
 def clock(r: Runtime) -> Check:
     """Wall clock against the clock that cannot be set; what is stored against the wall clock."""
     name = "daemon.clock"

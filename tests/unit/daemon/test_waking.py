@@ -53,6 +53,23 @@ def test_a_moment_is_no_sleep() -> None:
     assert machine.woken == []
 
 
+def test_what_logind_says_counts_at_once_and_once() -> None:
+    machine = Machine()
+    machine.sleep(3600)
+    machine.watch.told()
+    machine.wait(0.5)
+    assert machine.woken == pytest.approx([3600])
+    machine.wait(60)
+    machine.sleep(20)
+    machine.wait(0.5)
+    machine.watch.told()
+    assert machine.woken == pytest.approx([3600, 20])
+    machine.wait(60)
+    machine.sleep(waking.SLEEP / 2)
+    machine.watch.told()
+    assert machine.woken == pytest.approx([3600, 20, waking.SLEEP / 2])
+
+
 def test_what_was_due_in_the_sleep_happens_at_the_first_beat(monkeypatch: pytest.MonkeyPatch) -> None:
     slept = 0.0
     real = BoottimeLoop.time
