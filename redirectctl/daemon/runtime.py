@@ -19,6 +19,7 @@ from redirectctl.config import Config
 from redirectctl.daemon import records
 from redirectctl.daemon.eventlog import EventFields, EventLog
 from redirectctl.daemon.finder import Finder
+from redirectctl.daemon.logind import SleepSignals
 from redirectctl.daemon.namebook import NameBook
 from redirectctl.daemon.network import NetworkView
 from redirectctl.daemon.ownname import OwnNameKeeper
@@ -59,6 +60,7 @@ PROVE_AFTER = 0.005  # seconds in which other connections are to be proven too: 
 LEARN_AFTER = 0.2  # seconds in which other connections become protected too: one batch for all
 LEARN_AGAIN = (1.0, 3.0, 10.0, 30.0, 0.0)  # seconds: a busy connection may have a quiet moment
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+SOON = 1.0  # seconds of silence that say nothing yet, however little TCP bears: announcements are repeated meanwhile
 EARLY = 4.0  # part of the time after which TCP gives up: before that, connections must be suspended
 PRUNE = 86400.0  # seconds between looks for peers not met for long
 
@@ -99,6 +101,8 @@ class Runtime:
         self._inband = Inband(self.kicker, self._sender, on_token=self._on_token, on_refused=self._on_no_token)
         self._mtu = MtuWatch(self.rewriting.socket_of, injector)
         self._stalls = StallWatch(self.engine, self.finder.look_up, self.wake)
+        self._waking = WakeWatch(self._on_waking)
+        self.sleep_signals = SleepSignals(self._waking.told)
         self._servers = ServerNames(self._on_servers, config.rendezvous.servers)
         self._carrier: Carrier | None = None  # while the daemon runs
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -162,7 +166,8 @@ class Runtime:
         self.tasks.start(self.own_name.run(), "own name")
         self.tasks.start(self._servers.run(self._met), "rendezvous")
         self.tasks.start(self._suspending.run(), "suspended")
-        self.tasks.start(WakeWatch(self._on_waking).run(), "waking")
+        self.tasks.start(self._waking.run(), "waking")
+        self.tasks.start(self.sleep_signals.run(), "logind")
         self.port.start(loop)
         self._mtu.start(loop)
         self.finder.start(loop)
@@ -508,6 +513,8 @@ def policy(config: Config) -> Policy:
         integrity=config.integrity.mode == "on",
         prefer=config.path.prefer,
         serve=config.rendezvous.serve,
-        suspend_after=min(config.outage.suspend_after, retransmission_limit() / EARLY, keepalive_limit() / EARLY),
+        suspend_after=min(
+            config.outage.suspend_after, max(SOON, min(retransmission_limit(), keepalive_limit()) / EARLY)
+        ),
         give_up_after=config.outage.give_up_after,
     )
