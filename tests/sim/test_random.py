@@ -1,6 +1,7 @@
 """Random histories of two hosts.  Whatever happens, when the network heals the two ends agree.
 
-The invariants of every moment are those of pair.py.  Here is what must hold in the end.
+The invariants of every moment are those of pair.py.  Here is what must hold in the end: among it that nothing is
+suspended any more, and that every socket has back what it had.
 
 Both hosts moving while each other's announcements are lost leaves neither where the other looks for it.  Without a
 third place to meet at, one of them has to come back: `heal` lets one do so in exactly that case.
@@ -8,10 +9,13 @@ third place to meet at, one of them has to come back: `heal` lets one do so in e
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, note
 from hypothesis import strategies as st
 
 from redirectctl.flows.engine import Policy
+from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
 from tests.sim.pair import Host, World, agree, ip
 
@@ -39,8 +43,18 @@ step = st.one_of(
     st.tuples(st.just("approve"), who, st.none()),
     st.tuples(st.just("find"), who, st.none()),
     st.tuples(st.just("replay"), st.none(), st.integers(0, 10_000)),
+    st.tuples(st.just("write"), who, st.integers(0, 7)),
+    st.tuples(st.just("write"), who, st.integers(0, 7)),
+    st.tuples(st.just("quiet"), who, st.none()),
+    st.tuples(st.just("wake"), who, st.none()),
+    st.tuples(st.just("outage"), st.sampled_from(["alice", "bob", "both", "silence"]), st.sampled_from([3, 20, 400])),
+    st.tuples(st.just("patience"), who, st.sampled_from([2.0, 10.0])),
 )
 history = st.lists(st.tuples(step, pause), min_size=3, max_size=25)
+
+
+BEAT = 0.5  # seconds
+BEATS = 50  # at most, of one step: longer than the patience of any host
 
 
 class Story:
@@ -53,6 +67,7 @@ class Story:
         self.sockets: list[FourTuple] = []  # as bob sees them
         self.ports = 40000
         self.protected: set[FourTuple] = set()
+        self.writing: set[tuple[str, FourTuple]] = set()  # programs that write all the time
 
     def host(self, name: str) -> Host:
         return self.alice if name == "alice" else self.bob
@@ -95,6 +110,23 @@ class Story:
                 self.approve(host)
             case "find", _:
                 host.find()
+            case "write", int():
+                if self.sockets:
+                    socket = self.sockets[value % len(self.sockets)]
+                    self.writing.add((host.name, socket if host is self.bob else socket.mirrored))
+            case "quiet", _:
+                self.writing = {(of, socket) for of, socket in self.writing if of != host.name}
+            case "wake", _:
+                if host.up:
+                    host.engine.woke(world.now)
+                    host.run()
+            case "outage", int():
+                self.outage(name or "", value)
+            case "patience", float():
+                host.policy = replace(host.policy, suspend_after=value)
+                if host.up:
+                    host.engine.policy_changed(world.now, host.policy)
+                    host.run()
             case "replay", int():
                 if world.recorded:
                     source, to, data = world.recorded[value % len(world.recorded)]
@@ -117,14 +149,45 @@ class Story:
             host.engine.approve(self.world.now, key)
             host.run()
 
+    def outage(self, of: str, seconds: int) -> None:
+        """No path for a while, because of addresses or of the network; then as before."""
+        without = [h for h in (self.alice, self.bob) if of in (h.name, "both")]
+        before = [(h, list(map(str, h.addresses))) for h in without]
+        cut = self.world.link.cut
+        self.world.link.cut = cut or of == "silence"
+        for host in without:
+            host.move()
+        self.run(seconds)
+        for host, addresses in before:
+            host.move(*addresses)
+        self.world.link.cut = cut
+
+    def look(self) -> None:
+        """The beat of daemon/stalls.py: what is written gets through, or it does not."""
+        for name, socket in sorted(self.writing, key=str):
+            host = self.host(name)
+            c = host.engine.table.at(socket) if host.up else None
+            if c is None or c.state is not State.PROTECTED or socket not in host.sockets:
+                continue
+            other = self.bob if host is self.alice else self.alice
+            there = c.here_now in host.addresses and c.there_now in other.addresses
+            (host.engine.heard if there and not self.world.link.cut else host.engine.stalled)(self.world.now, [socket])
+            host.run()
+
     def run(self, seconds: float) -> None:
-        self.world.run(seconds)
+        end = self.world.now + seconds
+        for _ in range(BEATS if self.writing else 0):
+            if self.world.now + BEAT < end:
+                self.look()
+                self.world.run(BEAT)
+        self.world.run(end - self.world.now)
         both = self.alice.up and self.bob.up
         self.protected |= {s for s in self.sockets if both and self.bob.protects(s) and self.alice.protects(s.mirrored)}
 
     def heal(self) -> None:
         """Everything works again, for as long as the longest timers."""
         world = self.world
+        self.writing.clear()
         world.link.loss = world.link.duplicate = world.link.jitter = 0.0
         world.link.cut = False
         for host, home in ((self.alice, A[0]), (self.bob, B[0])):
@@ -180,6 +243,8 @@ def test_the_two_ends_agree_when_the_network_heals(seed: int, steps: list, ask: 
             assert not any(c is not None and c.movable for c in (mine, theirs)), f"one end protects: {shown}"
             assert story.world.kernel_failed or socket not in story.protected, f"was protected: {shown}"
             continue
+        assert (mine.state, theirs.state) == (State.PROTECTED, State.PROTECTED)
+        assert (mine.lost_since, theirs.lost_since) == (None, None)
         assert mine.cid == theirs.cid
         assert (mine.there, theirs.there) == (mirrored, socket)
         assert None not in (mine.sending, mine.receiving)
@@ -190,6 +255,8 @@ def test_the_two_ends_agree_when_the_network_heals(seed: int, steps: list, ask: 
         assert mine.confirmed == mine.wire.local.host
         assert theirs.confirmed == theirs.wire.local.host
     for host in (alice, bob):
+        assert not host.held & host.sockets, f"{host.name}: still held back"
+        assert not host.altered, f"{host.name}: not as it was"
         for socket in host.flows:
             assert socket in host.sockets or host.engine.table.ended(socket), f"{host.name}: a flow is left over"
 
