@@ -27,6 +27,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -75,6 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     mode("sink", run_sink)
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         return int(arguments.run(arguments))
     except OSError as error:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from redirectctl.lab import bench
-from redirectctl.lab.bench import Figures
+from redirectctl.lab.bench import Figures, suspended
 from redirectctl.lab.bench.gap import TRAFFIC
 from redirectctl.lab.bench.protected import PHASES
 from redirectctl.lab.bench.ways import METHODS, OTHERS
@@ -49,6 +49,20 @@ def test_ways():
     rows = measured("ways", "--rounds", "1", "--seconds", "1", "--only", *kinds)
     assert [row["connection"] for row in rows] == kinds
     assert positive(rows, "bits_per_second")
+
+
+def test_suspended(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(suspended, "SETTLE", 2.0)
+    rows = measured("suspended", "--connections", "20", "--in-flight", "6", "--seconds", "1")
+    phases = ("none", "protected", "suspended", "back")
+    assert [(row["connections"], row["host"]) for row in rows[:-1]] == [
+        (phase, host) for phase in phases for host in ("client", "server")
+    ]
+    assert positive(rows[:-1], "memory_bytes")
+    for before, row in zip(rows[2:4], rows[4:6], strict=True):  # it has one of each connection's socket
+        assert float(row["descriptors"] or 0) >= float(before["descriptors"] or 0) + 20
+    assert positive(rows[-1:], "client_seconds")
+    assert positive(rows[-1:], "echo_seconds")
 
 
 def test_start():
