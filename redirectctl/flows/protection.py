@@ -231,10 +231,19 @@ class Protection:
                 self._drop_peer(min(changed, key=lambda p: p.last_contact or 0.0).key)
             e.peers[seen] = Peer(seen, PeerState.CHANGED, identity={at.host}, last_contact=now)
             e.emit(commands.SavePeer(e.peers[seen]))
+            self._known_at(at, known)
         for connection in list(e.table):  # those that are being asked for in a session which only we still have
             asked = connection.peer == known and connection.state is State.NEGOTIATING
             if asked and connection.socket.remote.host == at.host:
                 self.refuse(now, connection, "key-changed")
+
+    def _known_at(self, at: SockAddr, known: bytes) -> None:
+        """That peer may have moved to where another key answers now: whoever looks at that key has to find this one."""
+        peer = self._e.peers.get(known)
+        if peer is None or self._e.meeting.by_way_of(known, at) or len(peer.identity) >= constants.MAX_CHANGED:
+            return
+        peer.identity.add(at.host)
+        self._e.emit(commands.SavePeer(peer))
 
     # -- trust --------------------------------------------------------------------------------------------------------
 

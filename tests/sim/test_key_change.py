@@ -2,7 +2,7 @@
 
 from redirectctl.flows.state import State
 from redirectctl.proto.peer import PeerState
-from tests.sim.pair import World
+from tests.sim.pair import World, ip
 
 ALICE, BOB, ELSEWHERE = "192.0.2.1", "198.51.100.2", "203.0.113.99"
 
@@ -29,3 +29,31 @@ def test_changed_key_refuses_connections_that_are_asked_for_in_the_old_session()
         assert socket not in bob.flows
     assert bob.named("peer.key_changed", "key-changed")[0].peer == impostor.static.public
     assert bob.engine.peers[impostor.static.public].state is PeerState.CHANGED
+
+
+def test_a_changed_key_where_the_peer_had_moved_to_is_settled_by_forgetting_the_known_one() -> None:
+    """Nobody had ever called the peer there: it had announced itself.  The two keys belong together all the same."""
+    world = World(seed=6)
+    alice, bob = world.host("alice", ALICE), world.host("bob", BOB)
+    world.connect(bob, alice, 40000)
+    world.run(5)
+    alice.move(ELSEWHERE)
+    world.run(5)
+    known = alice.static.public
+    assert ip(ELSEWHERE) not in bob.engine.peers[known].identity
+
+    impostor = world.host("impostor", "192.0.2.9")
+    impostor.addresses = alice.addresses
+    world.hosts.remove(alice)
+    socket, _ = world.connect(bob, impostor, 42000)
+    world.run(30)
+    assert bob.connection(socket).reason == "key-changed"
+    new = impostor.static.public
+    assert bob.engine.peers[new].identity & bob.engine.peers[known].identity == {ip(ELSEWHERE)}
+    assert ip(ELSEWHERE) in bob.stored_peers[known].identity
+
+    bob.engine.forget(world.now, known)
+    bob.run()
+    again, _ = world.connect(bob, impostor, 42001)
+    world.run(10)
+    assert bob.connection(again).state is State.PROTECTED
