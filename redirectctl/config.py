@@ -104,6 +104,12 @@ class Dns(msgspec.Struct, frozen=True):
     private: bool = False  # publish addresses of private networks too
 
 
+class Desktop(msgspec.Struct, frozen=True):
+    """What people in desktop sessions of this machine are told by `redirectctl notify`."""
+
+    notices: bool = True
+
+
 class Config(msgspec.Struct, frozen=True):
     """The whole file; each section has its defaults."""
 
@@ -115,6 +121,7 @@ class Config(msgspec.Struct, frozen=True):
     outage: Outage = Outage()
     rendezvous: Rendezvous = Rendezvous()
     dns: Dns = Dns()
+    desktop: Desktop = Desktop()
 
 
 _MAY_BE_ZERO: Final = frozenset({("protect", "long_lived_after")})

@@ -153,6 +153,7 @@ class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     pid: int
     long_lived_after: float | UnsetType = UNSET  # seconds after which a connection is taken on
     networks: list[Network] | UnsetType = UNSET  # of `addresses`
+    desktop_notices: bool | UnsetType = UNSET  # whether desktop sessions are to be told what happens
 
 
 class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,6 +1,7 @@
 """redirectctl notify: tells a desktop session what happens, by org.freedesktop.Notifications on the session's D-Bus.
 
 redirectd runs as root and has no session, so this runs in each session that wants it, as the user, until it is ended.
+The daemon's configuration can silence all of them, also while they run ([desktop] notices).
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from redirectctl.api.client import UnreachableError
-from redirectctl.api.schema import ErrorCode, Event, EventName, PeersReply, PeersRequest, RequestError
+from redirectctl.api.schema import (
+    ErrorCode,
+    Event,
+    EventName,
+    Peer,
+    PeersReply,
+    PeersRequest,
+    RequestError,
+    StatusReply,
+    StatusRequest,
+)
 from redirectctl.cli.common import ExitCode, Failure, ask, connect
 from redirectctl.cli.notices import TELLING, Notice, Notices
 
@@ -54,7 +65,7 @@ async def _run(args: argparse.Namespace) -> int:
 
     threading.Thread(target=_follow, args=(args, put), daemon=True).start()
     ended = asyncio.ensure_future(desktop.ended())
-    notices = Notices()
+    notices, wanted = Notices(), True
     while True:
         first = asyncio.ensure_future(queue.get())
         await asyncio.wait({first, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -67,13 +78,17 @@ async def _run(args: argparse.Namespace) -> int:
             if isinstance(item, BaseException):
                 raise item
             events.append(item)
+        peers: list[Peer] = []  # without them the notices have addresses instead of names
         try:
+            wanted = (
+                await asyncio.to_thread(ask, args, StatusRequest(), StatusReply)
+            ).status.desktop_notices is not False
             peers = (await asyncio.to_thread(ask, args, PeersRequest(), PeersReply)).peers
         except (UnreachableError, RequestError):
-            peers = []  # the notices have addresses instead of names
+            pass
         try:
             for notice in notices.take(events, peers):
-                await desktop.show(notice)
+                await desktop.show(notice if wanted else Notice(notice.subject))
         except Exception:
             await asyncio.wait({ended}, timeout=GATHER)
             if not ended.done():  # else the session has just ended

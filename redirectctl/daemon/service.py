@@ -54,6 +54,7 @@ class DaemonService:
             pid=r.pid,
             long_lived_after=r.config.protect.long_lived_after,
             networks=[schema.Network(address=str(a), prefix=n, interface=i) for a, n, i in r.network.places()],
+            desktop_notices=r.config.desktop.notices,
         )
         return schema.StatusReply(status=status)
 

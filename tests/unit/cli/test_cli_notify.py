@@ -10,14 +10,14 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
-from redirectctl.api.schema import EventName, PeersReply
+from redirectctl.api.schema import EventName, PeersReply, Status, StatusReply, StatusRequest
 from redirectctl.cli.common import ExitCode
 from redirectctl.cli.notify import NAME
 
@@ -106,19 +106,29 @@ def start(session: Session, started: list[subprocess.Popen[str]]) -> subprocess.
     return process
 
 
-def wait_follower(daemon: FakeDaemon) -> None:
-    """Until somebody follows the daemon's events."""
+def status(**fields: Any) -> StatusReply:
+    """What the daemon says of itself."""
+    known = {"version": "0.1.0", "uptime": 1.0, "identity": KEY, "addresses": [], "control_port": 7747, "pid": 1}
+    return StatusReply(Status(**known, connections={}, peers=0, **fields))
+
+
+def wait(condition: Callable[[], bool], what: str) -> None:
     for _ in range(int(PATIENCE * 100)):
-        if daemon.followed():
+        if condition():
             return
         threading.Event().wait(0.01)
-    raise AssertionError("nobody follows the events")
+    raise AssertionError(f"waited in vain: {what}")
+
+
+def wait_follower(daemon: FakeDaemon) -> None:
+    """Until somebody follows the daemon's events."""
+    wait(daemon.followed, "a follower of the events")
 
 
 def test_notices_are_shown_replaced_and_taken_away(
     daemon: FakeDaemon, session: Session, started: list[subprocess.Popen[str]]
 ) -> None:
-    daemon.replies["peers"] = PeersReply([])
+    daemon.replies |= {"peers": PeersReply([]), "status": status()}
     session.serve()
     process = start(session, started)
     session.call("GetCapabilities")
@@ -140,10 +150,30 @@ def test_notices_are_shown_replaced_and_taken_away(
     assert process.wait(PATIENCE) == ExitCode.DONE
 
 
+def test_the_configuration_switches_them_off_and_on(
+    daemon: FakeDaemon, session: Session, started: list[subprocess.Popen[str]]
+) -> None:
+    daemon.replies |= {"peers": PeersReply([]), "status": status()}
+    session.serve()
+    start(session, started)
+    session.call("GetCapabilities")
+    wait_follower(daemon)
+    daemon.record(EventName.CONNECTION_SUSPENDED, connection="c1", command="vi", remote="192.0.2.9:22")
+    assert session.call("Notify")[3] == "No path for one connection"
+    daemon.replies["status"] = status(desktop_notices=False)
+    daemon.record(EventName.CONNECTION_SUSPENDED, connection="c2", command="vi", remote="192.0.2.9:22")
+    assert session.call("CloseNotification") == [7]  # what is there goes, and nothing comes
+    daemon.record(EventName.PEER_FIRST_CONTACT, peer=KEY, address="192.0.2.9")
+    wait(lambda: sum(isinstance(request, StatusRequest) for request in daemon.asked) == 3, "a third look")
+    daemon.replies["status"] = status(desktop_notices=True)
+    daemon.record(EventName.CONNECTION_RESUMED, connection="c1")
+    assert session.call("Notify")[3] == "No path for one connection"  # what happened meanwhile is known
+
+
 def test_it_waits_for_a_daemon_that_is_not_there(
     daemon: FakeDaemon, session: Session, started: list[subprocess.Popen[str]]
 ) -> None:
-    daemon.replies["peers"] = PeersReply([])
+    daemon.replies |= {"peers": PeersReply([]), "status": status()}
     daemon.stop()
     session.capabilities = ["body"]
     session.serve()

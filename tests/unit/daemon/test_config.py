@@ -108,7 +108,7 @@ def test_durations(text: str, seconds: float):
     [
         ("[control]\n\nprot = 1", "f.toml:3: control.prot: unknown key; keys of [control] are port, listen"),
         ("# c\n[contrl]\nport = 1", "f.toml:2: contrl: unknown section; sections are control, trust, protect, "
-         "integrity, path, outage, rendezvous, dns"),
+         "integrity, path, outage, rendezvous, dns, desktop"),
         ("control = 3", "f.toml:1: control: is a section, not a key; write [control] on a line"),
         ("[control]\nport = 0", "f.toml:2: control.port: 0 is not a valid value; write a number from 1 to 65535"),
         ("[control]\nport = true", "f.toml:2: control.port: true is not a valid value; "
