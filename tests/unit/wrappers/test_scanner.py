@@ -79,6 +79,7 @@ def test_titles():
     assert after(b"no title").title is None
     assert after(b"\x1b]0;one\x07 text \x1b]2;two\x1b\\").title == b"two"
     assert after(b"\x1b]2;th", b"ree", b"\x07").title == b"three"
+    assert after(b"\x1b]2;fo", b"ur\x1b", b"\\").title == b"four"
     assert after(b"\x1b]2;one\x07\x1b]10;?\x07\x1b]1;icon\x07").title == b"one"
     assert after(b"\x1b]2;" + b"x" * (MAX_TITLE + 1) + b"\x07").title is None
 
