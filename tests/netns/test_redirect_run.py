@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -173,6 +174,87 @@ def test_asked_and_told_on_a_terminal(lab: Lab) -> None:
     finally:
         child.close(force=True)
     assert child.exitstatus == 0
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_told_again_by_a_daemon_that_was_started_anew(lab: Lab, how: str) -> None:
+    """The session's terminal goes on telling what happens, as the next daemon sees it."""
+    pair = Pair(lab)
+    sshd = SshServer(lab.server)
+    command = lab.client.inside([*pair.wrap, *sshd.ssh("-t", "echo ready; cat")])
+    child = pexpect.spawn(
+        command[0], command[1:], encoding="utf-8", timeout=PATIENCE, env=os.environ | {"TERM": "xterm"}
+    )
+    try:
+        child.expect_exact("ready")
+        (before,) = pair.wait_protected(1)
+        if how == "stopped":
+            pair.client.stop()
+        else:
+            pair.client.kill()
+        child.sendline("without a daemon")
+        child.expect_exact("without a daemon\r\nwithout a daemon\r\n")
+        pair.client.start()
+        assert [c["id"] for c in pair.wait_protected(1)] == [before["id"]]
+        give_away(lab, lab.client)
+        child.expect_exact(f"redirectctl: no path to {lab.server.address()} for ")
+        lab.client.join(lab.cafe, 20)
+        child.expect_exact(" is back after ")
+        child.sendline("it lives")
+        child.expect_exact("it lives\r\nit lives\r\n")
+        child.sendeof()
+        child.expect(pexpect.EOF)
+    finally:
+        child.close(force=True)
+    assert child.exitstatus == 0
+
+
+def test_a_changed_key_is_not_approved_by_reflex(lab: Lab) -> None:
+    """Whatever a hurried person types, the new key is not trusted; the session goes on, unprotected."""
+    pair = Pair(lab)
+    sshd = SshServer(lab.server)
+    first = lab.client.popen([*pair.wrap, *sshd.ssh("cat")], stdin=subprocess.PIPE)
+    pair.wait_protected(1)
+    first.communicate("", timeout=PATIENCE)
+    known = pair.server.ctl("identity")["fingerprint"]
+    assert states(pair) == {known: "approved"}
+    pair.server.stop()
+    shutil.rmtree(pair.server.state)
+    pair.server.start()
+    new = pair.server.ctl("identity")["fingerprint"]
+
+    command = lab.client.inside([*pair.wrap, *sshd.ssh("-t", "echo ready; cat")])
+    child = pexpect.spawn(
+        command[0], command[1:], encoding="utf-8", timeout=PATIENCE, env=os.environ | {"TERM": "xterm"}
+    )
+    try:
+        child.expect_exact("ready")
+        child.expect_exact(f"WARNING: THE KEY OF {lab.server.address()} HAS CHANGED")
+        child.expect_exact(f"known  {known}")
+        child.expect_exact(f"now    {new}")
+        child.expect_exact("Trust it? no (never) or later:")
+        for hurried in ("", "yes", "y", new):
+            child.sendline(hurried)
+            child.expect_exact("Trust it? no (never) or later:")
+            assert states(pair) == {known: "approved", new: "changed"}
+        child.sendline("later")
+        child.expect_exact("\x1b[?1049l")
+        child.sendline("it goes on")
+        child.expect_exact("it goes on\r\nit goes on\r\n")
+        assert [(c["state"], c["reason"]) for c in pair.client.ctl("connections") if c["state"] != "closed"] == [
+            ("refused", "key-changed")
+        ]
+        assert states(pair) == {known: "approved", new: "changed"}
+        child.sendeof()
+        child.expect(pexpect.EOF)
+    finally:
+        child.close(force=True)
+    assert child.exitstatus == 0
+
+
+def states(pair: Pair) -> dict[str, str]:
+    """Of the client's peers, by fingerprint."""
+    return {peer["fingerprint"]: peer["state"] for peer in pair.client.ctl("peers")}
 
 
 def test_snippet_for_ssh_config(lab: Lab) -> None:
