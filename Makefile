@@ -89,8 +89,8 @@ deb:
 	scripts/deb
 
 pictures: setup
-	$(BIN)/python -m tests.tui.picture moved 110x33 docs/ui-connections.svg
-	$(BIN)/python -m tests.tui.picture resumed 110x33 docs/ui-moves.svg 3
+	$(BIN)/python -m tests.tui.picture moved 120x33 docs/ui-connections.svg
+	$(BIN)/python -m tests.tui.picture resumed 120x33 docs/ui-moves.svg 3
 
 clean:
 	$(SUDO) rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -9,7 +9,7 @@ from typing import Final
 
 from redirectctl.api.schema import Event, EventName
 from redirectctl.api.text import clean
-from redirectctl_tui.words import Tone, explained, plural
+from redirectctl_tui.words import Tone, plural
 
 KEPT: Final = 5000  # entries, and as many events of connections
 RESUMED: Final = "resumed"
@@ -28,7 +28,8 @@ class Entry:
     connections: int = 0
     recovery: float | None = None  # seconds from a usable new address to the peer's confirmation
     gap: float | None = None  # seconds without a path
-    note: str = ""
+    reason: str | None = None  # a named one
+    detail: str = ""
     announces: int | None = None  # the epoch of a move that has not finished
 
 
@@ -162,12 +163,12 @@ class Journal:
         announces: int | None = None,
     ) -> None:
         self._number += 1
-        note = explained(event.reason) if event.reason else ""
-        if event.detail and tone is Tone.BAD:
-            note = f"{note}; {clean(event.detail)}" if note else clean(event.detail)
+        detail = clean(event.detail) if event.detail and tone is Tone.BAD else ""
         count = connections if connections is not None else event.connections or 0
         self.entries.append(
-            Entry(self._number, event.time, what, tone, event.peer, count, recovery, gap, note, announces)
+            Entry(
+                self._number, event.time, what, tone, event.peer, count, recovery, gap, event.reason, detail, announces
+            )
         )
 
 

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 from msgspec import UnsetType
 
+from redirectctl.api.reasons import in_words
 from redirectctl.api.schema import Connection, ConnectionState, Counters, Peer, PeerState, Status
 from redirectctl.api.text import clean
 
@@ -88,7 +89,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):  # as Connection: thousands of
         """What a filter is looked for in."""
         c = self.connection
         parts = (self.host, c.command, c.state, c.path, c.local, c.remote, c.wire_local, c.wire_remote, c.id, c.pid)
-        return " ".join(str(part) for part in (*parts, c.reason) if part is not None).casefold()
+        why = (c.reason, in_words(c.reason)) if c.reason is not None else ()
+        return " ".join(str(part) for part in (*parts, *why) if part is not None).casefold()
 
 
 Key = Callable[[Row], tuple[object, ...]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from redirectctl.api.reasons import advice, in_words
 from redirectctl.api.schema import CheckStatus, Connection, ConnectionState, Peer, PeerState
 from redirectctl.api.text import clean, duration
 
@@ -34,8 +35,8 @@ STATES: Final = {
     ConnectionState.NEGOTIATING: ("◔", Tone.WAITING, "the two hosts agree on it"),
     ConnectionState.PENDING: ("?", Tone.WAITING, "a person has to approve the other host"),
     ConnectionState.PROTECTED: ("●", Tone.GOOD, "lives on when an address changes"),
-    ConnectionState.SUSPENDED: ("‖", Tone.WAITING, "no path now; held until there is one"),
-    ConnectionState.UNSUPPORTED: ("–", Tone.DIM, "no redirectd answers on the other host"),
+    ConnectionState.SUSPENDED: ("‖", Tone.WAITING, "held until there is a path again"),
+    ConnectionState.UNSUPPORTED: ("–", Tone.DIM, "not protected: the other host takes no part"),
     ConnectionState.REFUSED: ("✗", Tone.BAD, "not protected; details say why"),
     ConnectionState.CLOSED: ("·", Tone.DIM, "ended; listed for a minute"),
 }
@@ -52,39 +53,24 @@ CHECKS: Final = {
     CheckStatus.SKIP: ("–", Tone.DIM),
 }
 
-# The reasons that a person is likely to meet; protocol.md has them all.
-REASONS: Final = {
-    "approval-pending-here": "waits for your decision about the other host's key",
-    "approval-pending-there": "waits for somebody on the other host to approve this one",
-    "first-contact-refused": "the configuration refuses hosts that are not known",
-    "peer-rejected": "you rejected the other host",
-    "rejected-there": "the other host rejected this one",
-    "key-changed": "the other host presented another key than the one that is known",
-    "no-answer": "no redirectd answers there, or a firewall drops its UDP port",
-    "released": "you released it",
-    "released-there": "it was released on the other host",
-    "killed": "closed on both hosts by you",
-    "killed-there": "closed on both hosts by the other host",
-    "lost-there": "the other host knows nothing of it any more",
-    "no-such-connection-there": "the other host has no such connection: NAT between, or it just ended there",
-    "address-gone": "its address went before it was old enough to be protected",
-    "no-path": "no address of this host reaches the other one",
-    "path-challenge-failed": "the announced address did not answer",
-    "stale-epoch": "an older announcement, sent again",
-    "stale-there": "the other host has applied a later move",
-    "no-connection": "it names no connection that is protected with this host",
-    "no-connection-there": "the other host protects none of these connections",
-    "announced-from-elsewhere": "it did not come from the address that it announces",
-    "our-own-address": "it announces an address of this host",
-    "peer-alive": "the reset came from somebody else: the other end is alive",
-    "peer-unreachable": "nobody could be asked whether the reset is genuine",
-}
-
 
 def explained(reason: str) -> str:
-    """A named reason, with what it means where that is known."""
-    reason = clean(reason)
-    return f"{reason}: {REASONS[reason]}" if reason in REASONS else reason
+    """What a named reason means, with its name, which the documentation and the event log have."""
+    words = in_words(reason)
+    return clean(reason if words is None else f"{words} ({reason.partition(': ')[0]})")
+
+
+def in_short(reason: str | None) -> str:
+    """What a named reason means."""
+    return clean(in_words(reason) or reason) if reason is not None else ""
+
+
+def explained_fully(reason: str | None) -> str:
+    """What a named reason means and, on another line, what can be done about it."""
+    if reason is None:
+        return ""
+    hint = advice(reason)
+    return f"{explained(reason)}\n→ {hint}" if hint else explained(reason)
 
 
 def state_cell(connection: Connection, threshold: float) -> Cell:

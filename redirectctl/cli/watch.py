@@ -15,6 +15,7 @@ from typing import Final
 
 from redirectctl.api import schema
 from redirectctl.api.client import Client, UnreachableError
+from redirectctl.api.reasons import in_words
 from redirectctl.api.schema import Connection, ConnectionState, Peer, PeerState
 from redirectctl.api.text import clean, duration
 from redirectctl.cli.common import connect
@@ -126,7 +127,7 @@ def _of_connections(before: Mapping[str, Connection], now: Mapping[str, Connecti
         if old is None or old.state is not c.state:
             back = old is not None and old.state is ConnectionState.SUSPENDED and c.state is ConnectionState.PROTECTED
             after = f", back after {duration(old.suspended_for)}" if old and back and old.suspended_for else ""
-            reason = f", {clean(c.reason)}" if c.reason else ""
+            reason = f", {clean(in_words(c.reason) or c.reason)}" if c.reason else ""
             groups[c.state.value].append(f"{what}: {c.state.value}{after}{reason}")
         if old is not None and (old.wire_local, old.wire_remote) != (c.wire_local, c.wire_remote):
             groups["moved"].append(f"{what}: moved, now {clean(c.wire_local)} to {clean(c.wire_remote)}")

@@ -219,7 +219,7 @@ class TestConnections:
             assert "rewritten: " in s.text("#timeline-of-row")
             await s.press("end")
             assert s.current.connection.state is ConnectionState.UNSUPPORTED
-            assert "no redirectd answers there" in s.text("#facts-of-row")
+            assert "→ is redirectd running there" in s.text("#facts-of-row")
             here = "192.0.2.99:9"
             listed = [msgspec.structs.replace(each, wire_local=here) for each in s.daemon.scene.view.connections]
             await s.show(with_connections(s.daemon.scene, listed))
@@ -243,7 +243,7 @@ class TestConnections:
             assert not s.app.query_one("#preview").display
             assert "sorted by state" in s.text("#shown")
             await s.press("end")
-            assert s.text("#shown").startswith(" unsupported: no redirectd answers there")
+            assert s.text("#shown").startswith(" unsupported: the other host's redirectd does not")
 
     async def test_details_follow_the_connection(self):
         moved = scene("moved")

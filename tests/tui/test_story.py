@@ -1,11 +1,15 @@
-"""A person at a terminal (tmux), real daemons, real ssh: from first contact to the end of a connection."""
+"""A person at a terminal (tmux), real daemons, real ssh: from first contact to the end of a connection.
+
+The person has two windows on the laptop: the terminal UI in one, in the other a shell, from which ssh is started.
+"""
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -18,6 +22,7 @@ from redirectctl.lab.topology import Host, Lab
 PATIENCE = 60.0
 CLIENT = '[trust]\nfirst_contact = "ask"\n[protect]\nlong_lived_after = "3s"\n'
 SERVER = '[trust]\nfirst_contact = "accept-new"\n'
+PROMPT = "server> "
 
 pytestmark = [
     pytest.mark.netns,
@@ -30,40 +35,104 @@ pytestmark = [
 class Terminal:
     """80x24, in a host's network namespace."""
 
-    def __init__(self, host: Host, argv: list[str]) -> None:
+    def __init__(self, host: Host, name: str, argv: list[str]) -> None:
+        """name: of this one among the host's."""
         self._socket = str(host.sandbox.directory / "tmux")
+        self._name = name
         command = ["nsenter", f"--net=/run/netns/{host.full_name}", "env", "-u", "NO_COLOR", *argv]
-        self._tmux("-f", "/dev/null", "new-session", "-d", "-s", "ui", "-x", "80", "-y", "24", *command)
+        self._tmux("-f", "/dev/null", "new-session", "-d", "-s", name, "-x", "80", "-y", "24", *command)
 
     def press(self, *keys: str) -> None:
-        self._tmux("send-keys", "-t", "ui", *keys)
+        self._tmux("send-keys", "-t", self._name, *keys)
 
-    def wait(self, *texts: str) -> str:
-        """Until all of them are in sight; the screen."""
-        seen = ""
+    def type(self, line: str) -> None:
+        self._tmux("send-keys", "-t", self._name, "-l", line)
+        self.press("Enter")
 
-        def all_seen() -> bool:
-            nonlocal seen
-            seen = self._tmux("capture-pane", "-p", "-t", "ui")
-            return all(text in seen for text in texts)
+    def wait(self, *texts: str, gone: str = "") -> str:
+        """Until all of them are in sight, and `gone` is not; the screen."""
 
-        try:
-            wait_until(all_seen, PATIENCE, f"{texts} on the screen", poll=0.1)
-        except Exception as error:
-            raise AssertionError(f"{error}:\n{seen}") from error
-        return seen
+        def seen(screen: str) -> bool:
+            return all(text in screen for text in texts) and not (gone and gone in screen)
+
+        return self._wait(seen, self.screen, f"{texts} on the screen of {self._name}, without {gone!r}")
+
+    def wait_title(self, text: str) -> None:
+        """Until the terminal's title has it."""
+        self._wait(lambda title: text in title, self.title, f"{text} in the title")
+
+    def screen(self) -> str:
+        return self._tmux("capture-pane", "-p", "-t", self._name)
+
+    def title(self) -> str:
+        return self._tmux("display", "-p", "-t", self._name, "#{pane_title}").strip()
 
     def gone(self) -> bool:
-        return (
-            subprocess.run(["tmux", "-S", self._socket, "has-session"], capture_output=True, timeout=10).returncode != 0
-        )
+        found = subprocess.run(["tmux", "-S", self._socket, "has-session", "-t", self._name], capture_output=True)
+        return found.returncode != 0
 
     def close(self) -> None:
-        subprocess.run(["tmux", "-S", self._socket, "kill-server"], capture_output=True, timeout=10)
+        subprocess.run(["tmux", "-S", self._socket, "kill-session", "-t", self._name], capture_output=True)
+
+    def _wait(self, wanted: Callable[[str], bool], look: Callable[[], str], what: str) -> str:
+        last = ""
+
+        def found() -> bool:
+            nonlocal last
+            last = look()
+            return wanted(last)
+
+        try:
+            wait_until(found, PATIENCE, what, poll=0.1)
+        except Exception as error:
+            raise AssertionError(f"{error}:\n{last}") from error
+        return last
 
     def _tmux(self, *arguments: str) -> str:
         argv = ["tmux", "-S", self._socket, *arguments]
         return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=10).stdout
+
+
+class Person:
+    """Two terminals on the client; its daemon, and that of the server, run."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.client, self.server = Daemon(lab.client, CLIENT), Daemon(lab.server, SERVER)
+        for daemon in (self.client, self.server):
+            daemon.start()
+        self.sshd = SshServer(lab.server)
+        self.identity = self.server.ctl("identity")
+        folders = {os.path.dirname(program(name)) for name in ("redirectctl", "redirect-run")}
+        environment = [
+            f"REDIRECTCTL_SOCKET={self.client.socket}",
+            f"PATH={':'.join([*sorted(folders), os.environ['PATH']])}",
+            "PS1=laptop$ ",
+        ]
+        self.ui = Terminal(lab.client, "ui", ["env", *environment, "redirectctl", "tui"])
+        self.shell = Terminal(lab.client, "shell", ["env", *environment, "sh"])
+        self.ui.wait("No connections yet")
+        self.shell.wait("laptop$")
+
+    def open_ssh(self) -> None:
+        """As far as the question, which both terminals show by themselves."""
+        session = self.sshd.ssh("-t", f"PS1='{PROMPT}' sh")
+        self.shell.type(f"redirect-run {shlex.join(session)}; echo status $?")
+        self.shell.wait(f"\n{PROMPT.strip()}")
+        self.ui.wait("○ short ━")
+        picture = self.identity["picture"].splitlines()
+        asked = self.ui.wait("First contact", self.identity["fingerprint"], "wanted by", "ssh -F", *picture)
+        assert "Approve" in asked
+        asked = self.shell.wait("first contact with another host", self.identity["fingerprint"], *picture)
+        assert "Trust it? yes, no (never), later" in asked
+
+    def says(self, word: str) -> None:
+        """The session answers."""
+        self.shell.type(f"echo {word}-$((6 * 7))")
+        self.shell.wait(f"\n{word}-42")
+
+    def close(self) -> None:
+        for terminal in (self.ui, self.shell):
+            terminal.close()
 
 
 @pytest.fixture
@@ -73,63 +142,74 @@ def lab() -> Iterator[Lab]:
     assert lab.sandbox.left() == []
 
 
-def test_from_first_contact_to_the_end(lab: Lab):
-    client, server = Daemon(lab.client, CLIENT), Daemon(lab.server, SERVER)
-    for daemon in (client, server):
-        daemon.start()
-    sshd = SshServer(lab.server)
-    terminal = Terminal(lab.client, [program("redirectctl"), "--socket", str(client.socket), "tui"])
-    try:
-        terminal.wait("No connections yet")
-        nowhere = subprocess.DEVNULL
-        ssh = lab.client.popen(
-            [*client.opted_in(), *sshd.ssh("sleep", "1000")], stdin=nowhere, stdout=nowhere, stderr=nowhere
-        )
-        terminal.wait("○ short ━")
-        # It comes up by itself, with the very fingerprint and picture that the other host shows.
-        identity = server.ctl("identity")
-        shown = terminal.wait("First contact", identity["fingerprint"], "sleep 1000", *identity["picture"].splitlines())
-        assert "Approve" in shown
-        terminal.press("a", "Enter")
-        terminal.wait("● protected", "original")
+@pytest.fixture
+def person(lab: Lab) -> Iterator[Person]:
+    person = Person(lab)
+    yield person
+    person.close()
 
-        lab.client.move(lab.cafe, 20)
-        terminal.wait("● protected", "rewritten 1")
-        terminal.press("3")
-        terminal.wait("moved to 198.51.100.20", "suspended", "Recovery", "last ")
-        terminal.press("1")
 
-        lab.client.leave()
-        terminal.wait("‖ suspended 2s")
-        lab.client.join(lab.home, 44)
-        terminal.wait("● protected", "rewritten 2")
+def test_from_first_contact_to_the_end(lab: Lab, person: Person) -> None:
+    ui, shell = person.ui, person.shell
+    person.open_ssh()
+    ui.press("a", "Enter")
+    ui.wait("● protected", "original", gone="First contact")
+    shell.wait(PROMPT.strip(), gone="first contact")  # the other question is over too, and the screen as it was
+    person.says("approved")
 
-        client.stop()
-        terminal.wait("No answer from redirectd")
-        client.start()
-        terminal.wait("redirectd is back")
+    lab.client.move(lab.cafe, 20)
+    ui.wait("● protected", "rewritten 1")
+    person.says("moved")
+    ui.press("3")
+    ui.wait("moved to 198.51.100.20", "suspended", "Recovery", "last ")
+    ui.press("1")
 
-        terminal.press("Enter")
-        terminal.wait("socket       192.0.2.10:", "on the wire  192.0.2.44:", "Timeline")
-        terminal.press("Escape")
-        terminal.wait("HOST  ")  # a key that follows Escape at once is another key
-        terminal.press("4")
-        terminal.wait("192.0.2.44/24 on eth0", "UDP 7747", "doctor: ", "kernel.nftables")
-        terminal.press("2")
-        terminal.wait("● approved")
-        terminal.press("n")
-        terminal.wait("What to call this host")
-        terminal.press("attic", "Enter")
-        terminal.wait("renamed to attic", "▸attic ")
-        assert client.ctl("peers")[0]["name"] == "attic"
-        terminal.press("1")
-        terminal.wait("▸attic", "ms")
-        terminal.press("k")
-        terminal.wait("closed on both hosts")
-        terminal.press("Right", "Enter")
-        terminal.wait("· closed")
-        assert ssh.wait(PATIENCE) == 255
-        terminal.press("q")
-        wait_until(terminal.gone, PATIENCE, "the end of the UI", poll=0.1)
-    finally:
-        terminal.close()
+    lab.client.leave()
+    ui.wait("‖ suspended 2s")
+    shell.wait_title(f"redirectctl: no path to {lab.server.address()} for ")
+    shell.type("echo typed-in-the-outage-$((6 * 7))")
+    lab.client.join(lab.home, 44)
+    ui.wait("● protected", "rewritten 2")
+    shell.wait("\ntyped-in-the-outage-42")
+    shell.wait_title(" is back after ")
+    ui.press("3")
+    ui.wait("moved to 192.0.2.44")
+    ui.press("1")
+
+    person.client.stop()
+    ui.wait("No answer from redirectd")
+    person.says("without-a-daemon")
+    person.client.start()
+    ui.wait("redirectd is back")
+
+    ui.press("Enter")
+    ui.wait("socket       192.0.2.10:", "on the wire  192.0.2.44:", "Timeline")
+    ui.press("Escape")
+    ui.wait("HOST  ")  # a key that follows Escape at once is another key
+    ui.press("4")
+    ui.wait("192.0.2.44/24 on eth0", "UDP 7747", "doctor: ", "kernel.nftables")
+    ui.press("2")
+    ui.wait("● approved")
+    ui.press("n")
+    ui.wait("What to call this host")
+    ui.press("attic", "Enter")
+    ui.wait("renamed to attic", "▸attic ")
+    assert person.client.ctl("peers")[0]["name"] == "attic"
+    ui.press("1")
+    ui.wait("▸attic", "ms")
+    ui.press("k")
+    ui.wait("closed on both hosts")
+    ui.press("Right", "Enter")
+    ui.wait("· closed")
+    shell.wait("\nstatus 255", "laptop$")  # ssh's, and the shell has its terminal back
+    ui.press("q")
+    wait_until(ui.gone, PATIENCE, "the end of the UI", poll=0.1)
+
+
+def test_the_question_is_answered_where_the_session_is(person: Person) -> None:
+    person.open_ssh()
+    person.shell.type("yes")
+    person.ui.wait("is approved: decided", gone="First contact")  # for five seconds
+    person.ui.wait("● protected")
+    person.shell.wait(PROMPT.strip(), gone="first contact")
+    person.says("approved")

@@ -16,7 +16,17 @@ from redirectctl_tui.screens.details import timeline
 from redirectctl_tui.screens.network import addresses, observations
 from redirectctl_tui.widgets.lines import fitted
 from redirectctl_tui.widgets.plot import bars
-from redirectctl_tui.words import Tone, amount, brief, explained, progress, state_cell, took
+from redirectctl_tui.words import (
+    Tone,
+    amount,
+    brief,
+    explained,
+    explained_fully,
+    in_short,
+    progress,
+    state_cell,
+    took,
+)
 from tests.tui.recorded import scene
 
 
@@ -28,7 +38,7 @@ class TestSelection:
             return {row.connection.state.value for row in Selection(words).apply(self.rows)}
 
         assert states("SSH Refused") == {"refused"}
-        assert states("key-changed") == {"refused"}
+        assert states("key-changed") == states("another key") == {"refused"}
         assert states("ssh nowhere") == set()
         assert len(Selection("").apply(self.rows)) == len(self.rows)
 
@@ -40,10 +50,10 @@ class TestSelection:
 
     def test_what_wants_attention_is_first(self):
         order = [row.connection.state for row in Selection().apply(self.rows)]
-        assert order.index(ConnectionState.PROTECTED) < order.index(ConnectionState.UNSUPPORTED)
+        assert order.index(ConnectionState.SUSPENDED) < order.index(ConnectionState.UNSUPPORTED)
 
     def test_a_named_peer_is_called_by_its_name(self):
-        assert {row.host for row in self.rows if row.connection.state == "protected"} == {"server"}
+        assert {row.host for row in self.rows if row.connection.state == "suspended"} == {"server"}
 
 
 def test_rates_are_of_counters_that_grow():
@@ -133,12 +143,12 @@ class TestJournal:
         )
         (entry,) = journal.entries
         assert (entry.connections, entry.what) == (1000, "suspended")
-        assert entry.note.startswith("no-path: ")
+        assert entry.reason == "no-path"
 
     def test_refusals_say_why(self):
         journal = Journal()
         journal.add([Event(time=1.0, event=EventName.REDIRECT_REFUSED, reason="kernel", detail="nft: no memory")])
-        assert journal.entries[0].note == "kernel; nft: no memory"
+        assert (journal.entries[0].reason, journal.entries[0].detail) == ("kernel", "nft: no memory")
 
     def test_it_is_bounded(self):
         journal = Journal()
@@ -233,7 +243,17 @@ class TestWords:
         assert {len(progress(part)) for part in (0.0, 0.5, 1.0, 7.0)} == {5}
 
     def test_unknown_reasons_are_shown_as_they_are(self):
-        assert explained("brand-new\x1b") == "brand-new\\x1b"
+        assert explained("brand-new\x1b") == in_short("brand-new\x1b") == "brand-new\\x1b"
+
+    def test_reasons_are_put_into_words_with_what_can_be_done(self):
+        assert in_short("no-path") == "no address of this host reaches the other one"
+        assert explained("no-path") == explained_fully("no-path") == f"{in_short('no-path')} (no-path)"
+        assert explained_fully("released-there").splitlines() == ["it was released there (released-there)"]
+        meaning, hint = explained_fully("port-not-accepted").splitlines()
+        assert meaning == f"{explained('port-not-accepted')}"
+        assert hint == "→ see protect.accept_ports there"
+        assert explained("kernel: no\x1b memory") == "the kernel refused the rules: no\\x1b memory (kernel)"
+        assert explained_fully(None) == in_short(None) == ""
 
 
 class TestDrawing:

@@ -18,9 +18,10 @@ from redirectctl.api.text import clean
 from redirectctl_tui.model import SORTS, Row, Selection, View
 from redirectctl_tui.screens.details import summary_text, timeline_text
 from redirectctl_tui.widgets.lines import Column, Lines
-from redirectctl_tui.words import REASONS, Cell, Tone, brief, plural, program_name, rate, state_cell, took
+from redirectctl_tui.words import Cell, Tone, brief, in_short, plural, program_name, rate, state_cell, took
 
 WIDE: Final = 110  # cells, from which on there is room for more columns
+WIDER: Final = 170  # and for reasons in words
 COLUMNS: Final = (
     Column("host", "HOST", 13, grow=2),
     Column("command", "COMMAND", 10, grow=6),
@@ -33,7 +34,8 @@ COLUMNS: Final = (
     Column("rate", "IN", 8, right=True, above=WIDE),
     Column("rate", "OUT", 8, right=True, above=WIDE),
     Column("moves", "MOVES", 5, right=True, above=WIDE),
-    Column("note", "NOTE", 12, grow=2, above=WIDE),
+    Column("note", "NOTE", 12, grow=2, above=WIDE, below=WIDER),
+    Column("note", "NOTE", 46, grow=1, above=WIDER),
 )
 TALL: Final = 28  # lines of the pane, from which on there is room for a preview
 NOTHING: Final = "No connections yet. Start a program with redirect-run, or protect one with p."
@@ -134,8 +136,7 @@ class ConnectionsPane(Vertical):
         """How many rows, and, without a preview, why the row with the cursor is not protected."""
         text, row = self._shown, self.table.current
         if row is not None and row.connection.reason and not self.query_one("#preview").display:
-            reason = clean(row.connection.reason)
-            text = f" {row.connection.state.value}: {REASONS.get(reason, reason)}"
+            text = f" {row.connection.state.value}: {in_short(row.connection.reason)}"
         self.query_one("#shown", Static).update(text)
 
     def _cells(self, row: Row) -> tuple[Cell, ...]:
@@ -155,6 +156,7 @@ class ConnectionsPane(Vertical):
             Cell(rate(sent)),
             Cell(str(c.moves) if c.moves else ""),
             Cell(clean(c.reason or ""), Tone.DIM),
+            Cell(in_short(c.reason), Tone.DIM),
         )
 
     # -- what a person does -------------------------------------------------------------------------------------------

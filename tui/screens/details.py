@@ -22,6 +22,7 @@ from redirectctl_tui.words import (
     STATES,
     amount,
     explained,
+    explained_fully,
     peer_name,
     plural,
     rate,
@@ -111,7 +112,7 @@ def connection_text(connection: Connection, view: View, events: Sequence[Event])
     )
     pairs = [
         ("state", state),
-        ("because", explained(c.reason) if c.reason else ""),
+        ("because", explained_fully(c.reason)),
         ("program", _program(c)),
         ("socket", _ends(c.local, c.remote)),
         ("on the wire", wire),
@@ -152,7 +153,7 @@ def summary_text(connection: Connection, view: View, width: int) -> Text:
     moved = (c.wire_local, c.wire_remote) != (c.local, c.remote)
     pairs = (
         ("state", f"{c.state.value}: {meaning}"),
-        ("because", explained(c.reason) if c.reason else ""),
+        ("because", explained_fully(c.reason)),
         ("socket", _ends(c.local, c.remote)),
         ("on the wire", _ends(c.wire_local, c.wire_remote) if moved else "as the socket"),
         ("integrity", "each datagram carries a tag" if c.integrity else ""),

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Final
 
+from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.text import Text
 from textual.app import ComposeResult
@@ -71,8 +72,9 @@ def pairs_text(pairs: Iterable[tuple[str, str]], width: int = WIDTH, indent: int
 
 
 def _wrapped(line: str, width: int) -> list[str]:
-    """At blanks where that can be; text that is not ASCII may be wider than it seems, and is left to the terminal."""
-    return textwrap.wrap(line, width, break_on_hyphens=False) if line.isascii() and len(line) > width else [line]
+    """At blanks where that can be; text with wide characters is left to the terminal."""
+    narrow = cell_len(line) == len(line)
+    return textwrap.wrap(line, width, break_on_hyphens=False) if narrow and len(line) > width else [line]
 
 
 class Confirm(Dialog):

@@ -19,7 +19,7 @@ KEYS: Final = (
     ("r  k", "release: stop protecting; kill: close on both hosts"),
     ("w", "the host that waits for your decision"),
     ("Ctrl+P", "everything by name"),
-    ("d", "of a peer: doctor, from here to there; F5: run doctor again"),
+    ("d  F5", "doctor of a peer, from here to there; of this host, again"),
     ("Ctrl+L", "draw the screen again"),
     ("q", "quit; nothing depends on this program running"),
 )

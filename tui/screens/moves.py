@@ -11,13 +11,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 
-from redirectctl.api.text import moment
+from redirectctl.api.text import clean, moment
 from redirectctl_tui.journal import Entry, Journal, median
 from redirectctl_tui.model import View
 from redirectctl_tui.screens.dialogs import Page, pairs_text
 from redirectctl_tui.widgets.lines import Column, Lines
 from redirectctl_tui.widgets.plot import Bars
-from redirectctl_tui.words import Cell, Tone, amount, peer_name, rate, took
+from redirectctl_tui.words import Cell, Tone, amount, explained_fully, in_short, peer_name, rate, took
 
 COLUMNS: Final = (
     Column("time", "TIME", 8, below=110),
@@ -27,7 +27,8 @@ COLUMNS: Final = (
     Column("connections", "CONNS", 5, right=True),
     Column("recovery", "TOOK", 6, right=True),
     Column("gap", "GAP", 6, right=True),
-    Column("note", "NOTE", 8, grow=4),
+    Column("note", "NOTE", 8, grow=4, below=110),
+    Column("note", "NOTE", 20, grow=5, above=110),
 )
 LATEST: Final = 40  # moves whose median is said
 
@@ -92,7 +93,8 @@ class MovesPane(Vertical):
                 ("connections", str(entry.connections or "")),
                 ("took", f"{took(entry.recovery)} from a usable address to the peer's word" if entry.recovery else ""),
                 ("gap", f"{took(entry.gap)} without a path" if entry.gap is not None else ""),
-                ("because", entry.note),
+                ("because", explained_fully(entry.reason)),
+                ("detail", entry.detail),
             ]
         )
 
@@ -108,5 +110,10 @@ class MovesPane(Vertical):
             Cell(str(entry.connections) if entry.connections else ""),
             Cell(took(entry.recovery) if entry.recovery is not None else ""),
             Cell(took(entry.gap) if entry.gap is not None else ""),
-            Cell(entry.note, Tone.DIM),
+            Cell(_note(clean(entry.reason or ""), entry), Tone.DIM),
+            Cell(_note(in_short(entry.reason), entry), Tone.DIM),
         )
+
+
+def _note(reason: str, entry: Entry) -> str:
+    return "; ".join(part for part in (reason, entry.detail) if part)

@@ -56,15 +56,14 @@ class NetworkPane(VerticalScroll, can_focus=True):
             ("control port", f"UDP {s.control_port}"),
             ("taken on after", duration(view.threshold)),
             ("peers", plural(s.peers, "host")),
-            ("own key", f"{clean(s.identity)}\nas redirectctl identity shows it"),
+            ("own key", "as redirectctl identity shows it:"),
         ):
             first, *others = value.split("\n")
             text.append(f"{name:<16}", "dim")
             text.append(f"{first}\n")
             for line in others:
                 text.append(f"{'':<16}{line}\n")
-        text.rstrip()
-        text.highlight_words([clean(s.identity)], "bold")
+        text.append(clean(s.identity), "bold")
         self.query_one("#facts", Static).update(text)
         if identity is not None:
             self.query_one("#own-picture", Static).update(Text(identity.picture))
@@ -89,7 +88,7 @@ def findings_table(checks: Sequence[Check]) -> Group:
     table = Table.grid(padding=(0, 1))
     for check in sorted(checks, key=lambda check: _ORDER.index(check.status)):
         mark, tone = CHECKS[check.status]
-        found = Text("\n".join(clean(line) for line in check.found.splitlines()))
+        found = Text("\n".join(clean(line) for line in check.found.splitlines()), overflow="fold")
         if check.hint and check.status is not CheckStatus.OK:
             found.append(f"\n→ {clean(check.hint)}", STYLES[Tone.WAITING])
         status = Text(f"{mark} {_WORDS[check.status]}", STYLES[tone], no_wrap=True)

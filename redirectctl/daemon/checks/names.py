@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from redirectctl.api.reasons import advice, explain
 from redirectctl.api.schema import Check
 from redirectctl.daemon.checks.outcome import count, fail, ok, several, skip, warn
-from redirectctl.daemon.checks.reasons import advice, explain
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.names import resolver, update
 from redirectctl.names.resolver import Found, NoAnswerError

@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections import Counter
 
+from redirectctl.api.reasons import advice, explain
 from redirectctl.api.schema import Check, CheckStatus, Event, EventName
 from redirectctl.daemon.checks import firewall, host, meeting, names, paths, ruleset, ways
 from redirectctl.daemon.checks.icmp import IcmpWatch
 from redirectctl.daemon.checks.outcome import count, fail, ok, several, skip, warn
-from redirectctl.daemon.checks.reasons import advice, explain
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.meeting import ORIGIN

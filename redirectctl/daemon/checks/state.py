@@ -11,11 +11,11 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from redirectctl import __version__
+from redirectctl.api.reasons import explain
 from redirectctl.api.schema import Check
 from redirectctl.daemon.checks import host, ruleset, traces
 from redirectctl.daemon.checks.alone import cgroups
 from redirectctl.daemon.checks.outcome import count, fail, ok, refused, several, warn
-from redirectctl.daemon.checks.reasons import explain
 from redirectctl.daemon.checks.ruleset import Ruleset
 from redirectctl.daemon.checks.traces import Routing, Trace
 from redirectctl.daemon.runtime import Runtime

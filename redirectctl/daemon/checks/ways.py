@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
 from typing import Final, Literal, NamedTuple
 
+from redirectctl.api.reasons import explain
 from redirectctl.api.schema import Check
 from redirectctl.daemon.checks.outcome import count, fail, ok, several, skip, warn
-from redirectctl.daemon.checks.reasons import explain
 from redirectctl.flows.choosing import Why
 from redirectctl.flows.connection import Connection, Path
 from redirectctl.proto.peer import Peer

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from redirectctl.api.reasons import advice, explain
 from redirectctl.api.schema import CheckStatus
 from redirectctl.daemon.checks import alone, host, traces
-from redirectctl.daemon.checks.reasons import advice, explain
 from redirectctl.daemon.checks.traces import Trace
 from redirectctl.kernel.elements import KernelFlow
 from redirectctl.wire.addr import FourTuple, SockAddr
@@ -81,9 +81,9 @@ def test_how_connections_travel_is_told():
 
 
 def test_reasons():
-    assert explain("no-answer") == "its redirectd does not answer (no-answer)"
+    assert explain("no-answer") == "the other host's redirectd does not answer (no-answer)"
     assert "accept_ports" in advice("port-not-accepted")
-    assert explain("kernel: out of memory") == "kernel: out of memory"
+    assert explain("kernel: out of memory") == "the kernel refused the rules: out of memory (kernel)"
     assert (explain(None), advice(None)) == ("no reason given", "")
 
 

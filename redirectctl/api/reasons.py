@@ -1,8 +1,11 @@
-"""Named reasons (docs/protocol.md) in words, and what to do about them."""
+"""Named reasons (docs/protocol.md) in words, and what to do about them.
+
+They stand alone, beside a connection or a move as well as in a list: "the other host" is the one at the other end.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Explanation(NamedTuple):
@@ -14,33 +17,43 @@ class Explanation(NamedTuple):
 
 _NOT_OURS = Explanation("a datagram that is none of redirectctl's, or was altered")
 _OTHER_KIND = Explanation("a message that makes no sense", "install the same version on both hosts")
-_HANDSHAKE = Explanation("it belongs to no handshake of ours, came twice, or is not from who began it")
+_VERSION = Explanation("the other host speaks another version of the protocol", "install the same on both")
+_HANDSHAKE = Explanation("a message of no handshake of ours, one that came twice, or not from who began it")
 _BUSY = Explanation("this host is under load, or somebody floods it")
 _REPLAY = Explanation("a message was sent again, or came very late")
 _STRANGERS = Explanation("too many hosts have called", "redirectctl peers; forget those that you do not know")
 _NOT_THE_PEERS = Explanation("a tunnel datagram that was altered, or is not from the peer")
 _BAD_TUNNEL = Explanation("a tunnel datagram that carries no segment of a connection")
-_ADDRESS = Explanation("it announced an address that traffic must not be sent to")
+_ADDRESS = Explanation("traffic must not be sent to the announced address on this word alone")
+_REJECTED = Explanation("the other host's key was rejected here", "redirectctl approve PEER, if that was a mistake")
 _WHO = "a firewall that is loaded anew, or a network manager? keep it from removing what is not its own"
 
-_EXPLANATIONS = {
+_EXPLANATIONS: Final = {
     # of a connection: not protected
-    "no-answer": Explanation("its redirectd does not answer", "is redirectd running there, is its UDP port open?"),
-    "approval-pending-here": Explanation("its key waits for approval here", "redirectctl approve PEER"),
-    "approval-pending-there": Explanation("our key waits for approval there", "redirectctl approve PEER on that host"),
-    "peer-rejected": Explanation("its key was rejected here", "redirectctl approve PEER, if that was a mistake"),
+    "no-answer": Explanation(
+        "the other host's redirectd does not answer", "is redirectd running there, is its UDP port open?"
+    ),
+    "approval-pending-here": Explanation("the other host's key waits for approval here", "redirectctl approve PEER"),
+    "approval-pending-there": Explanation(
+        "this host's key waits for approval there", "redirectctl approve PEER on that host"
+    ),
+    "peer-rejected": _REJECTED,
     "first-contact-refused": Explanation("hosts that are not known are refused", "see trust.first_contact"),
-    "rejected-there": Explanation("our key was rejected there", "ask whoever runs that host"),
+    "rejected-there": Explanation("this host's key was rejected there", "ask whoever runs that host"),
     "key-changed": Explanation("another key answers there", "compare fingerprints with redirectctl identity there"),
-    "no-such-connection-there": Explanation("it does not have that connection", "is there a proxy between the hosts?"),
+    "no-such-connection-there": Explanation(
+        "the other host does not have that connection", "is there a proxy between the hosts?"
+    ),
     "not-proven": Explanation(
         "no proof came on the connection itself", "is there a proxy, or a gateway with other hosts behind it, between?"
     ),
-    "port-not-accepted": Explanation("it does not accept that port", "see protect.accept_ports there"),
-    "too-many-connections": Explanation("it has too many connections", "close some"),
-    "too-many-claims": Explanation("it claims more connections at a time than are looked at", "it tries again later"),
+    "port-not-accepted": Explanation("the other host does not accept that port", "see protect.accept_ports there"),
+    "too-many-connections": Explanation("the other host has too many connections", "close some"),
+    "too-many-claims": Explanation(
+        "more connections are claimed at a time than are looked at", "the others are tried again later"
+    ),
     "claimed-by-another": Explanation("another host claims that connection", "redirectctl events there"),
-    "kernel-refused-there": Explanation("its kernel refused", "redirectctl doctor there"),
+    "kernel-refused-there": Explanation("the other host's kernel refused", "redirectctl doctor there"),
     "integrity-required-there": Explanation(
         "integrity is on there and off here", 'set mode = "on" in [integrity] here, or "off" there'
     ),
@@ -56,15 +69,17 @@ _EXPLANATIONS = {
     "too-many-handshakes": Explanation("too many handshakes are under way", "wait a moment"),
     "peer-forgotten": Explanation("the peer was forgotten", "it is met again with the next connection"),
     # of a connection: not any more
-    "lost-there": Explanation("it has forgotten that connection", "it lives on where it is, but cannot move again"),
+    "lost-there": Explanation(
+        "the other host has forgotten that connection", "it lives on where it is, but cannot move again"
+    ),
     "released": Explanation("it was released here"),
     "released-there": Explanation("it was released there"),
     "killed": Explanation("it was killed here"),
     "killed-there": Explanation("it was killed there"),
     "closed": Explanation("it has ended"),
     "address-gone": Explanation("its address went before it was protected", "see protect.long_lived_after"),
-    "no-path": Explanation("there is no path now"),
-    "peer-silent": Explanation("the other host is silent", "it is asked ever again; is the network there well?"),
+    "no-path": Explanation("no address of this host reaches the other one"),
+    "peer-silent": Explanation("the other host is silent", "it is asked again and again; is the network there well?"),
     "given-up": Explanation("there was no path for too long", "see outage.give_up_after"),
     # of datagrams of the control port and of the tunnel
     "too-short": _NOT_OURS,
@@ -85,8 +100,8 @@ _EXPLANATIONS = {
     "bad-mac1": Explanation("a handshake that was not made for this host", "was the state directory restored here?"),
     "cookie-required": _BUSY,
     "rate-limited": _BUSY,
-    "unknown-version": Explanation("it speaks another version of the protocol", "install the same on both"),
-    "no-common-version": Explanation("it speaks another version of the protocol", "install the same on both"),
+    "unknown-version": _VERSION,
+    "no-common-version": _VERSION,
     "version-downgrade": Explanation("somebody between the hosts altered the handshake", "look for who that is"),
     "forged-init": _HANDSHAKE,
     "forged-response": _HANDSHAKE,
@@ -96,13 +111,15 @@ _EXPLANATIONS = {
     "no-such-session": _HANDSHAKE,
     "replayed-handshake": Explanation("a first message was recorded and sent again"),
     "unknown-peer": Explanation("hosts that are not known are refused", "see trust.first_contact"),
-    "rejected-peer": Explanation("its key was rejected here", "redirectctl approve PEER, if that was a mistake"),
+    "rejected-peer": _REJECTED,
     "own-key": Explanation("the answer is our own", "is the state directory copied from another host?"),
-    "no-static-key": Explanation("it showed no key"),
+    "no-static-key": Explanation("the other host showed no key"),
     "too-many-peers": _STRANGERS,
     "too-many-pending": _STRANGERS,
-    "unknown-session": Explanation("its keys are gone", "after a restart they are agreed anew by themselves"),
-    "expired-session": Explanation("its keys are too old", "they are agreed anew by themselves"),
+    "unknown-session": Explanation(
+        "a message whose keys are gone", "after a restart they are agreed anew by themselves"
+    ),
+    "expired-session": Explanation("a message whose keys are too old", "they are agreed anew by themselves"),
     "replayed": _REPLAY,
     "too-old": _REPLAY,
     "counter-limit": _REPLAY,
@@ -114,9 +131,9 @@ _EXPLANATIONS = {
     "unasked": _NOT_THE_PEERS,
     "wrong-pair": Explanation("a rendezvous handed over what is not of the peer that it stands for"),
     "unknown-tag": Explanation("a rendezvous speaks of a peer that this host has not registered"),
-    "not-our-rendezvous": Explanation("it speaks as a rendezvous, and is none of ours", "see rendezvous.servers"),
+    "not-our-rendezvous": Explanation("a host speaks as a rendezvous, and is none of ours", "see rendezvous.servers"),
     "not-registered": Explanation("a host wants the rendezvous here to do something, and is not registered"),
-    "forward-limit": Explanation("it wants the rendezvous here to hand over too much"),
+    "forward-limit": Explanation("a host wants the rendezvous here to hand over too much"),
     "not-tagged": Explanation("plain packets for a connection with integrity", "somebody forges segments of it"),
     # of what was put back into the kernel
     "nft-table": Explanation("the nftables table, or a part of it, was removed", _WHO),
@@ -127,32 +144,32 @@ _EXPLANATIONS = {
     "addresses": Explanation("old addresses were removed from redirect0", _WHO),
     "reserved-ports": Explanation("ports of moved connections were set free", _WHO),
     # of moves
-    "no-connection": Explanation("it announced a move of no connection that is protected with it"),
+    "no-connection": Explanation("it names no connection that is protected with that host"),
     "stale-epoch": Explanation("a later announcement has been followed already"),
     "no-host-address": _ADDRESS,
     "our-own-address": _ADDRESS,
     "announced-from-elsewhere": _ADDRESS,
     "path-challenge-failed": Explanation(
-        "nobody with its keys answered at the announced address", "does a firewall there drop the answers?"
+        "nobody with the other host's keys answered at the announced address", "does a firewall there drop the answers?"
     ),
-    "challenge-at-another-address": Explanation("it answered to an address that was not announced"),
+    "challenge-at-another-address": Explanation("the other host answered to an address that was not announced"),
     "challenge-from-elsewhere": Explanation(
         "the answer to our announcement came from another address", "has the peer's host several on that network?"
     ),
     "relay-limit": Explanation("the rendezvous relays no more connections of this host"),
-    "not-serving": Explanation("it is no rendezvous", "set serve = true in [rendezvous] there"),
-    "rendezvous-full": Explanation("it has no room for all of our peers, or for us"),
+    "not-serving": Explanation("that host is no rendezvous", "set serve = true in [rendezvous] there"),
+    "rendezvous-full": Explanation("the rendezvous has no room for all of our peers, or for us"),
     "relayed": Explanation("by way of a rendezvous: the hosts do not reach each other"),
     "direct-again": Explanation("the hosts reach each other without the rendezvous again"),
     "another-host-there": Explanation(
-        "another host has the address that its name led to", "is the name in DNS kept up to date?"
+        "another host has the address that the name led to", "is the name in DNS kept up to date?"
     ),
     "not-your-connection": Explanation("a question about another host's connection"),
     "kernel": Explanation("the kernel refused the rules", "redirectctl doctor"),
-    "no-connection-there": Explanation("it protects none of the connections that were announced"),
-    "stale-there": Explanation("it has followed a later announcement already"),
-    "unusable-there": Explanation("it does not send to the announced address"),
-    "failed-there": Explanation("its kernel refused the rules", "redirectctl doctor there"),
+    "no-connection-there": Explanation("the other host protects none of the connections that were announced"),
+    "stale-there": Explanation("the other host has followed a later announcement already"),
+    "unusable-there": Explanation("the other host does not send to the announced address"),
+    "failed-there": Explanation("the other host's kernel refused the rules", "redirectctl doctor there"),
     "address-changed": Explanation("this host's address has changed"),
     "not-confirmed": Explanation("it is not certain that the peer knows this host's address"),
     "announced": Explanation("announced by hand"),
@@ -168,6 +185,8 @@ _EXPLANATIONS = {
     "key-refused": Explanation("the zone's server does not know the key", "see dns.key_file: the same on both"),
     "clocks-differ": Explanation("this host's clock and the zone's server's differ", "set the clock (timedatectl)"),
     "key-file": Explanation("the key cannot be read", "see dns.key_file"),
+    # of peers
+    "accept-new": Explanation("by itself, as trust.first_contact says"),
     # of RSTs
     "peer-alive": Explanation("the peer's socket lives: somebody has its old address"),
     "peer-unreachable": Explanation("the peer cannot be asked whether its socket lives"),
@@ -175,15 +194,24 @@ _EXPLANATIONS = {
 }
 
 
+def in_words(reason: str) -> str | None:
+    """What a named reason means, None if it has no words.  `kernel: ...` goes on with what the kernel said."""
+    name, _, said = reason.partition(": ")
+    explanation = _EXPLANATIONS.get(name)
+    if explanation is None:
+        return None
+    return f"{explanation.text}: {said}" if said else explanation.text
+
+
 def explain(reason: str | None) -> str:
-    """In words; a reason that has no explanation as it is."""
+    """In words, with its name; a reason that has no words as it is."""
     if reason is None:
         return "no reason given"
-    explanation = _EXPLANATIONS.get(reason)
-    return f"{explanation.text} ({reason})" if explanation is not None else reason
+    words = in_words(reason)
+    return f"{words} ({reason.partition(': ')[0]})" if words is not None else reason
 
 
 def advice(reason: str | None) -> str:
-    """What to do about it; empty if nothing can be done.  `kernel: ...` goes on with what the kernel said."""
+    """What to do about it; empty if nothing can be done."""
     explanation = _EXPLANATIONS.get((reason or "").partition(": ")[0])
     return explanation.hint if explanation is not None else ""

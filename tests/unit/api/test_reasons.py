@@ -1,4 +1,4 @@
-"""Every named reason is in docs/protocol.md, and doctor has words for it."""
+"""Every named reason is in docs/protocol.md, and has words, which doctor and the UI show."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from redirectctl.daemon.checks.reasons import advice, explain
+from redirectctl.api.reasons import advice, explain, in_words
 from redirectctl.flows.claims import REASONS
 from redirectctl.wire.message import AcmStatus
 from redirectctl.wire.tunnel import Refused
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 PURE = ("flows", "proto", "wire")
 AS_A_REASON = re.compile(
     r"""(?:reason=|reason = |Refused\(source, |_refuse\(source, |raise \w+Error\()"([a-z0-9-]+)\""""
@@ -32,13 +32,14 @@ def in_the_code() -> set[str]:
 
 @pytest.mark.parametrize("reason", documented())
 def test_what_is_documented_is_explained(reason: str) -> None:
-    assert explain(reason).endswith(f" ({reason})")
+    words = in_words(reason)
+    assert words is not None
+    assert explain(reason) == f"{words} ({reason})"
 
 
 def test_what_is_given_as_a_reason_is_documented() -> None:
     given = in_the_code() | {str(reason) for reason in Refused} | set(REASONS.values())
     given |= {f"{s.name.lower().replace('_', '-')}-there" for s in AcmStatus if s is not AcmStatus.APPLIED}
-    given -= {"accept-new"}  # of an approval
     assert len(given) > 50
     assert given - set(documented()) == set()
 
@@ -48,6 +49,6 @@ def test_an_integrity_that_only_one_end_has_on_is_told_with_the_way_out() -> Non
     assert 'mode = "on" in [integrity] there' in advice("integrity-refused-there")
 
 
-def test_what_the_kernel_said_is_told_as_it_is() -> None:
-    assert explain("kernel: out of memory") == "kernel: out of memory"
+def test_what_the_kernel_said_is_told_too() -> None:
+    assert explain("kernel: out of memory") == "the kernel refused the rules: out of memory (kernel)"
     assert advice("kernel: out of memory") == "redirectctl doctor"
