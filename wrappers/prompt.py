@@ -65,10 +65,10 @@ class Prompt:
         """The whole screen, with the cursor behind what has been typed."""
         body = self._changed() if self.changed else self._first(rows)
         answers = self._answers()
-        lines = [line[: columns - 1] for line in body[: max(0, rows - 3)]]
+        lines = [_cut(line, columns - 1) for line in body[: max(0, rows - 3)]]
         asked = f"{self._note} {answers} ".lstrip()
         if len(asked) > columns - len(YES) - 5:
-            lines.append(asked[: columns - 1])
+            lines.append(_cut(asked, columns - 1))
             asked = "> "
         shown = asked + self._typed[-max(1, columns - len(asked) - 1) :]
         drawn = [b"\x1b[0m\x1b[?25h\x1b[2J"]
@@ -145,6 +145,10 @@ class Prompt:
 
     def _by_hand(self, verb: str) -> str:
         return f"  sudo redirectctl {verb} {clean(self.fingerprint)}"
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else line[: max(0, width - 1)] + "…"[: max(0, width)]
 
 
 class _Keys:

@@ -94,6 +94,13 @@ def test_it_fits(rows: int, columns: int):
         assert len(lines) <= max(rows, 2)
 
 
+def test_what_does_not_fit_is_seen_to_be_cut():
+    drawn = Prompt(question(), "ssh server " * 40).draw(24, 80).decode()
+    (command,) = (line.split("H", 1)[1] for line in drawn.split("\x1b[")[4:] if "for      ssh" in line)
+    assert command.endswith("…")
+    assert len(command) == 79
+
+
 def test_it_shows_what_is_needed_to_compare():
     shown = Prompt(question(), "ssh server").draw(24, 80).decode()
     for text in (FINGERPRINT, "192.0.2.7", "ssh server", *PICTURE.splitlines()):
