@@ -22,12 +22,12 @@ from redirectctl_tui.words import Cell, Tone, amount, explained_fully, in_short,
 COLUMNS: Final = (
     Column("time", "TIME", 8, below=110),
     Column("time", "TIME", 12, above=110),
-    Column("what", "WHAT", 27, grow=3),
-    Column("peer", "PEER", 8, grow=2),
+    Column("what", "WHAT", 26, grow=3),
+    Column("peer", "PEER", 13, grow=2),
     Column("connections", "CONNS", 5, right=True),
     Column("recovery", "TOOK", 6, right=True),
     Column("gap", "GAP", 6, right=True),
-    Column("note", "NOTE", 8, grow=4, below=110),
+    Column("note", "NOTE", 7, grow=4, below=110),
     Column("note", "NOTE", 20, grow=5, above=110),
 )
 LATEST: Final = 40  # moves whose median is said
