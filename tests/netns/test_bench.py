@@ -69,3 +69,10 @@ def test_start():
     rows = measured("start", "--runs", "2")
     assert [row["command"] for row in rows] == ["true", "ssh -V"]
     assert positive(rows, "ratio")
+
+
+def test_terminal():
+    rows = measured("terminal", "--runs", "2", "--megabytes", "1")
+    assert [row["command"] for row in rows] == ["true", "plain", "coloured"]
+    for name in ("alone", "plain", "wrapped", "ratio"):
+        assert positive(rows, name)

@@ -50,7 +50,10 @@ MEASUREMENTS: Final = {
     "ways": "throughput plain, rewritten, in the tunnel, with integrity, and of wireguard-go",
     "suspended": "memory and processor time of a daemon that holds 5,000 connections without a path",
     "start": "what redirect-run adds to the start of a command",
+    "terminal": "what redirect-run adds on a terminal: to the start, and to each byte",
 }
+
+WITHOUT_ROOT: Final = frozenset({"start", "terminal"})
 
 
 def load(name: str) -> Measurement:

@@ -55,8 +55,9 @@ TICK = 0.02  # seconds
 PLUGGING = 0.02  # seconds from plugging in to the address, roughly
 QUIET = 1.0  # seconds between two moves, and up to half a second more, so that no timer keeps step with us
 ALONE = 1.0  # seconds after a new address for which all other labs keep still
-EITHER, BOTH = "both write every 20 ms: first byte", "both write every 20 ms: first byte each way"
-MOVER, STAYER = "the one that moves writes once: echo", "the other one writes once: echo"
+EITHER = "both ends write every 20 ms: first byte"
+BOTH = "both ends write every 20 ms: first byte in each direction"
+MOVER, STAYER = "the host that moves writes once: echo", "the other host writes once: echo"
 TRAFFIC = (EITHER, BOTH, MOVER, STAYER)
 SHORT = 2.0  # seconds; labs do not sleep through shorter outages side by side, or those would become longer
 MODES = {True: (), False: (sys.executable, str(Path(__file__).with_name("redirectd_without_kick.py")))}
@@ -201,7 +202,7 @@ def table(found: list[Figures]) -> str:
         cells = [milliseconds(float(each[name] or 0)) for name in ("median", "worst")]
         rows[str(each["traffic"]), float(each["outage"] or 0)] += cells
     lines = [
-        "| traffic | outage | median | worst | without the kick: median | worst |",
+        "| traffic | outage | median | worst | without: median | worst |",
         "|---|--:|--:|--:|--:|--:|",
         *(f"| {traffic} | {outage:g} s | {' | '.join(cells)} |" for (traffic, outage), cells in rows.items()),
     ]
@@ -225,5 +226,8 @@ def measure(options: argparse.Namespace) -> Outcome:
         offline = [each.offline for each in samples if each.outage == outage]
         took.append(f"\nOutages of {outage:g} s took {min(offline):.2f} to {max(offline):.2f} s.")
     found = figures(samples)
-    title = f"Gap after an outage, {options.runs} moves of the {options.mover} for each figure, {machine(options.ipv6)}"
+    title = (
+        f"How long a connection is silent when its host has a usable address again, {options.runs} moves of the "
+        f"{options.mover} for each figure, {machine(options.ipv6)}; without: without undoing TCP's back-off"
+    )
     return Outcome(title, "\n".join([table(found), *took]), found)

@@ -13,7 +13,7 @@ import pytest
 from redirectctl.cli import main as ctl
 from redirectctl.cli.common import ExitCode
 from redirectctl.lab import bench
-from redirectctl.lab.bench import AbsentError, Outcome, gap, protected, start, ways
+from redirectctl.lab.bench import AbsentError, Outcome, gap, protected, start, terminal, ways
 from redirectctl.lab.bench.gap import EITHER, TRAFFIC, Sample
 from redirectctl.lab.bench.protected import Measured
 
@@ -44,7 +44,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def test_all_of_them_in_the_order_of_the_readme(asked: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]):
     assert ctl.main(["bench", "--quick"]) == ExitCode.DONE
-    assert asked == [(name, 2) for name in ("gap", "protected", "ways", "suspended", "start")]
+    assert asked == [(name, 2) for name in ("gap", "protected", "ways", "suspended", "start", "terminal")]
     out = capsys.readouterr().out
     assert out.index("gap on this:\n\n| a |") < out.index("start on this:")
 
@@ -79,7 +79,8 @@ def test_it_needs_root(asked: list[tuple[str, int]], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert ctl.main(["bench"]) == ExitCode.DENIED
     assert asked == []
-    assert ctl.main(["bench", "start"]) == ExitCode.DONE
+    assert ctl.main(["bench", "start", "terminal"]) == ExitCode.DONE
+    assert ctl.main(["bench", "start", "gap"]) == ExitCode.DENIED
 
 
 @pytest.mark.parametrize("name", bench.MEASUREMENTS)
@@ -101,7 +102,7 @@ class TestTables:
 
     def test_protected(self):
         rounds = [[Measured(phase, rate * 1e8, 1.5) for phase, rate in zip(protected.ROUND, rates, strict=True)]
-                  for rates in ((10, 9, 5, 9, 10), (20, 20, 20, 20, 20))]  # fmt: skip
+                  for rates in ((10, 9, 5, 5, 9, 10), (20,) * 6)]  # fmt: skip
         found = protected.figures(rounds)
         assert [row["lowest_ratio"] for row in found] == [1.0, 0.9, 0.5]
         assert protected.table(found).splitlines()[3] == (
@@ -123,3 +124,17 @@ class TestTables:
     def test_start(self):
         found = [{"command": "true", "plain": 0.001, "wrapped": 0.0155, "ratio": 15.5}]
         assert start.table(found).splitlines()[2] == "| `true` | 1.0 ms | 15.5 ms | 15.5 |"
+
+    def test_terminal(self):
+        taken = {
+            ("true", "alone"): [0.001, 0.002, 0.003],
+            ("true", "plain"): [0.02],
+            ("true", "wrapped"): [0.03, 0.04, 0.03],
+        }
+        taken |= {("plain", "alone"): [0.1], ("plain", "plain"): [0.1], ("plain", "wrapped"): [0.2]}
+        found = terminal.figures(taken, {"plain": 64 << 20})
+        assert [row["ratio"] for row in found] == [20.0, 2.0]  # the median of 30, 20 and 10
+        assert terminal.table(found).splitlines()[2:] == [
+            "| start of `true` | 2.0 ms | 20.0 ms | 30.0 ms | 20.00 |",
+            "| `cat`, plain text | 640 MB/s | 640 MB/s | 320 MB/s | 2.00 |",
+        ]
