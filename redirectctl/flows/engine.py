@@ -207,6 +207,8 @@ class Engine:
         self.network = network
         self.meeting.network_changed(now)
         self.mobility.network_changed(now)
+        if network.usable:
+            self.protection.tell_again(now)
         self._relay(now)
 
     def rewritten(self, now: float, token: tuple[Any, ...], error: str | None = None) -> None:

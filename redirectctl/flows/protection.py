@@ -42,6 +42,7 @@ class Protection:
         self._doubted: dict[bytes, float] = {}  # peers, and when they were last asked what of a move they have
         self._told: dict[bytes, float] = {}  # peers, and when they were last told that they are elsewhere
         self._unsupported: dict[IPAddress, tuple[float, str]] = {}  # until when to leave an address alone, and why
+        self._untold: dict[bytes, bytes] = {}  # killed connections, and the peer that could not be told
 
     # -- the life of a connection -------------------------------------------------------------------------------------
 
@@ -178,6 +179,7 @@ class Protection:
         if peer is None:
             return
         self.hello(now, peer)
+        self.tell_again(now, event.key)
         there = not e.meeting.by_way_of(event.key, event.remote)
         if there:
             self._unsupported.pop(event.remote.host, None)
@@ -299,6 +301,7 @@ class Protection:
     def _drop_peer(self, key: bytes) -> None:
         self._doubted.pop(key, None)
         self._told.pop(key, None)
+        self._untold = {cid: of for cid, of in self._untold.items() if of != key}
         self._e.places.forget(key)
         self._e.endpoint.forget(key)
         self._e.emit(commands.DropPeer(key))
@@ -386,6 +389,7 @@ class Protection:
             case messages.Sync(request, cids):
                 mine = {c.cid for c in self._e.table.movable(event.key)}
                 unknown = tuple(cid for cid in cids if cid not in mine)
+                self.tell_again(now, event.key)
                 self._e.send(now, event.key, messages.SyncReply(request, unknown), event.source, event.local)
 
     def hello(self, now: float, peer: Peer, to: SockAddr | None = None, source: IPAddress | None = None) -> None:
@@ -490,7 +494,32 @@ class Protection:
             return
         if peer.session(now) is None and peer.remote is not None:
             self._e.contact(now, peer.remote, peer.local, key)
-        self._e.requests.ask(now, key, lambda n: messages.EndOf(n, what, cids), lambda *_: None, lambda _: None)
+
+        def failed(_: float) -> None:
+            if what is End.KILL:  # of the others, the peer finds out by itself what matters
+                self._untold.update(dict.fromkeys(cids, key))
+                while len(self._untold) > constants.MAX_UNTOLD:
+                    del self._untold[next(iter(self._untold))]
+
+        self._e.requests.ask(now, key, lambda n: messages.EndOf(n, what, cids), lambda *_: None, failed)
+
+    def tell_again(self, now: float, key: bytes | None = None) -> None:
+        """What a peer, or any of them, could not be told while there was no path.
+
+        Before anything else is said in a session: what the peer has asked for in vain it does not protect any more,
+        and nobody may kill that.
+        """
+        for of in {of for of in self._untold.values() if key in (None, of)}:
+            peer = self._e.peers.get(of)
+            if peer is None or peer.session(now) is None:
+                if peer is not None and peer.remote is not None:
+                    self._e.contact(now, peer.remote, peer.local, of)
+                continue
+            cids = [cid for cid, each in self._untold.items() if each == of]
+            for cid in cids:
+                del self._untold[cid]
+            for start in range(0, len(cids), messages.MAX_CIDS):
+                self.tell_end(now, of, End.KILL, tuple(cids[start : start + messages.MAX_CIDS]))
 
     # -- after a restart ----------------------------------------------------------------------------------------------
 

@@ -57,6 +57,48 @@ def test_killed_while_the_peer_cannot_be_told() -> None:
     assert not bob.stored
 
 
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("address", ["198.51.100.2", "198.51.100.3"])
+def test_killed_while_the_peer_cannot_be_told_it_is_when_the_path_is_back(others: int, address: str) -> None:
+    world = World()
+    alice, bob = world.host("alice", "192.0.2.1"), world.host("bob", "198.51.100.2")
+    sockets = [world.connect(bob, alice, 40000 + n)[0] for n in range(1 + others)]
+    world.run(5)
+    bob.move()
+    for _ in range(40):
+        alice.engine.stalled(world.now, [s.mirrored for s in sockets])
+        alice.run()
+        world.run(0.5)
+    assert all(alice.connection(s.mirrored).state is State.SUSPENDED for s in sockets)
+    bob.engine.kill(world.now, bob.connection(sockets[0]).cid)
+    bob.run()
+    world.run(300)
+    assert alice.connection(sockets[0].mirrored).state is State.SUSPENDED
+    bob.move(address)
+    world.run(30)
+    assert [n.reason for n in alice.named("connection.closed")] == ["killed-there"]
+    assert alice.sockets == {s.mirrored for s in sockets[1:]}
+    assert not bob.engine.protection._untold
+    for socket in sockets[1:]:
+        assert bob.connection(socket).state is alice.connection(socket.mirrored).state is State.PROTECTED
+
+
+def test_what_could_not_be_told_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "MAX_UNTOLD", 3)
+    world = World()
+    alice, bob = world.host("alice", "192.0.2.1"), world.host("bob", "198.51.100.2")
+    sockets = [world.connect(bob, alice, 40000 + n)[0] for n in range(5)]
+    world.run(5)
+    bob.move()
+    for socket in sockets:
+        bob.engine.kill(world.now, bob.connection(socket).cid)
+    bob.run()
+    world.run(60)
+    assert len(bob.engine.protection._untold) == 3
+    bob.engine.forget(world.now, alice.static.public)
+    assert not bob.engine.protection._untold
+
+
 def test_released_while_the_peer_cannot_be_told() -> None:
     world, _, bob, socket = suspended()
     bob.engine.release(world.now, bob.connection(socket).cid)

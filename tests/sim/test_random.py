@@ -31,6 +31,7 @@ step = st.one_of(
     st.tuples(st.just("move"), st.just("bob"), addresses.filter(len)),
     st.tuples(st.just("open"), who, st.none()),
     st.tuples(st.just("close"), who, st.integers(0, 7)),
+    st.tuples(st.just("kill"), who, st.integers(0, 7)),
     st.tuples(st.just("cut"), st.none(), st.booleans()),
     st.tuples(st.just("loss"), st.none(), st.sampled_from([0.0, 0.1, 0.4, 0.8])),
     st.tuples(st.just("jitter"), st.none(), st.sampled_from([0.0, 0.02, 0.3, 3.0])),
@@ -72,6 +73,11 @@ class Story:
     def host(self, name: str) -> Host:
         return self.alice if name == "alice" else self.bob
 
+    def socket(self, host: Host, number: int) -> FourTuple:
+        """One of them, as the host sees it."""
+        socket = self.sockets[number % len(self.sockets)]
+        return socket if host is self.bob else socket.mirrored
+
     def do(self, what: str, name: str | None, value: object) -> None:
         world = self.world
         host = self.host(name or "bob")
@@ -83,8 +89,12 @@ class Story:
                 self.open(host)
             case "close", int():
                 if self.sockets:
-                    socket = self.sockets[value % len(self.sockets)]
-                    host.closed(socket if host is self.bob else socket.mirrored)
+                    host.closed(self.socket(host, value))
+            case "kill", int():
+                c = host.engine.table.at(self.socket(host, value)) if host.up and self.sockets else None
+                if c is not None:
+                    host.engine.kill(world.now, c.cid)
+                    host.run()
             case "cut", bool():
                 world.link.cut = value
             case "loss", float():
@@ -112,8 +122,7 @@ class Story:
                 host.find()
             case "write", int():
                 if self.sockets:
-                    socket = self.sockets[value % len(self.sockets)]
-                    self.writing.add((host.name, socket if host is self.bob else socket.mirrored))
+                    self.writing.add((host.name, self.socket(host, value)))
             case "quiet", _:
                 self.writing = {(of, socket) for of, socket in self.writing if of != host.name}
             case "wake", _:

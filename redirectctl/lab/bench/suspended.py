@@ -24,7 +24,7 @@ from redirectctl.lab.streams import Idle, start_idle, wait_until
 from redirectctl.lab.topology import FIRST_HOST, Host, Lab
 
 PORTS = range(5001, 5101)  # one for each batch
-BATCH = 250  # connections that are opened at once: so many claims may be under way
+BATCH = 100  # connections that are opened at once: it is not about that here
 CONFIG = f"""
 [trust]
 first_contact = "accept-new"
