@@ -15,7 +15,7 @@ from redirectctl.lab.namespaces import LabError, program
 from redirectctl.lab.streams import wait_until
 from redirectctl.lab.topology import Host
 
-START_PATIENCE = 15.0  # seconds until READY=1
+START_PATIENCE = 60.0  # seconds until READY=1: on a machine that has much else to do
 STOP_PATIENCE = 5.0  # seconds after SIGTERM; the contract says 2
 OWN_STATE = (
     "daemon",
