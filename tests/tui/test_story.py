@@ -20,7 +20,7 @@ from redirectctl.lab.streams import wait_until
 from redirectctl.lab.topology import Host, Lab
 
 PATIENCE = 60.0
-CLIENT = '[trust]\nfirst_contact = "ask"\n[protect]\nlong_lived_after = "3s"\n'
+CLIENT = '[trust]\nfirst_contact = "ask"\n[protect]\nlong_lived_after = "6s"\n'
 SERVER = '[trust]\nfirst_contact = "accept-new"\n'
 PROMPT = "server> "
 
@@ -117,8 +117,8 @@ class Person:
         """As far as the question, which both terminals show by themselves."""
         session = self.sshd.ssh("-t", f"PS1='{PROMPT}' sh")
         self.shell.type(f"redirect-run {shlex.join(session)}; echo status $?")
+        self.ui.wait("○ short ━")  # for seconds only: before anything else is waited for
         self.shell.wait(f"\n{PROMPT.strip()}")
-        self.ui.wait("○ short ━")
         picture = self.identity["picture"].splitlines()
         asked = self.ui.wait("First contact", self.identity["fingerprint"], "wanted by", "ssh -F", *picture)
         assert "Approve" in asked
@@ -165,7 +165,7 @@ def test_from_first_contact_to_the_end(lab: Lab, person: Person) -> None:
     ui.press("1")
 
     lab.client.leave()
-    ui.wait("‖ suspended 2s")
+    ui.wait("‖ suspended ")
     shell.wait_title(f"redirectctl: no path to {lab.server.address()} for ")
     shell.type("echo typed-in-the-outage-$((6 * 7))")
     lab.client.join(lab.home, 44)
