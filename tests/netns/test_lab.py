@@ -347,10 +347,10 @@ def test_a_gateway_lets_in_only_what_is_forwarded(lab: Lab, version: int) -> Non
 def test_a_firewall_drops_connections_that_it_has_not_seen_begin(lab: Lab, version: int) -> None:
     ticker = start_ticker(lab.server, lab.client, version=version)
     lab.home.firewall()
-    wait_until(lambda: counted(lab.router, "ct state invalid") > 0, 10, "a packet in the middle", poll=0.05)
+    wait_until(lambda: counted(lab.router, "ct state invalid") > 0, 60, "a packet in the middle", poll=0.05)
     before = {end: len(ticker.records(end)) for end in ticker.ends}
     dropped = counted(lab.router, "ct state invalid")
-    wait_until(lambda: counted(lab.router, "ct state invalid") > dropped + 3, 10, "packets in the middle", poll=0.05)
+    wait_until(lambda: counted(lab.router, "ct state invalid") > dropped + 3, 60, "packets in the middle", poll=0.05)
     assert {end: len(ticker.records(end)) for end in ticker.ends} == before
     assert "refused" in answer_of(lab.client, lab.server.address(version))
     start_ticker(lab.server, lab.client, version=version)

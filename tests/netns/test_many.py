@@ -72,7 +72,7 @@ def datagrams(lab: Lab) -> dict[str, int]:
 def test_one_acm_moves_a_thousand_connections_in_one_transaction(lab: Lab, version: int) -> None:
     pair = Pair(lab)
     idle = start_idle(lab.server, lab.client, COUNT, version=version, wrap=pair.wrap)
-    pair.wait_protected(COUNT)
+    wait_until(lambda: pair.protected(COUNT), PATIENCE * 4, f"{COUNT} connections protected on both hosts", poll=1.0)
     monitors = {daemon: Monitor(daemon.host) for daemon in pair.daemons}
     count_datagrams(lab)
     began = time.time()
