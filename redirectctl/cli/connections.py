@@ -14,14 +14,14 @@ COLUMNS = (
     Column("ID"),
     Column("STATE"),
     Column("PATH"),
-    Column("LOCAL"),
-    Column("REMOTE"),
-    Column("NOW", optional=True),
+    Column("LOCAL", below=True),
+    Column("REMOTE", below=True),
+    Column("NOW", optional=True, below=True),
     Column("AGE", right=True),
     Column("MOVES", right=True),
     Column("PID", right=True, optional=True),
     Column("COMMAND", shorten=True, optional=True),
-    Column("NOTE", shorten=True, optional=True),
+    Column("NOTE", shorten=True, optional=True, below=True),
 )
 
 

@@ -18,6 +18,8 @@ from redirectctl.api.text import HIDDEN, clean
 
 ELLIPSIS: Final = "…"
 MIN_WIDTH: Final = 8  # below this a column is not shortened
+GAP: Final = "  "  # between columns
+INDENT: Final = "  "  # of what is below a row
 
 
 class Colour(Enum):
@@ -52,6 +54,7 @@ class Column(NamedTuple):
     shorten: bool = False  # when the terminal is narrow
     right: bool = False
     optional: bool = False  # left out when no row has anything there
+    below: bool = False  # in lines below its row, with its title, when the terminal is too narrow for all
 
 
 def print_json(value: Any) -> None:
@@ -66,18 +69,55 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     """An aligned table with a line of titles, no wider than the terminal if that can be."""
     cells = [[clean(text) for text in row] for row in rows]
     shown = [n for n, column in enumerate(columns) if not column.optional or any(row[n] for row in cells)]
-    columns = [columns[n] for n in shown]
-    cells = [[column.title for column in columns]] + [[row[n] for n in shown] for row in cells]
+    limit = _terminal_width()
+    if limit is None or _least_width(columns, cells, shown) <= limit:
+        below = []
+    else:
+        below = [n for n in shown if columns[n].below]
+        shown = [n for n in shown if n not in below]
+    _print_table(
+        [columns[n] for n in shown],
+        [[row[n] for n in shown] for row in cells],
+        limit,
+        [_titled([(columns[n].title.lower(), row[n]) for n in below if row[n]], limit) for row in cells],
+    )
+
+
+def _print_table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], limit: int | None, below: Sequence[Sequence[str]]
+) -> None:
+    cells = [[column.title for column in columns], *rows]
     widths = [max(_width(row[n]) for row in cells) for n in range(len(columns))]
-    _fit(columns, widths)
-    for number, row in enumerate(cells):
+    _fit(columns, widths, limit)
+    for number, (row, lines) in enumerate(zip(cells, [[], *below], strict=True)):
         parts = []
         for column, text, width in zip(columns, row, widths, strict=True):
             short = _shortened(text, width)
             padding = " " * (width - _width(short))
             coloured = paint(short) if number else short
             parts.append(padding + coloured if column.right else coloured + padding)
-        print("  ".join(parts).rstrip())
+        print(GAP.join(parts).rstrip())
+        for line in lines:
+            print(line)
+
+
+def _least_width(columns: Sequence[Column], cells: Sequence[Sequence[str]], shown: Sequence[int]) -> int:
+    """Of the table when everything that may be shortened is."""
+    widths = [max(_width(text) for text in (columns[n].title, *(row[n] for row in cells))) for n in shown]
+    least = [min(width, MIN_WIDTH) if columns[n].shorten else width for n, width in zip(shown, widths, strict=True)]
+    return sum(least) + len(GAP) * (len(least) - 1)
+
+
+def _titled(values: Sequence[tuple[str, str]], limit: int | None) -> list[str]:
+    """Lines of titles and values, as many to a line as go in; one that is too long has a line of its own."""
+    lines: list[str] = []
+    for title, value in values:
+        text = f"{title} {value}"
+        if lines and limit is not None and _width(lines[-1]) + len(GAP) + _width(text) <= limit:
+            lines[-1] += GAP + text
+        else:
+            lines.append(INDENT + text)
+    return lines
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
@@ -112,12 +152,11 @@ def _terminal_width() -> int | None:
         return None
 
 
-def _fit(columns: Sequence[Column], widths: list[int]) -> None:
+def _fit(columns: Sequence[Column], widths: list[int], limit: int | None) -> None:
     """Take from the widest column that may be shortened until the table fits, or nothing more can be taken."""
-    limit = _terminal_width()
     if limit is None:
         return
-    excess = sum(widths) + 2 * (len(widths) - 1) - limit
+    excess = sum(widths) + len(GAP) * (len(widths) - 1) - limit
     while excess > 0:
         candidates = [n for n, column in enumerate(columns) if column.shorten and widths[n] > MIN_WIDTH]
         if not candidates:

@@ -13,9 +13,9 @@ COLUMNS = (
     Column("FINGERPRINT"),
     Column("NAME", shorten=True, optional=True),
     Column("STATE"),
-    Column("CONNECTIONS", right=True),
-    Column("LAST CONTACT"),
-    Column("ADDRESSES", shorten=True, optional=True),
+    Column("CONNECTIONS", right=True, below=True),
+    Column("LAST CONTACT", below=True),
+    Column("ADDRESSES", shorten=True, optional=True, below=True),
 )
 
 

@@ -491,6 +491,20 @@ class TestTerminal:
             assert len(row) + 2 == 110  # two of its characters are two cells wide
             assert head.index("COMMAND") == row.index("ssh")
 
+    def test_what_does_not_fit_is_below_its_row(self, daemon: Any):
+        moved = msgspec.structs.replace(ONE, wire_local="203.0.113.30:40000", moves=2, reason="no-path")
+        daemon.replies["connections"] = schema.ConnectionsReply([moved, TWO])
+        lines = self.show("conns", columns=80, NO_COLOR="1")
+        assert lines[0].split() == ["ID", "STATE", "PATH", "AGE", "MOVES", "PID", "COMMAND"]
+        assert lines[1].split()[:3] == ["c0ffee01", "protected", "original"]
+        assert lines[2] == "  local 192.0.2.1:40000  remote 198.51.100.7:22"
+        assert lines[3] == "  now 203.0.113.30:40000-198.51.100.7:22  note no-path"
+        assert max(len(line) for line in lines) <= 80
+        daemon.replies["peers"] = schema.PeersReply([msgspec.structs.replace(PEER, fingerprint="SHA256:" + "x" * 43)])
+        head, _, *below = self.show("peers", columns=80, NO_COLOR="1")
+        assert head.split() == ["FINGERPRINT", "NAME", "STATE"]
+        assert below == ["  connections 2  last contact 2023-11-14 22:13:20", "  addresses 198.51.100.7, 2001:db8::7"]
+
     def test_tables_in_a_pipe_are_whole(self, daemon: Any, ctl: Runner, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("COLUMNS", "40")
         daemon.replies["connections"] = schema.ConnectionsReply([msgspec.structs.replace(ONE, command="x" * 300)])
