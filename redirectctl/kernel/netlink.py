@@ -260,7 +260,7 @@ class NetWatch:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            # Events are lost.  Those still queued are read after the new snapshot: they end in the same state.
+            self._drain(self._events)
             self._watch(False)
             self._resync = asyncio.get_running_loop().create_task(self._read_anew(), name="netlink resync")
             self._resync.add_done_callback(_report)
@@ -268,6 +268,22 @@ class NetWatch:
         self._become(NetState(links, frozenset(addresses)), routes)
         if lost:
             self._on_loss()
+
+    def _drain(self, events: socket.socket) -> None:
+        """Forget what is queued, before all is read anew.
+
+        Until the queue has been empty once the kernel drops further events without saying so again
+        (`netlink_overrun`, NETLINK_S_CONGESTED).  What comes from now on is read after the new snapshot, and ends in
+        the same state.
+        """
+        while True:
+            try:
+                events.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
 
     async def _read_anew(self) -> None:
         state = await self.snapshot()

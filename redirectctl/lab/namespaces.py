@@ -319,10 +319,13 @@ def _identities(paths: Iterable[Path]) -> set[Identity]:
 def _remove_namespaces(paths: list[Path]) -> None:
     deadline = time.monotonic() + STOP_PATIENCE
     identities = _identities(paths)
-    while (pids := _processes_in(identities)) and time.monotonic() < deadline:
+    looks = 0  # that found nobody: one that is just being forked, or enters, is seen at the second
+    while looks < 2 and time.monotonic() < deadline:
+        pids = _processes_in(identities)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        looks = 0 if pids else looks + 1
         time.sleep(0.005)
     for path in paths:
         try:

@@ -199,3 +199,23 @@ def test_an_overflow_loses_nothing(alice: Host) -> None:
         await until(lambda: any(OLD in change.removed for change in changes))  # it goes on watching
 
     watched(alice, scenario, receive_buffer=1)
+
+
+def test_what_happens_while_all_is_read_anew_is_not_lost(alice: Host) -> None:
+    async def scenario(watch: NetWatch, changes: list[NetChange]) -> None:
+        first = parse_ip("203.0.113.50")
+        snapshot = watch.snapshot
+        turns = iter([True])
+
+        async def late() -> NetState:
+            state = await snapshot()
+            if next(turns, False):
+                alice.sh(f"ip addr del {first}/24 dev net3")
+            return state
+
+        watch.snapshot = late  # type: ignore[method-assign]
+        alice.sh("; ".join(f"ip addr add 203.0.113.{n}/24 dev net3" for n in range(50, 90)))
+        await until(lambda: any(first in change.removed for change in changes))
+        assert next(turns, False) is False  # it has overflown
+
+    watched(alice, scenario, receive_buffer=1)
