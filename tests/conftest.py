@@ -1,4 +1,7 @@
-"""How many cases Hypothesis makes up: `--hypothesis-profile long` for a night, "quick" for every day."""
+"""For all tests: what comes first, and how many cases Hypothesis makes up.
+
+`--hypothesis-profile long` is for a night, "quick" for every day.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+LONGEST = ("test_sessions.py", "test_packages.py", "test_clean.py")
 
 settings.register_profile(
     "quick", max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
@@ -23,3 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, lambda *_: None)
     if config.getoption("--hypothesis-profile", None) is None:
         settings.load_profile("quick")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: beside others they are over before the end, and nobody waits for them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)

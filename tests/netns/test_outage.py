@@ -33,7 +33,7 @@ KINDS = ("from client", "from server", "both", "idle", "half closed", "full wind
 PROGRAM = r"""
 import hashlib, json, os, select, socket, sys, time
 kinds = sys.argv[1].split(",")
-ends, sums, got, failed, first = {}, {}, {}, {}, {}
+ends, got, failed, first, over = {}, {}, {}, {}, set()
 if len(sys.argv) > 2:
     for kind, port in zip(kinds, sys.argv[3:]):
         ends[kind] = socket.create_connection((sys.argv[2], int(port)), 30)
@@ -77,7 +77,9 @@ def read():
         try:
             while True:
                 data = one.recv(1 << 20)
-                if not data: break
+                if not data:
+                    over.add(kind)  # and readable for ever
+                    break
                 came[kind].update(data); got[kind] += len(data); first.setdefault(kind, time.monotonic())
         except BlockingIOError: pass
         except OSError as error: failed[kind] = str(error)
@@ -86,7 +88,8 @@ writes = {"from client": client, "from server": not client, "both": True}
 writes |= {"half closed": not client, "full window": client}
 print(json.dumps("ready"), flush=True)
 while True:
-    watched = [e for k, e in ends.items() if k not in failed and (k != "full window" or reading)]
+    quiet = {*failed, *over} | (set() if reading else {"full window"})
+    watched = [e for k, e in ends.items() if k not in quiet]
     ready, _, _ = select.select([sys.stdin, *watched], [], [], 0.05)
     read()
     if sys.stdin not in ready:

@@ -75,9 +75,9 @@ class Bench:
         time.sleep(options.settle)
         found = Measured(phase, *self._rate(flood))
         flood.kill()
+        wait_until(lambda: self._states() <= {"closed"}, PATIENCE, "the end of the connection", poll=0.1)
         if phase == "moved":
             self.lab.client.move(self.lab.home, FIRST_HOST)
-        wait_until(lambda: self._states() <= {"closed"}, PATIENCE, "the end of the connection", poll=0.1)
         return found
 
     def _enter(self, phase: str, flood: Flood) -> None:
