@@ -42,8 +42,8 @@ REQUEST_RETRIES: Final = (0.3, 0.6, 1.2, 2.4, 4.8)  # seconds after each try of 
 
 HOLD_AFTER: Final = 1.0  # seconds without an address after which the kernel suspends: most moves are over by then
 HOLD_AGAIN: Final = 3.0  # seconds that a path may take to be proven, once the kernel lets packets through again
-PROBE_PART: Final = 3000.0  # of the time without a path: the pause between two announcements, as long as there is none
-PROBE_PAUSE: Final = 0.1  # seconds, at least: 10 kbit/s; a pause of 0.1 s is over after 5 minutes
+PROBE_PART: Final = 6000.0  # of the time without a path: the pause between two announcements, as long as there is none
+PROBE_PAUSE: Final = 0.05  # seconds, at least: 20 kbit/s; a pause of 0.05 s is over after 5 minutes
 PROBE_PAUSE_MAX: Final = 30.0
 PROBE_PAUSE_RELAYED: Final = 1.0  # at least, where a rendezvous has to hand them over
 PROBES: Final = 100.0  # a second, to all peers

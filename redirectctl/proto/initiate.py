@@ -53,7 +53,7 @@ class Attempt:
 class Initiator:
     """All the attempts under way."""
 
-    KEPT = 16  # first messages of an attempt whose answer may still come: sent every 0.1 s, for 1.6 s
+    KEPT = 32  # first messages of an attempt whose answer may still come: sent every 0.05 s, for 1.6 s
     SOONEST = 0.05  # seconds between two of them
 
     def __init__(self, endpoint: Endpoint) -> None:

@@ -292,7 +292,7 @@ def test_a_path_that_carries_too_little_to_be_proven_leaves_them_suspended() -> 
 
 def test_not_more_announcements_than_a_silent_path_bears() -> None:
     world, _, bob, _ = silent()
-    for seconds, most in ((60, 700), (120, 1400), (600, 6000)):
+    for seconds, most in ((60, 1400), (120, 2800), (600, 12000)):
         bob.sent.clear()
         world.run(seconds)
         assert seconds < len(bob.sent) < most
