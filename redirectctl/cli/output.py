@@ -70,42 +70,39 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     cells = [[clean(text) for text in row] for row in rows]
     shown = [n for n, column in enumerate(columns) if not column.optional or any(row[n] for row in cells)]
     limit = _terminal_width()
-    if limit is None or _least_width(columns, cells, shown) <= limit:
-        below = []
-    else:
+    below: list[int] = []
+    if limit is not None and _total(_shortest(columns, cells, shown)) > limit:
         below = [n for n in shown if columns[n].below]
         shown = [n for n in shown if n not in below]
-    _print_table(
-        [columns[n] for n in shown],
-        [[row[n] for n in shown] for row in cells],
-        limit,
-        [_titled([(columns[n].title.lower(), row[n]) for n in below if row[n]], limit) for row in cells],
-    )
-
-
-def _print_table(
-    columns: Sequence[Column], rows: Sequence[Sequence[str]], limit: int | None, below: Sequence[Sequence[str]]
-) -> None:
-    cells = [[column.title for column in columns], *rows]
-    widths = [max(_width(row[n]) for row in cells) for n in range(len(columns))]
-    _fit(columns, widths, limit)
-    for number, (row, lines) in enumerate(zip(cells, [[], *below], strict=True)):
+    widths = _widths(columns, cells, shown)
+    _fit([columns[n] for n in shown], widths, limit)
+    titles = [column.title for column in columns]
+    for number, row in enumerate([titles, *cells]):
         parts = []
-        for column, text, width in zip(columns, row, widths, strict=True):
-            short = _shortened(text, width)
+        for n, width in zip(shown, widths, strict=True):
+            short = _shortened(row[n], width)
             padding = " " * (width - _width(short))
             coloured = paint(short) if number else short
-            parts.append(padding + coloured if column.right else coloured + padding)
+            parts.append(padding + coloured if columns[n].right else coloured + padding)
         print(GAP.join(parts).rstrip())
-        for line in lines:
-            print(line)
+        if number:
+            for line in _titled([(titles[n].lower(), row[n]) for n in below if row[n]], limit):
+                print(line)
 
 
-def _least_width(columns: Sequence[Column], cells: Sequence[Sequence[str]], shown: Sequence[int]) -> int:
-    """Of the table when everything that may be shortened is."""
-    widths = [max(_width(text) for text in (columns[n].title, *(row[n] for row in cells))) for n in shown]
-    least = [min(width, MIN_WIDTH) if columns[n].shorten else width for n, width in zip(shown, widths, strict=True)]
-    return sum(least) + len(GAP) * (len(least) - 1)
+def _widths(columns: Sequence[Column], cells: Sequence[Sequence[str]], shown: Sequence[int]) -> list[int]:
+    return [max(_width(text) for text in (columns[n].title, *(row[n] for row in cells))) for n in shown]
+
+
+def _shortest(columns: Sequence[Column], cells: Sequence[Sequence[str]], shown: Sequence[int]) -> list[int]:
+    """Widths when everything that may be shortened is."""
+    widths = zip(shown, _widths(columns, cells, shown), strict=True)
+    return [min(width, MIN_WIDTH) if columns[n].shorten else width for n, width in widths]
+
+
+def _total(widths: Sequence[int]) -> int:
+    """Of a line of the table."""
+    return sum(widths) + len(GAP) * (len(widths) - 1)
 
 
 def _titled(values: Sequence[tuple[str, str]], limit: int | None) -> list[str]:
@@ -156,7 +153,7 @@ def _fit(columns: Sequence[Column], widths: list[int], limit: int | None) -> Non
     """Take from the widest column that may be shortened until the table fits, or nothing more can be taken."""
     if limit is None:
         return
-    excess = sum(widths) + len(GAP) * (len(widths) - 1) - limit
+    excess = _total(widths) - limit
     while excess > 0:
         candidates = [n for n, column in enumerate(columns) if column.shorten and widths[n] > MIN_WIDTH]
         if not candidates:

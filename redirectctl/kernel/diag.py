@@ -174,10 +174,7 @@ class Sockets(Protocol):
         states: Iterable[TcpState] = CONNECTED,
         only: Collection[FourTuple] | None = None,
     ) -> list[SocketInfo]:
-        """All the TCP sockets in ``states`` that pass ``wanted``, both families.  Raises KernelError.
-
-        ``only``: of these connections; those of others are not unpacked, which is most of the work.
-        """
+        """As SockDiag.dump."""
 
     def get(self, connection: FourTuple, *, ifindex: int = 0) -> SocketInfo | None:
         """One socket."""

@@ -148,6 +148,18 @@ def test_without_a_daemon(lab: Lab) -> None:
 ASK = FAST.replace("accept-new", "ask")
 
 
+def told_of_an_outage(lab: Lab, child: pexpect.spawn) -> None:
+    """The client loses its address and gets another: the title says both, and the session goes on and ends."""
+    give_away(lab, lab.client)
+    child.expect_exact(f"redirectctl: no path to {lab.server.address()} for ")
+    lab.client.join(lab.cafe, 20)
+    child.expect_exact(" is back after ")
+    child.sendline("it lives")
+    child.expect_exact("it lives\r\nit lives\r\n")
+    child.sendeof()
+    child.expect(pexpect.EOF)
+
+
 def test_asked_and_told_on_a_terminal(lab: Lab) -> None:
     """First contact is answered where the session is; the title says that the path is lost, and back."""
     pair = Pair(lab, client=ASK)
@@ -163,14 +175,7 @@ def test_asked_and_told_on_a_terminal(lab: Lab) -> None:
         child.sendline("yes")
         child.expect_exact("\x1b[?1049l")
         pair.wait_protected(1)
-        give_away(lab, lab.client)
-        child.expect_exact(f"redirectctl: no path to {lab.server.address()} for ")
-        lab.client.join(lab.cafe, 20)
-        child.expect_exact(" is back after ")
-        child.sendline("it lives")
-        child.expect_exact("it lives\r\nit lives\r\n")
-        child.sendeof()
-        child.expect(pexpect.EOF)
+        told_of_an_outage(lab, child)
     finally:
         child.close(force=True)
     assert child.exitstatus == 0
@@ -196,14 +201,7 @@ def test_told_again_by_a_daemon_that_was_started_anew(lab: Lab, how: str) -> Non
         child.expect_exact("without a daemon\r\nwithout a daemon\r\n")
         pair.client.start()
         assert [c["id"] for c in pair.wait_protected(1)] == [before["id"]]
-        give_away(lab, lab.client)
-        child.expect_exact(f"redirectctl: no path to {lab.server.address()} for ")
-        lab.client.join(lab.cafe, 20)
-        child.expect_exact(" is back after ")
-        child.sendline("it lives")
-        child.expect_exact("it lives\r\nit lives\r\n")
-        child.sendeof()
-        child.expect(pexpect.EOF)
+        told_of_an_outage(lab, child)
     finally:
         child.close(force=True)
     assert child.exitstatus == 0

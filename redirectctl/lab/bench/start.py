@@ -12,15 +12,10 @@ import argparse
 import os
 import socket
 import statistics
-import sys
-import tempfile
-import threading
 import time
-from contextlib import ExitStack
-from pathlib import Path
 
 from redirectctl.lab.bench import Figures, Outcome, machine
-from redirectctl_wrappers import launcher
+from redirectctl.lab.bench.played import played
 
 QUICK = ("--runs", "20")
 
@@ -55,19 +50,10 @@ def measure(options: argparse.Namespace) -> Outcome:
     commands = [["true"], ["ssh", "-V"]]
     if options.ssh:
         commands.append(["ssh", "-o", "BatchMode=yes", options.ssh, "true"])
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        devnull = stack.enter_context(open(os.devnull, "r+b"))
-        wrapper = Path(folder, "redirect-run")
-        wrapper.write_text(launcher.script(sys.executable))
-        wrapper.chmod(0o755)
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-        listener.bind(f"{folder}/socket")
-        listener.listen(128)
-        threading.Thread(target=answer, args=[listener], daemon=True).start()
+    with played(answer) as folder, open(os.devnull, "r+b") as devnull:
         plain: list[list[float]] = [[] for _ in commands]
         wrapped: list[list[float]] = [[] for _ in commands]
-        through = [os.fspath(wrapper), "--require", "--socket", f"{folder}/socket", "--"]
+        through = [f"{folder}/redirect-run", "--require", "--socket", f"{folder}/socket", "--"]
         for _ in range(options.runs):
             for command, of_plain, of_wrapped in zip(commands, plain, wrapped, strict=True):
                 of_plain.append(seconds(command, devnull.fileno()))

@@ -13,16 +13,12 @@ import os
 import pty
 import socket
 import statistics
-import sys
-import tempfile
 import threading
 import time
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Final
 
 from redirectctl.lab.bench import Figures, Outcome, machine
-from redirectctl_wrappers import launcher
+from redirectctl.lab.bench.played import played
 
 QUICK = ("--runs", "3", "--megabytes", "16")
 
@@ -81,22 +77,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> Outcome:
     """Times from start to the last byte."""
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        wrapper = Path(folder, "redirect-run")
-        wrapper.write_text(launcher.script(sys.executable))
-        wrapper.chmod(0o755)
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-        listener.bind(f"{folder}/socket")
-        listener.listen(128)
-        threading.Thread(target=answer, args=[listener], daemon=True).start()
+    with played(answer) as folder:
         environment = os.environ | {"TERM": "xterm", "REDIRECTCTL_SOCKET": f"{folder}/socket"}
         commands = {START: ["true"]}
         for name, block in TEXTS.items():
-            file = Path(folder, name)
+            file = folder / name
             file.write_bytes(block * max(1, options.megabytes * MEGABYTE // len(block)))
             commands[name] = ["cat", os.fspath(file)]
-        prefixes = {"alone": [], "plain": [os.fspath(wrapper), "--plain", "--"], "wrapped": [os.fspath(wrapper), "--"]}
+        wrapper = f"{folder}/redirect-run"
+        prefixes = {"alone": [], "plain": [wrapper, "--plain", "--"], "wrapped": [wrapper, "--"]}
         taken: dict[tuple[str, str], list[float]] = {(c, w): [] for c in commands for w in WAYS}
         for _ in range(options.runs):
             for name, command in commands.items():
