@@ -76,6 +76,8 @@ class CgroupTree:
         what = f"opting in process {pid}"
         if pid <= 0:
             raise KernelError(what, "not a process number", "name a running process")
+        if pid == 1:  # what `protect $PPID` names when the parent has ended; init's cgroup is the service manager's
+            raise KernelError(what, "it is init: all that it starts would be opted in", "name the command's process")
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:

@@ -218,3 +218,9 @@ def test_start_time_is_in_ticks_since_boot() -> None:
     ticks = procs.start_time(os.getpid())
     assert ticks is not None
     assert 0 < ticks / os.sysconf("SC_CLK_TCK") <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def test_init_stays_where_it_is(tree: CgroupTree) -> None:
+    with pytest.raises(KernelError, match="it is init"):
+        tree.opt_in(1)
+    assert not any(one.path.name == f"{CGROUP_PREFIX}1" for one in tree.find_all())
