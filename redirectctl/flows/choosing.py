@@ -75,6 +75,7 @@ class Choosing:
         self._e = engine
         self._trials: dict[Route, Trial] = {}
         self._stalls: dict[bytes, float] = {}  # peers, and when we last announced ourselves for a stall
+        self._unread: dict[bytes, float] = {}  # peers that read no tunnel, and since when they get plain packets
         self._looked = (0.0, 0)  # second, and tokens looked up in it
 
     # -- what may be --------------------------------------------------------------------------------------------------
@@ -288,19 +289,37 @@ class Choosing:
         """These have been retransmitting in vain: by the tunnel if there is one, and let the peer see where we are."""
         peers: dict[bytes, list[Connection]] = defaultdict(list)
         back: list[Connection] = []
+        unread: list[Connection] = []
         for socket in sockets:
             connection = self._e.table.at(socket)
             if connection is None or not connection.movable or connection.peer is None:
                 continue
             plain = connection.path is Path.REWRITTEN or (not connection.tunnel and connection.outer_remote is not None)
             if plain and self.tunnels(connection):
-                back.append(connection)
+                if now - self._unread.get(connection.peer, float("-inf")) > constants.UNREAD_TRY:
+                    back.append(connection)
+            elif self._nobody_reads(now, connection):
+                unread.append(connection)
             peers[connection.peer].append(connection)
         for route in {self._route(c) for c in back}:
             self._pause(now, route, self._trials.setdefault(route, Trial()), stalled=True)
         self._change(back, tunnel=True)
+        if unread:
+            self._unread.update((c.peer, now) for c in unread if c.peer is not None)
+            self._change(unread, tunnel=False)
+            self._e.emit(commands.Kick(tuple(c.socket for c in unread)))
         for key, connections in peers.items():
             self._e.holding.unanswered(now, connections)
             if now - self._stalls.get(key, float("-inf")) >= constants.STALL_PAUSE:
                 self._stalls[key] = now
                 self._e.mobility.announce_stall(now, key, connections)
+
+    def _nobody_reads(self, now: float, connection: Connection) -> bool:
+        """Nobody seems to read the tunnel at its other end: plain packets need no daemon there, and cannot do worse.
+
+        The answer to our announcement, when one comes, leads back.
+        """
+        if connection.peer is None or not self._may_be_plain(connection):
+            return False
+        trial = self._trials.get(self._route(connection))
+        return (trial is None or not trial.stalled) and self._e.holding.silence(now, connection.peer) > constants.UNREAD

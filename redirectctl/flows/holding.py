@@ -62,7 +62,7 @@ class Holding:
 
     def question(self, now: float, key: bytes) -> None:
         """The peer was told where we are, and is to answer."""
-        if key not in self._asked:
+        if key not in self._asked or self.silence(now, key) == 0.0:
             self._asked[key] = now
             self._e.timers.set(("silent", key), now + self._e.policy.suspend_after)
 
@@ -105,11 +105,17 @@ class Holding:
             case "give-up":
                 self._give_up(now)
 
-    def _silent(self, now: float, key: bytes) -> None:
-        asked = self._asked.pop(key, now)
+    def silence(self, now: float, key: bytes) -> float:
+        """Seconds for which the peer's daemon has been asked in vain."""
+        asked = self._asked.get(key, now)
         peer = self._e.peers.get(key)
-        last = peer.last_contact if peer is not None else None
-        if (last is not None and last > asked) or self._heard.get(key, asked) > asked:
+        answered = peer is not None and peer.last_contact is not None and peer.last_contact > asked
+        return 0.0 if answered else now - asked
+
+    def _silent(self, now: float, key: bytes) -> None:
+        silence = self.silence(now, key)
+        asked = self._asked.pop(key, now)
+        if silence == 0.0 or self._heard.get(key, asked) > asked:
             return
         connections = self._e.table.movable(key)
         if any(self._waits(now, c) for c in connections):

@@ -24,6 +24,7 @@ a host without protected connections has no hook, and nothing is looked up befor
     late   prerouting, raw + 10    what looked like a token and came out of its queue: tag dropped, UNTAGGED
     probe  output, raw - 10        MARK_WAIT; MARK_PROBE
     out    output, mangle          type route: tun gets MARK_TUNNEL; odst, bsrc, osrc applied; then routed again
+    post   postrouting, mangle     what got a new source in `out` and leads to redirect0 all the same is dropped
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ _BASES = {
     "late": {"type": "filter", "hook": "prerouting", "prio": _AFTER_RAW, "policy": "accept"},
     "probe": {"type": "filter", "hook": "output", "prio": _BEFORE_RAW, "policy": "accept"},
     "out": {"type": "route", "hook": "output", "prio": _MANGLE, "policy": "accept"},
+    "post": {"type": "filter", "hook": "postrouting", "prio": _MANGLE, "policy": "accept"},
 }
 
 
@@ -165,6 +167,11 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
         # would be told without us: there is no route.
         device = _equals({"meta": {"key": "oifname"}}, TUN_DEVICE)
         rules["out"].append([device, {"reject": {"type": "icmpx", "expr": "no-route"}}])
+        if {"bsrc4", "bsrc6", "osrc4", "osrc6"} & filled:
+            # There is no way from the new address either: it has gone too. TCP must not believe that its segment was
+            # sent: then it would wait for its time-out, and what sending failed for can be hurried (kick.py).
+            plain = _equals({"&": [{"meta": {"key": "mark"}}, MARK_TUNNEL]}, 0)
+            rules["post"].append([device, _equals({"meta": {"key": "l4proto"}}, "tcp"), plain, {"drop": None}])
     if TOKEN in filled:
         experiment = {"tcp option": {"base": EXPERIMENT, "offset": 16, "len": 16}}
         limit = {"limit": {"rate": _TOKENS_A_SECOND, "per": "second", "burst": _TOKENS_AT_ONCE}}

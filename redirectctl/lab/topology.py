@@ -26,6 +26,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
@@ -122,8 +123,12 @@ class Network:
     def firewall(self) -> None:
         """Let the router drop TCP that it has not seen begin, from and to this network (nf_conntrack_tcp_loose=0)."""
         self.is_stateful = True
+        strict = {"net.netfilter.nf_conntrack_tcp_loose": 0}
+        with suppress(LabError):  # where the first rule loads the module that has the setting
+            # Before the first rule, with which conntrack begins to look, and would take up what is under way.
+            self.lab.router.sysctl(strict)
         self.lab.filter()
-        self.lab.router.sysctl({"net.netfilter.nf_conntrack_tcp_loose": 0})
+        self.lab.router.sysctl(strict)
 
     def strip_options(self) -> None:
         """Let the router overwrite TCP options of kind 253 by NOPs, from and to this network."""

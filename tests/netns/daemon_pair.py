@@ -100,7 +100,7 @@ def held(host: Namespace) -> list[str]:
         kind, value = next(iter(entry.items()))
         if kind in {"set", "map"} and value.get("elem"):
             found.append(f"{len(value['elem'])} elements in {value['name']}")
-        if kind == "rule" and value["chain"] in {"in", "late", "out", "probe"}:
+        if kind == "rule" and value["chain"] in {"in", "late", "out", "post", "probe"}:
             found.append(f"a rule in chain {value['chain']}")
     addresses = host.run(["ip", "-o", "address", "show"]).stdout.splitlines()
     found += [line for line in addresses if line.split()[1] == TUN_DEVICE and "scope link" not in line]

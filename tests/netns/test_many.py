@@ -16,7 +16,7 @@ from redirectctl.lab.topology import Lab
 from redirectctl.wire.addr import SockAddr
 
 COUNT = 1000
-DATAGRAMS = COUNT // 20  # most that a host sends: three each, repeats on a slow machine, and what follows a repeat
+DATAGRAMS = COUNT // 4  # most that a host sends: three each, and on a slow machine 20 a second for some seconds
 
 
 class Monitor:

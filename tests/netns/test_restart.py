@@ -202,3 +202,38 @@ def _open(lab: Lab) -> bool:
     """Whether client or server have a connection that has not ended, apart from TIME-WAIT."""
     listed = [host.run(["ss", "-tnH", "exclude", "time-wait"]).stdout.strip() for host in (lab.client, lab.server)]
     return any(listed)
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+def test_a_peer_that_sends_by_the_tunnel_notices_that_nobody_reads_it(lab: Lab, how: str) -> None:
+    pair = Pair(lab)
+    # Its tokens do not arrive, so the server goes on in the tunnel, while the client has proven its own direction.
+    lab.router.run(["nft", "-f", "-"], stdin="""
+        table inet tokens {
+            chain forward {
+                type filter hook forward priority -10
+                iifname "br-dc1" tcp option 253 exists drop
+            }
+        }
+    """)  # fmt: skip
+    ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
+    pair.wait_protected(1)
+    ticker.wait_both(lab.client.move(lab.cafe, 20).usable_at, PATIENCE)
+    paths = [("client", pair.client, "rewritten"), ("server", pair.server, "tunnel")]
+    for name, daemon, path in paths:
+        wait_until(lambda d=daemon, p=path: path_of(d) == p, PATIENCE, f"{path} on the {name}", poll=0.1)
+    end(pair.client, how)
+    ticker.wait_both(time.monotonic(), PATIENCE)
+    assert path_of(pair.server) == "rewritten"
+    assert [c["state"] for c in pair.server.ctl("connections")] == ["protected"]
+    pair.client.start()
+    wait_until(lambda: path_of(pair.server) == "tunnel", PATIENCE, "the tunnel again", poll=0.1)
+    ticker.wait_both(time.monotonic(), PATIENCE)
+    ticker.stop()
+    pair.stop_without_a_trace()
+
+
+def path_of(daemon: Daemon) -> str:
+    """Of its only connection."""
+    (connection,) = daemon.ctl("connections")
+    return str(connection["path"])

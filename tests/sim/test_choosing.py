@@ -90,6 +90,53 @@ def test_a_stall_leads_back_into_the_tunnel_and_the_way_is_tried_again_later() -
     assert paths(bob) == paths(alice) == {Path.REWRITTEN}
 
 
+def test_what_stalls_in_the_tunnel_is_sent_plainly_if_no_daemon_reads_it_there() -> None:
+    world, alice, bob, (socket,), tokens = started()
+    tokens.plain = False
+    bob.move("203.0.113.9")
+    world.run(1)
+    assert paths(alice) == paths(bob) == {Path.TUNNEL}
+    alice.crash()
+    for _ in range(3):  # a stall alone says nothing about the daemon there
+        assert paths(bob) == {Path.TUNNEL}
+        bob.engine.stalled(world.now, [socket])
+        bob.run()
+        world.run(1.1)
+    assert paths(bob) == {Path.REWRITTEN}
+    assert bob.kicked[-1] == (socket,)
+    for _ in range(4):  # TCP may not have tried for some seconds
+        assert paths(bob) == {Path.REWRITTEN}
+        bob.engine.stalled(world.now, [socket])
+        bob.run()
+        world.run(1.1)
+    assert paths(bob) == {Path.TUNNEL}  # no better
+    for _ in range(3):
+        world.run(1.1)
+        assert paths(bob) == {Path.TUNNEL}
+        bob.engine.stalled(world.now, [socket])
+        bob.run()
+    alice.start()
+    tokens.plain = True
+    world.run(130)
+    assert paths(alice) == paths(bob) == {Path.REWRITTEN}
+
+
+def test_the_answer_of_a_daemon_leads_back_into_the_tunnel() -> None:
+    world, alice, bob, (socket,), tokens = started()
+    tokens.plain = False
+    bob.move("203.0.113.9")
+    world.run(1)
+    alice.crash()
+    for _ in range(3):
+        bob.engine.stalled(world.now, [socket])
+        bob.run()
+        world.run(1.1)
+    assert paths(bob) == {Path.REWRITTEN}
+    alice.start()
+    world.run(10)
+    assert paths(alice) == paths(bob) == {Path.TUNNEL}
+
+
 def test_one_that_stalls_while_its_host_is_announced_does_not_hinder_the_others() -> None:
     world, alice, bob, sockets, _ = started(3)
     bob.move("203.0.113.9")

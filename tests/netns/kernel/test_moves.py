@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 
 import pytest
@@ -55,6 +57,33 @@ def test_server_moves(net: Net, bob: Host, alice: Host, version: int) -> None:
     net.join(alice, 4, 10)
     rewrite(connection, sides, 1, 4)
     assert connection.works()
+
+
+@both_families
+def test_what_has_no_way_after_a_move_does_not_count_as_sent(net: Net, bob: Host, alice: Host, version: int) -> None:
+    connection = Connection(bob, alice, version)
+    sides = protect(connection, bob, alice)
+    net.leave(bob, 1)
+    net.join(bob, 2, 10)
+    rewrite(connection, sides, 2, 3)
+    bob.run(sides[0].keeper.fallback(connection.tuple.remote.host))  # which leads to redirect0
+    assert connection.works()
+    net.leave(bob, 2)
+    connection.bob.sendall(b"typed while there is no network")
+    assert in_flight(connection.bob) == 0
+    assert "redirect0" in bob.sh(f"ip route get {connection.tuple.remote.host}")
+    net.join(bob, 4, 20)
+    wire = connection.wire(2, 3)
+    wire = wire._replace(local=wire.local._replace(host=address(4, 20, version)))
+    sides[0].rewrite((connection.tuple, wire))
+    sides[1].rewrite((connection.tuple.mirrored, wire.mirrored))
+    assert connection.alice.recv(100) == b"typed while there is no network"
+    assert connection.works()
+
+
+def in_flight(sock: socket.socket) -> int:
+    """Segments that TCP believes to be sent and that nobody has acknowledged: tcpi_unacked of struct tcp_info."""
+    return int(struct.unpack_from("=24xI", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104))[0])
 
 
 @both_families
