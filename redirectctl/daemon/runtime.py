@@ -181,12 +181,18 @@ class Runtime:
         self.log.record(schema.EventName.DAEMON_STOPPED, connections=len(self.engine.table.movable()))
 
     async def stop(self) -> None:
-        """Stop within a moment; rewritten connections go on, their rules stay."""
+        """Stop within a moment; rewritten connections go on, their rules stay.  So do those in the tunnel that can."""
         if self._timer is not None:
             self._timer.cancel()
         await self.tasks.cancel()
         for queue in self._queues:
             queue.close()
+        if flows := self.engine.choosing.unread_from_now():
+            before, meanwhile = zip(*flows, strict=True)
+            try:
+                await self.rewriting.apply(meanwhile, before)
+            except KernelError as error:
+                _log.warning("%s", error)
         if self._carrier is not None:
             self._carrier.close()
         if not any(c.guarded for c in self.engine.table):

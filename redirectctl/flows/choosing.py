@@ -25,7 +25,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redirectctl.flows import commands, constants
-from redirectctl.flows.connection import Connection, Path
+from redirectctl.flows.connection import Connection, Flow, Path
 from redirectctl.proto import events
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress
@@ -129,6 +129,14 @@ class Choosing:
 
     def _route(self, connection: Connection) -> Route:
         return Route(connection.peer or b"", connection.wire.local.host, connection.wire.remote.host)
+
+    def unread_from_now(self) -> list[tuple[Flow, Flow]]:
+        """This daemon ends, and nobody will read the tunnel: flows in it as they are, and as they may be.
+
+        Plain packets, proven or not, are what they have meanwhile.  The next start takes over what is stored.
+        """
+        connections = [c for c in self._e.table if c.guarded and not c.held and self._may_be_plain(c)]
+        return [(c.installed, c.installed._replace(tunnel=False)) for c in connections if c.installed is not None]
 
     # -- proving ------------------------------------------------------------------------------------------------------
 

@@ -204,30 +204,32 @@ def _open(lab: Lab) -> bool:
     return any(listed)
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
-def test_a_peer_that_sends_by_the_tunnel_notices_that_nobody_reads_it(lab: Lab, how: str) -> None:
+@pytest.mark.parametrize(("how", "blocked"), [("SIGTERM", "both ways"), ("SIGKILL", "one way")])
+def test_nobody_sends_into_a_tunnel_that_nobody_reads(lab: Lab, how: str, blocked: str) -> None:
     pair = Pair(lab)
-    # Its tokens do not arrive, so the server goes on in the tunnel, while the client has proven its own direction.
-    lab.router.run(["nft", "-f", "-"], stdin="""
-        table inet tokens {
-            chain forward {
+    # The server's tokens do not arrive, so it goes on in the tunnel; perhaps neither do those of the client.
+    hosts = {"both ways": '{ "br-dc1", "br-cafe" }', "one way": '"br-dc1"'}
+    lab.router.run(["nft", "-f", "-"], stdin=f"""
+        table inet tokens {{
+            chain forward {{
                 type filter hook forward priority -10
-                iifname "br-dc1" tcp option 253 exists drop
-            }
-        }
+                iifname {hosts[blocked]} tcp option 253 exists drop
+            }}
+        }}
     """)  # fmt: skip
     ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
     pair.wait_protected(1)
     ticker.wait_both(lab.client.move(lab.cafe, 20).usable_at, PATIENCE)
-    paths = [("client", pair.client, "rewritten"), ("server", pair.server, "tunnel")]
-    for name, daemon, path in paths:
-        wait_until(lambda d=daemon, p=path: path_of(d) == p, PATIENCE, f"{path} on the {name}", poll=0.1)
+    path = {"both ways": "tunnel", "one way": "rewritten"}[blocked]
+    for daemon, wanted in ((pair.client, path), (pair.server, "tunnel")):
+        wait_until(lambda d=daemon, w=wanted: path_of(d) == w, PATIENCE, f"{wanted}: {daemon.host.name}", poll=0.1)
     end(pair.client, how)
     ticker.wait_both(time.monotonic(), PATIENCE)
     assert path_of(pair.server) == "rewritten"
     assert [c["state"] for c in pair.server.ctl("connections")] == ["protected"]
     pair.client.start()
-    wait_until(lambda: path_of(pair.server) == "tunnel", PATIENCE, "the tunnel again", poll=0.1)
+    for daemon, wanted in ((pair.server, "tunnel"), (pair.client, path)):
+        wait_until(lambda d=daemon, w=wanted: path_of(d) == w, PATIENCE, f"{wanted} again", poll=0.1)
     ticker.wait_both(time.monotonic(), PATIENCE)
     ticker.stop()
     pair.stop_without_a_trace()
