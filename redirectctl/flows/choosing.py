@@ -135,8 +135,15 @@ class Choosing:
 
         Plain packets, proven or not, are what they have meanwhile.  The next start takes over what is stored.
         """
-        connections = [c for c in self._e.table if c.guarded and not c.held and self._may_be_plain(c)]
+        connections = [c for c in self._e.table if c.guarded and not c.held and self._is_safe_plainly(c)]
         return [(c.installed, c.installed._replace(tunnel=False)) for c in connections if c.installed is not None]
+
+    def _is_safe_plainly(self, connection: Connection) -> bool:
+        """Without a proof, and without a daemon: whoever gets its packets, and sends a RST, does not end it.
+
+        The kernel drops the RSTs of moved connections only (MARK_HOLD).
+        """
+        return connection.wire != connection.socket and self._may_be_plain(connection)
 
     # -- proving ------------------------------------------------------------------------------------------------------
 
@@ -327,7 +334,7 @@ class Choosing:
 
         The answer to our announcement, when one comes, leads back.
         """
-        if connection.peer is None or not self._may_be_plain(connection):
+        if connection.peer is None or not self._is_safe_plainly(connection):
             return False
         trial = self._trials.get(self._route(connection))
         return (trial is None or not trial.stalled) and self._e.holding.silence(now, connection.peer) > constants.UNREAD

@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.middlebox import Gateway
@@ -262,19 +262,22 @@ class Soak:
         ticker = start_ticker(server, client.host, interval=0.05, wrap=wrap)
         self.extra = [(ticker, start_bulk(server, client.host, wrap=wrap, pace=PACE))]
         # What is not protected yet may be lost by the next move, and that is as it should be.
-        locals_ = {ticker.local, self.extra[0][1].local}
-        wait_until(lambda: self._protected(client, locals_), PATIENCE, "new connections protected", poll=0.2)
+        begun = {each.local: each.ends["client"].process.pid for each in self.extra[0]}
+        wait_until(lambda: self._protected(client, begun), PATIENCE, "new connections protected", poll=0.2)
         self.done["connections"] += 2
 
     @staticmethod
-    def _protected(client: Daemon, locals_: set[str]) -> bool:
+    def _protected(client: Daemon, begun: Mapping[str, int]) -> bool:
+        """Connections and the processes that have them: opted in now, if redirect-run had no daemon to ask."""
         if client.process is None or client.process.poll() is not None or not client.socket.exists():
             return False
         try:
-            listed = client.ctl("connections")
+            states = {c["local"]: c["state"] for c in client.ctl("connections")}
+            for pid in [pid for local, pid in begun.items() if local not in states]:
+                client.ctl("protect", str(pid))
         except Exception:  # it is just being started again
             return False
-        return locals_ <= {c["local"] for c in listed if c["state"] == "protected"}
+        return all(states.get(local) == "protected" for local in begun)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

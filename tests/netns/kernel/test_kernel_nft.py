@@ -289,14 +289,14 @@ def test_setup_takes_over_from_another_version(alice: Host) -> None:
     alice.sh(
         "nft add table inet redirectctl; nft 'add map inet redirectctl src4 { type ipv4_addr : verdict; }';"
         "nft 'add chain inet redirectctl out { type filter hook input priority 0; }';"
-        "nft add rule inet redirectctl out drop"
+        "nft add rule inet redirectctl out ip saddr 203.0.113.66 drop"
     )
     rewriter = alice.do(Rewriter)
     alice.at_close(rewriter.close)
     flows = [flow(1), flow(2, "198.51.100.1"), flow6(1, "2001:db8:1::1")]
     alice.do(rewriter.setup, flows)
     assert alice.do(rewriter.flows) == frozenset(flows)
-    assert "drop" not in alice.sh("nft list table inet redirectctl")
+    assert "203.0.113.66" not in alice.sh("nft list table inet redirectctl")
 
 
 def test_a_restart_takes_over_without_a_gap(net: Net, bob: Host, alice: Host) -> None:
