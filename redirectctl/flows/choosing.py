@@ -337,4 +337,7 @@ class Choosing:
         if connection.peer is None or not self._is_safe_plainly(connection):
             return False
         trial = self._trials.get(self._route(connection))
-        return (trial is None or not trial.stalled) and self._e.holding.silence(now, connection.peer) > constants.UNREAD
+        if trial is not None and trial.stalled:
+            return False
+        since = self._e.holding.silent_since(connection.peer)
+        return since is not None and now - since > constants.UNREAD

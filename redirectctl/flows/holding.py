@@ -62,7 +62,7 @@ class Holding:
 
     def question(self, now: float, key: bytes) -> None:
         """The peer was told where we are, and is to answer."""
-        if key not in self._asked or self.silence(now, key) == 0.0:
+        if self.silent_since(key) is None:
             self._asked[key] = now
             self._e.timers.set(("silent", key), now + self._e.policy.suspend_after)
 
@@ -105,17 +105,17 @@ class Holding:
             case "give-up":
                 self._give_up(now)
 
-    def silence(self, now: float, key: bytes) -> float:
-        """Seconds for which the peer's daemon has been asked in vain."""
-        asked = self._asked.get(key, now)
+    def silent_since(self, key: bytes) -> float | None:
+        """When the peer's daemon was asked what it has not answered; None if it owes no answer."""
+        asked = self._asked.get(key)
         peer = self._e.peers.get(key)
-        answered = peer is not None and peer.last_contact is not None and peer.last_contact > asked
-        return 0.0 if answered else now - asked
+        last = peer.last_contact if peer is not None else None
+        return None if asked is None or (last is not None and last > asked) else asked
 
     def _silent(self, now: float, key: bytes) -> None:
-        silence = self.silence(now, key)
-        asked = self._asked.pop(key, now)
-        if silence == 0.0 or self._heard.get(key, asked) > asked:
+        asked = self.silent_since(key)
+        self._asked.pop(key, None)
+        if asked is None or self._heard.get(key, asked) > asked:
             return
         connections = self._e.table.movable(key)
         if any(self._waits(now, c) for c in connections):

@@ -45,6 +45,13 @@ def paths(host: Host) -> set[Path]:
     return {c.path for c in host.engine.table.movable()}
 
 
+def stall(world: World, host: Host, socket: FourTuple, then: float = 0.0) -> None:
+    """This connection retransmits in vain; then so many seconds pass."""
+    host.engine.stalled(world.now, [socket])
+    host.run()
+    world.run(then)
+
+
 def test_a_move_begins_in_the_tunnel_and_goes_on_plainly_when_that_is_proven() -> None:
     world, alice, bob, sockets, tokens = started(3)
     tokens.plain = False
@@ -78,9 +85,7 @@ def test_a_stall_leads_back_into_the_tunnel_and_the_way_is_tried_again_later() -
     world.run(2)
     assert paths(bob) == {Path.REWRITTEN}
     tokens.plain = False
-    bob.engine.stalled(world.now, [socket])
-    bob.run()
-    world.run(1)
+    stall(world, bob, socket, 1)
     assert paths(bob) == {Path.TUNNEL}
     assert paths(alice) == {Path.TUNNEL}  # told by the announcement
     tokens.plain = True
@@ -99,22 +104,17 @@ def test_what_stalls_in_the_tunnel_is_sent_plainly_if_no_daemon_reads_it_there()
     alice.crash()
     for _ in range(3):  # a stall alone says nothing about the daemon there
         assert paths(bob) == {Path.TUNNEL}
-        bob.engine.stalled(world.now, [socket])
-        bob.run()
-        world.run(1.1)
+        stall(world, bob, socket, 1.1)
     assert paths(bob) == {Path.REWRITTEN}
     assert bob.kicked[-1] == (socket,)
     for _ in range(4):  # TCP may not have tried for some seconds
         assert paths(bob) == {Path.REWRITTEN}
-        bob.engine.stalled(world.now, [socket])
-        bob.run()
-        world.run(1.1)
+        stall(world, bob, socket, 1.1)
     assert paths(bob) == {Path.TUNNEL}  # no better
     for _ in range(3):
         world.run(1.1)
         assert paths(bob) == {Path.TUNNEL}
-        bob.engine.stalled(world.now, [socket])
-        bob.run()
+        stall(world, bob, socket)
     alice.start()
     tokens.plain = True
     world.run(130)
@@ -128,9 +128,7 @@ def test_the_answer_of_a_daemon_leads_back_into_the_tunnel() -> None:
     world.run(1)
     alice.crash()
     for _ in range(3):
-        bob.engine.stalled(world.now, [socket])
-        bob.run()
-        world.run(1.1)
+        stall(world, bob, socket, 1.1)
     assert paths(bob) == {Path.REWRITTEN}
     alice.start()
     world.run(10)
@@ -145,9 +143,7 @@ def test_one_that_stalls_while_its_host_is_announced_does_not_hinder_the_others(
     bob.move("203.0.113.10")
     world.run(1.5)
     started_before = len(bob.named("move.started"))
-    bob.engine.stalled(world.now, sockets[:1])
-    bob.run()
-    world.run(2)
+    stall(world, bob, sockets[0], 2)
     assert len(bob.named("move.started")) == started_before
     alice.start()
     world.run(20)

@@ -72,11 +72,8 @@ def test_what_has_no_way_after_a_move_does_not_count_as_sent(net: Net, bob: Host
     connection.bob.sendall(b"typed while there is no network")
     assert in_flight(connection.bob) == 0
     assert "redirect0" in bob.sh(f"ip route get {connection.tuple.remote.host}")
-    net.join(bob, 4, 20)
-    wire = connection.wire(2, 3)
-    wire = wire._replace(local=wire.local._replace(host=address(4, 20, version)))
-    sides[0].rewrite((connection.tuple, wire))
-    sides[1].rewrite((connection.tuple.mirrored, wire.mirrored))
+    net.join(bob, 1, 10)
+    rewrite(connection, sides, 1, 3)
     assert connection.alice.recv(100) == b"typed while there is no network"
     assert connection.works()
 
