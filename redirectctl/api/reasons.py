@@ -53,6 +53,10 @@ _EXPLANATIONS: Final = {
         "more connections are claimed at a time than are looked at", "the others are tried again later"
     ),
     "claimed-by-another": Explanation("another host claims that connection", "redirectctl events there"),
+    "sequence-numbers-changed": Explanation(
+        "something between the hosts changes sequence numbers: after a move neither end would accept the other",
+        "a SYN proxy or a firewall that makes sequence numbers random? Leave this connection out of it",
+    ),
     "kernel-refused-there": Explanation("the other host's kernel refused", "redirectctl doctor there"),
     "integrity-required-there": Explanation(
         "integrity is on there and off here", 'set mode = "on" in [integrity] here, or "off" there'
@@ -152,9 +156,8 @@ _EXPLANATIONS: Final = {
     "path-challenge-failed": Explanation(
         "nobody with the other host's keys answered at the announced address", "does a firewall there drop the answers?"
     ),
-    "challenge-at-another-address": Explanation("the other host answered to an address that was not announced"),
-    "challenge-from-elsewhere": Explanation(
-        "the answer to our announcement came from another address", "has the peer's host several on that network?"
+    "unknown-nonce": Explanation(
+        "an answer to an announcement returned nothing that was sent lately: it is late, or forged"
     ),
     "relay-limit": Explanation("the rendezvous relays no more connections of this host"),
     "not-serving": Explanation("that host is no rendezvous", "set serve = true in [rendezvous] there"),
@@ -171,6 +174,7 @@ _EXPLANATIONS: Final = {
     "unusable-there": Explanation("the other host does not send to the announced address"),
     "failed-there": Explanation("the other host's kernel refused the rules", "redirectctl doctor there"),
     "address-changed": Explanation("this host's address has changed"),
+    "better-address": Explanation("another address of this host is the better one for the way to the peer"),
     "not-confirmed": Explanation("it is not certain that the peer knows this host's address"),
     "announced": Explanation("announced by hand"),
     "woke": Explanation("this host has slept"),

@@ -98,7 +98,9 @@ class Runtime:
         self.suspender = Suspender(self.finder.diag, injector, self.kicker)
         self._suspending = Suspending(self.engine, self.suspender, self.tasks, self.wake)
         self._sender = RawSender()
-        self._inband = Inband(self.kicker, self._sender, on_token=self._on_token, on_refused=self._on_no_token)
+        self._inband = Inband(
+            self.kicker, self._sender, on_token=self._on_token, on_sent=self._on_sent, on_refused=self._on_no_token
+        )
         self._mtu = MtuWatch(self.rewriting.socket_of, injector)
         self._stalls = StallWatch(self.engine, self.finder.look_up, self.wake)
         self._waking = WakeWatch(self._on_waking)
@@ -278,8 +280,12 @@ class Runtime:
         self.engine.rst(self.now, here, self._held_number)
         self.wake()
 
-    def _on_token(self, arrived: FourTuple, token: bytes) -> None:
-        self.engine.token(self.now, arrived, token)
+    def _on_token(self, arrived: FourTuple, token: bytes, numbers: tuple[int, int]) -> None:
+        self.engine.token(self.now, arrived, token, numbers)
+        self.wake()
+
+    def _on_sent(self, socket: FourTuple, token: bytes, numbers: tuple[int, int]) -> None:
+        self.engine.proved(self.now, socket, token, numbers)
         self.wake()
 
     def _on_no_token(self, reason: str, connection: FourTuple | None) -> None:

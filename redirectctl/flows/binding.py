@@ -5,11 +5,12 @@
                                             ◄──    PROTECTED: prove
       token c, on the connection itself     ══►    there is its socket tuple, as this host has it
       this is the claimant's connection     ◄══    token s, back along the connection
-      BIND: token s                         ──►    the claimant receives what goes to its end
+      BIND: token s, its segment's numbers  ──►    the claimant receives what goes to its end
                                             ◄──    PROTECTED: token c, this host's socket tuple, offer
 
 Whoever can only send with another's address never sees token s, and whoever cannot read the connection does not know
-token c, of which the session carries only a digest: so a NAT, or a neighbour, may be between.  Tokens travel as a TCP
+token c, of which the session carries only a digest: so a NAT, or a neighbour, may be between.  A middlebox that changes
+sequence numbers is found out by those of the segment that carried token s.  Tokens travel as a TCP
 option of an acknowledgement.  Where routers strip options both ends show instead that they know the connection's
 sequence numbers, again without telling them.
 """
@@ -30,7 +31,7 @@ from redirectctl.flows.state import State
 from redirectctl.proto.peer import Peer
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
-from redirectctl.wire.message import Bind, BindNumbers, Claim, End, Protect, Protected, Status, Verdict
+from redirectctl.wire.message import Arrived, Bind, BindNumbers, Claim, End, Protect, Protected, Status, Verdict
 
 if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine
@@ -60,7 +61,7 @@ class Binding:
         self._asking: dict[bytes, Asking] = {}  # by cid
         self._active: Counter[bytes] = Counter()  # by peer
         self._queued: dict[bytes, deque[tuple[bytes, int]]] = defaultdict(deque)  # by peer: cid, times claimed
-        self._gathered: dict[bytes, list[tuple[bytes, bytes]]] = defaultdict(list)  # by peer: for the next BIND
+        self._gathered: dict[bytes, list[Arrived]] = defaultdict(list)  # by peer: for the next BIND
 
     def claim(self, now: float, peer: Peer, connections: Iterable[Connection]) -> None:
         """Ask for these, some at a time.  They are being negotiated, with this peer."""
@@ -233,7 +234,7 @@ class Binding:
             tokens = tuple(self._gathered.pop(which, ()))
             for start in range(0, len(tokens), messages.MAX_PROTECT):
                 part = tokens[start : start + messages.MAX_PROTECT]
-                self._ask(now, which, [cid for cid, _ in part], lambda n, part=part: Bind(n, part))  # type: ignore[misc]
+                self._ask(now, which, [one.cid for one in part], lambda n, part=part: Bind(n, part))  # type: ignore[misc]
             return
         asking = self._asking.get(which)
         if asking is not None and asking.proving:
@@ -241,7 +242,7 @@ class Binding:
         elif asking is not None:
             self._unanswered(now, [which])
 
-    def token(self, now: float, arrived: FourTuple, token: bytes) -> bool:
+    def token(self, now: float, arrived: FourTuple, token: bytes, numbers: Numbers) -> bool:
         """A token has come: the peer's answer, if it is on a connection that we claim.  Else False."""
         c = self._e.table.at(arrived)
         asking = self._asking.get(c.cid) if c is not None else None
@@ -254,7 +255,7 @@ class Binding:
         self._e.timers.set(("bind", asking.cid), now + constants.CLAIM_TIME)
         if not self._gathered[asking.key]:
             self._e.timers.set(("gather", asking.key), now + constants.GATHER_TIME)
-        self._gathered[asking.key].append((asking.cid, token))
+        self._gathered[asking.key].append(Arrived(asking.cid, token, *numbers))
         return True
 
     def numbers(self, now: float, cid: bytes, found: Mapping[FourTuple, Numbers]) -> None:

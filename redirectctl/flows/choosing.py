@@ -179,7 +179,7 @@ class Choosing:
 
     def _try(self, now: float, route: Route) -> None:
         trial = self._trials[route]
-        members = [c for c in self._e.table if self._may_be_plain(c) and self._route(c) == route]
+        members = self._members(route)
         if not members:
             self._drop(route)
             return
@@ -198,6 +198,9 @@ class Choosing:
             self._e.timers.set(("plain", route), now + constants.PLAIN_RETRIES[trial.tries - 1])
         else:
             self._pause(now, route, trial)
+
+    def _members(self, route: Route) -> list[Connection]:
+        return [c for c in self._e.table.of(route.peer) if self._may_be_plain(c) and self._route(c) == route]
 
     def _pause(self, now: float, route: Route, trial: Trial, *, stalled: bool = False) -> None:
         """Leave it alone, each time for longer."""
@@ -229,7 +232,7 @@ class Choosing:
             if route.peer == event.key and not set(trial.tokens).isdisjoint(tokens):
                 trial.tokens.clear()
                 self._e.timers.cancel(("plain", route))
-                members = [c for c in self._e.table if self._may_be_plain(c) and self._route(c) == route]
+                members = self._members(route)
                 self._change(members, tunnel=False)
                 if not trial.failures:
                     self._drop(route)
@@ -241,7 +244,7 @@ class Choosing:
     def rewritten(self, now: float, sockets: set[FourTuple], error: str | None) -> None:
         """The kernel has changed the way of these, or has not (and mobility has taken that back)."""
         if error is None:
-            self.tell([c for c in self._e.table if c.socket in sockets and c.guarded and not c.strict])
+            self.tell([c for c in self._e.table.sockets(sockets) if c.guarded and not c.strict])
 
     def tell(self, connections: Iterable[Connection], reason: str | None = None) -> None:
         """For the event log: how these travel now."""

@@ -35,6 +35,7 @@ REASONS: Final = {
     Status.LIMIT: "too-many-connections",
     Status.CONFLICT: "claimed-by-another",
     Status.FAILED: "kernel-refused-there",
+    Status.NUMBERS: "sequence-numbers-changed",
 }
 
 Which = tuple[bytes, bytes]  # peer, cid
@@ -51,6 +52,7 @@ class Claimed:
     places: dict[FourTuple, bytes | None] = field(default_factory=dict)  # where it came, and the token that goes back
     looked: int = 0  # places looked up
     answers: int = 0  # tokens sent back
+    sent: dict[bytes, list[Numbers]] = field(default_factory=dict)  # with which numbers each of them has left
     numbered: int = 0  # proofs by numbers that were looked at
     refusal: Status | None = None  # found out since
     taking: bool = False  # proven: the kernel is being asked
@@ -78,6 +80,7 @@ class Claims:
         self._e = engine
         self._claimed: dict[Which, Claimed] = {}
         self._awaited: dict[bytes, Claimed] = {}  # by digest of the token
+        self._answers: dict[bytes, Claimed] = {}  # by token that goes back
         self._of_peer: Counter[bytes] = Counter()
         self._done: dict[Which, Verdict] = {}  # for those who ask again because our answer was lost
         self._looking: dict[int, tuple[Claimed, FourTuple]] = {}
@@ -121,10 +124,10 @@ class Claims:
 
     def _full(self, peer: Peer) -> bool:
         table = self._e.table
-        if len(table) < constants.MAX_PER_PEER:  # they are not counted for each claim of thousands
+        if table.count(peer.key) < constants.MAX_PER_PEER and len(table) < constants.MAX_CONNECTIONS:
             return False
         # Those that the kernel is being asked for count too: many are proven at once.
-        of_peer = sum(c.peer == peer.key and (c.movable or c.state is State.NEGOTIATING) for c in table)
+        of_peer = sum(c.movable or c.state is State.NEGOTIATING for c in table.of(peer.key))
         return len(table) >= constants.MAX_CONNECTIONS or of_peer >= constants.MAX_PER_PEER
 
     def _keep(self, now: float, event: events.Received, claim: Claim) -> bool:
@@ -189,6 +192,9 @@ class Claims:
     def _drop(self, which: Which) -> None:
         claimed = self._claimed.pop(which)
         del self._awaited[claimed.claim.digest]
+        for token in claimed.places.values():
+            if token is not None:
+                self._answers.pop(token, None)
         self._of_peer[claimed.key] -= 1
         if not self._of_peer[claimed.key]:
             del self._of_peer[claimed.key]
@@ -214,7 +220,14 @@ class Claims:
         token = claimed.places[place]
         if token is not None and claimed.answers < constants.MAX_ANSWERS:
             claimed.answers += 1
+            self._answers[token] = claimed
             self._e.emit(commands.Prove((commands.Proof(place, token),)))
+
+    def sent(self, socket: FourTuple, token: bytes, numbers: Numbers) -> None:
+        """A token that goes back leaves with these numbers: what the claimant sees of them must be the same."""
+        claimed = self._answers.get(token)
+        if claimed is not None and claimed.places.get(socket) == token:
+            claimed.sent.setdefault(token, []).append(numbers)
 
     def _look(self, kind: str, claimed: Claimed, place: FourTuple) -> None:
         """Is there such a socket?"""
@@ -263,7 +276,7 @@ class Claims:
 
     def _on_bind(self, now: float, event: events.Received, message: Bind) -> None:
         asked = Asked(event, message.request)
-        for cid, token in message.tokens:
+        for cid, token, *numbers in message.tokens:
             claimed = self._open(now, asked, cid)
             if claimed is None:
                 continue
@@ -272,6 +285,10 @@ class Claims:
                 asked.verdicts.append(Verdict(cid, 0, claimed.refusal))
             elif not sent or claimed.token is None:
                 self._refuse(event, claimed.claim, Status.NOT_YOURS, asked.verdicts)
+            elif tuple(numbers) not in claimed.sent.get(token, ()):
+                # What the tunnel and the rewriting carry is not translated: after a move neither end would accept it.
+                self._refuse(event, claimed.claim, Status.NUMBERS, asked.verdicts)
+                claimed.refusal = Status.NUMBERS
             else:
                 asked.bound.append((claimed, sent[0], claimed.token))
         if not asked.busy:
@@ -402,7 +419,7 @@ class Claims:
             e.emit(commands.SaveConnections((connection,)))
             e.carry((connection,))
             return connection
-        connection.peer = key
+        e.table.assign(connection, key)
         connection.local_epoch = e.epoch
         connection.remote_epoch = max(connection.remote_epoch, claim.epoch)
         if connection.state is not State.NEGOTIATING:

@@ -155,6 +155,7 @@ class Table:
     def __init__(self) -> None:
         self._by_cid: dict[bytes, Connection] = {}
         self._by_socket: dict[FourTuple, Connection] = {}
+        self._by_peer: dict[bytes, dict[bytes, Connection]] = {}
         self._ended: dict[FourTuple, Connection] = {}
 
     def __len__(self) -> int:
@@ -179,12 +180,24 @@ class Table:
         """A new connection, or one whose id has changed."""
         self._by_cid[connection.cid] = connection
         self._by_socket[connection.socket] = connection
+        if connection.peer is not None:
+            self._by_peer.setdefault(connection.peer, {})[connection.cid] = connection
 
     def rename(self, connection: Connection, cid: bytes) -> None:
         """Both hosts took the connection on at once: one id wins."""
+        self._leave_peer(connection)
         del self._by_cid[connection.cid]
         connection.cid = cid
         self._by_cid[cid] = connection
+        if connection.peer is not None:
+            self._by_peer.setdefault(connection.peer, {})[cid] = connection
+
+    def assign(self, connection: Connection, peer: bytes) -> None:
+        """This peer is at the other end.  The only place where that changes."""
+        if connection.peer != peer:
+            self._leave_peer(connection)
+            connection.peer = peer
+        self._by_peer.setdefault(peer, {})[connection.cid] = connection
 
     def end(self, connection: Connection) -> None:
         """Its socket is gone: another connection may have the same tuple from now on."""
@@ -195,14 +208,35 @@ class Table:
     def bury(self, connection: Connection) -> None:
         """Out of the listings."""
         self.end(connection)
+        self._leave_peer(connection)
         self._by_cid.pop(connection.cid, None)
         if self._ended.get(connection.socket) is connection:
             del self._ended[connection.socket]
 
+    def of(self, peer: bytes) -> list[Connection]:
+        """All with this peer, in any state."""
+        return list(self._by_peer.get(peer, {}).values())
+
+    def count(self, peer: bytes) -> int:
+        """How many there are with this peer, in any state."""
+        return len(self._by_peer.get(peer, ()))
+
     def movable(self, peer: bytes | None = None) -> list[Connection]:
         """Protected connections, of all peers or one."""
-        return [c for c in self._by_cid.values() if c.movable and (peer is None or c.peer == peer)]
+        every = self._by_cid.values() if peer is None else self._by_peer.get(peer, {}).values()
+        return [c for c in every if c.movable]
 
     def select(self, cids: Iterable[bytes]) -> list[Connection]:
         """Those of the ids that are still there."""
         return [c for cid in cids if (c := self._by_cid.get(cid)) is not None]
+
+    def sockets(self, sockets: Iterable[FourTuple]) -> list[Connection]:
+        """Those of the socket tuples that are there, ended ones included while they are listed."""
+        found = (self._by_socket.get(socket) or self._ended.get(socket) for socket in sockets)
+        return [c for c in found if c is not None]
+
+    def _leave_peer(self, connection: Connection) -> None:
+        if connection.peer is not None and (of_peer := self._by_peer.get(connection.peer)) is not None:
+            of_peer.pop(connection.cid, None)
+            if not of_peer:
+                del self._by_peer[connection.peer]

@@ -7,6 +7,7 @@ decision), and after each call carries out drain(): commands in order.  The work
     binding.py      claims of ours, and how both ends prove that a connection is theirs
     claims.py       what peers ask us to protect
     mobility.py     our address changes
+    better.py       which of our addresses is best
     redirects.py    those that peers announce
     choosing.py     the tunnel, or rewritten addresses
     places.py       where else a peer may be: DNS, and what a rendezvous says
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from redirectctl.flows import commands, constants
+from redirectctl.flows.better import Better
 from redirectctl.flows.binding import Binding
 from redirectctl.flows.choosing import Choosing
 from redirectctl.flows.claims import Claims
@@ -131,6 +133,7 @@ class Engine:
         self.protection = Protection(self)
         self.binding = Binding(self)
         self.claims = Claims(self)
+        self.better = Better(self)
         self.mobility = Mobility(self)
         self.redirects = Redirects(self)
         self.choosing = Choosing(self)
@@ -157,8 +160,10 @@ class Engine:
             match kind:
                 case "request":
                     self.requests.retry(now, *rest)
-                case "acm" | "challenge":
+                case "acm" | "challenge" | "patience":
                     self.mobility.timer(now, kind, *rest)
+                case "hint" | "better":
+                    self.better.timer(now, kind, *rest)
                 case "bind" | "gather":
                     self.binding.timer(now, kind, *rest)
                 case "claim":
@@ -204,9 +209,10 @@ class Engine:
 
     def network_changed(self, now: float, network: Network) -> None:
         """Addresses or routes changed, or may have."""
-        self.network = network
+        before, self.network = self.network, network
+        self.better.network_changed(before, network)
         self.meeting.network_changed(now)
-        self.mobility.network_changed(now)
+        self.mobility.network_changed(now, before)
         if network.usable:
             self.protection.tell_again(now)
         self._relay(now)
@@ -230,10 +236,15 @@ class Engine:
         self.resets.held(now, socket, token)
         self._relay(now)
 
-    def token(self, now: float, arrived: FourTuple, token: bytes) -> None:
-        """A segment with a token has come in, on this tuple as the wire has it."""
-        if not self.claims.token(now, arrived, token) and not self.binding.token(now, arrived, token):
+    def token(self, now: float, arrived: FourTuple, token: bytes, numbers: Numbers) -> None:
+        """A segment with a token has come in, on this tuple as the wire has it, with this sequence number and ACK."""
+        if not self.claims.token(now, arrived, token) and not self.binding.token(now, arrived, token, numbers):
             self.choosing.token(now, arrived, token)
+        self._relay(now)
+
+    def proved(self, now: float, socket: FourTuple, token: bytes, numbers: Numbers) -> None:
+        """A token of a Prove leaves on a connection as it is, in a segment with this sequence number and ACK."""
+        self.claims.sent(socket, token, numbers)
         self._relay(now)
 
     def numbers(self, now: float, token: tuple[Any, ...], found: Mapping[FourTuple, Numbers]) -> None:
@@ -521,6 +532,8 @@ class Engine:
                 self.mobility.received(now, event)
             case messages.Seen():
                 self.choosing.received(now, event)
+            case messages.PathProbe() | messages.PathProbed():
+                self.better.received(now, event)
             case messages.RstQuery():
                 self.resets.asked(now, event)
             case messages.Protected() | messages.RstReply() | messages.Done() | messages.SyncReply():

@@ -2,16 +2,19 @@
 
     moved host                                   stationary host
     new address usable
-      ACM (epoch, new address, connections) ───►  authentic? newer than all before for these connections?
-                                            ◄───  PATH_CHALLENGE to the new address
+      ACM (epoch, nonce, connections) ─────────►  authentic? newer than all before for these connections?
+                                            ◄───  PATH_CHALLENGE (that nonce, data) back the same way
       kernel rewrites (one transaction)
-      PATH_RESPONSE ───────────────────────────►  from the new address?  kernel rewrites (one transaction)
-                                            ◄───  ACM_ACK
+      PATH_RESPONSE (data) ────────────────────►  it has received what went that way: kernel rewrites
+                                            ◄───  ACM_ACK (nonce)
       both sides undo the back-off of their sockets
 
-The ACM goes out from every address the peer may be reached from, each as its own ``new``; the address whose challenge
-arrives first is taken.  It is repeated until acknowledged; where the acknowledgement arrives is where the peer sends to
-from now on.  As long as that is not where we are, or not known (after a restart), there is something to announce.
+The ACM goes from every address of ours to every place where the peer may be: each pair of them is tried as a pair
+(RFC 8445), with a nonce of its own. Whoever returns a nonce has received what went to that place. What follows goes
+there, not to where the answer seems to come from. The best pair that answers within PATIENCE is taken, or the first
+one if none is better than another. What should have answered and did not is remembered (better.py). The ACM is
+repeated until it is acknowledged. As long as the peer does not send to where we are, or that is not known (after a
+restart), there is something to announce.
 
 Each connection carries the newest epoch applied to it, so an ACM that is late or repeated changes nothing.  Until the
 challenge is answered bulk goes to the last validated address, and stays there if it never is.
@@ -20,23 +23,31 @@ challenge is answered bulk goes to the last validated address, and stays there i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection, Flow
 from redirectctl.flows.state import State
 from redirectctl.proto import events
+from redirectctl.proto.peer import Peer
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
-from redirectctl.wire.message import Acm, AcmAck, AcmStatus, Entry, PathChallenge, PathResponse
+from redirectctl.wire.message import Acm, AcmAck, AcmStatus, Moved, PathChallenge, PathResponse
 
 if TYPE_CHECKING:
-    from redirectctl.flows.engine import Engine
+    from redirectctl.flows.engine import Engine, Network
 
 
 Change = tuple[Connection, FourTuple, bool]  # with its new wire tuple, and whether it goes into the tunnel
+
+
+class Pair(NamedTuple):
+    """A way between the two hosts' control ports."""
+
+    local: IPAddress
+    remote: SockAddr
 
 
 @dataclass(slots=True)
@@ -46,24 +57,30 @@ class Move:
     epoch: int
     key: bytes
     cids: tuple[bytes, ...]
-    entries: tuple[Entry, ...]
-    candidates: tuple[IPAddress, ...]
+    moved: Moved
+    candidates: tuple[IPAddress, ...]  # our addresses, best first
+    ranks: Mapping[IPAddress, int]  # how good they would be: 0 is best
     started: float
-    remotes: tuple[SockAddr, ...]
+    targets: tuple[SockAddr, ...]  # where the peer may be, best first
     origin: dict[bytes, IPAddress]  # where each connection was
+    stalled: bool = False  # plain packets do not get through: the tunnel must
+    direct: bool = False  # an attempt to do without a relay, which may come to nothing
     tries: int = 0
     sent_at: float = 0.0
     everywhere_at: float = float("-inf")  # when it is to be sent everywhere; meanwhile, to where the peer was last
-    chosen: IPAddress | None = None
+    beat: int = 0  # how often it was sent since
+    turn: int = 0  # which of many pairs is next
+    nonces: dict[bytes, Pair] = field(default_factory=dict)  # of what was sent, oldest first
+    offers: dict[Pair, bytes] = field(default_factory=dict)  # pairs that have answered, and the data to return
+    chosen: Pair | None = None
     chosen_at: float = 0.0
-    version: int = 4  # of the connections' sockets
-    other_since: float | None = None  # a challenge came to an address of the other family
-    stalled: bool = False  # plain packets do not get through: the tunnel must
-    direct: bool = False  # an attempt to do without a relay, which may come to nothing
-    targets: set[IPAddress] = field(default_factory=set)  # where it was announced
-    rewriting: IPAddress | None = None  # what the kernel has been asked for
+    rewriting: Pair | None = None  # what the kernel has been asked for
     installed: bool = False
-    challenge: tuple[bytes, SockAddr] | None = None  # to be answered when the kernel rewrites
+    challenge: bytes | None = None  # the data to be returned when the kernel rewrites
+
+    def rank(self, pair: Pair) -> int:
+        """How good a pair would be."""
+        return self.ranks.get(pair.local, 0)
 
 
 class Mobility:
@@ -75,12 +92,15 @@ class Mobility:
 
     # -- our address changes ------------------------------------------------------------------------------------------
 
-    def network_changed(self, now: float) -> None:
+    def network_changed(self, now: float, before: Network) -> None:
         """Which connections have lost their address or route, and which can go on from another?"""
         usable = self._e.network.usable
+        gone = before.usable - usable
         for peer in self._e.peers.values():
             if peer.local is not None and peer.local not in usable:
                 peer.local = None  # as the kernel routes
+            if peer.observed is not None and peer.observed.host in gone:
+                peer.observed = None  # that it sees us elsewhere from now on is no news
         for move in list(self._moves.values()):
             if usable.isdisjoint(move.candidates):
                 self._drop(move)  # when one of them is back, that is a change of its own, announced at once
@@ -89,7 +109,7 @@ class Mobility:
 
     def reconsider(self, now: float, connections: Iterable[Connection] | None = None) -> None:
         """Compare protected connections, all of them if not told otherwise, with the network as it is."""
-        groups: dict[tuple[bytes, tuple[IPAddress, ...], int], list[Connection]] = defaultdict(list)
+        groups: dict[tuple[bytes, tuple[IPAddress, ...], IPAddress, int], list[Connection]] = defaultdict(list)
         unknown = False
         lost: list[Connection] = []
         for connection in self._e.table.movable() if connections is None else connections:
@@ -98,22 +118,18 @@ class Mobility:
                 continue
             sources = self._sources(connection)
             local = connection.here_now
-            own = tuple(a for a in sources if a.version == connection.socket.version)
-            if own and local.version != connection.socket.version:
-                sources = own  # it had to go by the other address family, and need not any more
-            if local in sources and connection.state is State.PROTECTED and connection.confirmed == local:
+            confirmed = connection.state is State.PROTECTED and connection.confirmed == local and local in sources
+            if confirmed and not self._e.better.hinted(now, connection, sources):
                 continue
             if not sources:
                 lost.append(connection)
                 if connection.peer is not None:
                     self._e.places.astray(now, connection.peer)
             elif connection.peer is not None:
-                # Where it was is the best place to be: nothing needs to be rewritten anew.
-                ordered = (local,) if local in sources else sources
-                groups[connection.peer, ordered, connection.socket.version].append(connection)
+                groups[connection.peer, sources, local, connection.socket.version].append(connection)
         self._e.holding.lose(now, lost, "no-path", since=now, hold_after=constants.HOLD_AFTER)
-        for (key, sources, _), moving in groups.items():
-            self._move(now, key, sources, moving)
+        for (key, sources, local, version), moving in groups.items():
+            self._move(now, key, self._e.better.ranks(now, key, sources, local, version), moving)
         if unknown:
             self._e.emit(commands.FindRoutes())
 
@@ -144,16 +160,16 @@ class Mobility:
 
     def announce(self, now: float, reason: str = "announced") -> int:
         """Say where we are to every peer of protected connections, whether anything changed or not."""
-        groups: dict[tuple[bytes, IPAddress], list[Connection]] = defaultdict(list)
+        peers: dict[bytes, list[Connection]] = defaultdict(list)
         for connection in self._e.table.movable():
-            if connection.peer is not None and connection.here_now in self._sources(connection):
-                groups[connection.peer, connection.here_now].append(connection)
-        for (key, local), connections in groups.items():
-            self._move(now, key, (local,), connections, reason)
-        return len({key for key, _ in groups})
+            if connection.peer is not None and self._sources(connection):
+                peers[connection.peer].append(connection)
+        for key, connections in peers.items():
+            self._announce_all(now, key, connections, reason, again=True)
+        return len(peers)
 
     def announce_stall(self, now: float, key: bytes, connections: list[Connection]) -> None:
-        """Packets of these get lost: perhaps a NAT has forgotten them, and the peer does not know where we are."""
+        """Packets of these get lost: a NAT may have forgotten them, or the address that they have carries no more."""
         self._e.holding.question(now, key)
         self._announce_all(now, key, connections, "retransmitting", stalled=True)
 
@@ -180,67 +196,64 @@ class Mobility:
         *,
         stalled: bool = False,
         direct: bool = False,
+        again: bool = False,
     ) -> None:
+        """``again``: also what is being announced is announced anew, from and to everywhere."""
         concerned = {c.cid for c in connections}
         under_way = [m for m in self._moves.values() if m.key == key and not concerned.isdisjoint(m.cids)]
         for move in under_way:  # is news enough, and of connections that these are only some of
             move.stalled = move.stalled or stalled
             move.direct = move.direct and direct
+            if again:
+                move.everywhere_at = now
             self._send_acm(now, move)
         told = {cid for move in under_way for cid in move.cids}
-        groups: dict[tuple[tuple[IPAddress, ...], int], list[Connection]] = defaultdict(list)
+        groups: dict[tuple[tuple[IPAddress, ...], IPAddress, int], list[Connection]] = defaultdict(list)
         for connection in connections:
             if connection.cid not in told and (sources := self._sources(connection)):
-                local = connection.here_now
-                candidates = (local,) if local in sources else sources
-                groups[candidates, connection.socket.version].append(connection)
-        for (candidates, _), group in groups.items():
-            self._move(now, key, candidates, group, reason, stalled=stalled, direct=direct)
+                groups[sources, connection.here_now, connection.socket.version].append(connection)
+        for (sources, local, version), group in groups.items():
+            ranks = self._e.better.ranks(now, key, sources, local, version)
+            self._move(now, key, ranks, group, reason, stalled=stalled, direct=direct)
 
     def _move(
         self,
         now: float,
         key: bytes,
-        candidates: tuple[IPAddress, ...],
+        ranks: Mapping[IPAddress, int],
         connections: list[Connection],
         reason: str | None = None,
         *,
         stalled: bool = False,
         direct: bool = False,
     ) -> None:
-        """``reason``: why it is announced although no address of ours has changed."""
+        """``ranks``: our addresses, best first.  ``reason``: why it is announced although no address has changed."""
+        candidates = tuple(ranks)
         under_way = {
             cid
             for m in self._moves.values()
-            if m.key == key and set(candidates) <= set(m.candidates) and (m.chosen is None or m.chosen in candidates)
+            if m.key == key
+            and set(candidates) <= set(m.candidates)
+            and (m.chosen is None or m.chosen.local in candidates)
             for cid in m.cids
         }
         if reason is None:
             if all(c.cid in under_way for c in connections):
                 return
             reason = self._why(candidates, connections)
-        for cids, entries in self._entries(key, connections):
-            for old in [m for m in self._moves.values() if m.key == key and set(m.cids) & set(cids)]:
+        for cids, moved in self._named(key, connections):
+            for old in [m for m in self._moves.values() if m.key == key and not set(m.cids).isdisjoint(cids)]:
                 stalled = stalled or old.stalled
                 self._drop(old)
             of_move = self._e.table.select(cids)
-            remotes = tuple(dict.fromkeys(to for c in of_move for to in self._targets(c)))
+            targets = tuple(dict.fromkeys(to for c in of_move for to in self.targets(c)))
             origin = {c.cid: c.here_now for c in of_move}
             # Without a path for a while: whatever knew the plain packets on their way may have forgotten them.
             stalled = stalled or any(c.state is State.SUSPENDED for c in of_move)
             move = Move(
-                self._e.next_epoch(),
-                key,
-                cids,
-                entries,
-                candidates,
-                now,
-                remotes,
-                origin,
-                version=of_move[0].socket.version,
-                stalled=stalled,
-                direct=direct,
-            )
+                self._e.next_epoch(), key, cids, moved, candidates, ranks, now, targets, origin,
+                stalled=stalled, direct=direct,
+            )  # fmt: skip
             self._moves[move.epoch] = move
             self._e.holding.question(now, key)
             if not direct:  # every minute, and most come to nothing
@@ -254,30 +267,26 @@ class Mobility:
     def _why(candidates: tuple[IPAddress, ...], connections: list[Connection]) -> str:
         if any(c.here_now not in candidates or c.reason == "no-path" for c in connections):
             return "address-changed"
-        return "not-confirmed" if all(c.state is State.PROTECTED for c in connections) else "peer-silent"
+        if any(c.state is not State.PROTECTED for c in connections):
+            return "peer-silent"
+        return "not-confirmed" if any(c.confirmed is None for c in connections) else "better-address"
 
-    def _entries(
-        self, key: bytes, connections: list[Connection]
-    ) -> Iterable[tuple[tuple[bytes, ...], tuple[Entry, ...]]]:
-        """One entry for all connections of an old address when all of them move, else one each; ACMs are bounded."""
+    def _named(self, key: bytes, connections: list[Connection]) -> Iterable[tuple[tuple[bytes, ...], Moved]]:
+        """What announces these: an address that all connections move which were born there, one by one the others."""
         moving = {c.cid for c in connections}
-        whole: dict[IPAddress, list[Connection]] = defaultdict(list)
-        for connection in self._e.table:
-            # One that is still negotiated the peer may have taken on already: an entry for all would move it there.
-            if connection.peer == key and (connection.movable or connection.state is State.NEGOTIATING):
-                whole[connection.socket.local.host].append(connection)
-        pieces: list[tuple[tuple[bytes, ...], Entry]] = []
-        for old, of_old in whole.items():
-            here = [c for c in of_old if c.cid in moving]
-            if len(here) == len(of_old):
-                pieces.append((tuple(c.cid for c in here), Entry(old)))
-                continue
-            for c in here:
-                local, remote = c.socket
-                pieces.append(((c.cid,), Entry(local.host, remote.host, local.port, remote.port)))
-        for start in range(0, len(pieces), messages.MAX_ENTRIES):
-            part = pieces[start : start + messages.MAX_ENTRIES]
-            yield tuple(cid for cids, _ in part for cid in cids), tuple(entry for _, entry in part)
+        born: dict[IPAddress, list[Connection]] = defaultdict(list)
+        for connection in self._e.table.of(key):
+            # One that is still negotiated the peer may have taken on already: by its address it would be moved there.
+            if connection.movable or connection.state is State.NEGOTIATING:
+                born[connection.socket.local.host].append(connection)
+        whole = [old for old, here in born.items() if all(c.cid in moving for c in here)]
+        for start in range(0, len(whole), messages.MAX_OLD):
+            old = tuple(whole[start : start + messages.MAX_OLD])
+            yield tuple(c.cid for one in old for c in born[one]), Moved(old)
+        rest = [c.cid for c in connections if c.socket.local.host not in whole]
+        for start in range(0, len(rest), messages.MAX_MOVED):
+            cids = tuple(rest[start : start + messages.MAX_MOVED])
+            yield cids, Moved((), cids)
 
     def _port(self, key: bytes) -> int:
         peer = self._e.peers.get(key)
@@ -285,7 +294,7 @@ class Mobility:
             return self._e.policy.control_port
         return peer.remote.port
 
-    def _targets(self, connection: Connection) -> Iterable[SockAddr]:
+    def targets(self, connection: Connection) -> Iterable[SockAddr]:
         """Control ports where the other host may be."""
         if connection.outer_remote is not None:
             yield connection.outer_remote
@@ -294,16 +303,9 @@ class Mobility:
             yield SockAddr(remote, self._port(connection.peer or b""))
             yield SockAddr(remote, self._e.policy.control_port)
 
-    def _send_acm(self, now: float, move: Move, extra: bool = False) -> None:
-        """From every candidate; the address it is sent from is the one it announces.
-
-        ``extra``: because of keys or places that are new; the timer goes on.
-        """
-        peer = self._e.peers.get(move.key)
-        if peer is None or not any(c.movable for c in self._e.table.select(move.cids)):
-            self._drop(move)
-            return
-        targets = list(move.remotes)
+    def _pairs(self, now: float, move: Move, peer: Peer) -> list[Pair]:
+        """From where to where it is announced, best first."""
+        targets = list(move.targets)
         if peer.remote is not None:
             targets.append(peer.remote)
         if move.tries >= constants.ACM_WIDEN:
@@ -313,35 +315,47 @@ class Mobility:
             targets += self._e.meeting.ways(move.key)
         if move.direct and move.chosen is None:
             targets = [t for t in targets if not self._e.meeting.by_way_of(move.key, t)]
-            if move.tries >= constants.DIRECT_TRIES:
-                self._drop(move)
-                return
-        candidates = move.candidates
+        sources = [a for a in move.candidates if a in self._e.network.usable]
         if move.chosen is not None and now - move.chosen_at < constants.CHOICE_TIME:
-            candidates = (move.chosen,)
-        elif move.tries < constants.ACM_WIDEN:
-            # Between addresses of the other family there is only the tunnel: not if these answer.
-            candidates = tuple(a for a in candidates if a.version == move.version) or candidates
+            sources = [a for a in sources if a == move.chosen.local]
+        pairs = []
+        for to in dict.fromkeys(targets):
+            # A rendezvous hands over what comes from another address of ours too, but the answer would not come there.
+            seen = self._e.meeting.seen_from(to) if self._e.meeting.by_way_of(move.key, to) else None
+            pairs += [Pair(a, to) for a in sources if a.version == to.host.version and seen in (None, a)]
+        return pairs
+
+    def _send_acm(self, now: float, move: Move, extra: bool = False) -> None:
+        """Along every pair; where there are many, some at a time.
+
+        ``extra``: because of keys or places that are new; the timer goes on.
+        """
+        peer = self._e.peers.get(move.key)
+        if peer is None or not any(c.movable for c in self._e.table.select(move.cids)):
+            self._drop(move)
+            return
+        if move.direct and move.chosen is None and move.tries >= constants.DIRECT_TRIES:
+            self._drop(move)
+            return
         pause = None if move.direct else self._e.holding.pause(now, move.key)
         if pause is not None and peer.remote is not None and self._e.meeting.by_way_of(move.key, peer.remote):
             pause = max(pause, constants.PROBE_PAUSE_RELAYED)
         everywhere = pause is None or extra or now >= move.everywhere_at
-        if not everywhere:
-            targets = [peer.remote or move.remotes[0]]
         # Not when it answers, whatever it answers; and what a handshake made us send calls for no other.
         silent = peer.last_contact is None or peer.last_contact < move.sent_at
         rehandshake = not extra and silent and move.tries >= constants.ACM_REHANDSHAKE
         if rehandshake and everywhere:
             self._e.places.seek(now, move.key)
-        for source in (a for a in candidates if a in self._e.network.usable):
-            for to in dict.fromkeys(t for t in targets if t.host.version == source.version):
-                if self._e.meeting.by_way_of(move.key, to) and self._e.meeting.seen_from(to) not in (None, source):
-                    continue  # it would be handed over, but the answer would not come to this address
-                message = Acm(move.epoch, source, move.entries, stalled=move.stalled)
-                move.targets.add(to.host)
-                sent = self._e.send(now, move.key, message, to, source)
-                if not sent or rehandshake:
-                    self._e.contact(now, to, source, move.key, again=not sent)
+        pairs = self._pairs(now, move, peer)
+        for pair in self._everywhere(move, pairs) if everywhere else self._next(move, pairs, peer):
+            nonce = self._e.rng(8)
+            move.nonces[nonce] = pair
+            message = Acm(move.epoch, nonce, pair.local, move.moved, stalled=move.stalled)
+            sent = self._e.send(now, move.key, message, pair.remote, pair.local)
+            if not sent or rehandshake:
+                self._e.contact(now, pair.remote, pair.local, move.key, again=not sent)
+        while len(move.nonces) > constants.MAX_NONCES:
+            del move.nonces[next(iter(move.nonces))]
         move.sent_at = now
         if extra:
             return  # the timer goes on
@@ -350,6 +364,28 @@ class Mobility:
             move.tries += 1
         at = move.everywhere_at if pause is None else min(move.everywhere_at, now + pause)
         self._e.timers.set(("acm", move.epoch), at)
+
+    @staticmethod
+    def _everywhere(move: Move, pairs: list[Pair]) -> list[Pair]:
+        """All of them; where there are many, the present one and some others in turn."""
+        if len(pairs) <= constants.MAX_PAIRS_TRIED:
+            return pairs
+        present, *others = pairs
+        some = [others[(move.turn + i) % len(others)] for i in range(constants.MAX_PAIRS_TRIED - 1)]
+        move.turn = (move.turn + len(some)) % len(others)
+        return [present, *some]
+
+    @staticmethod
+    def _next(move: Move, pairs: list[Pair], peer: Peer) -> list[Pair]:
+        """Without a path, between two rounds: one at a time of those where the peer has been, the present one oftener.
+
+        Where it never was nothing is sent so often: see Budget.
+        """
+        proven = [pair for pair in pairs if peer.receives_at(pair.remote)]
+        move.beat += 1
+        if len(proven) <= 1 or move.beat % 2:
+            return proven[:1]
+        return [proven[1 + move.beat // 2 % (len(proven) - 1)]]
 
     def session_up(self, now: float, key: bytes) -> None:
         """Moves that waited for keys."""
@@ -366,12 +402,16 @@ class Mobility:
                 self._e.timers.set(("acm", move.epoch), move.everywhere_at)
 
     def timer(self, now: float, kind: str, *rest: Any) -> None:
-        """An ACM or a challenge was not answered."""
+        """An ACM or a challenge was not answered; or a better pair has had its time to answer."""
         if kind == "challenge":
-            self._e.redirects.timer(now, (rest[0], rest[1], rest[2]))
+            self._e.redirects.timer(now, rest[0], rest[1])
             return
         move = self._moves.get(rest[0])
-        if move is not None:
+        if move is None:
+            return
+        if kind == "patience":
+            self._choose(now, move)
+        else:
             self._send_acm(now, move)
 
     def forget_idle(self) -> None:
@@ -380,63 +420,119 @@ class Mobility:
             if not any(c.movable for c in self._e.table.select(move.cids)):
                 self._drop(move)
 
+    def superseded(self, now: float, key: bytes, connections: list[Connection]) -> set[bytes]:
+        """The peer has announced these, and we have applied it: a pair of both hosts is proven, ours is needless.
+
+        Returns those that our own announcement had led elsewhere.
+        """
+        concerned = {c.cid for c in connections}
+        elsewhere: set[bytes] = set()
+        for move in [m for m in self._moves.values() if m.key == key and not concerned.isdisjoint(m.cids)]:
+            if self._deciding(now, move):
+                continue  # the peer applies ours, or has: what it announced came before
+            self._drop(move)
+            elsewhere |= {c.cid for c in connections if move.origin.get(c.cid, c.here_now) != c.here_now}
+            if not move.direct and concerned.issuperset(move.cids):
+                self._e.notice(
+                    "move.finished", peer=key, address=connections[0].here_now, duration=now - move.started,
+                    connections=len(move.cids), epoch=move.epoch,
+                )  # fmt: skip
+        return elsewhere
+
+    def deciding(self, now: float, key: bytes) -> set[bytes]:
+        """Connections of which the peer is about to apply what we have announced: what it announces comes too late."""
+        return {cid for m in self._moves.values() if m.key == key and self._deciding(now, m) for cid in m.cids}
+
+    def _deciding(self, now: float, move: Move) -> bool:
+        return self._decides(move.key) and move.chosen is not None and now - move.chosen_at < constants.CHOICE_TIME
+
+    def _decides(self, key: bytes) -> bool:
+        """Of two hosts that both announce something, one decides (RFC 8445: the controlling agent)."""
+        return self._e.endpoint.static.public < key
+
     def _drop(self, move: Move) -> None:
         self._moves.pop(move.epoch, None)
         self._e.timers.cancel(("acm", move.epoch))
+        self._e.timers.cancel(("patience", move.epoch))
+
+    # -- what the peer says of them -----------------------------------------------------------------------------------
+
+    def _pair_of(self, move: Move, nonce: bytes, event: events.Received) -> Pair | None:
+        """To where what is answered here has gone: there the peer receives, wherever the answer seems to come from."""
+        pair = move.nonces.get(nonce)
+        if pair is None:
+            self._e.notice("packet.refused", peer=event.key, reason="unknown-nonce", source=str(event.source))
+        return pair
 
     def _on_challenge(self, now: float, event: events.Received, message: PathChallenge) -> None:
-        """The stationary host has our ACM: rewrite, then answer from the address it challenged."""
+        """The stationary host has our ACM: rewrite, then answer the way that was challenged."""
         move = self._moves.get(message.epoch)
         if move is None or move.key != event.key:
             return  # superseded by a later move, or finished
-        if event.source.host not in move.targets:
-            # Our packets would follow it there.  Its port may be another one: NATs choose them anew.
-            reason = "challenge-from-elsewhere"
-            self._e.notice("packet.refused", peer=event.key, reason=reason, source=str(event.source))
+        pair = self._pair_of(move, message.nonce, event)
+        if pair is None or pair.local not in self._e.network.usable or self._e.redirects.applying(move.key, move.cids):
             return
-        if event.local not in move.candidates:
-            self._e.notice("packet.refused", peer=event.key, reason="challenge-at-another-address", address=event.local)
+        move.offers[pair] = message.data
+        if move.chosen is not None and move.chosen != pair and now - move.chosen_at >= constants.CHOICE_TIME:
+            self._anew(now, move)  # what was chosen came to nothing: the peer may have applied it all the same
+        elif move.chosen is not None:
+            self._answer(now, move, pair)
+        elif move.rank(pair) > min(move.ranks[a] for a in move.candidates if a in self._e.network.usable):
+            if len(move.offers) == 1:
+                self._e.timers.set(("patience", move.epoch), now + constants.PATIENCE)
+        else:
+            self._choose(now, move)
+
+    def _choose(self, now: float, move: Move) -> None:
+        """The best of the pairs that have answered."""
+        usable = [pair for pair in move.offers if pair.local in self._e.network.usable]
+        if move.chosen is not None or not usable:
             return
-        if move.chosen is None and event.local.version != move.version and self._other_may_come(now, move):
-            return
-        if move.chosen is None or (move.chosen != event.local and now - move.chosen_at >= constants.CHOICE_TIME):
-            move.chosen, move.chosen_at, move.installed = event.local, now, False
-        if move.chosen != event.local:
+        pair = min(usable, key=move.rank)
+        move.chosen, move.chosen_at, move.installed = pair, now, False
+        self._e.better.chosen(now, move.key, pair.local, move.ranks)
+        self._answer(now, move, pair)
+
+    def _answer(self, now: float, move: Move, pair: Pair) -> None:
+        if move.chosen != pair:
             return
         if move.installed:
-            self._e.send(now, move.key, PathResponse(move.epoch, message.data), event.source, event.local)
+            self._e.send(now, move.key, PathResponse(move.epoch, move.offers[pair]), pair.remote, pair.local)
             return
-        move.challenge = (message.data, event.source)
-        if move.rewriting == move.chosen:
-            return
-        self._go(now, move, move.chosen, event.source)
+        move.challenge = move.offers[pair]
+        if move.rewriting != pair:
+            self._go(now, move, pair)
 
-    def _other_may_come(self, now: float, move: Move) -> bool:
-        """Between the connections' own addresses there may be more than the tunnel: that family has a moment longer.
-
-        The challenge at hand is repeated.
-        """
-        if not any(a.version == move.version and a in self._e.network.usable for a in move.candidates):
-            return False
-        if move.other_since is None:
-            move.other_since = now
-        return now - move.other_since < constants.FAMILY_TIME
-
-    def _go(self, now: float, move: Move, local: IPAddress, remote: SockAddr) -> None:
-        """The connections of a move are at ``local`` from now on; by the tunnel the peer is reached at ``remote``."""
-        move.rewriting = local
+    def _anew(self, now: float, move: Move) -> None:
+        """The same, with an epoch of its own: the peer takes nothing of what it has heard of the old one for this."""
+        self._drop(move)
         connections = [c for c in self._e.table.select(move.cids) if c.movable]
+        again = Move(
+            self._e.next_epoch(), move.key, move.cids, move.moved, move.candidates, move.ranks, move.started,
+            move.targets, move.origin, stalled=move.stalled, direct=move.direct, tries=move.tries,
+        )  # fmt: skip
+        if connections:
+            self._moves[again.epoch] = again
+            self._send_acm(now, again)
+
+    def _go(self, now: float, move: Move, pair: Pair) -> None:
+        """The connections of a move go this way from now on."""
+        move.rewriting, local = pair, pair.local
+        connections = [c for c in self._e.table.select(move.cids) if c.movable]
+        if self._decides(move.key):
+            self._e.redirects.withdraw(move.key, connections)
+        there = None if self._e.meeting.by_way_of(move.key, pair.remote) else pair.remote.host
         changes = []
         for c in connections:
             elsewhere, tunnelled = local != c.here_now, c.tunnel
             if elsewhere:
                 c.confirmed = None  # from the moment that the peer may hear of it
-            change = self.changed(c, local=local, outer=(local, remote), stalled=move.stalled)
+            change = self.changed(c, local=local, remote=there, outer=pair, stalled=move.stalled)
             # What is sent before the peer is ready would arrive, but its answer would not.
             c.holding = change[2] and (c.holding or elsewhere or not tunnelled or c.state is State.SUSPENDED)
             changes.append(change)
         # Without the tunnel, which keeps what is sent too soon, the kernel holds it back until the peer is ready.
-        self.reroute(("move", move.epoch, local), changes, lift={c.cid for c, _, tunnel in changes if tunnel})
+        self.reroute(("move", move.epoch, pair), changes, lift={c.cid for c, _, tunnel in changes if tunnel})
         self._e.holding.hold_again(now, connections)
 
     def changed(
@@ -493,7 +589,7 @@ class Mobility:
         """The kernel transaction of a move is done, or failed and nothing was changed."""
         *what, _, add = token
         flows = {flow.socket: flow for flow in add}
-        concerned = [c for c in self._e.table if c.guarded and c.socket in flows]
+        concerned = [c for c in self._e.table.sockets(flows) if c.guarded]
         if error is None:
             for connection in concerned:
                 connection.installed = flows[connection.socket]
@@ -505,7 +601,7 @@ class Mobility:
                     connection.wire, connection.tunnel = connection.installed.wire, connection.installed.tunnel
                     connection.held = connection.installed.suspended
             if what[0] == "acm":
-                self._e.redirects.take_back((what[1], what[2], what[3]))
+                self._e.redirects.take_back(what[1], what[2])
             self._e.emit(commands.SaveConnections(tuple(c for c in undone if c.movable)))
             self._e.notice("redirect.refused", reason="kernel", detail=error)
         match what[0]:
@@ -518,20 +614,19 @@ class Mobility:
             case "lift":
                 pass
             case _:
-                self._e.redirects.applied(now, (what[1], what[2], what[3]), error)
+                self._e.redirects.applied(now, what[1], what[2], error)
 
-    def _moved(self, now: float, epoch: int, chosen: IPAddress, error: str | None) -> None:
+    def _moved(self, now: float, epoch: int, pair: Pair, error: str | None) -> None:
         move = self._moves.get(epoch)
-        if move is not None and move.rewriting == chosen:
+        if move is not None and move.rewriting == pair:
             move.rewriting = None
-        if move is None or move.chosen != chosen or move.challenge is None or error is not None:
+        if move is None or move.chosen != pair or move.challenge is None or error is not None:
             return
         connections = [c for c in self._e.table.select(move.cids) if c.movable]
-        if not all(self._installed(c, chosen) for c in connections):
+        if not all(self._installed(c, pair.local) for c in connections):
             return  # an earlier change failed after this one, which had nothing left to do, was asked for
         move.installed = True
-        data, to = move.challenge
-        self._e.send(now, move.key, PathResponse(epoch, data), to, chosen)
+        self._e.send(now, move.key, PathResponse(epoch, move.challenge), pair.remote, pair.local)
         # What is held is not lost: the back-off can go now, before the peer's first segment may fix it.
         self.kick([c for c in connections if c.holding])
         self._e.emit(commands.Hasten(tuple(c.socket for c in connections if not c.tunnel)))
@@ -544,20 +639,24 @@ class Mobility:
         move = self._moves.get(message.epoch)
         if move is None or move.key != event.key:
             return
+        pair = self._pair_of(move, message.nonce, event)
+        if pair is None:
+            return
         connections = [c for c in self._e.table.select(move.cids) if c.movable]
         peer = self._e.peers[move.key]
-        peer.remote, peer.local = event.source, event.local  # whatever it says, this way works
+        self._e.endpoint.locate(peer, pair.remote, pair.local)  # whatever it says, this way works
         applied = message.status is AcmStatus.APPLIED
-        elsewhere = any(c.tunnel and c.outer_remote != event.source for c in connections)
-        if applied and (event.local != move.chosen or elsewhere):
-            # It sends another way: we had two candidates, or two ways to it, and the answer to one challenge was late.
-            # A rendezvous relays only for two who both go by way of it.
-            if event.local in move.candidates:
-                move.chosen, move.chosen_at, move.installed, move.challenge = event.local, now, False, None
-                self._go(now, move, event.local, event.source)
+        if applied and not self._e.meeting.by_way_of(move.key, pair.remote):
+            peer.observed = message.observed
+        if applied and pair != move.chosen:
+            # It sends another way: the answer to one challenge was late.  A rendezvous relays only for two who both
+            # go by way of it.
+            if pair.local in self._e.network.usable:
+                move.chosen, move.chosen_at, move.installed, move.challenge = pair, now, False, None
+                self._go(now, move, pair)
                 self._send_acm(now, move, extra=True)  # so that it says so again, when we are ready
         elif applied:
-            if move.chosen is None or not all(self._installed(c, move.chosen) for c in connections):
+            if not all(self._installed(c, pair.local) for c in connections):
                 return  # the kernel is at it; the next acknowledgement finds it done
             ready = [c for c in connections if c.held or not c.holding]  # others were set going at the challenge
             self._e.holding.lift(ready)
@@ -565,13 +664,13 @@ class Mobility:
             self._release(connections)
             self._drop(move)
             for connection in connections:
-                connection.confirmed = move.chosen
-            self.arrived(now, connections, {c.cid for c in connections if move.origin.get(c.cid) != move.chosen})
+                connection.confirmed = pair.local
+            self.arrived(now, connections, {c.cid for c in connections if move.origin.get(c.cid) != pair.local})
             if move.direct:
                 self._e.choosing.tell(connections, "direct-again")
             else:
                 self._e.notice(
-                    "move.finished", peer=move.key, address=move.chosen, duration=now - move.started,
+                    "move.finished", peer=move.key, address=pair.local, duration=now - move.started,
                     connections=len(connections), epoch=move.epoch,
                 )  # fmt: skip
             if message.connections < len(connections):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine
 
 DNS: Final = "dns"  # who says it: each replaces what it said before, and nothing else
+SEEN: Final = "seen"  # the peer itself, by an announcement that came from there
 
 
 class Places:

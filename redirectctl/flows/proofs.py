@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from hashlib import blake2s
 from typing import Final
 
-Numbers = tuple[int, int]  # bases of the sequence numbers that a host sends and receives, 32 bits each
+Numbers = tuple[int, int]  # bases of the sequence numbers that a host sends and receives; or those of one segment
 
 CLAIMANT: Final = b"claimant"
 ANSWERER: Final = b"answerer"

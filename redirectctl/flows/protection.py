@@ -252,7 +252,7 @@ class Protection:
     def _met(self, now: float, peer: Peer, connections: list[Connection]) -> None:
         """There is a session; may these connections be protected with this peer?"""
         for connection in connections:
-            connection.peer = peer.key
+            self._e.table.assign(connection, peer.key)
         if not connections:
             return
         if peer.state is PeerState.APPROVED:
@@ -274,9 +274,7 @@ class Protection:
         self._e.notice("peer.approved", peer=key)
         self.hello(now, peer)
         again = (State.PENDING, State.REFUSED)
-        self._negotiate(
-            now, [c for c in self._e.table if c.peer == key and c.state in again and c.reason != "released"]
-        )
+        self._negotiate(now, [c for c in self._e.table.of(key) if c.state in again and c.reason != "released"])
 
     def reject(self, now: float, key: bytes) -> None:
         """Never again; what was protected with it no longer is."""
@@ -303,6 +301,7 @@ class Protection:
         self._told.pop(key, None)
         self._untold = {cid: of for cid, of in self._untold.items() if of != key}
         self._e.places.forget(key)
+        self._e.better.forget(key)
         self._e.endpoint.forget(key)
         self._e.emit(commands.DropPeer(key))
 
@@ -311,12 +310,8 @@ class Protection:
         movable = self._e.table.movable(key)
         for start in range(0, len(movable), messages.MAX_CIDS):
             self.tell_end(now, key, End.RELEASED, tuple(c.cid for c in movable[start : start + messages.MAX_CIDS]))
-        for connection in list(self._e.table):
-            if (
-                connection.peer == key
-                and connection.state is not State.CLOSED
-                and connection.state is not State.REFUSED
-            ):
+        for connection in self._e.table.of(key):
+            if connection.state not in (State.CLOSED, State.REFUSED):
                 self._unprotect(now, connection, reason)
 
     # -- asking the peer ----------------------------------------------------------------------------------------------
@@ -387,7 +382,8 @@ class Protection:
             case messages.EndOf():
                 self._on_end(now, event, event.message)
             case messages.Sync(request, cids):
-                mine = {c.cid for c in self._e.table.movable(event.key)}
+                known = (self._e.table.get(cid) for cid in cids)
+                mine = {c.cid for c in known if c is not None and c.movable and c.peer == event.key}
                 unknown = tuple(cid for cid in cids if cid not in mine)
                 self.tell_again(now, event.key)
                 self._e.send(now, event.key, messages.SyncReply(request, unknown), event.source, event.local)
@@ -422,16 +418,19 @@ class Protection:
         before = peer.observed
         if not self._e.meeting.by_way_of(key, event.source):  # there it sees the rendezvous, not us
             peer.observed = message.observed
-        if peer.observed and before not in (None, peer.observed) and peer.observed.host not in self._e.network.usable:
-            # One of our own is no news: who leaves one for another has announced it.
-            self._e.mobility.observed(now, key, before, peer.observed)
+        if peer.observed and before is not None and before != peer.observed:
+            self._seen_elsewhere(now, key, before, peer.observed)
         if trust is Trust.REJECTED:
-            for connection in [
-                c for c in self._e.table if c.peer == key and c.state in (State.PENDING, State.NEGOTIATING)
-            ]:
-                self.refuse(now, connection, "rejected-there")
+            for connection in self._e.table.of(key):
+                if connection.state in (State.PENDING, State.NEGOTIATING):
+                    self.refuse(now, connection, "rejected-there")
         elif trust is Trust.APPROVED and peer.state is PeerState.APPROVED:
-            self._negotiate(now, [c for c in self._e.table if c.peer == key and c.state is State.PENDING])
+            self._negotiate(now, [c for c in self._e.table.of(key) if c.state is State.PENDING])
+
+    def _seen_elsewhere(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
+        """One of our own after another is no news: who leaves one for another has announced it."""
+        if not {before.host, after.host} <= self._e.network.usable:
+            self._e.mobility.observed(now, key, before, after)
 
     # -- ending -------------------------------------------------------------------------------------------------------
 

@@ -166,7 +166,7 @@ class Rendezvous:
         asked = self._asked.get(event.key)
         if asked is not None and asked[0] == event.source and hmac.compare_digest(asked[1], proof):
             del self._asked[event.key]
-            peer.remote, peer.local = event.source, event.local
+            self._e.endpoint.locate(peer, event.source, event.local)
             return True
         if asked is None or asked[0] != event.source:
             while len(self._asked) >= constants.MAX_GUESTS:

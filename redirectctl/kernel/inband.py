@@ -51,7 +51,7 @@ _IP_PKTINFO = 8
 _IPV6_PKTINFO = 50
 _NO_INTERFACE = 0
 
-OnToken = Callable[[FourTuple, bytes], None]
+OnToken = Callable[[FourTuple, bytes, tuple[int, int]], None]
 OnRefused = Callable[[str, FourTuple | None], None]
 
 
@@ -110,9 +110,16 @@ class Inband:
     """Sends tokens and hands over those that arrive; lives as long as the daemon."""
 
     def __init__(
-        self, kicker: Kicker, sender: Sender, *, on_token: OnToken, on_refused: OnRefused = lambda *_: None
+        self,
+        kicker: Kicker,
+        sender: Sender,
+        *,
+        on_token: OnToken,
+        on_sent: OnToken = lambda *_: None,
+        on_refused: OnRefused = lambda *_: None,
     ) -> None:
-        """``on_token``: called with the tuple of the segment that had it, as this host sees it, and the token.
+        """``on_token``: called with the tuple of the segment that had it, as this host sees it, the token, and the
+        segment's sequence number and ACK.  ``on_sent``: the same of a token that leaves on a connection as it is.
 
         ``on_refused``: called with the reason and, if it can be read, the tuple, when something was no token after all
         or a token could not be sent.
@@ -120,6 +127,7 @@ class Inband:
         self._kicker = kicker
         self._sender = sender
         self._on_token = on_token
+        self.on_sent = on_sent
         self._on_refused = on_refused
         self.refused: Counter[str] = Counter()  # by reason
 
@@ -169,7 +177,7 @@ class Inband:
             self.refuse(error.reason, arrived)
             return
         packet.drop()
-        self._on_token(arrived, token)
+        self._on_token(arrived, token, (segment.seq, segment.ack))
 
     def refuse(self, reason: str, connection: FourTuple | None) -> None:
         """Count and report."""
@@ -217,6 +225,7 @@ class _Attempt:
             packet.accept()
             self._inband.refuse(error.reason, proof.socket)
             return
+        self._inband.on_sent(proof.socket, proof.token, (segment.seq, segment.ack))
         packet.accept(instead)
         self.sent.add(proof.socket)
 

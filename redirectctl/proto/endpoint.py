@@ -168,8 +168,23 @@ class Endpoint:
         """Send to a peer; ``key``: whom, as far as that is known."""
         if (whom := self.handed_to(to, key)) is not None:
             self.hand_over(now, whom, source, to, data)
-        else:
+            return
+        peer = self.peers.get(key) if key is not None else None
+        if peer is None or peer.receives_at(to) or peer.unproven.allows(now, len(data)):
             self.emit(events.Transmit(source, to, data))
+
+    def locate(self, peer: Peer, remote: SockAddr, local: IPAddress | None) -> None:
+        """The peer has shown that it receives what we send from ``local`` to ``remote``.
+
+        The only place where that changes.  The source of a datagram shows nothing: whoever holds the keys can forge it.
+        """
+        for place in (peer.remote, remote):
+            if place is not None:
+                peer.proven.pop(place, None)
+                peer.proven[place] = None
+        while len(peer.proven) > constants.PROVEN_MAX:
+            del peer.proven[next(iter(peer.proven))]
+        peer.remote, peer.local = remote, local
 
     def handed_to(self, to: SockAddr, key: bytes | None) -> bytes | None:
         """For whom a rendezvous at ``to`` gets a datagram; None: it is for whoever is there."""
@@ -221,11 +236,14 @@ class Endpoint:
                 peer.greatest_counter = -1
         keys = handshake.split()
         ciphers = TransportCipher(keys.send), TransportCipher(keys.recv)
-        session = Session(key, version, initiator, *indices, *ciphers, created=now, usable=initiator, final=final)
+        session = Session(
+            key, version, initiator, *indices, *ciphers, created=now, usable=initiator, path=path, final=final
+        )
         first = peer.session(now) is None
         self._add_session(now, peer, session)
         if initiator:
-            peer.remote, peer.local, peer.last_contact = remote, local, now
+            self.locate(peer, remote, local)
+            peer.last_contact = now
             self._confirm(now, session.local_index)
             self.emit(events.PeerChanged(key))
             self.emit(events.SessionUp(key, remote, first, initiator=True))
@@ -246,7 +264,7 @@ class Endpoint:
                 self.initiator.on_response(now, message, local)
             case datagram.FinalMessage():
                 if message.receiver not in self._sessions:  # else a repeated one whose session we have
-                    self.responder.on_final(now, message, source, local)
+                    self.responder.on_final(now, message)
             case datagram.Cookie():
                 self.initiator.on_cookie(now, message)
             case datagram.Versions():
@@ -279,11 +297,13 @@ class Endpoint:
             raise MalformedError("wrong-pair")
         peer = self.peers[session.key]
         peer.last_contact = now
+        if self._via is None and not peer.receives_at(source):
+            peer.unproven.credit(now, len(message.ciphertext))
         if not session.heard:
             session.heard, session.final = True, None
             self.timers.cancel(("confirm", session.local_index))
         if not session.usable:
-            self._first_heard(now, peer, session, source, local)
+            self._first_heard(now, peer, session)
         received = messages.decode(plaintext) if plaintext else None
         if received is not None:
             self.emit(events.Received(session.key, received, source, local))
@@ -291,12 +311,13 @@ class Endpoint:
         if source != peer.remote and not isinstance(received, messages.Hello) and self._via is None:
             self.emit(events.Heard(session.key, source, local))
 
-    def _first_heard(self, now: float, peer: Peer, session: Session, source: SockAddr, local: IPAddress) -> None:
-        """The initiator has shown that it holds the keys, and its address that it receives: we may send."""
+    def _first_heard(self, now: float, peer: Peer, session: Session) -> None:
+        """The initiator has shown that it holds the keys, and that it receives where the answer went: we may send."""
+        local, source = session.path
         first = peer.session(now) is None
         session.usable = True
         self._trim(peer)
-        peer.remote, peer.local = source, local
+        self.locate(peer, source, local)
         self._seal(now, session, b"", source, local)
         self.emit(events.PeerChanged(peer.key))
         self.emit(events.SessionUp(peer.key, source, first, initiator=False))

@@ -22,6 +22,31 @@ class PeerState(Enum):
 
 
 @dataclass(slots=True)
+class Budget:
+    """Bytes that may go to addresses at which a peer has never answered: all of them together, so nobody is flooded."""
+
+    left: float = constants.UNPROVEN_BURST
+    at: float = float("-inf")
+
+    def allows(self, now: float, length: int) -> bool:
+        """Take so many bytes, if they are there."""
+        self._refill(now)
+        if self.left < length:
+            return False
+        self.left -= length
+        return True
+
+    def credit(self, now: float, length: int) -> None:
+        """So many have come from such an address: as many may go back (RFC 9000, section 8)."""
+        self._refill(now)
+        self.left = min(constants.UNPROVEN_BURST, self.left + length)
+
+    def _refill(self, now: float) -> None:
+        self.left = min(constants.UNPROVEN_BURST, self.left + max(0.0, now - self.at) * constants.UNPROVEN_RATE)
+        self.at = now
+
+
+@dataclass(slots=True)
 class Session:
     """Keys agreed with a peer, for at most REJECT_AFTER_TIME."""
 
@@ -34,6 +59,7 @@ class Session:
     opening: TransportCipher
     created: float
     usable: bool  # the responder may send only when the initiator has shown that it holds the keys
+    path: tuple[IPAddress, SockAddr]  # of ours that has, and of the peer's that was sent, what proves it has the keys
     heard: bool = False  # a message has been received
     confirms: int = 0  # how often the initiator has shown that it holds the keys
     counter: int = 0  # of the next message that we send
@@ -61,7 +87,9 @@ class Peer:
     secret_rank: tuple[float, bytes] = (float("-inf"), b"")  # when and by which handshake it was made
     identity: set[IPAddress] = field(default_factory=set)  # addresses that we contacted and where it answered
     greatest_counter: int = -1  # of its IKpsk2 initiations: a replayed one is not greater
-    remote: SockAddr | None = None  # where its control port was last proven to be
+    remote: SockAddr | None = None  # where its control port was last proven to be; changed by Endpoint.locate() only
+    proven: dict[SockAddr, None] = field(default_factory=dict)  # where else it was, newest last
+    unproven: Budget = field(default_factory=Budget)  # of what is sent to where it was not
     local: IPAddress | None = None  # the address that we used for that
     last_contact: float | None = None
     last_sent: float | None = None
@@ -70,6 +98,10 @@ class Peer:
     addresses: tuple[IPAddress, ...] = ()  # what it said it has: where it may be tried, within a session
     sessions: list[Session] = field(default_factory=list)  # newest first
     keep: bool = False  # renew sessions before they end
+
+    def receives_at(self, to: SockAddr) -> bool:
+        """It has shown, some time, that it receives what is sent there."""
+        return to == self.remote or to in self.proven or to.host in self.identity
 
     def session(self, now: float) -> Session | None:
         """The newest one that may be used for sending."""

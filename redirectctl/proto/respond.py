@@ -32,6 +32,7 @@ class HalfOpen:
     handshake: Handshake
     version: int
     remote_index: int
+    path: tuple[IPAddress, SockAddr]  # on which the second message went: the third shows that it was received
     since: float
 
 
@@ -91,7 +92,7 @@ class Responder:
             raise MalformedError("forged-init") from error
         if first_contact:
             self._make_room(now)
-            self._half_open[index] = HalfOpen(handshake, message.version, message.sender, now)
+            self._half_open[index] = HalfOpen(handshake, message.version, message.sender, (local, source), now)
         response = datagram.Response(message.version, message.pattern, index, message.sender, noise)
         e.transmit(now, None, local, source, response.encode())
         if not first_contact:
@@ -106,7 +107,7 @@ class Responder:
                 first_contact=False,
             )
 
-    def on_final(self, now: float, message: datagram.FinalMessage, source: SockAddr, local: IPAddress) -> None:
+    def on_final(self, now: float, message: datagram.FinalMessage) -> None:
         """Third message of XX: now we know who it is."""
         half_open = self._half_open.get(message.receiver)
         if half_open is None or half_open.version != message.version:
@@ -125,7 +126,7 @@ class Responder:
             indices=(message.receiver, half_open.remote_index),
             initiator=False,
             final=None,
-            path=(local, source),
+            path=half_open.path,
             first_contact=True,
         )
 

@@ -9,10 +9,10 @@
                         |     n x { cid (8), epoch (8), tuple (36), token's digest (8), offer (28), flags (1) } |
     PROTECTED (3)       | request (4) | n (1)
                         |     n x { cid (8), epoch (8), status (1), tuple (36), offer (28), proof (8) } |
-    ACM (4)             | epoch (8) | new (16) | flags (1) | n (1)
-                        |     n x { old (16), destination (16), sport (2), dport (2) } |
-    ACM_ACK (5)         | epoch (8) | status (1) | connections (4) | observed (16) | port (2) |
-    PATH_CHALLENGE (6)  | epoch (8) | data (8) |
+    ACM (4)             | epoch (8) | nonce (8) | new (16) | flags (1) | m (1) | n (1)
+                        |     m x old (16) | n x cid (8) |
+    ACM_ACK (5)         | epoch (8) | nonce (8) | status (1) | connections (4) | observed (16) | port (2) |
+    PATH_CHALLENGE (6)  | epoch (8) | nonce (8) | data (8) |
     PATH_RESPONSE (7)   | epoch (8) | data (8) |
     RST_QUERY (8)       | request (4) | cid (8) |
     RST_REPLY (9)       | request (4) | alive (1) |
@@ -20,13 +20,16 @@
     DONE (11)           | request (4) |
     SYNC (12)           | request (4) | n (1) | n x cid (8) |
     SYNC_REPLY (13)     | request (4) | n (1) | n x cid (8) |
-    BIND (14)           | request (4) | n (1) | n x { cid (8), token (8) } |
+    BIND (14)           | request (4) | n (1) | n x { cid (8), token (8), seq (4), ack (4) } |
     BIND_NUMBERS (15)   | request (4) | n (1) | n x { cid (8), proof (8) } |
     SEEN (16)           | n (1) | n x token (8) |
+    PATH_PROBE (18)     | nonce (8) |
+    PATH_PROBED (19)    | nonce (8) |
     from 32 on          meeting.py
 
-Each starts with its type (1).  The ACM has the fields of the paper's figure 2; its authentication is the AEAD
-tag of the TRANSPORT datagram, its nonce that datagram's counter together with the epoch.
+Each starts with its type (1).  The ACM has what the paper's figure 2 has, but names connections by the ids that both
+hosts know; its authentication is the AEAD tag of the TRANSPORT datagram, that datagram's counter and the epoch keep it
+from being used twice.  Its nonce is another in each datagram: whoever returns it has received what went to one target.
 """
 
 from __future__ import annotations
@@ -34,18 +37,19 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar, Final, TypeAlias
+from typing import ClassVar, Final, NamedTuple, TypeAlias
 
 from redirectctl.wire import meeting
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.datagram import MalformedError
-from redirectctl.wire.fields import ANY, counted, exact, need_ip, pack_ip, unpack_ip
+from redirectctl.wire.fields import ANY, counted, exact, need_ip, pack_ip
 from redirectctl.wire.tunnel import Offer
 
 MAX_PLAINTEXT: Final = 1200  # with header and tag it fits MAX_DATAGRAM
 MAX_ADDRESSES: Final = 8
 MAX_PROTECT: Final = 12  # also of what comes of it: PROTECTED and BIND
-MAX_ENTRIES: Final = 30
+MAX_OLD: Final = 8  # addresses of which an ACM moves all connections
+MAX_MOVED: Final = 100  # connections that an ACM names one by one
 MAX_CIDS: Final = 128
 MAX_TOKENS: Final = 64
 MAX_START: Final = 2**62  # of the counters of an offer
@@ -73,6 +77,7 @@ class Status(IntEnum):
     FAILED = 8  # the kernel refused
     PROVE = 9  # show on the connection itself that it is yours; to a BIND: there is no such claim, begin anew
     INTEGRITY = 10  # one end insists on integrity, the other will not
+    NUMBERS = 11  # something on the way changes the connection's sequence numbers
 
 
 class AcmStatus(IntEnum):
@@ -120,11 +125,12 @@ _HELLO = struct.Struct("!B16sHB")
 _ADDRESS = struct.Struct("!16s")
 _PROTECT = struct.Struct("!8sQ16sH16sH8sI16sQB")
 _PROTECTED = struct.Struct("!8sQB16sH16sHI16sQ8s")
-_BIND = struct.Struct("!8s8s")
-_ACM = struct.Struct("!Q16sBB")
-_ENTRY = struct.Struct("!16s16sHH")
-_ACM_ACK = struct.Struct("!QBI16sH")
-_PATH = struct.Struct("!Q8s")
+_BIND = struct.Struct("!8s8sII")
+_PROOF = struct.Struct("!8s8s")
+_ACM = struct.Struct("!Q8s16sBBB")
+_ACM_ACK = struct.Struct("!Q8sBI16sH")
+_CHALLENGE = struct.Struct("!Q8s8s")
+_RESPONSE = struct.Struct("!Q8s")
 _RST_QUERY = struct.Struct("!I8s")
 _REQ_U8 = struct.Struct("!IB")
 _END = struct.Struct("!IBB")
@@ -248,13 +254,22 @@ class Protected:
         return cls(request, tuple(verdicts))
 
 
+class Arrived(NamedTuple):
+    """A token that has come on the connection of a claim."""
+
+    cid: bytes
+    token: bytes
+    seq: int  # of the segment that had it, as it arrived
+    ack: int
+
+
 @dataclass(frozen=True, slots=True)
 class Bind:
     """These tokens have come on the connections of these claims."""
 
     TYPE: ClassVar[int] = 14
     request: int
-    tokens: tuple[tuple[bytes, bytes], ...]  # cid, token
+    tokens: tuple[Arrived, ...]
 
     def pack(self) -> bytes:
         """Body without the type byte."""
@@ -264,7 +279,7 @@ class Bind:
     def unpack(cls, body: bytes) -> Bind:
         """Raises MalformedError."""
         (request, _), rest = counted(_REQ_N, body, _BIND, MAX_PROTECT)
-        return cls(request, tuple(_BIND.iter_unpack(rest)))
+        return cls(request, tuple(Arrived(*item) for item in _BIND.iter_unpack(rest)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,24 +292,20 @@ class BindNumbers:
 
     def pack(self) -> bytes:
         """Body without the type byte."""
-        return _REQ_N.pack(self.request, len(self.proofs)) + b"".join(_BIND.pack(*item) for item in self.proofs)
+        return _REQ_N.pack(self.request, len(self.proofs)) + b"".join(_PROOF.pack(*item) for item in self.proofs)
 
     @classmethod
     def unpack(cls, body: bytes) -> BindNumbers:
         """Raises MalformedError."""
-        (request, _), rest = counted(_REQ_N, body, _BIND, MAX_PROTECT)
-        return cls(request, tuple(_BIND.iter_unpack(rest)))
+        (request, _), rest = counted(_REQ_N, body, _PROOF, MAX_PROTECT)
+        return cls(request, tuple(_PROOF.iter_unpack(rest)))
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Which connections an ACM moves: those born at ``old`` (the sender's end of the socket tuple) and, where given,
-    to ``destination`` and with these ports.  None and 0 mean any."""
+class Moved(NamedTuple):
+    """Which connections an ACM moves: all that were born at these addresses of its sender, and those with these ids."""
 
-    old: IPAddress
-    destination: IPAddress | None = None
-    sport: int = 0
-    dport: int = 0
+    old: tuple[IPAddress, ...] = ()
+    cids: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,28 +314,34 @@ class Acm:
 
     TYPE: ClassVar[int] = 4
     epoch: int
+    nonce: bytes  # 8 bytes, for this datagram only
     new: IPAddress
-    entries: tuple[Entry, ...]
+    moved: Moved
     stalled: bool = False  # plain packets do not get through
 
     def pack(self) -> bytes:
         """Body without the type byte."""
-        return _ACM.pack(self.epoch, pack_ip(self.new), self.stalled, len(self.entries)) + b"".join(
-            _ENTRY.pack(pack_ip(e.old), pack_ip(e.destination), e.sport, e.dport) for e in self.entries
-        )
+        old, cids = self.moved
+        head = _ACM.pack(self.epoch, self.nonce, pack_ip(self.new), self.stalled, len(old), len(cids))
+        return b"".join((head, *map(pack_ip, old), *cids))
 
     @classmethod
     def unpack(cls, body: bytes) -> Acm:
         """Raises MalformedError."""
-        (epoch, new, flags, _), rest = counted(_ACM, body, _ENTRY, MAX_ENTRIES)
-        entries = tuple(
-            Entry(need_ip(old), unpack_ip(dst), sport, dport) for old, dst, sport, dport in _ENTRY.iter_unpack(rest)
-        )
-        if not entries:
+        if len(body) < _ACM.size:
+            raise MalformedError("bad-length")
+        epoch, nonce, new, flags, m, n = _ACM.unpack_from(body)
+        if m > MAX_OLD or n > MAX_MOVED:
+            raise MalformedError("bad-length")
+        rest = _ACM.size + m * _ADDRESS.size
+        if len(body) != rest + n * _CID.size:
+            raise MalformedError("bad-length")
+        if not m and not n:
             raise MalformedError("empty")
         if flags > 1:
             raise MalformedError("bad-value")
-        return cls(epoch, need_ip(new), entries, bool(flags))
+        old = tuple(need_ip(address) for (address,) in _ADDRESS.iter_unpack(body[_ACM.size : rest]))
+        return cls(epoch, nonce, need_ip(new), Moved(old, _split_cids(body[rest:])), bool(flags))
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +350,7 @@ class AcmAck:
 
     TYPE: ClassVar[int] = 5
     epoch: int
+    nonce: bytes  # of the ACM that came the way that counts from now on; of the one that is refused
     status: AcmStatus
     connections: int
     observed: SockAddr  # where the ACM, or the answer to the challenge, came from
@@ -340,13 +358,13 @@ class AcmAck:
     def pack(self) -> bytes:
         """Body without the type byte."""
         host, port = self.observed
-        return _ACM_ACK.pack(self.epoch, self.status, self.connections, pack_ip(host), port)
+        return _ACM_ACK.pack(self.epoch, self.nonce, self.status, self.connections, pack_ip(host), port)
 
     @classmethod
     def unpack(cls, body: bytes) -> AcmAck:
         """Raises MalformedError."""
-        epoch, status, connections, host, port = exact(_ACM_ACK, body)
-        return cls(epoch, AcmStatus(status), connections, SockAddr(need_ip(host), port))
+        epoch, nonce, status, connections, host, port = exact(_ACM_ACK, body)
+        return cls(epoch, nonce, AcmStatus(status), connections, SockAddr(need_ip(host), port))
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,16 +373,17 @@ class PathChallenge:
 
     TYPE: ClassVar[int] = 6
     epoch: int
-    data: bytes
+    nonce: bytes  # of the ACM that came this way
+    data: bytes  # for this way only
 
     def pack(self) -> bytes:
         """Body without the type byte."""
-        return _PATH.pack(self.epoch, self.data)
+        return _CHALLENGE.pack(self.epoch, self.nonce, self.data)
 
     @classmethod
     def unpack(cls, body: bytes) -> PathChallenge:
         """Raises MalformedError."""
-        return cls(*exact(_PATH, body))
+        return cls(*exact(_CHALLENGE, body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,12 +396,12 @@ class PathResponse:
 
     def pack(self) -> bytes:
         """Body without the type byte."""
-        return _PATH.pack(self.epoch, self.data)
+        return _RESPONSE.pack(self.epoch, self.data)
 
     @classmethod
     def unpack(cls, body: bytes) -> PathResponse:
         """Raises MalformedError."""
-        return cls(*exact(_PATH, body))
+        return cls(*exact(_RESPONSE, body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -517,6 +536,40 @@ class Seen:
         return cls(_split_cids(rest))
 
 
+@dataclass(frozen=True, slots=True)
+class PathProbe:
+    """Does this way carry?"""
+
+    TYPE: ClassVar[int] = 18
+    nonce: bytes
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return self.nonce
+
+    @classmethod
+    def unpack(cls, body: bytes) -> PathProbe:
+        """Raises MalformedError."""
+        return cls(*exact(_CID, body))
+
+
+@dataclass(frozen=True, slots=True)
+class PathProbed:
+    """Answer to PATH_PROBE, back the same way."""
+
+    TYPE: ClassVar[int] = 19
+    nonce: bytes
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return self.nonce
+
+    @classmethod
+    def unpack(cls, body: bytes) -> PathProbed:
+        """Raises MalformedError."""
+        return cls(*exact(_CID, body))
+
+
 Message: TypeAlias = (
     Hello
     | Protect
@@ -534,6 +587,8 @@ Message: TypeAlias = (
     | Bind
     | BindNumbers
     | Seen
+    | PathProbe
+    | PathProbed
     | meeting.Message
 )
 
@@ -557,6 +612,8 @@ _TYPES: Final = {
         Bind,
         BindNumbers,
         Seen,
+        PathProbe,
+        PathProbed,
         *meeting.MESSAGES,
     )
 }

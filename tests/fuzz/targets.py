@@ -372,19 +372,19 @@ def endpoint(random: Random) -> Target:
     net.run(0.01)
     bob.contact(alice, known=True)
     bob.contact(alice)
-    transport = datagram.Transport(1, session.remote_index, 1, b"").header
+    transport = datagram.Transport(2, session.remote_index, 1, b"").header
     examples += [transport + text + bytes(16) for text in _hexed(_table("wire/test_message.py"))]  # to be mended
     waiting = next(data for data in alice.sent(datagram.Type.INIT) if data[2] == datagram.Pattern.IKPSK2)
     index = int.from_bytes(waiting[4:8])
     reply = CookieChecker(bob.static.public, random.randbytes).make_reply(waiting, alice.at(), net.now)
-    examples.append(datagram.Cookie(1, index, reply[:24], reply[24:]).encode())
-    examples += [datagram.Versions(index, (1,)).encode(), datagram.Unknown(1, index).encode()]
-    examples += [datagram.Unknown(1, alice.peer(bob).sessions[0].remote_index).encode()]
+    examples.append(datagram.Cookie(2, index, reply[:24], reply[24:]).encode())
+    examples += [datagram.Versions(index, (2,)).encode(), datagram.Unknown(2, index).encode()]
+    examples += [datagram.Unknown(2, alice.peer(bob).sessions[0].remote_index).encode()]
     stranger = Handshake(
         Pattern.XX, True, StaticKey.from_private(random.randbytes(32)), random.randbytes,
-        prologue(1, datagram.Pattern.XX, (1,)),
+        prologue(2, datagram.Pattern.XX, (2,)),
     ).write_message(bytes(constants.XX_PADDING))  # fmt: skip
-    examples.append(CookieJar(None).stamp(datagram.Init(1, datagram.Pattern.XX, 7, (1,), stranger).body(), 0.0))
+    examples.append(CookieJar(None).stamp(datagram.Init(2, datagram.Pattern.XX, 7, (2,), stranger).body(), 0.0))
     now = net.now
 
     def mend(data: bytes) -> bytes:
@@ -434,15 +434,17 @@ def engine(random: Random) -> Target:
     before = there.flow
     tag = next(tag for tag, key in it.meeting.servers[0].tags.items() if key == bob.static.public)
     place = SockAddr(address("203.0.113.99"), PORT)
-    entry = message.Entry(own.remote.host)
+    moved = message.Moved((own.remote.host,))
     examples = [
         message.encode(one)
         for one in (
-            message.Acm((1 << 32) + 1, own.remote.host, (entry,)),
-            message.Acm((1 << 32) + 2, victim.remote.host, (message.Entry(victim.remote.host),)),
-            message.Acm((1 << 32) + 3, address("203.0.113.67"), (entry,), stalled=True),
-            message.AcmAck(1, message.AcmStatus.APPLIED, 1, SockAddr(own.local.host, PORT)),
-            message.PathChallenge((1 << 32) + 1, bytes(8)),
+            message.Acm((1 << 32) + 1, bytes(8), own.remote.host, moved),
+            message.Acm(
+                (1 << 32) + 2, bytes(8), victim.remote.host, message.Moved((victim.remote.host,), (there.cid,))
+            ),
+            message.Acm((1 << 32) + 3, bytes(8), address("203.0.113.67"), moved, stalled=True),
+            message.AcmAck(1, bytes(8), message.AcmStatus.APPLIED, 1, SockAddr(own.local.host, PORT)),
+            message.PathChallenge((1 << 32) + 1, bytes(8), bytes(8)),
             message.PathResponse((1 << 32) + 1, bytes(8)),
             message.RstQuery(1, there.cid),
             message.RstReply(1, alive=False),
@@ -452,6 +454,8 @@ def engine(random: Random) -> Target:
             message.Sync(1, (there.cid, mine.cid)),
             message.SyncReply(1, (there.cid,)),
             message.Seen((bytes(8),)),
+            message.PathProbe(bytes(8)),
+            message.PathProbed(bytes(8)),
             meeting.Registered(it.meeting.servers[0].request, meeting.Registration.PROVE, place, bytes(8)),
             meeting.Found(tag, place, (place.host,)),
             meeting.Forwarded(tag, bytes(64)),

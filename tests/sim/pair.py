@@ -57,6 +57,7 @@ class Link:
     duplicate: float = 0.0
     cut: bool = False
     strips: bool = False  # TCP options that it does not know
+    shift: int = 0  # added to sequence numbers on the way (and taken away from ACKs), as a SYN proxy does
 
 
 class Nat:
@@ -118,6 +119,12 @@ class Packet:
     to: SockAddr
     data: bytes
     nat: Nat | None = None  # behind which the sender is
+    numbers: tuple[int, int] = (0, 0)  # of a segment
+
+
+def acm(epoch: int, new: str, *old: str, cids: tuple[bytes, ...] = (), nonce: bytes = b"a nonce ") -> messages.Acm:
+    """What was born at these addresses, and what has these ids, is at ``new``."""
+    return messages.Acm(epoch, nonce, ip(new), messages.Moved(tuple(map(ip, old)), cids))
 
 
 def copied(c: Connection) -> Connection:
@@ -155,6 +162,7 @@ class Host:
         self.kernel_delay = 0.0
         self.sent: list[tuple[SockAddr, bytes]] = []
         self.messages: list[tuple[messages.Message, SockAddr | None, IPAddress | None]] = []  # as given to sessions
+        self.challenged: set[tuple[SockAddr | None, IPAddress | None]] = set()  # ways that this host has challenged
         self.announced: dict[int, set[IPAddress]] = {}  # epoch: addresses that this host's ACMs have named
         self.heard: dict[tuple[bytes, FourTuple], int] = {}  # (peer, socket): newest authentic ACM received
         self.applied: dict[tuple[bytes, FourTuple], int] = {}  # the same: newest applied
@@ -223,6 +231,8 @@ class Host:
             source: IPAddress | None = None,
         ) -> bool:
             self.messages.append((message, to, source))
+            if isinstance(message, messages.PathChallenge):
+                self.challenged.add((to, source))
             if isinstance(message, messages.Acm):
                 self.announced.setdefault(message.epoch, set()).add(message.new)
             return send(now, peer, message, to, source)
@@ -233,6 +243,8 @@ class Host:
                     which = event.key, c.socket
                     if c.movable:
                         self.heard[which] = max(self.heard.get(which, 0), event.message.epoch)
+            if isinstance(event.message, messages.PathResponse):
+                self._check_receipt(event)
             received(now, event)
 
         engine.endpoint.send = sending  # type: ignore[method-assign]
@@ -285,7 +297,7 @@ class Host:
     def arrive(self, packet: Packet) -> None:
         """A segment with a token."""
         if self.up and self.listening and packet.to.host in self.addresses:
-            self.engine.token(self.world.now, FourTuple(packet.to, packet.source), packet.data)
+            self.engine.token(self.world.now, FourTuple(packet.to, packet.source), packet.data, packet.numbers)
             self.run()
 
     def bases(self, socket: FourTuple) -> tuple[int, int]:
@@ -328,6 +340,13 @@ class Host:
         for socket in sockets:
             assert epoch > self.applied.get((key, socket), 0), f"{self.name} applies an ACM again"
             assert epoch >= self.heard.get((key, socket), 0), f"{self.name} applies an ACM though it has a newer one"
+
+    def _check_receipt(self, event: events.Received) -> None:
+        """What is applied has been received where it went."""
+        validation = self.engine.redirects._validations.get((event.key, event.message.epoch))
+        for way in validation.ways.values() if validation is not None else ():
+            if way.data == event.message.data:
+                assert (way.source, way.local) in self.challenged, f"{self.name} takes what it has not asked for"
 
     def _check_counters(self, carried: tuple[commands.Carried, ...]) -> None:
         """A daemon that was killed has used some of its counters, nobody knows how many: none is used again."""
@@ -380,7 +399,10 @@ class Host:
                 for socket, sent, wire in proofs:
                     there = wire or self.flows.get(socket, socket)
                     if socket in self.sockets and there.local.host in self.addresses:
-                        self.world.segment(there.local, there.remote, sent, self)
+                        numbers = self.bases(socket)
+                        if wire is None:
+                            self.engine.proved(now, socket, sent, numbers)
+                        self.world.segment(there.local, there.remote, sent, self, numbers)
             case commands.Listen(on):
                 assert on != self.listening, f"{self.name} is told twice to listen, or not to"
                 self.listening = on
@@ -546,9 +568,18 @@ class World:
         if self.tap is None or self.tap(source, to, data):
             self._send(Packet("udp", source, to, data, sender.nat if sender is not None else None))
 
-    def segment(self, source: SockAddr, to: SockAddr, token: bytes, sender: Host | None = None) -> None:
+    def segment(
+        self,
+        source: SockAddr,
+        to: SockAddr,
+        token: bytes,
+        sender: Host | None = None,
+        numbers: tuple[int, int] = (0, 0),
+    ) -> None:
         """A TCP segment with a token; the same may be said."""
-        packet = Packet("tcp", source, to, token, sender.nat if sender is not None else None)
+        seq, ack = numbers
+        shifted = (seq + self.link.shift) % 2**32, (ack - self.link.shift) % 2**32
+        packet = Packet("tcp", source, to, token, sender.nat if sender is not None else None, shifted)
         self.segments.append(packet)
         if not self.link.strips:
             self._send(packet)
@@ -575,7 +606,7 @@ class World:
             to = inside
         for host in self.hosts:
             if host.nat is near and protocol == "tcp":
-                host.arrive(Packet(protocol, source, to, packet.data))
+                host.arrive(Packet(protocol, source, to, packet.data, numbers=packet.numbers))
             elif host.nat is near:
                 host.deliver(packet.data, source, to)
         if to.host in self.strangers and protocol == "udp":

@@ -262,7 +262,7 @@ def thief(request: pytest.FixtureRequest) -> Thief:
 
 def test_claim_of_anothers_connection_without_a_token(thief: Thief) -> None:
     thief.claim()
-    thief.say(messages.Bind(10, ((b"mallory!", b"T" * 8),)))
+    thief.say(messages.Bind(10, (messages.Arrived(b"mallory!", b"T" * 8, 0, 0),)))
     thief.assert_in_vain("not-proven")
 
 
@@ -274,7 +274,7 @@ def test_claim_of_anothers_connection_with_a_forged_segment(thief: Thief) -> Non
     assert [p for p in thief.world.segments if p.source == thief.there.local and p.to == thief.there.remote]
     assert len(thief.answers()) == known
     for guess in range(200):
-        thief.say(messages.Bind(100 + guess, ((b"mallory!", guess.to_bytes(8)),)))
+        thief.say(messages.Bind(100 + guess, (messages.Arrived(b"mallory!", guess.to_bytes(8), 0, 0),)))
         thief.world.run(0.01)
     thief.assert_in_vain("not-proven")
 

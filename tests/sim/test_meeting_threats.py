@@ -18,7 +18,7 @@ from redirectctl.wire import datagram
 from redirectctl.wire import meeting as wire
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import SockAddr
-from tests.sim.pair import PORT, Host, ip
+from tests.sim.pair import PORT, Host, acm, ip
 from tests.sim.test_meeting import ALICE, TUNNEL, Trio, relayed_trio
 
 MALLORY, VICTIM = "203.0.113.66", "203.0.113.99"
@@ -268,8 +268,8 @@ def test_a_rendezvous_speaks_for_nobody_else(scene: Scene) -> None:
     session = next(s for s in scene.rita.engine.peers[scene.alice.static.public].sessions if s.usable)
     shell = datagram.Transport(session.version, session.remote_index, session.counter, b"")
     session.counter += 1
-    acm = messages.Acm(2**40, ip(VICTIM), (messages.Entry(scene.socket.local.host),))
-    sealed = session.sealing.seal(shell.counter, messages.encode(acm), shell.header)
+    announced = acm(2**40, VICTIM, str(scene.socket.local.host))
+    sealed = session.sealing.seal(shell.counter, messages.encode(announced), shell.header)
     say(scene.rita, scene.alice, wire.Forwarded(scene.tag, shell.header + sealed))
     scene.world.run(5)
     assert scene.alice.named("packet.refused", "wrong-pair")
@@ -277,11 +277,7 @@ def test_a_rendezvous_speaks_for_nobody_else(scene: Scene) -> None:
 
 
 def test_a_rendezvous_announces_no_moves_of_others(scene: Scene) -> None:
-    say(
-        scene.rita,
-        scene.alice,
-        messages.Acm(2**40, scene.rita.addresses[0], (messages.Entry(scene.socket.local.host),)),
-    )
+    say(scene.rita, scene.alice, acm(2**40, str(scene.rita.addresses[0]), str(scene.socket.local.host)))
     scene.world.run(5)
     assert scene.alice.named("redirect.refused", "no-connection")
     scene.assert_nothing_moved()

@@ -24,7 +24,7 @@ from redirectctl.wire import datagram
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.tunnel import Offer
-from tests.sim.pair import PORT, Host, World, agree, ip
+from tests.sim.pair import PORT, Host, World, acm, agree, ip
 
 ALICE, BOB, MALLORY, VICTIM = "192.0.2.1", "198.51.100.2", "203.0.113.66", "203.0.113.99"
 NEW, LATER = "203.0.113.9", "203.0.113.10"
@@ -64,7 +64,9 @@ class Scene:
             self.world.segment(*socket, cid)
         self.world.run(0.1)
         mine = [p for p in self.world.segments[start:] if p.source.host == ip(ALICE) and p.to.host == ip(MALLORY)]
-        bind = [(cid, p.data) for cid, socket in claims for p in mine if p.to == socket.local]
+        bind = [
+            messages.Arrived(cid, p.data, *p.numbers) for cid, socket in claims for p in mine if p.to == socket.local
+        ]
         for number, one in enumerate(bind):
             self.as_mallory(messages.Bind(82 + number, (one,)))
         self.world.run(0.1)
@@ -98,9 +100,9 @@ def scene() -> Scene:
 def test_forged_acm(scene: Scene) -> None:
     """An ACM sealed without the keys of the session, in a datagram that is otherwise right."""
     session = scene.bob.engine.peers[scene.alice.static.public].sessions[0]
-    acm = messages.encode(messages.Acm(2**40, ip(MALLORY), (messages.Entry(ip(BOB)),)))
+    plaintext = messages.encode(acm(2**40, MALLORY, BOB))
     for counter in (session.counter, session.counter + 5):
-        forged = datagram.Transport(1, session.remote_index, counter, acm + bytes(16))
+        forged = datagram.Transport(session.version, session.remote_index, counter, plaintext + bytes(16))
         scene.inject(forged.encode(), MALLORY)
         scene.inject(forged.encode(), BOB)
     scene.world.run(30)
@@ -137,6 +139,7 @@ def test_forced_dhcp_replay(scene: Scene) -> None:
     scene.world.run(1)
     here = scene.alice.flows[scene.mirrored]
     assert here.remote.host == ip(LATER)
+    scene.mallory.crash()  # its own connection stays where it is
     scene.mallory.addresses = [ip(NEW)]
     transactions = len(scene.alice.transactions)
     for data in recorded:
@@ -208,10 +211,10 @@ def test_withheld_acm_before_the_next_one(scene: Scene) -> None:
 def test_acm_that_comes_after_a_newer_one(scene: Scene) -> None:
     """The newer one has not been applied yet.  The older one does not even draw a challenge."""
     scene.mallory.addresses.append(ip(LATER))
-    own = (messages.Entry(ip(MALLORY)),)
-    scene.as_mallory(messages.Acm(2**40 + 1, ip(LATER), own), source=LATER)
+    own = MALLORY
+    scene.as_mallory(acm(2**40 + 1, LATER, own), source=LATER)
     scene.world.run(0.05)
-    scene.as_mallory(messages.Acm(2**40, ip(MALLORY), own))
+    scene.as_mallory(acm(2**40, MALLORY, own))
     scene.world.run(0.05)
     challenged = {m.epoch for m, *_ in scene.alice.messages if isinstance(m, messages.PathChallenge)}
     assert challenged == {2**40 + 1}
@@ -220,7 +223,7 @@ def test_acm_that_comes_after_a_newer_one(scene: Scene) -> None:
 
 
 def test_acm_from_elsewhere_than_it_announces(scene: Scene) -> None:
-    scene.as_mallory(messages.Acm(2**40, ip(VICTIM), (messages.Entry(ip(MALLORY)),)))
+    scene.as_mallory(acm(2**40, VICTIM, MALLORY))
     scene.world.run(10)
     assert scene.alice.named("redirect.refused", "announced-from-elsewhere")
     scene.assert_nothing_moved()
@@ -228,7 +231,7 @@ def test_acm_from_elsewhere_than_it_announces(scene: Scene) -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "224.0.0.1", "255.255.255.255", "169.254.1.1", "0.0.0.0"])
 def test_acm_to_no_host_address(scene: Scene, address: str) -> None:
-    scene.as_mallory(messages.Acm(2**40, ip(address), (messages.Entry(ip(MALLORY)),)), source=address)
+    scene.as_mallory(acm(2**40, address, MALLORY), source=address)
     scene.world.run(10)
     refused = scene.alice.named("redirect.refused", "no-host-address")
     malformed = scene.alice.named("packet.refused", "no-address")
@@ -237,7 +240,7 @@ def test_acm_to_no_host_address(scene: Scene, address: str) -> None:
 
 
 def test_acm_to_our_own_address(scene: Scene) -> None:
-    scene.as_mallory(messages.Acm(2**40, ip(ALICE), (messages.Entry(ip(MALLORY)),)), source=ALICE)
+    scene.as_mallory(acm(2**40, ALICE, MALLORY), source=ALICE)
     scene.world.run(10)
     assert scene.alice.named("redirect.refused", "our-own-address")
     scene.assert_nothing_moved()
@@ -248,8 +251,7 @@ def test_acm_to_our_own_address(scene: Scene) -> None:
 
 def test_wrong_peer_acm(scene: Scene) -> None:
     """mallory announces a move of bob's address."""
-    entries = (messages.Entry(ip(BOB)), messages.Entry(ip(BOB), ip(ALICE), 40000, 22))
-    scene.as_mallory(messages.Acm(2**40, ip(MALLORY), entries))
+    scene.as_mallory(acm(2**40, MALLORY, BOB, cids=(scene.alice.connection(scene.mirrored).cid,)))
     scene.world.run(10)
     assert scene.alice.named("redirect.refused", "no-connection")
     scene.assert_nothing_moved()
@@ -303,7 +305,7 @@ def test_wrong_peer_claims_with_a_forged_source(scene: Scene) -> None:
     assert scene.alice.named("connection.refused", "not-proven")
     assert scene.alice.engine.table.at(there) is None
     assert len(scene.alice.transactions) == transactions
-    scene.as_mallory(messages.Acm(2**41, ip(MALLORY), (messages.Entry(ip(BOB)),)))
+    scene.as_mallory(acm(2**41, MALLORY, BOB))
     scene.world.run(10)
     assert scene.alice.named("redirect.refused", "no-connection")
     scene.assert_nothing_moved()
@@ -342,7 +344,7 @@ def test_redirect_at_a_victim(scene: Scene) -> None:
     datagrams reach the victim, and no traffic."""
     reached: list[bytes] = []
     scene.world.strangers[ip(VICTIM)] = lambda source, to, data: reached.append(data)
-    scene.as_mallory(messages.Acm(2**40, ip(VICTIM), (messages.Entry(ip(MALLORY)),)), source=VICTIM)
+    scene.as_mallory(acm(2**40, VICTIM, MALLORY), source=VICTIM)
     scene.world.run(60)
     assert 0 < len(reached) <= len(limits.CHALLENGE_RETRIES) + 1, "challenges, and one HELLO: it is seen elsewhere"
     assert max(map(len, reached)) < 64
@@ -354,7 +356,7 @@ def test_redirect_at_a_victim(scene: Scene) -> None:
     reached.clear()
     start = len(scene.world.recorded)
     for i in range(200):
-        scene.as_mallory(messages.Acm(2**40 + 1 + i, ip(VICTIM), (messages.Entry(ip(MALLORY)),)), source=VICTIM)
+        scene.as_mallory(acm(2**40 + 1 + i, VICTIM, MALLORY), source=VICTIM)
         scene.world.run(0.05)
     scene.world.run(60)
     spent = [data for source, _, data in scene.world.recorded[start:] if source.host == ip(VICTIM)]
@@ -374,11 +376,11 @@ def stranger_init(scene: Scene, key: StaticKey, pattern: Pattern, counter: int =
     wire = datagram.Pattern.IKPSK2 if known else datagram.Pattern.XX
     alice = scene.alice.static.public
     handshake = Handshake(
-        pattern, True, key, scene.world.random.randbytes, prologue(1, wire, (1,)),
+        pattern, True, key, scene.world.random.randbytes, prologue(2, wire, (2,)),
         remote_static=alice if known else None, psk=bytes(32) if known else None,
     )  # fmt: skip
     payload = counter.to_bytes(8, "big") if known else bytes(proto_limits.XX_PADDING)
-    init = datagram.Init(1, wire, scene.world.random.getrandbits(32), (1,), handshake.write_message(payload))
+    init = datagram.Init(2, wire, scene.world.random.getrandbits(32), (2,), handshake.write_message(payload))
     return CookieJar(alice if known else None).stamp(init.body(), scene.world.now)
 
 
@@ -402,7 +404,7 @@ def test_unknown_peer_waits_for_a_person() -> None:
     answers = [m for m, *_ in scene.alice.messages if isinstance(m, messages.Protected)]
     assert answers
     assert {v.status for m in answers for v in m.verdicts} == {messages.Status.PENDING}
-    scene.as_mallory(messages.Acm(2**40, ip(MALLORY), (messages.Entry(ip(MALLORY)),)))
+    scene.as_mallory(acm(2**40, MALLORY, MALLORY))
     scene.world.run(5)
     assert scene.alice.named("redirect.refused", "no-connection")
 

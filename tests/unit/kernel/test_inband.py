@@ -132,7 +132,7 @@ def arrive(some: Tokens, options: bytes) -> list[str]:
 def test_a_token_that_arrives_is_handed_over_and_goes_no_further() -> None:
     some = tokens()
     assert arrive(some, options_with_token(b"", TOKEN)) == ["drop"]
-    assert some.arrived == [(WIRE, TOKEN)]
+    assert some.arrived == [(WIRE, TOKEN, (1, 2))]
 
 
 @pytest.mark.parametrize(

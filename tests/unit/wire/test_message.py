@@ -13,6 +13,7 @@ from redirectctl.wire import meeting as w
 from redirectctl.wire import message as m
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.datagram import MAX_DATAGRAM, MalformedError, Transport
+from redirectctl.wire.fields import pack_ip, unpack_ip
 from redirectctl.wire.tunnel import Offer
 
 _CID, _CID2 = bytes.fromhex("c1d0000000000001"), bytes.fromhex("c1d0000000000002")
@@ -21,6 +22,7 @@ _TAG = b"names a pair of."
 _V4B = "00000000000000000000ffff c6336402"  # 198.51.100.2
 _V6 = "20010db8000000000000000000000001"
 _TUPLE = FourTuple(SockAddr(ip_address("192.0.2.1"), 40000), SockAddr(ip_address("198.51.100.2"), 22))
+_NONCE = b"a nonce ".hex()
 _OFFER = Offer(1, b"K" * 16, 2**62 - 1)
 _OFFERED = f"00000001 {b'K'.hex() * 16} 3fffffffffffffff"
 _CLAIM = f"{_CID.hex()} 0000000000000009 {_V4} 9c40 {_V4B} 0016 {b'tokenize'.hex()} {_OFFERED}"
@@ -36,15 +38,15 @@ TABLE: list[tuple[m.Message, str]] = [
      f"03 00000007 01 {_CID.hex()} 0000000100000000 04 {'00' * 72}"),
     (m.Protected(7, (m.Verdict(_CID, 2**32, m.Status.OK, _TUPLE, _OFFER, b"tokenize"),)),
      f"03 00000007 01 {_CID.hex()} 0000000100000000 00 {_V4} 9c40 {_V4B} 0016 {_OFFERED} {b'tokenize'.hex()}"),
-    (m.Acm(5, ip_address("192.0.2.1"), (m.Entry(ip_address("198.51.100.2")),)),
-     f"04 0000000000000005 {_V4} 00 01 {_V4B} {'00' * 16} 0000 0000"),
-    (m.Acm(5, ip_address("192.0.2.1"), (m.Entry(ip_address("198.51.100.2")),), stalled=True),
-     f"04 0000000000000005 {_V4} 01 01 {_V4B} {'00' * 16} 0000 0000"),
-    (m.Acm(5, ip_address("2001:db8::1"), (m.Entry(ip_address("2001:db8::1"), ip_address("2001:db8::1"), 40000, 22),)),
-     f"04 0000000000000005 {_V6} 00 01 {_V6} {_V6} 9c40 0016"),
-    (m.AcmAck(5, m.AcmStatus.STALE, 1000, SockAddr(ip_address("192.0.2.1"), 7747)),
-     f"05 0000000000000005 01 000003e8 {_V4} 1e43"),
-    (m.PathChallenge(5, b"12345678"), "06 0000000000000005 3132333435363738"),
+    (m.Acm(5, b"a nonce ", ip_address("192.0.2.1"), m.Moved((ip_address("198.51.100.2"),))),
+     f"04 0000000000000005 {_NONCE} {_V4} 00 01 00 {_V4B}"),
+    (m.Acm(5, b"a nonce ", ip_address("192.0.2.1"), m.Moved((ip_address("198.51.100.2"),), (_CID,)), stalled=True),
+     f"04 0000000000000005 {_NONCE} {_V4} 01 01 01 {_V4B} {_CID.hex()}"),
+    (m.Acm(5, b"a nonce ", ip_address("2001:db8::1"), m.Moved((), (_CID, _CID2))),
+     f"04 0000000000000005 {_NONCE} {_V6} 00 00 02 {_CID.hex()} {_CID2.hex()}"),
+    (m.AcmAck(5, b"a nonce ", m.AcmStatus.STALE, 1000, SockAddr(ip_address("192.0.2.1"), 7747)),
+     f"05 0000000000000005 {_NONCE} 01 000003e8 {_V4} 1e43"),
+    (m.PathChallenge(5, b"a nonce ", b"12345678"), f"06 0000000000000005 {_NONCE} 3132333435363738"),
     (m.PathResponse(5, b"12345678"), "07 0000000000000005 3132333435363738"),
     (m.RstQuery(8, _CID), f"08 00000008 {_CID.hex()}"),
     (m.RstReply(8, alive=True), "09 00000008 01"),
@@ -52,7 +54,12 @@ TABLE: list[tuple[m.Message, str]] = [
     (m.Done(9), "0b 00000009"),
     (m.Sync(10, (_CID,)), f"0c 0000000a 01 {_CID.hex()}"),
     (m.SyncReply(10, ()), "0d 0000000a 00"),
-    (m.Bind(11, ((_CID, b"12345678"),)), f"0e 0000000b 01 {_CID.hex()} 3132333435363738"),
+    (
+        m.Bind(11, (m.Arrived(_CID, b"12345678", 1, 2),)),
+        f"0e 0000000b 01 {_CID.hex()} 3132333435363738 00000001 00000002",
+    ),
+    (m.PathProbe(b"a nonce "), "12 61206e6f6e636520"),
+    (m.PathProbed(b"a nonce "), "13 61206e6f6e636520"),
     (m.BindNumbers(11, ((_CID, b"12345678"),)), f"0f 0000000b 01 {_CID.hex()} 3132333435363738"),
     (m.Seen((_CID, _CID2)), f"10 02 {_CID.hex()} {_CID2.hex()}"),
     (m.Seen(()), "10 00"),
@@ -100,20 +107,23 @@ REFUSED = [
     (f"02 00000007 01 {_CLAIM} 00".replace("00000001 4b", "00000000 4b"), "bad-offer"),
     (f"02 00000007 01 {_CLAIM} 00".replace("3fff", "4000"), "bad-offer"),
     (f"02 00000007 01 {_CLAIM} 02", "bad-value"),
-    (f"03 00000007 01 {_CID.hex()} 0000000100000000 0b {'00' * 72}", "bad-value"),
+    (f"03 00000007 01 {_CID.hex()} 0000000100000000 0c {'00' * 72}", "bad-value"),
     (f"03 00000007 01 {_CID.hex()} 0000000100000000 04 {'00' * 71} 01", "bad-value"),
     (f"03 00000007 01 {_CID.hex()} 0000000100000000 00 {'00' * 72}", "no-address"),
     (f"03 00000007 02 {_CID.hex()} 0000000100000000 00", "bad-length"),
     ("03 00000007 0d" + "00" * 89 * 13, "bad-length"),  # one more than MAX_PROTECT
     (f"0e 0000000b 02 {_CID.hex()} 3132333435363738", "bad-length"),
     ("0f 0000000b 0d" + "00" * 16 * 13, "bad-length"),  # one more than MAX_PROTECT
-    (f"04 0000000000000005 {_V4} 00 00", "empty"),
-    (f"04 0000000000000005 {_V4} 02 01 {_V4B} {'00' * 16} 0000 0000", "bad-value"),
-    (f"04 0000000000000005 {'00' * 16} 00 01 {_V4B} {'00' * 16} 0000 0000", "no-address"),
-    (f"04 0000000000000005 {_V4} 00 01 {'00' * 16} {'00' * 16} 0000 0000", "no-address"),
-    (f"04 0000000000000005 {_V4} 00 1f" + "00" * 36 * 31, "bad-length"),  # one more than MAX_ENTRIES
-    (f"05 0000000000000005 05 00000001 {_V4} 1e43", "bad-value"),
-    (f"05 0000000000000005 01 00000001 {'00' * 16} 1e43", "no-address"),
+    (f"04 0000000000000005 {_NONCE} {_V4} 00 00", "bad-length"),
+    (f"04 0000000000000005 {_NONCE} {_V4} 00 00 00", "empty"),
+    (f"04 0000000000000005 {_NONCE} {_V4} 02 01 00 {_V4B}", "bad-value"),
+    (f"04 0000000000000005 {_NONCE} {'00' * 16} 00 01 00 {_V4B}", "no-address"),
+    (f"04 0000000000000005 {_NONCE} {_V4} 00 01 00 {'00' * 16}", "no-address"),
+    (f"04 0000000000000005 {_NONCE} {_V4} 00 01 01 {_V4B}", "bad-length"),
+    (f"04 0000000000000005 {_NONCE} {_V4} 00 09 00" + _V4B * 9, "bad-length"),  # one more than MAX_OLD
+    (f"04 0000000000000005 {_NONCE} {_V4} 00 00 65" + "00" * 8 * 101, "bad-length"),  # one more than MAX_MOVED
+    (f"05 0000000000000005 {_NONCE} 05 00000001 {_V4} 1e43", "bad-value"),
+    (f"05 0000000000000005 {_NONCE} 01 00000001 {'00' * 16} 1e43", "no-address"),
     ("10", "bad-length"),
     ("10 02 c1d0000000000001", "bad-length"),
     ("10 41" + "00" * 8 * 65, "bad-length"),  # one more than MAX_TOKENS
@@ -159,12 +169,13 @@ _tuple = st.builds(lambda ips, a, b: FourTuple(SockAddr(ips[0], a), SockAddr(ips
 _offer = st.builds(
     Offer, st.integers(1, 2**32 - 1), st.binary(min_size=16, max_size=16), st.integers(0, m.MAX_START - 1)
 )
-_entry = st.builds(m.Entry, _ip, st.none() | _ip, _u16, _u16)
 
 
 def _tuples_of(item: st.SearchStrategy[object], most: int, least: int = 0) -> st.SearchStrategy[tuple[object, ...]]:
     return st.lists(item, min_size=least, max_size=most).map(tuple)
 
+
+_moved = st.builds(m.Moved, _tuples_of(_ip, m.MAX_OLD), _tuples_of(_cid, m.MAX_MOVED))
 
 any_message = st.one_of(
     st.builds(m.Hello, st.sampled_from(m.Trust), st.builds(SockAddr, _ip, _port), _tuples_of(_ip, m.MAX_ADDRESSES)),
@@ -184,11 +195,11 @@ any_message = st.one_of(
             m.MAX_PROTECT,
         ),
     ),
-    st.builds(m.Bind, _u32, _tuples_of(st.tuples(_cid, _cid), m.MAX_PROTECT)),
+    st.builds(m.Bind, _u32, _tuples_of(st.builds(m.Arrived, _cid, _cid, _u32, _u32), m.MAX_PROTECT)),
     st.builds(m.BindNumbers, _u32, _tuples_of(st.tuples(_cid, _cid), m.MAX_PROTECT)),
-    st.builds(m.Acm, _u64, _ip, _tuples_of(_entry, m.MAX_ENTRIES, 1), st.booleans()),
-    st.builds(m.AcmAck, _u64, st.sampled_from(m.AcmStatus), _u32, st.builds(SockAddr, _ip, _port)),
-    st.builds(m.PathChallenge, _u64, _cid),
+    st.builds(m.Acm, _u64, _cid, _ip, _moved.filter(any), st.booleans()),
+    st.builds(m.AcmAck, _u64, _cid, st.sampled_from(m.AcmStatus), _u32, st.builds(SockAddr, _ip, _port)),
+    st.builds(m.PathChallenge, _u64, _cid, _cid),
     st.builds(m.PathResponse, _u64, _cid),
     st.builds(m.RstQuery, _u32, _cid),
     st.builds(m.RstReply, _u32, st.booleans()),
@@ -197,6 +208,8 @@ any_message = st.one_of(
     st.builds(m.Sync, _u32, _tuples_of(_cid, m.MAX_CIDS)),
     st.builds(m.SyncReply, _u32, _tuples_of(_cid, m.MAX_CIDS)),
     st.builds(m.Seen, _tuples_of(_cid, m.MAX_TOKENS)),
+    st.builds(m.PathProbe, _cid),
+    st.builds(m.PathProbed, _cid),
 )
 _tag = st.binary(min_size=w.TAG_LEN, max_size=w.TAG_LEN)
 _place = st.builds(SockAddr, _ip, _port)
@@ -245,10 +258,10 @@ def test_a_changed_byte_is_refused_or_another_message(message: m.Message, at: in
 
 @pytest.mark.parametrize("text", ["192.0.2.1", "2001:db8::1"])
 def test_an_address_is_sixteen_bytes(text: str) -> None:
-    assert len(m.pack_ip(ip_address(text))) == 16
-    assert m.unpack_ip(m.pack_ip(ip_address(text))) == ip_address(text)
+    assert len(pack_ip(ip_address(text))) == 16
+    assert unpack_ip(pack_ip(ip_address(text))) == ip_address(text)
 
 
 def test_no_address_is_any() -> None:
-    assert m.pack_ip(None) == bytes(16)
-    assert m.unpack_ip(bytes(16)) is None
+    assert pack_ip(None) == bytes(16)
+    assert unpack_ip(bytes(16)) is None

@@ -1,0 +1,187 @@
+"""Which of our addresses is best for reaching a peer: an address is good while it carries, not while it exists.
+
+    rank     of several pairs that answer an announcement the lowest is taken (mobility.py)
+    hint     the kernel now prefers another address for the way to the peer: try it before the present one fails
+    failure  an address that should have answered and did not; it comes last, for longer each time
+
+An address that failed and that the kernel would choose is asked again when its time is over.  When it has answered
+PROOFS probes, one after the other, the connections go back to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from redirectctl.flows import constants
+from redirectctl.flows.connection import Connection
+from redirectctl.proto import events
+from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.message import PathProbe, PathProbed
+
+if TYPE_CHECKING:
+    from redirectctl.flows.engine import Engine, Network
+
+_PRESENT, _OTHER, _OTHER_FAMILY, _FAILED = 0, 1, 4, 16  # ranks; what failed comes after all that did not
+
+
+@dataclass(slots=True)
+class Failure:
+    """An address of ours that did not carry to one peer."""
+
+    times: int  # in a row
+    at: float  # the latest
+    until: float  # it comes last
+    nonce: bytes | None = None  # of the probe under way
+    proofs: int = 0  # probes that were answered in a row
+
+
+class Better:
+    """What is known of our addresses, for each peer."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._e = engine
+        self._preferred: dict[
+            IPAddress, IPAddress
+        ] = {}  # by the peer's address: ours that the kernel has come to prefer
+        self._failures: dict[tuple[bytes, IPAddress], Failure] = {}
+        self._hinted: dict[bytes, tuple[float, float]] = {}  # peers, when a hint was last followed, and the next pause
+
+    def network_changed(self, before: Network, after: Network) -> None:
+        """Does the kernel prefer other addresses than before?"""
+        for remote, sources in after.sources.items():
+            former = before.sources.get(remote, ())
+            if sources and former and sources[0] != former[0]:
+                self._preferred[remote] = sources[0]
+        for remote in [r for r, a in self._preferred.items() if a not in after.usable or r not in after.sources]:
+            del self._preferred[remote]
+        for which in [w for w in self._failures if w[1] not in after.usable]:
+            self._forget(which)  # when it is back it may be another network
+
+    def hinted(self, now: float, connection: Connection, sources: tuple[IPAddress, ...]) -> bool:
+        """Whether there may be a better address than the one that a connection has; if so, a move should find out."""
+        key, local = connection.peer, connection.here_now
+        if key is None or self._wanted(now, connection, sources) in (None, local):
+            return False
+        last, pause = self._hinted.get(key, (float("-inf"), constants.HINT_PAUSE))
+        if last == now:
+            return True  # of another connection with this peer
+        if now - last < pause:
+            self._e.timers.set(("hint", key), last + pause)
+            return False
+        calm = now - last > constants.FAILURE_MEMORY
+        self._hinted[key] = now, constants.HINT_PAUSE if calm else min(2 * pause, constants.HINT_PAUSE_MAX)
+        return True
+
+    def _wanted(self, now: float, connection: Connection, sources: tuple[IPAddress, ...]) -> IPAddress | None:
+        """The address that it should have, if it carries."""
+        key, local, version = connection.peer or b"", connection.here_now, connection.socket.version
+        good = [a for a in sources if not self._failed(now, key, a)]
+        own = [a for a in good if a.version == version]
+        if own and local.version != version:
+            return own[0]  # it had to go by the other address family, and need not any more
+        preferred = self._preferred.get(connection.there_now)
+        return preferred if preferred in good else None
+
+    def ranks(
+        self, now: float, key: bytes, sources: tuple[IPAddress, ...], local: IPAddress, version: int
+    ) -> Mapping[IPAddress, int]:
+        """Our addresses for the connections of one peer that are at ``local``, best first, with their ranks."""
+        there = {c.there_now for c in self._e.table.of(key) if c.movable and c.here_now == local}
+        preferred = {self._preferred.get(remote) for remote in there} - {None, local}
+        ranks: dict[IPAddress, int] = {}
+        for address in sources:
+            rank = _OTHER if address.version == version else _OTHER_FAMILY
+            if address == local:
+                rank = _PRESENT if local.version == version else _OTHER
+            elif local in sources:
+                wanted = address.version == version and (local.version != version or address in preferred)
+                rank = -1 if wanted else rank + 1
+            ranks[address] = rank + (_FAILED if self._failed(now, key, address) else 0)
+        return dict(sorted(ranks.items(), key=lambda item: item[1]))
+
+    def _failed(self, now: float, key: bytes, address: IPAddress) -> bool:
+        failure = self._failures.get((key, address))
+        return failure is not None and now < failure.until
+
+    def chosen(self, now: float, key: bytes, local: IPAddress, ranks: Mapping[IPAddress, int]) -> None:
+        """This one has answered, and better ones have not."""
+        for address, rank in ranks.items():
+            if rank < ranks.get(local, 0) and address in self._e.network.usable:
+                self._fail(now, key, address)
+
+    def _fail(self, now: float, key: bytes, address: IPAddress) -> None:
+        known = self._failures.get((key, address))
+        recent = known is not None and now - known.at < constants.FAILURE_MEMORY
+        times = known.times + 1 if known is not None and recent else 1
+        pause = min(constants.FAILURE_PAUSE * 2 ** (times - 1), constants.FAILURE_PAUSE_MAX)
+        while len(self._failures) >= constants.MAX_FAILURES:
+            self._forget(next(iter(self._failures)))
+        self._failures[key, address] = Failure(times, now, now + pause)
+        self._e.timers.set(("better", key, address), now + pause)
+
+    def _forget(self, which: tuple[bytes, IPAddress]) -> None:
+        self._failures.pop(which, None)
+        self._e.timers.cancel(("better", *which))
+
+    def forget(self, key: bytes) -> None:
+        """The peer is forgotten."""
+        self._hinted.pop(key, None)
+        for which in [w for w in self._failures if w[0] == key]:
+            self._forget(which)
+
+    # -- asking again -------------------------------------------------------------------------------------------------
+
+    def timer(self, now: float, kind: str, key: bytes, address: IPAddress | None = None) -> None:
+        """hint: it is time to follow one; better: time for another probe of an address that failed."""
+        failure = self._failures.get((key, address)) if address is not None else None
+        if kind == "hint":
+            self._e.mobility.reconsider(now, self._e.table.movable(key))
+        elif failure is not None and address is not None:
+            self._probe(now, key, address, failure)
+
+    def _probe(self, now: float, key: bytes, address: IPAddress, failure: Failure) -> None:
+        failure.until = now  # whatever comes of it: in a move it is as good as others again, from its end on
+        leavers = self._leavers(now, key, address)
+        if not leavers:
+            return
+        if failure.nonce is not None:  # the probe before was not answered
+            self._fail(now, key, address)
+            return
+        to = self._place(key, address, leavers)
+        failure.nonce = self._e.rng(8)
+        failure.until = now + constants.PROBE_TIME
+        self._e.timers.set(("better", key, address), failure.until)
+        if to is None or not self._e.send(now, key, PathProbe(failure.nonce), to, address):
+            self._fail(now, key, address)
+
+    def _leavers(self, now: float, key: bytes, address: IPAddress) -> list[Connection]:
+        """Connections that would be at this address if it had not failed."""
+        movable = self._e.table.movable(key)
+        return [c for c in movable if c.here_now != address and self._wanted(now, c, (address,)) == address]
+
+    def _place(self, key: bytes, address: IPAddress, connections: list[Connection]) -> SockAddr | None:
+        """Where the peer may be reached from an address."""
+        targets = (to for c in connections for to in self._e.mobility.targets(c))
+        return next((to for to in targets if to.host.version == address.version), None)
+
+    def received(self, now: float, event: events.Received) -> None:
+        """PathProbe: of the peer's; PathProbed: the answer to one of ours."""
+        match event.message:
+            case PathProbe(nonce):
+                self._e.send(now, event.key, PathProbed(nonce), event.source, event.local)
+            case PathProbed(nonce):
+                for (key, address), failure in list(self._failures.items()):
+                    if key == event.key and failure.nonce == nonce:
+                        self._answered(now, key, address, failure)
+
+    def _answered(self, now: float, key: bytes, address: IPAddress, failure: Failure) -> None:
+        failure.nonce, failure.proofs = None, failure.proofs + 1
+        if failure.proofs < constants.PROOFS:
+            failure.until = now + constants.PROBE_TIME
+            self._e.timers.set(("better", key, address), failure.until)
+            return
+        failure.until, failure.proofs = now, 0
+        self._e.timers.cancel(("better", key, address))
+        self._e.mobility.reconsider(now, self._leavers(now, key, address))
