@@ -73,7 +73,7 @@ class NetworkView:
     async def _look(self) -> Network:
         usable = frozenset(a.ip for a in self._watch.state.candidates)
         sources = {remote: await self._sources(remote, usable) for remote in self._remotes()}
-        return Network(usable, sources)
+        return Network(usable, sources, self.all_addresses())
 
     async def _sources(self, remote: IPAddress, usable: frozenset[IPAddress]) -> tuple[IPAddress, ...]:
         """Ours with a route to ``remote``; first the one that the kernel would choose itself."""

@@ -75,6 +75,11 @@ class Network(NamedTuple):
 
     usable: frozenset[IPAddress] = frozenset()  # not tentative, link up
     sources: Mapping[IPAddress, tuple[IPAddress, ...]] = {}  # remote address: ours from which it is routed, best first
+    own: frozenset[IPAddress] = frozenset()  # all of ours, on whatever interface, usable or not
+
+    def is_ours(self, address: IPAddress) -> bool:
+        """What is sent there comes back to us: whatever a peer says, it cannot be reached there."""
+        return address in self.usable or address in self.own
 
 
 class Listening:
@@ -205,6 +210,7 @@ class Engine:
     def network_changed(self, now: float, network: Network) -> None:
         """Addresses or routes changed, or may have."""
         self.network = network
+        self.endpoint.is_ours = network.is_ours
         self.meeting.network_changed(now)
         self.mobility.network_changed(now)
         if network.usable:

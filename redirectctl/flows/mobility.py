@@ -124,12 +124,15 @@ class Mobility:
         if peer is not None and self._e.choosing.tunnels(connection):
             remotes += [connection.wire.remote.host, connection.socket.remote.host, *peer.addresses]
             remotes += [place.host for place in self._e.places.of(peer.key)]
-        return tuple(dict.fromkeys(remotes))
+        # Where it is is asked for in any case: that it is known tells that there is no way there.
+        ours = self._e.network.is_ours
+        return tuple(r for r in dict.fromkeys(remotes) if r == connection.there_now or not ours(r))
 
     def _sources(self, connection: Connection) -> tuple[IPAddress, ...]:
         """Our usable addresses with a route to where the peer is, or may be."""
         net = self._e.network
-        routed = (a for remote in self.remotes(connection) for a in net.sources.get(remote, ()))
+        remotes = (r for r in self.remotes(connection) if not net.is_ours(r))
+        routed = (a for remote in remotes for a in net.sources.get(remote, ()))
         return tuple(dict.fromkeys(a for a in routed if a in net.usable))
 
     def _close_short_lived(self, now: float) -> None:

@@ -93,7 +93,7 @@ class Places:
     def _usable(self, host: IPAddress) -> bool:
         """An address that another host can have."""
         nobody = host.is_multicast or host.is_unspecified or host.is_loopback or host.is_link_local or host.is_reserved
-        return not nobody and host not in self._e.network.usable
+        return not nobody and not self._e.network.is_ours(host)
 
     def expired(self, key: bytes, origin: str) -> None:
         """What was said is too old to be tried; said again it will be no news."""

@@ -99,7 +99,7 @@ class Redirects:
         """Why no traffic may be sent to this address, or None."""
         if new.is_multicast or new.is_unspecified or new.is_loopback or new.is_link_local or new.is_reserved:
             return "no-host-address"
-        if event.source.host in self._e.network.usable:
+        if self._e.network.is_ours(event.source.host):
             return "our-own-address"  # behind NATs two hosts may well have the same private address: `new` may be ours
         if new != event.source.host and self._e.policy.prefer == "rewritten":
             # Somebody's NAT: only the tunnel gets through.

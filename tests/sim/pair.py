@@ -137,6 +137,8 @@ class Host:
         self.world = world
         self.name = name
         self.addresses = [ip(a) for a in addresses]
+        self.inside: list[IPAddress] = []  # of bridges for containers: usable, but nobody else is reached from there
+        self.unused: list[IPAddress] = []  # of interfaces without a carrier
         self.policy = policy or Policy(first_contact="accept-new", long_lived_after=1.0)
         self.static = StaticKey.from_private(world.random.randbytes(32))
         self.sockets: set[FourTuple] = set()
@@ -243,8 +245,12 @@ class Host:
     def network_changed(self) -> None:
         if not self.up:
             return
-        sources = {r: tuple(a for a in self.addresses if a.version == r.version) for r in self.engine.remotes()}
-        self.engine.network_changed(self.world.now, Network(frozenset(self.addresses), sources))
+        usable, here = [*self.addresses, *self.inside], [*self.addresses, *self.inside, *self.unused]
+        sources = {
+            r: (r,) if r in here else tuple(a for a in self.addresses if a.version == r.version)
+            for r in self.engine.remotes()
+        }
+        self.engine.network_changed(self.world.now, Network(frozenset(usable), sources, frozenset(here)))
         self.run()
 
     def move(self, *addresses: str) -> None:
