@@ -111,7 +111,7 @@ class Runtime:
         self._held_number = 0
         self._unstudied: set[FourTuple] = set()
         self._proofs: dict[FourTuple, commands.Proof] = {}
-        self._contacts: dict[asyncio.Future[str | None], tuple[SockAddr, bytes]] = {}  # that somebody waits for
+        self._contacts: dict[asyncio.Future[str | None], tuple[SockAddr, IPAddress | None, bytes]] = {}
         self._awake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -227,12 +227,15 @@ class Runtime:
         """The engine was told something: carry out what it wants."""
         self._awake.set()
 
-    async def contact(self, to: SockAddr, key: bytes) -> str | None:
-        """A fresh handshake with a peer: None when there is a session, else the named reason.  Takes up to 9 s."""
+    async def contact(self, to: SockAddr, key: bytes, source: IPAddress | None = None) -> str | None:
+        """A fresh handshake with a peer, from ``source`` if given: None when there is a session, else the named reason.
+
+        Takes up to 9 s.
+        """
         ended: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        self._contacts[ended] = (to, key)
+        self._contacts[ended] = (to, source, key)
         try:
-            self.engine.contact(self.now, to, None, key)
+            self.engine.contact(self.now, to, source, key)
             self.wake()
             return await ended
         finally:
@@ -395,9 +398,9 @@ class Runtime:
                 self.store.delete_peer(key)
                 self.peer_records.pop(key, None)
                 self.names.forget(key)
-            case commands.Contacted(to, key, reason):
+            case commands.Contacted(to, key, reason, source):
                 for ended, wanted in self._contacts.items():
-                    if wanted == (to, key) and not ended.done():
+                    if wanted in ((to, source, key), (to, None, key)) and not ended.done():
                         ended.set_result(reason)
             case commands.Notice():
                 self._record(command)

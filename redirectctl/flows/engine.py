@@ -483,11 +483,11 @@ class Engine:
                 self.meeting.session_up(now, event)
                 self.mobility.session_up(now, event.key)
                 if event.initiator:
-                    self.emit(commands.Contacted(event.remote, event.key, None))
-            case events.ContactFailed(to, key, reason):
+                    self.emit(commands.Contacted(event.remote, event.key, None, event.local))
+            case events.ContactFailed(to, key, reason, source):
                 self.protection.contact_failed(now, to, key, reason)
                 self.meeting.failed(now, to, key, reason)
-                self.emit(commands.Contacted(to, key, reason))
+                self.emit(commands.Contacted(to, key, reason, source))
             case events.PeerMet(key, at, initiator):
                 state = self.peers[key].state
                 self.notice("peer.first_contact", peer=key, address=at.host, initiator=initiator, trust=state.value)

@@ -418,7 +418,8 @@ class Protection:
         key, trust = event.key, message.trust
         peer = self._e.peers[key]
         peer.trust_there = trust
-        peer.addresses = message.addresses or peer.addresses
+        if message.addresses:
+            peer.addresses, peer.told = message.addresses, now
         before = peer.observed
         if not self._e.meeting.by_way_of(key, event.source):  # there it sees the rendezvous, not us
             peer.observed = message.observed

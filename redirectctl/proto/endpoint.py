@@ -231,7 +231,7 @@ class Endpoint:
             peer.remote, peer.local, peer.last_contact = remote, local, now
             self._confirm(now, session.local_index)
             self.emit(events.PeerChanged(key))
-            self.emit(events.SessionUp(key, remote, first, initiator=True))
+            self.emit(events.SessionUp(key, remote, first, initiator=True, local=local))
         else:
             self.emit(events.PeerChanged(key))
 
@@ -302,7 +302,7 @@ class Endpoint:
         peer.remote, peer.local = source, local
         self._seal(now, session, b"", source, local)
         self.emit(events.PeerChanged(peer.key))
-        self.emit(events.SessionUp(peer.key, source, first, initiator=False))
+        self.emit(events.SessionUp(peer.key, source, first, initiator=False, local=local))
 
     def _on_unknown(self, now: float, message: datagram.Unknown) -> None:
         if self.initiator.on_unknown(now, message.receiver):
