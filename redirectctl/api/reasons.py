@@ -143,6 +143,10 @@ _EXPLANATIONS: Final = {
     "routes": Explanation("routes in tables 7747 to 7749 were removed", _WHO),
     "addresses": Explanation("old addresses were removed from redirect0", _WHO),
     "reserved-ports": Explanation("ports of moved connections were set free", _WHO),
+    # of what the kernel refuses
+    "borrowing": Explanation(
+        "sockets of programs cannot be borrowed: suspended connections end when TCP gives up", "redirectctl doctor"
+    ),
     # of moves
     "no-connection": Explanation("it names no connection that is protected with that host"),
     "stale-epoch": Explanation("a later announcement has been followed already"),

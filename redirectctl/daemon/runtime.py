@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import os
 import time
@@ -35,6 +36,7 @@ from redirectctl.daemon.waking import WakeWatch
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
+from redirectctl.kernel import borrow
 from redirectctl.kernel.carrier import Carrier, Report, Sight
 from redirectctl.kernel.constants import QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST, QUEUE_TOKEN, QUEUE_WAIT
 from redirectctl.kernel.errors import KernelError
@@ -62,6 +64,7 @@ LEARN_AGAIN = (1.0, 3.0, 10.0, 30.0, 0.0)  # seconds: a busy connection may have
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SOON = 1.0  # seconds of silence that say nothing yet, however little TCP bears: announcements are repeated meanwhile
 EARLY = 4.0  # part of the time after which TCP gives up: before that, connections must be suspended
+REFUSED_AGAIN = 60.0  # seconds between two times that the event log is told that sockets cannot be borrowed
 PRUNE = 86400.0  # seconds between looks for peers not met for long
 
 
@@ -95,7 +98,8 @@ class Runtime:
         self.own_name.configure(config.dns)
         injector = RawInjector()
         self.kicker = Kicker(self.finder.diag, injector, self.rewriting.rewriter.probe)
-        self.suspender = Suspender(self.finder.diag, injector, self.kicker)
+        lend = functools.partial(borrow.borrow, on_refused=self._on_refused_in_thread)
+        self.suspender = Suspender(self.finder.diag, injector, self.kicker, lend)
         self._suspending = Suspending(self.engine, self.suspender, self.tasks, self.wake)
         self._sender = RawSender()
         self._inband = Inband(self.kicker, self._sender, on_token=self._on_token, on_refused=self._on_no_token)
@@ -111,6 +115,7 @@ class Runtime:
         self._held_number = 0
         self._unstudied: set[FourTuple] = set()
         self._proofs: dict[FourTuple, commands.Proof] = {}
+        self._refused_at = float("-inf")  # when the event log was last told that sockets cannot be borrowed
         self._contacts: dict[asyncio.Future[str | None], tuple[SockAddr, IPAddress | None, bytes]] = {}
         self._awake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -175,6 +180,10 @@ class Runtime:
         self.engine.restore(self.now, restored)
         self.wake()
         self.log.record(schema.EventName.DAEMON_STARTED, connections=len(restored))
+        try:
+            borrow.check()
+        except KernelError as error:
+            self._on_refused(error)
 
     def announce_stop(self) -> None:
         """For those who follow the events."""
@@ -312,6 +321,17 @@ class Runtime:
                 {"source": str(report.source), "count": report.count},
             )
         )
+
+    def _on_refused_in_thread(self, error: KernelError) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._on_refused, error)
+
+    def _on_refused(self, error: KernelError) -> None:
+        """Sockets cannot be borrowed: what is suspended may not live for long, and nothing else would tell."""
+        _log.error("%s", error)
+        if self.now - self._refused_at >= REFUSED_AGAIN:
+            self._refused_at = self.now
+            self.log.record(schema.EventName.KERNEL_REFUSED, reason="borrowing", detail=str(error))
 
     def _on_queue_error(self, error: Exception) -> None:
         _log.error("a queued packet was dropped", exc_info=error)
