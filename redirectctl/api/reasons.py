@@ -79,6 +79,11 @@ _EXPLANATIONS: Final = {
     "closed": Explanation("it has ended"),
     "address-gone": Explanation("its address went before it was protected", "see protect.long_lived_after"),
     "no-path": Explanation("no address of this host reaches the other one"),
+    "stays-on-device": Explanation(
+        "it does not leave the VPN, VRF or interface where it began, and there is no way by that now",
+        "see path.leave_vpn",
+    ),
+    "bound-to-vrf": Explanation("its socket is bound to a VRF", "programs outside a VRF only are protected"),
     "peer-silent": Explanation("the other host is silent", "it is asked again and again; is the network there well?"),
     "given-up": Explanation("there was no path for too long", "see outage.give_up_after"),
     # of datagrams of the control port and of the tunnel

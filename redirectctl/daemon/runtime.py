@@ -12,12 +12,14 @@ import logging
 import os
 import time
 from collections.abc import Collection, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 from redirectctl.api import schema
 from redirectctl.config import Config
 from redirectctl.daemon import records
+from redirectctl.daemon.bindings import Bindings
 from redirectctl.daemon.eventlog import EventFields, EventLog
 from redirectctl.daemon.finder import Finder
 from redirectctl.daemon.logind import SleepSignals
@@ -91,7 +93,7 @@ class Runtime:
         self.network = NetworkView(self.log, self.engine.remotes, self._on_network, self._on_loss)
         self.rewriting = Rewriting(state, self.network.interface_to)
         self.repairs = Repairs(self.rewriting, lambda: self.carrier, self._on_repair)
-        self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.wake)
+        self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.network.interface, self.wake)
         self.names = NameBook(self.engine, self.store, self.peer_records, self.tasks, self.wake)
         self.names.settings = config.dns
         self.own_name = OwnNameKeeper(self.log, self.network.addresses)
@@ -100,6 +102,7 @@ class Runtime:
         self.kicker = Kicker(self.finder.diag, injector, self.rewriting.rewriter.probe)
         lend = functools.partial(borrow.borrow, on_refused=self._on_refused_in_thread)
         self.suspender = Suspender(self.finder.diag, injector, self.kicker, lend)
+        self._bindings = Bindings(self.engine, self.finder.look_up, lend)
         self._suspending = Suspending(self.engine, self.suspender, self.tasks, self.wake)
         self._sender = RawSender()
         self._inband = Inband(self.kicker, self._sender, on_token=self._on_token, on_refused=self._on_no_token)
@@ -178,6 +181,8 @@ class Runtime:
         self.finder.start(loop)
         self._servers.start()
         self.engine.restore(self.now, restored)
+        async with self._bindings.follow([c.flow for c in restored if c.movable or c.moved]):
+            pass  # the rules are there; an earlier run may not have got to the sockets
         self.wake()
         self.log.record(schema.EventName.DAEMON_STARTED, connections=len(restored))
         try:
@@ -356,8 +361,11 @@ class Runtime:
                 self.port.send(source, to, data)
             case commands.Rewrite(token, add, remove):
                 error = None
+                if token[0] == "guard":
+                    self.engine.bound(self.finder.bound(flow.socket for flow in add))
                 try:
-                    await self.rewriting.apply(add, remove)
+                    async with self._bindings.follow(add, remove):
+                        await self.rewriting.apply(add, remove)
                 except KernelError as refused:
                     error = str(refused)
                 self.engine.rewritten(self.now, token, error)
@@ -546,4 +554,8 @@ def policy(config: Config) -> Policy:
             config.outage.suspend_after, max(SOON, min(retransmission_limit(), keepalive_limit()) / EARLY)
         ),
         give_up_after=config.outage.give_up_after,
+        leave_vpn=config.path.leave_vpn,
+        last=config.path.last,
+        never=config.path.never,
+        accept_from=tuple(map(ip_network, config.path.accept_from)),
     )

@@ -28,6 +28,7 @@ from redirectctl.flows.choosing import Choosing
 from redirectctl.flows.claims import Claims
 from redirectctl.flows.commands import Carried, Command, Notice
 from redirectctl.flows.connection import Before, Connection, Table, change
+from redirectctl.flows.devices import Interface
 from redirectctl.flows.holding import Holding
 from redirectctl.flows.meeting import Meeting
 from redirectctl.flows.mobility import Mobility
@@ -47,7 +48,7 @@ from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.proto.timers import Timers
 from redirectctl.wire import meeting
 from redirectctl.wire import message as messages
-from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+from redirectctl.wire.addr import FourTuple, IPAddress, IPNetwork, SockAddr
 
 # Of tunnel datagrams: so many in one run of the daemon, or 90 TB, never repeat a counter.  A thousand runs within the
 # life of a connection stay below COUNTER_JUMP.
@@ -68,6 +69,10 @@ class Policy:
     serve: bool = False  # as a rendezvous, for other hosts
     suspend_after: float = 10.0  # seconds of silence
     give_up_after: float = 14 * 86400.0  # seconds without a path
+    leave_vpn: bool = False  # what began over a VPN, in a VRF or bound to an interface may go elsewhere
+    last: tuple[str, ...] = ()  # interfaces, by patterns (devices.named), for when no other carries
+    never: tuple[str, ...] = ()  # interfaces that connections are not moved to
+    accept_from: tuple[IPNetwork, ...] = ()  # from where peers may move their connections here; empty: from anywhere
 
 
 class Network(NamedTuple):
@@ -76,6 +81,7 @@ class Network(NamedTuple):
     usable: frozenset[IPAddress] = frozenset()  # not tentative, link up
     sources: Mapping[IPAddress, tuple[IPAddress, ...]] = {}  # remote address: ours from which it is routed, best first
     own: frozenset[IPAddress] = frozenset()  # all of ours, on whatever interface, usable or not
+    interfaces: Mapping[IPAddress, Interface] = {}  # of the usable ones
 
     def is_ours(self, address: IPAddress) -> bool:
         """What is sent there comes back to us: whatever a peer says, it cannot be reached there."""
@@ -196,11 +202,28 @@ class Engine:
         return min(times, default=None)
 
     def found(
-        self, now: float, socket: FourTuple, *, age: float = 0.0, pid: int | None = None, command: str | None = None
+        self,
+        now: float,
+        socket: FourTuple,
+        *,
+        age: float = 0.0,
+        pid: int | None = None,
+        command: str | None = None,
+        device: str = "",
+        unfit: str | None = None,
     ) -> None:
-        """An opted-in connection exists."""
-        self.protection.found(now, socket, age, pid, command)
+        """An opted-in connection exists.
+
+        ``device``: the interface that its socket is bound to; ``unfit``: why it cannot be protected.
+        """
+        self.protection.found(now, socket, age, pid, command, device, unfit)
         self._relay(now)
+
+    def bound(self, sockets: Mapping[FourTuple, str]) -> None:
+        """These sockets are bound to interfaces; told before a Rewrite that guards them is done."""
+        for socket, device in sockets.items():
+            if (connection := self.table.at(socket)) is not None:
+                connection.device, connection.bound = device, True
 
     def gone(self, now: float, socket: FourTuple) -> None:
         """A connection's socket no longer exists."""
@@ -291,6 +314,7 @@ class Engine:
         self.rendezvous.policy_changed(now)
         self.choosing.policy_changed(now)
         self.holding.policy_changed(now)
+        self.mobility.reconsider(now)
         self._relay(now)
 
     def restore(self, now: float, connections: Iterable[Connection]) -> None:

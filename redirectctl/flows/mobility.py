@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection, Flow
+from redirectctl.flows.devices import may_use
+from redirectctl.flows.holding import LOST_HERE
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.wire import message as messages
@@ -91,7 +93,7 @@ class Mobility:
         """Compare protected connections, all of them if not told otherwise, with the network as it is."""
         groups: dict[tuple[bytes, tuple[IPAddress, ...], int], list[Connection]] = defaultdict(list)
         unknown = False
-        lost: list[Connection] = []
+        lost: dict[str, list[Connection]] = defaultdict(list)  # by reason
         for connection in self._e.table.movable() if connections is None else connections:
             if connection.there_now not in self._e.network.sources:
                 unknown = True
@@ -104,14 +106,15 @@ class Mobility:
             if local in sources and connection.state is State.PROTECTED and connection.confirmed == local:
                 continue
             if not sources:
-                lost.append(connection)
+                lost["stays-on-device" if any(self._routed(connection)) else "no-path"].append(connection)
                 if connection.peer is not None:
                     self._e.places.astray(now, connection.peer)
             elif connection.peer is not None:
                 # Where it was is the best place to be: nothing needs to be rewritten anew.
                 ordered = (local,) if local in sources else sources
                 groups[connection.peer, ordered, connection.socket.version].append(connection)
-        self._e.holding.lose(now, lost, "no-path", since=now, hold_after=constants.HOLD_AFTER)
+        for reason, of_reason in lost.items():
+            self._e.holding.lose(now, of_reason, reason, since=now, hold_after=constants.HOLD_AFTER)
         for (key, sources, _), moving in groups.items():
             self._move(now, key, sources, moving)
         if unknown:
@@ -129,11 +132,15 @@ class Mobility:
         return tuple(r for r in dict.fromkeys(remotes) if r == connection.there_now or not ours(r))
 
     def _sources(self, connection: Connection) -> tuple[IPAddress, ...]:
+        """Those of them that policy lets this connection use."""
+        policy, net = self._e.policy, self._e.network
+        return tuple(dict.fromkeys(a for a in self._routed(connection) if may_use(policy, net, connection, a)))
+
+    def _routed(self, connection: Connection) -> Iterable[IPAddress]:
         """Our usable addresses with a route to where the peer is, or may be."""
         net = self._e.network
         remotes = (r for r in self.remotes(connection) if not net.is_ours(r))
-        routed = (a for remote in remotes for a in net.sources.get(remote, ()))
-        return tuple(dict.fromkeys(a for a in routed if a in net.usable))
+        return (a for remote in remotes for a in net.sources.get(remote, ()) if a in net.usable)
 
     def _close_short_lived(self, now: float) -> None:
         """Their address is gone for good when there is another: the programs learn it now, not in 15 minutes."""
@@ -255,7 +262,7 @@ class Mobility:
 
     @staticmethod
     def _why(candidates: tuple[IPAddress, ...], connections: list[Connection]) -> str:
-        if any(c.here_now not in candidates or c.reason == "no-path" for c in connections):
+        if any(c.here_now not in candidates or c.reason in LOST_HERE for c in connections):
             return "address-changed"
         return "not-confirmed" if all(c.state is State.PROTECTED for c in connections) else "peer-silent"
 
@@ -602,7 +609,7 @@ class Mobility:
         for connection in connections:
             if connection.cid not in elsewhere and connection.state is not State.SUSPENDED:
                 continue
-            connection.moves += connection.cid in elsewhere or connection.reason == "no-path"
+            connection.moves += connection.cid in elsewhere or connection.reason in LOST_HERE
             if connection.state is State.SUSPENDED:
                 self._e.holding.arrived(now, connection)
             self._e.choosing.tell([connection])

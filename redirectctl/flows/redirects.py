@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection
+from redirectctl.flows.devices import may_use
 from redirectctl.proto import events
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.message import Acm, AcmAck, AcmStatus, PathChallenge, PathResponse
@@ -64,6 +65,11 @@ class Redirects:
             self._e.notice("redirect.refused", peer=key, reason="no-connection", address=new)
             self._ack(now, event, message.epoch, AcmStatus.NO_CONNECTION)
             return
+        named = [c for c in named if may_use(self._e.policy, self._e.network, c, event.local)]
+        if not named:
+            self._e.notice("redirect.refused", peer=key, reason="stays-on-device", address=new)
+            self._ack(now, event, message.epoch, AcmStatus.UNUSABLE)
+            return
         if any(v.applying for v in self._validations.values() if v.key == key and v.epoch == message.epoch):
             return  # the kernel is at it: it is acknowledged when that is done
         fresh = [c for c in named if message.epoch > c.remote_epoch and message.epoch >= c.announced_epoch]
@@ -89,6 +95,7 @@ class Redirects:
             validation.sources[event.source] = event.local
             self._challenge(now, validation)
         elif not validation.applying and event.source not in validation.sources:
+            validation.cids = tuple(dict.fromkeys((*validation.cids, *(c.cid for c in fresh))))
             # A NAT may have mapped it anew since, or it comes by way of a rendezvous: whichever answers.
             while len(validation.sources) >= constants.MAX_SOURCES:
                 del validation.sources[next(iter(validation.sources))]
@@ -176,11 +183,16 @@ class Redirects:
         )
         if validation is None:
             return  # late, or from an address that we did not challenge
-        connections = [c for c in self._e.table.select(validation.cids) if self._open(c, validation)]
+        local = validation.sources[event.source]
+        connections = [
+            c
+            for c in self._e.table.select(validation.cids)
+            if self._open(c, validation) and may_use(self._e.policy, self._e.network, c, local)
+        ]
         if validation.applying or not connections:
             return
         validation.applying = connections
-        validation.source, validation.local = event.source, validation.sources[event.source]
+        validation.source, validation.local = event.source, local
         validation.before = {c.cid: (c.remote_epoch, c.there_now) for c in connections}
         changes = []
         for c in connections:

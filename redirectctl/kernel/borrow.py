@@ -1,12 +1,14 @@
 """Second descriptors of other programs' sockets: pidfd_getfd(2).
 
-A suspended connection needs two things of its socket that nobody can do from outside:
+Connections need things of their sockets that nobody can do from outside.  Suspended ones:
 
 - TCP_USER_TIMEOUT, the program's or else the one that net.ipv4.tcp_retries2 stands for, must not run out. It counts
   from the first retransmission (`retransmits_timed_out`), whatever arrives (`tcp_rtx_probe0_timed_out`): no
   packet helps, another value does.
 - The socket of a program that ends must not become an orphan, which the kernel gives up after some 100 s
   (`tcp_orphan_retries`): as long as we have a descriptor it is closed for the program, and not for TCP.
+
+Moved ones: a socket that is bound to an interface takes nothing that comes in by another (SO_BINDTODEVICE).
 """
 
 from __future__ import annotations
@@ -45,6 +47,9 @@ class Handle(Protocol):
     @user_timeout.setter
     def user_timeout(self, milliseconds: int) -> None: ...
 
+    def bind(self, device: str) -> None:
+        """SO_BINDTODEVICE: to an interface, or with an empty name to none any more.  Raises OSError."""
+
     @property
     def closed(self) -> bool:
         """The connection has ended."""
@@ -72,6 +77,9 @@ class _BorrowedSocket:
     @user_timeout.setter
     def user_timeout(self, milliseconds: int) -> None:
         self._socket.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, milliseconds)
+
+    def bind(self, device: str) -> None:
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
 
     @property
     def closed(self) -> bool:
