@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NewType
 
@@ -18,6 +18,8 @@ DEFAULT_FILE: Final = Path("/etc/redirectctl/redirectd.toml")
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Address = NewType("Address", str)  # an IPv4 or IPv6 address as text
 MegabitsPerSecond = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+AddressRange = NewType("AddressRange", str)  # a network as text, "192.0.2.0/24", or an address
+Interfaces = NewType("Interfaces", str)  # an interface's name, in which * stands for anything
 HostPort = NewType("HostPort", str)  # "host:port", "[v6]:port"
 HostName = NewType("HostName", str)  # a DNS name as text, or empty
 Duration = NewType("Duration", float)  # seconds; in the file a number and a unit, "10s"
@@ -25,6 +27,7 @@ Duration = NewType("Duration", float)  # seconds; in the file a number and a uni
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d|w)")
 _DAY: Final = 86400.0
+_INTERFACES: Final = re.compile(r"[^\s/:]{1,31}")  # dev_valid_name(), with room for some *
 _LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 
 
@@ -71,9 +74,13 @@ class Integrity(msgspec.Struct, frozen=True):
 
 
 class PathChoice(msgspec.Struct, frozen=True):
-    """How packets travel after a move."""
+    """How packets travel after a move, and where they may go."""
 
     prefer: Literal["auto", "rewritten", "tunnel"] = "auto"
+    leave_vpn: bool = False  # what began over a VPN, in a VRF or bound to an interface
+    last: tuple[Interfaces, ...] = ()  # only if no other carries
+    never: tuple[Interfaces, ...] = ()
+    accept_from: tuple[AddressRange, ...] = ()  # where peers may move their connections from; empty: anywhere
 
 
 class Outage(msgspec.Struct, frozen=True):
@@ -222,6 +229,10 @@ def _value(kind: Any, raw: Any, *, zero: bool) -> Any:
             _check_address(item)
         elif kind == tuple[HostPort, ...]:
             _check_host_port(item)
+        elif kind == tuple[AddressRange, ...]:
+            _check_network(item)
+        elif kind == tuple[Interfaces, ...]:
+            _check_interfaces(item)
     if kind is HostPort and value:
         _check_host_port(value)
     for name in value.values() if isinstance(value, dict) else [value] if kind is HostName and value else []:
@@ -262,6 +273,22 @@ def _check_address(text: str) -> None:
         raise ValueError(f"{_toml(text)} is not an address", 'write addresses as in "192.0.2.1"') from None
 
 
+def _check_network(text: str) -> None:
+    try:
+        ip_network(text)
+    except ValueError as error:
+        whole = "has host bits set" in str(error)
+        why = "has bits set behind the length of its prefix" if whole else "is not a network"
+        hint = f'write "{ip_network(text, strict=False)}"' if whole else 'write networks as in "192.0.2.0/24"'
+        raise ValueError(f"{_toml(text)} {why}", hint) from None
+
+
+def _check_interfaces(text: str) -> None:
+    if not _INTERFACES.fullmatch(text):
+        hint = 'write interfaces as in "wwan0" or "wwan*"'
+        raise ValueError(f"{_toml(text)} is not the name of an interface", hint)
+
+
 def _check_host_port(text: str) -> None:
     host, _, port = text.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
@@ -274,6 +301,8 @@ _EXPECTED: Final[tuple[tuple[Any, str], ...]] = (
     (bool, "true or false"),
     (tuple[Port, ...], "a list of numbers from 1 to 65535, as in [22, 5432]"),
     (tuple[Address, ...], 'a list of addresses, as in ["192.0.2.1"]'),
+    (tuple[AddressRange, ...], 'a list of networks, as in ["192.0.2.0/24"]'),
+    (tuple[Interfaces, ...], 'a list of interfaces, as in ["wwan*"]'),
     (str, "text"),
     (HostName, 'a name, as in "host.example.net"'),
     (HostPort, 'a server, as in "ns.example.net:53"'),

@@ -83,6 +83,11 @@ _EXPLANATIONS: Final = {
     "closed": Explanation("it has ended"),
     "address-gone": Explanation("its address went before it was protected", "see protect.long_lived_after"),
     "no-path": Explanation("no address of this host reaches the other one"),
+    "stays-on-device": Explanation(
+        "it does not leave the VPN, VRF or interface where it began, and there is no way by that now",
+        "see path.leave_vpn",
+    ),
+    "bound-to-vrf": Explanation("its socket is bound to a VRF", "programs outside a VRF only are protected"),
     "peer-silent": Explanation("the other host is silent", "it is asked again and again; is the network there well?"),
     "given-up": Explanation("there was no path for too long", "see outage.give_up_after"),
     # of datagrams of the control port and of the tunnel
@@ -147,12 +152,19 @@ _EXPLANATIONS: Final = {
     "routes": Explanation("routes in tables 7747 to 7749 were removed", _WHO),
     "addresses": Explanation("old addresses were removed from redirect0", _WHO),
     "reserved-ports": Explanation("ports of moved connections were set free", _WHO),
+    # of what the kernel refuses
+    "borrowing": Explanation(
+        "sockets of programs cannot be borrowed: suspended connections end when TCP gives up", "redirectctl doctor"
+    ),
     # of moves
     "no-connection": Explanation("it names no connection that is protected with that host"),
     "stale-epoch": Explanation("a later announcement has been followed already"),
     "no-host-address": _ADDRESS,
     "our-own-address": _ADDRESS,
     "announced-from-elsewhere": _ADDRESS,
+    "not-accepted-from-there": Explanation(
+        "the other host has moved to a network from which this one takes no connections", "[path] accept_from here"
+    ),
     "path-challenge-failed": Explanation(
         "nobody with the other host's keys answered at the announced address", "does a firewall there drop the answers?"
     ),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from redirectctl.config import Protect
 from redirectctl.flows.connection import Connection
+from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Engine
 from redirectctl.flows.state import State
 from redirectctl.kernel import procs
@@ -52,12 +53,14 @@ class Finder:
         engine: Engine,
         settings: Protect,
         own_addresses: Callable[[], frozenset[IPAddress]],
+        interface: Callable[[int], Interface | None],
         changed: Callable[[], None],
     ) -> None:
-        """``changed`` is called after the engine was told something.  Raises KernelError."""
+        """``interface``: by index; ``changed`` is called after the engine was told something.  Raises KernelError."""
         self._engine = engine
         self.settings = settings
         self._own_addresses = own_addresses
+        self._interface = interface
         self._changed = changed
         self.diag = SockDiag()
         self._destroyed = DestroyWatch(self._on_destroyed, self._audit)
@@ -157,8 +160,15 @@ class Finder:
         for one in fresh:
             owner = owners.get(one.inode)
             pid, command = (owner.pid, owner.command) if owner is not None else (None, None)
-            self._engine.found(now, one.tuple, age=age, pid=pid, command=command)
+            device, unfit = fitness(self._interface(one.ifindex) if one.ifindex else None)
+            self._engine.found(now, one.tuple, age=age, pid=pid, command=command, device=device, unfit=unfit)
         self._changed()
+
+    def bound(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, str]:
+        """Those of these, which have been looked up, that are bound to an interface, and its name."""
+        indices = {s: index for s in sockets if (index := self.diag.bound(s))}
+        found = ((s, self._interface(index)) for s, index in indices.items())
+        return {s: interface.name for s, interface in found if interface is not None}
 
     def _likely(self) -> list[int]:
         if self._tree is None:
@@ -205,7 +215,7 @@ class Finder:
     def _on_destroyed(self, gone: Destroyed) -> None:
         if self._engine.table.at(gone.tuple) is None:
             return
-        left = self.diag.get(gone.tuple)
+        left = self.diag.get(gone.tuple, ifindex=gone.ifindex)
         # What waits for the other end's FIN without a program (`tcp_time_wait`) ends without a notification.
         waits = left is not None and left.state is TcpState.FIN_WAIT2 and not left.inode
         if left is None or left.state not in ALIVE or waits:
@@ -229,3 +239,13 @@ class Finder:
         for number, group in list(self._groups.items()):
             if not group.cgroup.path.exists() and now - group.last_seen > KEEP_ID:
                 del self._groups[number]
+
+
+def fitness(bound_to: Interface | None) -> tuple[str, str | None]:
+    """The interface that a socket is bound to, and why that keeps it from being protected.
+
+    None: it is not bound, or what it is bound to has gone, and it can send nothing.
+    """
+    if bound_to is None:
+        return "", None
+    return bound_to.name, "bound-to-vrf" if bound_to.vrf else None

@@ -7,12 +7,18 @@ from collections.abc import Callable
 
 from redirectctl.api.schema import EventName
 from redirectctl.daemon.eventlog import EventLog
+from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Network
-from redirectctl.kernel.netlink import NetChange, NetWatch
+from redirectctl.kernel.netlink import Link, NetChange, NetState, NetWatch
 from redirectctl.wire.addr import IPAddress
 
 Remotes = Callable[[], frozenset[IPAddress]]
 OnNetwork = Callable[[float, Network], None]
+
+# What these are given is wrapped up, most often encrypted, before it leaves the host.  Not ppp, which is a DSL line as
+# often as a VPN; nor can the flag IFF_POINTOPOINT tell them: modems (qmi_wwan) have it too.
+VPN_KINDS = frozenset({"tun", "wireguard", "amneziawg", "ovpn", "xfrm", "vti", "vti6"})
+VRF = "vrf"
 
 
 class NetworkView:
@@ -52,6 +58,11 @@ class NetworkView:
         state = self._watch.state
         return frozenset(a.ip for a in state.addresses if not state.ours(a))
 
+    def interface(self, index: int) -> Interface | None:
+        """What is known of an interface, by its index."""
+        state = self._watch.state
+        return _interface(state, link) if (link := state.links.get(index)) is not None else None
+
     async def interface_to(self, remote: IPAddress, local: IPAddress) -> int | None:
         """The interface by which packets from ``local`` to ``remote`` leave."""
         route = await self._watch.route(remote, source=local)
@@ -71,9 +82,10 @@ class NetworkView:
             self._on_network(since if since is not None else asyncio.get_running_loop().time(), network)
 
     async def _look(self) -> Network:
-        usable = frozenset(a.ip for a in self._watch.state.candidates)
+        interfaces = interfaces_of(self._watch.state)
+        usable = frozenset(interfaces)
         sources = {remote: await self._sources(remote, usable) for remote in self._remotes()}
-        return Network(usable, sources)
+        return Network(usable, sources, self.all_addresses(), interfaces)
 
     async def _sources(self, remote: IPAddress, usable: frozenset[IPAddress]) -> tuple[IPAddress, ...]:
         """Ours with a route to ``remote``; first the one that the kernel would choose itself."""
@@ -96,3 +108,17 @@ class NetworkView:
         for address in sorted(change.usable, key=str):
             self._log.record(EventName.ADDRESS_ADDED, address=str(address), interface=names.get(address, "?"))
         self._dirty.set()
+
+
+def interfaces_of(state: NetState) -> dict[IPAddress, Interface]:
+    """The interface of each usable address; of one that several have, the first's."""
+    found = {}
+    for address in sorted(state.candidates, key=lambda a: -a.ifindex):
+        found[address.ip] = _interface(state, state.links[address.ifindex])
+    return found
+
+
+def _interface(state: NetState, link: Link) -> Interface:
+    master = state.links.get(link.master)
+    vrf = link.name if link.kind == VRF else master.name if master is not None and master.kind == VRF else ""
+    return Interface(link.name, link.index, link.kind, link.kind in VPN_KINDS, vrf)

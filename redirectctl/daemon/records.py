@@ -83,6 +83,8 @@ def connection_records(connections: Iterable[Connection], offset: float) -> list
             held=c.held,
             window=c.before.window if c.before is not None else None,
             user_timeout=c.before.user_timeout if c.before is not None else None,
+            device=c.device,
+            bound=c.bound,
         )
         for c in connections
         if c.peer is not None
@@ -125,6 +127,8 @@ def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
         lost_since=record.lost_at - offset if lost and record.lost_at is not None else None,
         held=record.held and lost,
         before=before,
+        device=record.device,
+        bound=record.bound,
     )
 
 

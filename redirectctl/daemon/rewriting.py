@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from redirectctl.daemon.needs import needs
 from redirectctl.flows.connection import Flow
 from redirectctl.kernel.keep import Keeper
 from redirectctl.kernel.ports import ReservedPorts
@@ -128,16 +129,14 @@ class Rewriting:
             self._ports.release(gone)
 
     def _count(self, flows: Iterable[Flow], by: int) -> None:
-        for socket, wire, tunnel, _, suspended in flows:
-            if tunnel or suspended or wire.local.host != socket.local.host:
-                # In the tunnel also while an interface has the address: it may go without a move of the connection.
-                # What a suspended one sends must find a route, or it never gets to where it is answered.
-                self._kept[socket.local.host] += by
-            if wire.local.host != socket.local.host:
-                self._reserved[wire.local.port] += by
-            if tunnel or suspended or wire != socket:
-                # Also where only we moved: from the new network there may be no route that the socket would find.
-                self._fallbacks[socket.remote.host] += by
+        for flow in flows:
+            kept, fallbacks, ports = needs(flow)
+            for address in kept:
+                self._kept[address] += by
+            for address in fallbacks:
+                self._fallbacks[address] += by
+            for port in ports:
+                self._reserved[port] += by
         for counter in (self._kept, self._fallbacks, self._reserved):
             for key in [k for k, n in counter.items() if n <= 0]:
                 del counter[key]

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import os
 import time
 from collections.abc import Collection, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 from redirectctl.api import schema
 from redirectctl.config import Config
 from redirectctl.daemon import records
+from redirectctl.daemon.bindings import Bindings
 from redirectctl.daemon.eventlog import EventFields, EventLog
 from redirectctl.daemon.finder import Finder
 from redirectctl.daemon.logind import SleepSignals
@@ -35,6 +38,7 @@ from redirectctl.daemon.waking import WakeWatch
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
+from redirectctl.kernel import borrow
 from redirectctl.kernel.carrier import Carrier, Report, Sight
 from redirectctl.kernel.constants import QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST, QUEUE_TOKEN, QUEUE_WAIT
 from redirectctl.kernel.errors import KernelError
@@ -62,6 +66,7 @@ LEARN_AGAIN = (1.0, 3.0, 10.0, 30.0, 0.0)  # seconds: a busy connection may have
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SOON = 1.0  # seconds of silence that say nothing yet, however little TCP bears: announcements are repeated meanwhile
 EARLY = 4.0  # part of the time after which TCP gives up: before that, connections must be suspended
+REFUSED_AGAIN = 60.0  # seconds between two times that the event log is told that sockets cannot be borrowed
 PRUNE = 86400.0  # seconds between looks for peers not met for long
 
 
@@ -88,14 +93,16 @@ class Runtime:
         self.network = NetworkView(self.log, self.engine.remotes, self._on_network, self._on_loss)
         self.rewriting = Rewriting(state, self.network.interface_to)
         self.repairs = Repairs(self.rewriting, lambda: self.carrier, self._on_repair)
-        self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.wake)
+        self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.network.interface, self.wake)
         self.names = NameBook(self.engine, self.store, self.peer_records, self.tasks, self.wake)
         self.names.settings = config.dns
         self.own_name = OwnNameKeeper(self.log, self.network.addresses)
         self.own_name.configure(config.dns)
         injector = RawInjector()
         self.kicker = Kicker(self.finder.diag, injector, self.rewriting.rewriter.probe)
-        self.suspender = Suspender(self.finder.diag, injector, self.kicker)
+        lend = functools.partial(borrow.borrow, on_refused=self._on_refused_in_thread)
+        self.suspender = Suspender(self.finder.diag, injector, self.kicker, lend)
+        self._bindings = Bindings(self.engine, self.finder.look_up, lend)
         self._suspending = Suspending(self.engine, self.suspender, self.tasks, self.wake)
         self._sender = RawSender()
         self._inband = Inband(
@@ -113,7 +120,8 @@ class Runtime:
         self._held_number = 0
         self._unstudied: set[FourTuple] = set()
         self._proofs: dict[FourTuple, commands.Proof] = {}
-        self._contacts: dict[asyncio.Future[str | None], tuple[SockAddr, bytes]] = {}  # that somebody waits for
+        self._refused_at = float("-inf")  # when the event log was last told that sockets cannot be borrowed
+        self._contacts: dict[asyncio.Future[str | None], tuple[SockAddr, IPAddress | None, bytes]] = {}
         self._awake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -175,8 +183,14 @@ class Runtime:
         self.finder.start(loop)
         self._servers.start()
         self.engine.restore(self.now, restored)
+        async with self._bindings.follow([c.flow for c in restored if c.movable or c.moved]):
+            pass  # the rules are there; an earlier run may not have got to the sockets
         self.wake()
         self.log.record(schema.EventName.DAEMON_STARTED, connections=len(restored))
+        try:
+            borrow.check()
+        except KernelError as error:
+            self._on_refused(error)
 
     def announce_stop(self) -> None:
         """For those who follow the events."""
@@ -229,12 +243,15 @@ class Runtime:
         """The engine was told something: carry out what it wants."""
         self._awake.set()
 
-    async def contact(self, to: SockAddr, key: bytes) -> str | None:
-        """A fresh handshake with a peer: None when there is a session, else the named reason.  Takes up to 9 s."""
+    async def contact(self, to: SockAddr, key: bytes, source: IPAddress | None = None) -> str | None:
+        """A fresh handshake with a peer, from ``source`` if given: None when there is a session, else the named reason.
+
+        Takes up to 9 s.
+        """
         ended: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        self._contacts[ended] = (to, key)
+        self._contacts[ended] = (to, source, key)
         try:
-            self.engine.contact(self.now, to, None, key)
+            self.engine.contact(self.now, to, source, key)
             self.wake()
             return await ended
         finally:
@@ -316,6 +333,17 @@ class Runtime:
             )
         )
 
+    def _on_refused_in_thread(self, error: KernelError) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._on_refused, error)
+
+    def _on_refused(self, error: KernelError) -> None:
+        """Sockets cannot be borrowed: what is suspended may not live for long, and nothing else would tell."""
+        _log.error("%s", error)
+        if self.now - self._refused_at >= REFUSED_AGAIN:
+            self._refused_at = self.now
+            self.log.record(schema.EventName.KERNEL_REFUSED, reason="borrowing", detail=str(error))
+
     def _on_queue_error(self, error: Exception) -> None:
         _log.error("a queued packet was dropped", exc_info=error)
 
@@ -339,8 +367,11 @@ class Runtime:
                 self.port.send(source, to, data)
             case commands.Rewrite(token, add, remove):
                 error = None
+                if token[0] == "guard":
+                    self.engine.bound(self.finder.bound(flow.socket for flow in add))
                 try:
-                    await self.rewriting.apply(add, remove)
+                    async with self._bindings.follow(add, remove):
+                        await self.rewriting.apply(add, remove)
                 except KernelError as refused:
                     error = str(refused)
                 self.engine.rewritten(self.now, token, error)
@@ -401,9 +432,9 @@ class Runtime:
                 self.store.delete_peer(key)
                 self.peer_records.pop(key, None)
                 self.names.forget(key)
-            case commands.Contacted(to, key, reason):
+            case commands.Contacted(to, key, reason, source):
                 for ended, wanted in self._contacts.items():
-                    if wanted == (to, key) and not ended.done():
+                    if wanted in ((to, source, key), (to, None, key)) and not ended.done():
                         ended.set_result(reason)
             case commands.Notice():
                 self._record(command)
@@ -529,4 +560,8 @@ def policy(config: Config) -> Policy:
             config.outage.suspend_after, max(SOON, min(retransmission_limit(), keepalive_limit()) / EARLY)
         ),
         give_up_after=config.outage.give_up_after,
+        leave_vpn=config.path.leave_vpn,
+        last=config.path.last,
+        never=config.path.never,
+        accept_from=tuple(map(ip_network, config.path.accept_from)),
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from redirectctl.flows import constants
 from redirectctl.flows.connection import Connection
+from redirectctl.flows.devices import comes_last
 from redirectctl.proto import events
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.message import PathProbe, PathProbed
@@ -23,7 +24,7 @@ from redirectctl.wire.message import PathProbe, PathProbed
 if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine, Network
 
-_PRESENT, _OTHER, _OTHER_FAMILY, _FAILED = 0, 1, 4, 16  # ranks; what failed comes after all that did not
+_PRESENT, _OTHER, _OTHER_FAMILY, _LAST, _FAILED = 0, 1, 4, 8, 16  # ranks, the last two besides one of the others
 
 
 @dataclass(slots=True)
@@ -77,10 +78,10 @@ class Better:
     def _wanted(self, now: float, connection: Connection, sources: tuple[IPAddress, ...]) -> IPAddress | None:
         """The address that it should have, if it carries."""
         key, local, version = connection.peer or b"", connection.here_now, connection.socket.version
-        good = [a for a in sources if not self._failed(now, key, a)]
+        good = [a for a in sources if not self._failed(now, key, a) and not self._last(a)]
         own = [a for a in good if a.version == version]
-        if own and local.version != version:
-            return own[0]  # it had to go by the other address family, and need not any more
+        if own and (local.version != version or self._last(local)):
+            return own[0]  # it had to go by the other address family, or by what comes last, and need not any more
         preferred = self._preferred.get(connection.there_now)
         return preferred if preferred in good else None
 
@@ -98,12 +99,16 @@ class Better:
             elif local in sources:
                 wanted = address.version == version and (local.version != version or address in preferred)
                 rank = -1 if wanted else rank + 1
+            rank += _LAST if self._last(address) else 0
             ranks[address] = rank + (_FAILED if self._failed(now, key, address) else 0)
         return dict(sorted(ranks.items(), key=lambda item: item[1]))
 
     def _failed(self, now: float, key: bytes, address: IPAddress) -> bool:
         failure = self._failures.get((key, address))
         return failure is not None and now < failure.until
+
+    def _last(self, address: IPAddress) -> bool:
+        return comes_last(self._e.policy, self._e.network, address)
 
     def chosen(self, now: float, key: bytes, local: IPAddress, ranks: Mapping[IPAddress, int]) -> None:
         """This one has answered, and better ones have not."""

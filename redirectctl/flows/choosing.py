@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection, Flow, Path
+from redirectctl.flows.devices import may_use
 from redirectctl.proto import events
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress
@@ -264,7 +265,9 @@ class Choosing:
         for c in connections:
             peer = self._e.peers.get(c.peer) if c.peer is not None else None
             if c.integrity and peer is not None and peer.remote is not None:
-                c.outer_local, c.outer_remote = peer.local or c.socket.local.host, peer.remote
+                local = peer.local or c.socket.local.host
+                local = local if may_use(self._e.policy, self._e.network, c, local) else c.socket.local.host
+                c.outer_local, c.outer_remote = local, peer.remote
                 c.confirmed = c.outer_local
                 changes.append((c, c.wire, True))
         if changes:

@@ -218,6 +218,7 @@ class Contacted:
     to: SockAddr
     key: bytes | None  # who answered, or whom we expected there
     reason: str | None  # why there is no session; None: there is one
+    source: IPAddress | None  # our address between which and ``to`` it was
 
 
 @dataclass(frozen=True, slots=True)

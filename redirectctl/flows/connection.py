@@ -80,6 +80,8 @@ class Connection:
     command: str | None = None
     guarded: bool = False  # the kernel holds a Flow for it, or has been asked to
     installed: Flow | None = None  # what the kernel has said it holds
+    device: str = ""  # the interface or VRF that it does not leave (devices.py); empty: nothing keeps it
+    bound: bool = False  # its program has bound the socket to that interface
     confirmed: IPAddress | None = None  # where the peer has last said it sends to; None: not known, after a restart
     history: list[tuple[float, State]] = field(default_factory=list)
 

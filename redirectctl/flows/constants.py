@@ -116,7 +116,6 @@ DIRECT_SOON: Final = 1.0  # seconds after a relayed peer has been found elsewher
 DIRECT_TRIES: Final = 5  # announcements of one such attempt
 PLACE_TIME: Final = 10.0  # seconds for which what somebody says of a peer's place is good at least: one attempt
 MAX_TOLD: Final = 8  # places of one peer, from each who says so
-MAX_TRIED: Final = 32  # such places that are remembered: as many as answers may be under way from
 MAX_TRIALS: Final = 1024  # routes that are being tried, or have failed
 MAX_TOKENS_LOOKED_UP: Final = 100  # a second: each takes a look at all connections
 TOKENS_KEPT: Final = 16  # of one trial: those of all its attempts

@@ -30,6 +30,7 @@ from redirectctl.flows.choosing import Choosing
 from redirectctl.flows.claims import Claims
 from redirectctl.flows.commands import Carried, Command, Notice
 from redirectctl.flows.connection import Before, Connection, Table, change
+from redirectctl.flows.devices import Interface
 from redirectctl.flows.holding import Holding
 from redirectctl.flows.meeting import Meeting
 from redirectctl.flows.mobility import Mobility
@@ -49,7 +50,7 @@ from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.proto.timers import Timers
 from redirectctl.wire import meeting
 from redirectctl.wire import message as messages
-from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+from redirectctl.wire.addr import FourTuple, IPAddress, IPNetwork, SockAddr
 
 # Of tunnel datagrams: so many in one run of the daemon, or 90 TB, never repeat a counter.  A thousand runs within the
 # life of a connection stay below COUNTER_JUMP.
@@ -70,6 +71,10 @@ class Policy:
     serve: bool = False  # as a rendezvous, for other hosts
     suspend_after: float = 10.0  # seconds of silence
     give_up_after: float = 14 * 86400.0  # seconds without a path
+    leave_vpn: bool = False  # what began over a VPN, in a VRF or bound to an interface may go elsewhere
+    last: tuple[str, ...] = ()  # interfaces, by patterns (devices.named), for when no other carries
+    never: tuple[str, ...] = ()  # interfaces that connections are not moved to
+    accept_from: tuple[IPNetwork, ...] = ()  # from where peers may move their connections here; empty: from anywhere
 
 
 class Network(NamedTuple):
@@ -77,6 +82,12 @@ class Network(NamedTuple):
 
     usable: frozenset[IPAddress] = frozenset()  # not tentative, link up
     sources: Mapping[IPAddress, tuple[IPAddress, ...]] = {}  # remote address: ours from which it is routed, best first
+    own: frozenset[IPAddress] = frozenset()  # all of ours, on whatever interface, usable or not
+    interfaces: Mapping[IPAddress, Interface] = {}  # of the usable ones
+
+    def is_ours(self, address: IPAddress) -> bool:
+        """What is sent there comes back to us: whatever a peer says, it cannot be reached there."""
+        return address in self.usable or address in self.own
 
 
 class Listening:
@@ -196,11 +207,28 @@ class Engine:
         return min(times, default=None)
 
     def found(
-        self, now: float, socket: FourTuple, *, age: float = 0.0, pid: int | None = None, command: str | None = None
+        self,
+        now: float,
+        socket: FourTuple,
+        *,
+        age: float = 0.0,
+        pid: int | None = None,
+        command: str | None = None,
+        device: str = "",
+        unfit: str | None = None,
     ) -> None:
-        """An opted-in connection exists."""
-        self.protection.found(now, socket, age, pid, command)
+        """An opted-in connection exists.
+
+        ``device``: the interface that its socket is bound to; ``unfit``: why it cannot be protected.
+        """
+        self.protection.found(now, socket, age, pid, command, device, unfit)
         self._relay(now)
+
+    def bound(self, sockets: Mapping[FourTuple, str]) -> None:
+        """These sockets are bound to interfaces; told before a Rewrite that guards them is done."""
+        for socket, device in sockets.items():
+            if (connection := self.table.at(socket)) is not None:
+                connection.device, connection.bound = device, True
 
     def gone(self, now: float, socket: FourTuple) -> None:
         """A connection's socket no longer exists."""
@@ -211,6 +239,7 @@ class Engine:
         """Addresses or routes changed, or may have."""
         before, self.network = self.network, network
         self.better.network_changed(before, network)
+        self.endpoint.is_ours = network.is_ours
         self.meeting.network_changed(now)
         self.mobility.network_changed(now, before)
         if network.usable:
@@ -296,6 +325,7 @@ class Engine:
         self.rendezvous.policy_changed(now)
         self.choosing.policy_changed(now)
         self.holding.policy_changed(now)
+        self.mobility.reconsider(now)
         self._relay(now)
 
     def restore(self, now: float, connections: Iterable[Connection]) -> None:
@@ -488,11 +518,11 @@ class Engine:
                 self.meeting.session_up(now, event)
                 self.mobility.session_up(now, event.key)
                 if event.initiator:
-                    self.emit(commands.Contacted(event.remote, event.key, None))
-            case events.ContactFailed(to, key, reason):
+                    self.emit(commands.Contacted(event.remote, event.key, None, event.local))
+            case events.ContactFailed(to, key, reason, source):
                 self.protection.contact_failed(now, to, key, reason)
                 self.meeting.failed(now, to, key, reason)
-                self.emit(commands.Contacted(to, key, reason))
+                self.emit(commands.Contacted(to, key, reason, source))
             case events.PeerMet(key, at, initiator):
                 state = self.peers[key].state
                 self.notice("peer.first_contact", peer=key, address=at.host, initiator=initiator, trust=state.value)
@@ -500,14 +530,19 @@ class Engine:
                     self.notice("peer.approved", peer=key, reason="accept-new")
             case events.PeerDropped(key):
                 self.emit(commands.DropPeer(key))
-            case events.KeyChanged(at, known, seen) if self.places.only(known, at) or self._is_other(known, at, seen):
-                # Names are often out of date: whoever has the address now is no danger to the key that we know.
+            case events.KeyChanged(at, known, seen) if not self._was_at(known, at) or self._is_other(known, at, seen):
+                # Names are often out of date, and a peer can name any address as its own: whoever is there is no danger
+                # to the key that we know, and that host's key no change of this one.
                 self.notice("redirect.refused", peer=known, reason="another-host-there", address=at.host)
             case events.KeyChanged(at, known, seen):
                 self.protection.key_changed(now, at, known, seen)
             case events.Refused(source, reason, key):
                 name = "redirect.refused" if reason in ("replayed", "too-old") else "packet.refused"
                 self.notice(name, peer=key, reason=reason, address=source.host, source=str(source))
+
+    def _was_at(self, known: bytes, at: SockAddr) -> bool:
+        peer = self.peers.get(known)
+        return peer is not None and peer.was_at(at.host)
 
     def _is_other(self, known: bytes, at: SockAddr, seen: bytes) -> bool:
         """A host that we know answers where another was thought to be, not where that one was ever called."""

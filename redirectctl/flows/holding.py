@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Before, Connection, change
@@ -28,6 +28,9 @@ from redirectctl.wire.message import End
 
 if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine
+
+
+LOST_HERE: Final = ("no-path", "stays-on-device")  # why it is suspended: this host has no way for it
 
 
 class Holding:
@@ -47,13 +50,18 @@ class Holding:
         self, now: float, connections: Iterable[Connection], reason: str, *, since: float, hold_after: float = 0.0
     ) -> None:
         """There has been no path for these since some time."""
+        connections = list(connections)
+        for connection in connections:
+            if connection.state is State.SUSPENDED and connection.reason in LOST_HERE:
+                connection.reason = reason
         lost = [c for c in connections if c.state is State.PROTECTED]
         for connection in lost:
             connection.lost_since = since
             if connection.peer is not None:
                 self._since.setdefault(connection.peer, since)
             change(connection, State.SUSPENDED, now, reason)
-            self._e.notice("connection.suspended", connection, reason=reason)
+            details: dict[str, Any] = {"interface": connection.device} if reason == "stays-on-device" else {}
+            self._e.notice("connection.suspended", connection, reason=reason, **details)
         if lost:
             self._e.emit(commands.SaveConnections(tuple(lost)))
             self._schedule(now)

@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection, Flow
+from redirectctl.flows.devices import may_use
+from redirectctl.flows.holding import LOST_HERE
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.proto.peer import Peer
@@ -111,7 +113,7 @@ class Mobility:
         """Compare protected connections, all of them if not told otherwise, with the network as it is."""
         groups: dict[tuple[bytes, tuple[IPAddress, ...], IPAddress, int], list[Connection]] = defaultdict(list)
         unknown = False
-        lost: list[Connection] = []
+        lost: dict[str, list[Connection]] = defaultdict(list)  # by reason
         for connection in self._e.table.movable() if connections is None else connections:
             if connection.there_now not in self._e.network.sources:
                 unknown = True
@@ -122,12 +124,13 @@ class Mobility:
             if confirmed and not self._e.better.hinted(now, connection, sources):
                 continue
             if not sources:
-                lost.append(connection)
+                lost["stays-on-device" if any(self._routed(connection)) else "no-path"].append(connection)
                 if connection.peer is not None:
                     self._e.places.astray(now, connection.peer)
             elif connection.peer is not None:
                 groups[connection.peer, sources, local, connection.socket.version].append(connection)
-        self._e.holding.lose(now, lost, "no-path", since=now, hold_after=constants.HOLD_AFTER)
+        for reason, of_reason in lost.items():
+            self._e.holding.lose(now, of_reason, reason, since=now, hold_after=constants.HOLD_AFTER)
         for (key, sources, local, version), moving in groups.items():
             self._move(now, key, self._e.better.ranks(now, key, sources, local, version), moving)
         if unknown:
@@ -140,13 +143,20 @@ class Mobility:
         if peer is not None and self._e.choosing.tunnels(connection):
             remotes += [connection.wire.remote.host, connection.socket.remote.host, *peer.addresses]
             remotes += [place.host for place in self._e.places.of(peer.key)]
-        return tuple(dict.fromkeys(remotes))
+        # Where it is is asked for in any case: that it is known tells that there is no way there.
+        ours = self._e.network.is_ours
+        return tuple(r for r in dict.fromkeys(remotes) if r == connection.there_now or not ours(r))
 
     def _sources(self, connection: Connection) -> tuple[IPAddress, ...]:
+        """Those of them that policy lets this connection use."""
+        policy, net = self._e.policy, self._e.network
+        return tuple(dict.fromkeys(a for a in self._routed(connection) if may_use(policy, net, connection, a)))
+
+    def _routed(self, connection: Connection) -> Iterable[IPAddress]:
         """Our usable addresses with a route to where the peer is, or may be."""
         net = self._e.network
-        routed = (a for remote in self.remotes(connection) for a in net.sources.get(remote, ()))
-        return tuple(dict.fromkeys(a for a in routed if a in net.usable))
+        remotes = (r for r in self.remotes(connection) if not net.is_ours(r))
+        return (a for remote in remotes for a in net.sources.get(remote, ()) if a in net.usable)
 
     def _close_short_lived(self, now: float) -> None:
         """Their address is gone for good when there is another: the programs learn it now, not in 15 minutes."""
@@ -265,7 +275,7 @@ class Mobility:
 
     @staticmethod
     def _why(candidates: tuple[IPAddress, ...], connections: list[Connection]) -> str:
-        if any(c.here_now not in candidates or c.reason == "no-path" for c in connections):
+        if any(c.here_now not in candidates or c.reason in LOST_HERE for c in connections):
             return "address-changed"
         if any(c.state is not State.PROTECTED for c in connections):
             return "peer-silent"
@@ -352,7 +362,7 @@ class Mobility:
             move.nonces[nonce] = pair
             message = Acm(move.epoch, nonce, pair.local, move.moved, stalled=move.stalled)
             sent = self._e.send(now, move.key, message, pair.remote, pair.local)
-            if not sent or rehandshake:
+            if not sent or (rehandshake and everywhere):
                 self._e.contact(now, pair.remote, pair.local, move.key, again=not sent)
         while len(move.nonces) > constants.MAX_NONCES:
             del move.nonces[next(iter(move.nonces))]
@@ -698,7 +708,7 @@ class Mobility:
         for connection in connections:
             if connection.cid not in elsewhere and connection.state is not State.SUSPENDED:
                 continue
-            connection.moves += connection.cid in elsewhere or connection.reason == "no-path"
+            connection.moves += connection.cid in elsewhere or connection.reason in LOST_HERE
             if connection.state is State.SUSPENDED:
                 self._e.holding.arrived(now, connection)
             self._e.choosing.tell([connection])

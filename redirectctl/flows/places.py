@@ -31,7 +31,6 @@ class Places:
         self._said: dict[bytes, dict[str, tuple[SockAddr, ...]]] = {}
         self._expired: set[tuple[bytes, str]] = set()
         self._astray: dict[bytes, int] = {}  # peers to which no address of ours has a route, and how often we asked
-        self._tried: dict[bytes, list[SockAddr]] = {}  # also those that nobody says any more: answers may be under way
 
     def of(self, key: bytes) -> tuple[SockAddr, ...]:
         """Control ports at which this peer may be tried."""
@@ -43,11 +42,6 @@ class Places:
         heard = self._said.get(key, {}).items()
         places = (s for who, s in heard if who.startswith(origin) and (key, who) not in self._expired)
         return tuple(dict.fromkeys(place for some in places for place in some))
-
-    def only(self, key: bytes, at: SockAddr) -> bool:
-        """Whether nothing but somebody's word connects this peer with this address."""
-        peer = self._e.peers.get(key)
-        return at in self._tried.get(key, []) and (peer is None or at.host not in peer.identity)
 
     def seek(self, now: float, key: bytes) -> None:
         """The peer does not answer, and there is something to save."""
@@ -85,8 +79,6 @@ class Places:
         self._e.timers.set(("place", key, origin), now + max(lasts, constants.PLACE_TIME))
         fresh = [p for p in usable if p not in before]
         if fresh:
-            tried = [p for p in self._tried.get(key, []) if p not in fresh]
-            self._tried[key] = [*tried, *fresh][-constants.MAX_TRIED :]
             self._e.emit(commands.FindRoutes())
         if fresh or renewed:
             self._e.mobility.told(now, key, news=bool(fresh))
@@ -94,7 +86,7 @@ class Places:
     def _usable(self, host: IPAddress) -> bool:
         """An address that another host can have."""
         nobody = host.is_multicast or host.is_unspecified or host.is_loopback or host.is_link_local or host.is_reserved
-        return not nobody and host not in self._e.network.usable
+        return not nobody and not self._e.network.is_ours(host)
 
     def expired(self, key: bytes, origin: str) -> None:
         """What was said is too old to be tried; said again it will be no news."""
@@ -102,7 +94,6 @@ class Places:
 
     def forget(self, key: bytes) -> None:
         """The peer is forgotten."""
-        self._tried.pop(key, None)
         self._astray.pop(key, None)
         self._e.timers.cancel(("seek", key))
         for origin in self._said.pop(key, {}):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from redirectctl.flows import commands, constants
 from redirectctl.flows.claims import REASONS
 from redirectctl.flows.connection import Connection, change
+from redirectctl.flows.devices import confined_to
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.proto.peer import Peer, PeerState
@@ -46,7 +47,16 @@ class Protection:
 
     # -- the life of a connection -------------------------------------------------------------------------------------
 
-    def found(self, now: float, socket: FourTuple, age: float, pid: int | None, command: str | None) -> None:
+    def found(
+        self,
+        now: float,
+        socket: FourTuple,
+        age: float,
+        pid: int | None,
+        command: str | None,
+        device: str,
+        unfit: str | None,
+    ) -> None:
         """An opted-in connection: short-lived until the threshold."""
         known = self._e.table.at(socket)
         if known is not None:
@@ -59,9 +69,13 @@ class Protection:
             return
         self.clear(socket)
         connection = Connection(self._e.rng(8), socket, socket, now - age, pid=pid, command=command)
+        connection.device, connection.bound = device, bool(device)
         connection.history.append((now, State.SHORT))
         self._e.table.add(connection)
         self._e.notice("connection.found", connection, pid=pid, command=command)
+        if unfit is not None:
+            self.refuse(now, connection, unfit)
+            return
         self._e.timers.set(("long", connection.cid), connection.since + self._e.policy.long_lived_after)
 
     def clear(self, socket: FourTuple) -> None:
@@ -334,6 +348,8 @@ class Protection:
         ``claim``: whom to answer then.
         """
         if connections:
+            for connection in connections:
+                connection.device = connection.device or confined_to(self._e.network, connection.socket.local.host)
             self._e.emit(commands.SaveConnections(tuple(connections)))
             add = tuple(c.flow for c in connections if not c.guarded)
             for connection in connections:
@@ -414,7 +430,8 @@ class Protection:
         key, trust = event.key, message.trust
         peer = self._e.peers[key]
         peer.trust_there = trust
-        peer.addresses = message.addresses or peer.addresses
+        if message.addresses:
+            peer.addresses, peer.told = message.addresses, now
         before = peer.observed
         if not self._e.meeting.by_way_of(key, event.source):  # there it sees the rendezvous, not us
             peer.observed = message.observed

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection
+from redirectctl.flows.devices import may_use
 from redirectctl.flows.places import SEEN
 from redirectctl.proto import events
 from redirectctl.wire.addr import IPAddress, SockAddr
@@ -87,6 +88,10 @@ class Redirects:
             self._e.notice("redirect.refused", peer=key, reason="no-connection", address=message.new)
             self._ack(now, event, message, AcmStatus.NO_CONNECTION)
             return
+        if not any(may_use(self._e.policy, self._e.network, c, event.local) for c in named):
+            self._e.notice("redirect.refused", peer=key, reason="stays-on-device", address=message.new)
+            self._ack(now, event, message, AcmStatus.UNUSABLE)
+            return
         fresh = [c for c in named if message.epoch > c.remote_epoch and message.epoch >= c.announced_epoch]
         if not fresh:
             self._again(now, event, message, [c for c in named if c.remote_epoch == message.epoch])
@@ -149,8 +154,11 @@ class Redirects:
         """Why no traffic may be sent to this address, or None."""
         if new.is_multicast or new.is_unspecified or new.is_loopback or new.is_link_local or new.is_reserved:
             return "no-host-address"
-        if event.source.host in self._e.network.usable:
+        if self._e.network.is_ours(event.source.host):
             return "our-own-address"  # behind NATs two hosts may well have the same private address: `new` may be ours
+        accepted = self._e.policy.accept_from
+        if accepted and not any(event.source.host in network for network in accepted):
+            return "not-accepted-from-there"
         if new != event.source.host and self._e.policy.prefer == "rewritten":
             # Somebody's NAT: only the tunnel gets through.
             return "announced-from-elsewhere"
@@ -212,7 +220,9 @@ class Redirects:
         way = next((w for w in ways if hmac.compare_digest(w.data, message.data)), None)
         if validation is None or way is None:
             return  # late
-        connections = [c for c in self._e.table.select(validation.cids) if self._open(c, validation)]
+        policy, network = self._e.policy, self._e.network
+        still_open = [c for c in self._e.table.select(validation.cids) if self._open(c, validation)]
+        connections = [c for c in still_open if may_use(policy, network, c, way.local)]
         if validation.applying or not connections:
             return
         validation.applying, validation.chosen = connections, way

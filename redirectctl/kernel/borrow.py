@@ -1,32 +1,37 @@
 """Second descriptors of other programs' sockets: pidfd_getfd(2).
 
-A suspended connection needs two things of its socket that nobody can do from outside:
+Connections need things of their sockets that nobody can do from outside.  Suspended ones:
 
 - TCP_USER_TIMEOUT, the program's or else the one that net.ipv4.tcp_retries2 stands for, must not run out. It counts
   from the first retransmission (`retransmits_timed_out`), whatever arrives (`tcp_rtx_probe0_timed_out`): no
   packet helps, another value does.
 - The socket of a program that ends must not become an orphan, which the kernel gives up after some 100 s
   (`tcp_orphan_retries`): as long as we have a descriptor it is closed for the program, and not for TCP.
+
+Moved ones: a socket that is bound to an interface takes nothing that comes in by another (SO_BINDTODEVICE).
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import resource
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
+from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.procs import MAX_DESCRIPTORS, PROC
 
 NEVER: Final = 0x7FFF_FFFF  # milliseconds, 24.8 days: the longest TCP_USER_TIMEOUT there is
 FIRST_DESCRIPTOR: Final = 1024  # lower ones are for libraries that use select(2): libnftables aborts above FD_SETSIZE
 SPARE_DESCRIPTORS = 256  # of the process's limit that others need
 
+_WHAT = "borrow sockets of programs"
 _SYS_PIDFD_GETFD = 438  # the same on all architectures, Linux 5.6
 _TCP_USER_TIMEOUT = 18
 _CLOSED, _CA_OPEN = 7, 0  # tcpi_state, tcpi_ca_state
@@ -41,6 +46,9 @@ class Handle(Protocol):
 
     @user_timeout.setter
     def user_timeout(self, milliseconds: int) -> None: ...
+
+    def bind(self, device: str) -> None:
+        """SO_BINDTODEVICE: to an interface, or with an empty name to none any more.  Raises OSError."""
 
     @property
     def closed(self) -> bool:
@@ -70,6 +78,9 @@ class _BorrowedSocket:
     def user_timeout(self, milliseconds: int) -> None:
         self._socket.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, milliseconds)
 
+    def bind(self, device: str) -> None:
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
+
     @property
     def closed(self) -> bool:
         return self._info()[0] == _CLOSED
@@ -93,9 +104,37 @@ class Borrow(Protocol):
         """Handles by inode number (SocketInfo.inode)."""
 
 
-def borrow(inodes: Collection[int], *, proc: Path = PROC) -> dict[int, Handle]:
+def check(*, proc: Path = PROC) -> None:
+    """Raises KernelError where no socket can be borrowed, whosever it is."""
+    with suppress(OSError):
+        if (proc / "sys/kernel/yama/ptrace_scope").read_text().strip() == "3":
+            hint = "set sysctl kernel.yama.ptrace_scope to 2 or less, which takes a restart of the machine"
+            raise KernelError(_WHAT, "kernel.yama.ptrace_scope is 3: nobody may", hint)
+    process = os.pidfd_open(os.getpid())
+    try:
+        descriptor = _LIBC.syscall(_SYS_PIDFD_GETFD, process, process, 0)
+        if descriptor < 0:
+            raise refusal(ctypes.get_errno())
+        os.close(descriptor)
+    finally:
+        os.close(process)
+
+
+def refusal(code: int) -> KernelError:
+    """In words, what pidfd_getfd said no with."""
+    if code == errno.ENOSYS:
+        hint = "Linux 5.6 or later has it; else a filter of system calls must allow it"
+    else:
+        hint = "SystemCallFilter= of redirectd.service must have pidfd_getfd; it needs CAP_SYS_PTRACE"
+    return KernelError(_WHAT, f"pidfd_getfd: {os.strerror(code)}", hint)
+
+
+def borrow(
+    inodes: Collection[int], *, proc: Path = PROC, on_refused: Callable[[KernelError], None] = lambda _: None
+) -> dict[int, Handle]:
     """A descriptor of each of these sockets; what no program has, or we may not have, is left out.
 
+    ``on_refused`` hears of it when we may not.
     Reads /proc, newest process first: some 2 microseconds for each open descriptor of the host.  Thread-safe.
     """
     wanted = {f"socket:[{inode}]": inode for inode in inodes if inode}
@@ -116,12 +155,12 @@ def borrow(inodes: Collection[int], *, proc: Path = PROC) -> dict[int, Handle]:
             with suppress(OSError):
                 if (link := os.readlink(directory / name)) in wanted:
                     hits.append((int(name), link))
-        for link, descriptor in _copies(pid, hits[: max(0, room - len(found))]).items():
+        for link, descriptor in _copies(pid, hits[: max(0, room - len(found))], on_refused).items():
             found[wanted.pop(link)] = _BorrowedSocket(descriptor)
     return found
 
 
-def _copies(pid: int, hits: list[tuple[int, str]]) -> dict[str, int]:
+def _copies(pid: int, hits: list[tuple[int, str]], on_refused: Callable[[KernelError], None]) -> dict[str, int]:
     if not hits:
         return {}
     copies: dict[str, int] = {}
@@ -133,6 +172,9 @@ def _copies(pid: int, hits: list[tuple[int, str]]) -> dict[str, int]:
         for number, link in hits:
             descriptor = _LIBC.syscall(_SYS_PIDFD_GETFD, process, number, 0)
             if descriptor < 0:
+                code = ctypes.get_errno()
+                if code not in (errno.EBADF, errno.ESRCH):  # it has closed it, or ended
+                    on_refused(refusal(code))
                 continue
             # The program may have closed it meanwhile and have another one of that number.
             if link in copies or os.readlink(f"/proc/self/fd/{descriptor}") != link:

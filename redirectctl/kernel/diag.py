@@ -56,6 +56,8 @@ _EXT_INFO = 1 << (_ATTR_INFO - 1)
 _SOCKOPT_RECVERR = 0x01 if sys.byteorder == "little" else 0x80  # a bit field
 
 _RECEIVE_SIZE = 256 * 1024
+_INTERFACES = 256  # that are asked for when a socket is not found
+_MAX_BOUND = 65536  # sockets whose interface is remembered
 _DUMP_ATTEMPTS = 4
 
 
@@ -176,7 +178,7 @@ class Sockets(Protocol):
     ) -> list[SocketInfo]:
         """As SockDiag.dump."""
 
-    def get(self, connection: FourTuple, *, ifindex: int = 0) -> SocketInfo | None:
+    def get(self, connection: FourTuple, *, ifindex: int | None = None) -> SocketInfo | None:
         """One socket."""
 
     def destroy(self, target: FourTuple | SocketInfo) -> bool:
@@ -199,6 +201,7 @@ class SockDiag:
         self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._netlink.bind((0, 0))
         self._sequence = 0
+        self._bound: dict[FourTuple, int] = {}  # interfaces of the sockets that are bound to one
 
     def close(self) -> None:
         """Close the netlink socket."""
@@ -224,13 +227,41 @@ class SockDiag:
             if bytecode:
                 body += attribute(_ATTR_BYTECODE, bytecode)
             found += self._dump(body, ends)
+        for one in found:
+            if one.ifindex:
+                self._note(one.tuple, one.ifindex)
         return found if wanted.in_kernel else [one for one in found if wanted.passes(one.tuple, one.cgroup_id)]
 
-    def get(self, connection: FourTuple, *, ifindex: int = 0) -> SocketInfo | None:
-        """The socket of ``connection``, in whatever state it is.  ``ifindex`` for one bound to an interface.
+    def get(self, connection: FourTuple, *, ifindex: int | None = None) -> SocketInfo | None:
+        """The socket of ``connection``, in whatever state it is.
 
+        ``ifindex``: the interface that it is bound to, as a message about it said, 0 for none; not given: whichever,
+        which costs a question for each interface of the host where there is no such socket.
         Raises KernelError when the kernel refuses the question.
         """
+        if ifindex is not None:
+            return self._get(connection, ifindex)
+        known = self._bound.get(connection, 0)
+        # One that is not bound is found whatever the interface (`inet_bound_dev_eq`).
+        found = self._get(connection, known)
+        if found is None:
+            others = (index for index, _ in socket.if_nameindex()[:_INTERFACES] if index != known)
+            found = next((one for index in others if (one := self._get(connection, index)) is not None), None)
+        self._note(connection, found.ifindex if found is not None else 0)
+        return found
+
+    def bound(self, connection: FourTuple) -> int:
+        """The index of the interface that a socket was bound to when it was last seen; 0: none."""
+        return self._bound.get(connection, 0)
+
+    def _note(self, connection: FourTuple, ifindex: int) -> None:
+        self._bound.pop(connection, None)
+        if ifindex:
+            while len(self._bound) >= _MAX_BOUND:
+                del self._bound[next(iter(self._bound))]
+            self._bound[connection] = ifindex
+
+    def _get(self, connection: FourTuple, ifindex: int) -> SocketInfo | None:
         self._send(SOCK_DIAG_BY_FAMILY, 0, _exact(connection, ifindex, _NO_COOKIE))
         try:
             found = [_parse(data, at, end) for data, at, end in self._replies(dump=False)]
@@ -250,7 +281,10 @@ class SockDiag:
         if isinstance(target, SocketInfo):
             body = _exact(target.tuple, target.ifindex, target.cookie)
         else:
-            body = _exact(target, 0, _NO_COOKIE)
+            found = self.get(target)
+            if found is None:
+                return False
+            body = _exact(target, found.ifindex, _NO_COOKIE)
         self._send(SOCK_DESTROY, _NLM_F_ACK, body)
         try:
             list(self._replies(dump=False))
@@ -381,6 +415,7 @@ class Destroyed(NamedTuple):
 
     tuple: FourTuple
     cookie: int
+    ifindex: int  # that it was bound to; 0: none
 
 
 class DestroyWatch:
@@ -445,4 +480,4 @@ class DestroyWatch:
             for kind, _, _, start, end in split(data):
                 if kind == SOCK_DIAG_BY_FAMILY and end - start >= _MESSAGE.size:
                     gone = _parse(data, start, end)
-                    self._on_destroyed(Destroyed(gone.tuple, gone.cookie))
+                    self._on_destroyed(Destroyed(gone.tuple, gone.cookie, gone.ifindex))

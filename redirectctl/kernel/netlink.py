@@ -58,6 +58,8 @@ class Link:
     up: bool  # by the administrator
     running: bool  # carries packets
     loopback: bool
+    kind: str = ""  # IFLA_INFO_KIND: "wireguard", "tun", "vlan", "vrf" ...; of hardware empty
+    master: int = 0  # index of the bridge, bond or VRF that it belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +362,8 @@ def _link(message: Any) -> Link:
         up=bool(flags & _IFF_UP),
         running=message.get("operstate") in _RUNNING,
         loopback=bool(flags & _IFF_LOOPBACK),
+        kind=(message.get("linkinfo") or {}).get("kind") or "",
+        master=message.get("master") or 0,
     )
 
 

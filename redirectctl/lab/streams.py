@@ -303,17 +303,20 @@ def start_ticker(
     port: int = 0,
     interval: float = 0.01,
     wrap: Sequence[str] = (),
+    devices: tuple[str, str] = ("", ""),
 ) -> Ticker:
     """Connect client to server and let both tick every interval seconds; port 0 is any port.
 
+    ``devices``: interfaces that the sockets of server and client are bound to.
     Returns when records arrive at both ends.  Raises LabError.
     """
     name = f"ticker-{server.sandbox.number()}"
     logs = {end: server.sandbox.directory / f"{name}-{end}.log" for end in ("server", "client")}
     timing = ["--interval", str(interval)]
-    listening = Program(server, "ticker", "--listen", str(port), *timing, "--log", str(logs["server"]))
+    here, there = (["--device", device] if device else [] for device in devices)
+    listening = Program(server, "ticker", "--listen", str(port), *timing, "--log", str(logs["server"]), *here)
     target = _target(server, listening, version)
-    connecting = Program(client, "ticker", *target, *timing, "--log", str(logs["client"]), wrap=wrap)
+    connecting = Program(client, "ticker", *target, *timing, "--log", str(logs["client"]), *there, wrap=wrap)
     ticker = Ticker(listening, connecting, logs, connecting.wait_line(1)["local"])
     ticker.wait_both(0.0, START_PATIENCE)
     return ticker

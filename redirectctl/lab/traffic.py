@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         found.set_defaults(run=run)
         found.add_argument("--listen", type=int, metavar="PORT")
         found.add_argument("--connect", nargs=2, metavar=("ADDRESS", "PORT"))
+        found.add_argument("--device", default="", metavar="INTERFACE", help="bind the socket to it (SO_BINDTODEVICE)")
         return found
 
     ticker = mode("ticker", run_ticker)
@@ -98,8 +99,10 @@ def _name(error: OSError) -> str:
     return errno.errorcode.get(error.errno or 0, str(error))
 
 
-def _listen(port: int) -> socket.socket:
+def _listen(port: int, device: str = "") -> socket.socket:
     listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+    if device:  # what it accepts is bound too
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
     _print(port=listener.getsockname()[1])
     return listener
 
@@ -109,7 +112,7 @@ def _connected(arguments: argparse.Namespace) -> socket.socket:
     if arguments.connect:
         connection = _connect(arguments)
     else:
-        with _listen(arguments.listen) as listener:
+        with _listen(arguments.listen, arguments.device) as listener:
             connection = listener.accept()[0]
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
@@ -117,7 +120,11 @@ def _connected(arguments: argparse.Namespace) -> socket.socket:
 
 def _connect(arguments: argparse.Namespace) -> socket.socket:
     host, port = arguments.connect
-    connection = socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT)
+    connection = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    if arguments.device:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, arguments.device.encode())
+    connection.settimeout(CONNECT_TIMEOUT)
+    connection.connect((host, int(port)))
     connection.settimeout(None)
     address, local_port = connection.getsockname()[:2]
     _print(local=f"[{address}]:{local_port}" if ":" in address else f"{address}:{local_port}")

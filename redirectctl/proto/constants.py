@@ -48,6 +48,7 @@ HALF_OPEN_MAX: Final = 256  # XX handshakes that wait for their third message
 HALF_OPEN_TIME: Final = 10.0  # seconds that they may wait: longer than all the initiator's tries
 LOAD_HANDSHAKES: Final = 40  # in a second: from there on a cookie is asked for (a handshake costs about a millisecond)
 ATTEMPTS_MAX: Final = 256  # handshakes that we have under way
+ATTEMPTS_OF_PEER: Final = 12  # with one peer, along different pairs of addresses
 SESSIONS_PER_PEER: Final = 4  # newest first, and as many not yet confirmed: both ends may start at once, on many paths
 PENDING_MAX: Final = 64  # strangers that wait for a person; the oldest goes
 PEERS_MAX: Final = 4096  # from there on no stranger is met that calls us: with "accept-new" anybody can call

@@ -54,6 +54,7 @@ class Endpoint:
         self._hinted: dict[bytes, float] = {}
         self.relays: dict[SockAddr, bytes] = {}  # rendezvous: what goes there for somebody else is handed over
         self.hand_over: HandOver = lambda *_: None
+        self.is_ours: Callable[[IPAddress], bool] = lambda _: False  # this host has the address
         self._via: bytes | None = None  # whose datagram a rendezvous has brought, while we look at it
         self.initiator = Initiator(self)
         self.responder = Responder(self)
@@ -165,7 +166,9 @@ class Endpoint:
         self._out.append(event)
 
     def transmit(self, now: float, key: bytes | None, source: IPAddress | None, to: SockAddr, data: bytes) -> None:
-        """Send to a peer; ``key``: whom, as far as that is known."""
+        """Send to a peer; ``key``: whom, as far as that is known.  Nobody else is where we are: nothing goes there."""
+        if self.is_ours(to.host):
+            return
         if (whom := self.handed_to(to, key)) is not None:
             self.hand_over(now, whom, source, to, data)
             return
@@ -246,7 +249,7 @@ class Endpoint:
             peer.last_contact = now
             self._confirm(now, session.local_index)
             self.emit(events.PeerChanged(key))
-            self.emit(events.SessionUp(key, remote, first, initiator=True))
+            self.emit(events.SessionUp(key, remote, first, initiator=True, local=local))
         else:
             self.emit(events.PeerChanged(key))
 
@@ -320,7 +323,7 @@ class Endpoint:
         self.locate(peer, source, local)
         self._seal(now, session, b"", source, local)
         self.emit(events.PeerChanged(peer.key))
-        self.emit(events.SessionUp(peer.key, source, first, initiator=False))
+        self.emit(events.SessionUp(peer.key, source, first, initiator=False, local=local))
 
     def _on_unknown(self, now: float, message: datagram.Unknown) -> None:
         if self.initiator.on_unknown(now, message.receiver):

@@ -26,6 +26,7 @@ class SessionUp:
     remote: SockAddr
     first: bool  # there was no usable session before
     initiator: bool  # we contacted it there
+    local: IPAddress | None = None  # our address that it was heard at
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class ContactFailed:
     to: SockAddr
     key: bytes | None  # whom we expected there
     reason: str
+    source: IPAddress | None = None  # our address that it was tried from; None: as the kernel routes
 
 
 @dataclass(frozen=True, slots=True)

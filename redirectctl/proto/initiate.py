@@ -78,8 +78,10 @@ class Initiator:
             if again and now - attempt.sent >= self.SOONEST:
                 self._send_once_more(now, attempt)
             return
+        if key is not None and sum(a.key == key for a in self._attempts.values()) >= constants.ATTEMPTS_OF_PEER:
+            return  # along other pairs of addresses; these will have their turn
         if len(self._attempts) >= constants.ATTEMPTS_MAX:
-            self._e.emit(events.ContactFailed(to, key, "too-many-handshakes"))
+            self._e.emit(events.ContactFailed(to, key, "too-many-handshakes", source))
             return
         peer = self._e.peers.get(key) if key is not None else None
         known = peer is not None and peer.secret is not None
@@ -144,7 +146,7 @@ class Initiator:
         self._finish(attempt)
         if attempt.key is not None and seen != attempt.key:
             self._e.emit(events.KeyChanged(attempt.to, attempt.key, seen))
-            self._e.emit(events.ContactFailed(attempt.to, attempt.key, "key-changed"))
+            self._e.emit(events.ContactFailed(attempt.to, attempt.key, "key-changed", attempt.source))
             return
         if final is not None:
             self._e.transmit(now, seen, local, attempt.to, final)
@@ -160,7 +162,7 @@ class Initiator:
                 first_contact=pattern is Pattern.XX,
             )
         except MalformedError as error:
-            self._e.emit(events.ContactFailed(attempt.to, attempt.key, error.reason))
+            self._e.emit(events.ContactFailed(attempt.to, attempt.key, error.reason, attempt.source))
             raise
 
     def on_cookie(self, now: float, message: datagram.Cookie) -> None:
@@ -266,4 +268,4 @@ class Initiator:
 
     def _fail(self, attempt: Attempt, reason: str) -> None:
         self._finish(attempt)
-        self._e.emit(events.ContactFailed(attempt.to, attempt.key, reason))
+        self._e.emit(events.ContactFailed(attempt.to, attempt.key, reason, attempt.source))

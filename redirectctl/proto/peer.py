@@ -96,12 +96,17 @@ class Peer:
     trust_there: Trust | None = None  # what it last said of us
     observed: SockAddr | None = None  # where it said it sees us
     addresses: tuple[IPAddress, ...] = ()  # what it said it has: where it may be tried, within a session
+    told: float | None = None  # when it last said so
     sessions: list[Session] = field(default_factory=list)  # newest first
     keep: bool = False  # renew sessions before they end
 
     def receives_at(self, to: SockAddr) -> bool:
         """It has shown, some time, that it receives what is sent there."""
         return to == self.remote or to in self.proven or to.host in self.identity
+
+    def was_at(self, host: IPAddress) -> bool:
+        """It has answered there, whoever may have said that it does."""
+        return host in self.identity or any(place.host == host for place in self.proven)
 
     def session(self, now: float) -> Session | None:
         """The newest one that may be used for sending."""

@@ -82,3 +82,5 @@ class ConnectionRecord:
     held: bool = False  # the kernel lets nothing of it leave the host
     window: int | None = None  # of the socket, before it was suspended: the peer's window in bytes
     user_timeout: int | None = None  # and TCP_USER_TIMEOUT in milliseconds
+    device: str = ""  # the interface or VRF that it does not leave
+    bound: bool = False  # its program has bound the socket to that

@@ -218,7 +218,8 @@ class Store:
             rows = self._database.execute(
                 "SELECT cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,"
                 " opened_at, moves, state, command, pid, there_local, there_remote, sending, receiving, integrity,"
-                " tunnel, outer_local, outer_remote, born, lost_at, reason, held, send_window, user_timeout"
+                " tunnel, outer_local, outer_remote, born, lost_at, reason, held, send_window, user_timeout,"
+                " device, bound"
                 " FROM connections ORDER BY opened_at"
             ).fetchall()
         return [
@@ -252,11 +253,13 @@ class Store:
                 held=bool(held),
                 window=window,
                 user_timeout=user_timeout,
+                device=device,
+                bound=bool(bound),
             )
             for (
                 cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,
                 opened_at, moves, state, command, pid, there_local, there_remote, sending, receiving, integrity,
-                tunnel, outer_local, outer_remote, born, lost_at, reason, held, window, user_timeout,
+                tunnel, outer_local, outer_remote, born, lost_at, reason, held, window, user_timeout, device, bound,
             ) in rows
         ]  # fmt: skip
 
@@ -297,6 +300,8 @@ class Store:
                 record.held,
                 record.window,
                 record.user_timeout,
+                record.device,
+                record.bound,
             )
             for record in batch
         ]
@@ -305,8 +310,8 @@ class Store:
                 "INSERT INTO connections (cid, peer, local, remote, wire_local, wire_remote, initiator,"
                 " local_epoch, remote_epoch, opened_at, moves, state, command, pid, there_local, there_remote,"
                 " sending, receiving, integrity, tunnel, outer_local, outer_remote, born,"
-                " lost_at, reason, held, send_window, user_timeout)"
-                f" VALUES ({', '.join(['?'] * 28)})"
+                " lost_at, reason, held, send_window, user_timeout, device, bound)"
+                f" VALUES ({', '.join(['?'] * 30)})"
                 " ON CONFLICT (cid) DO UPDATE SET"
                 " wire_local = excluded.wire_local, wire_remote = excluded.wire_remote,"
                 " local_epoch = excluded.local_epoch, remote_epoch = excluded.remote_epoch,"
@@ -316,7 +321,8 @@ class Store:
                 " tunnel = excluded.tunnel, outer_local = excluded.outer_local, outer_remote = excluded.outer_remote,"
                 " born = excluded.born,"
                 " lost_at = excluded.lost_at, reason = excluded.reason, held = excluded.held,"
-                " send_window = excluded.send_window, user_timeout = excluded.user_timeout",
+                " send_window = excluded.send_window, user_timeout = excluded.user_timeout,"
+                " device = excluded.device, bound = excluded.bound",
                 rows,
             )
 

@@ -5,10 +5,11 @@ Text forms are those of the command line: ``192.0.2.1:22`` and ``[2001:db8::1]:2
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple, TypeAlias
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
+IPNetwork: TypeAlias = IPv4Network | IPv6Network
 
 
 class SockAddr(NamedTuple):

@@ -124,6 +124,59 @@ class TestHealthy:
         assert [line for line in tall if str(pair.client.directory) not in line] == []
 
 
+class TestWithoutAPath:
+    def test_what_a_suspended_connection_needs_is_no_leftover(self, pair: Pair, ticking: Ticker):
+        lab = pair.lab
+        lab.client.leave()
+        for daemon in pair.daemons:
+            daemon.wait_event("connection.suspended", timeout=PATIENCE)
+            what = f"held in the kernel of {daemon.host.name}"
+            wait_until(lambda host=daemon.host: any("wait4" in line for line in held(host)), PATIENCE, what, poll=0.2)
+            assert not_ok(doctor(daemon)[1]) == {}
+        lab.client.join(lab.home, 10)
+        wait_until(lambda: pair.protected(1), PATIENCE, "resumed", poll=0.2)
+        for daemon in pair.daemons:
+            assert not_ok(doctor(daemon)[1]) == {}
+        assert ticking.stop().ok
+
+    def test_addresses_from_before_a_move_are_no_nat(self, pair: Pair, ticking: Ticker):
+        lab = pair.lab
+        move(pair, pair.client, lab.cafe)
+        lab.cafe.cut()
+        for daemon in pair.daemons:
+            checks = doctor(daemon, daemon.wait_peer("approved")["fingerprint"])[1]
+            assert checks["peer.control-port"]["status"] == "fail"
+            assert checks["peer.nat"]["status"] == "skip"
+        lab.client.leave()
+        pair.client.wait_event("connection.suspended", timeout=PATIENCE)
+        checks = doctor(pair.client, pair.client.wait_peer("approved")["fingerprint"])[1]
+        assert checks["peer.nat"]["status"] == "skip"
+        assert checks["peer.route"]["status"] == "fail"
+
+
+class TestTwoUplinks:
+    def test_a_way_is_tried_from_where_the_connection_is(self, pair: Pair, ticking: Ticker):
+        """Not from where the kernel would start: the network that was joined last."""
+        lab = pair.lab
+        lab.client.join(lab.cafe, 20)
+        key = pair.client.wait_peer("approved")["fingerprint"]
+        drop(lab.client, f"ip saddr {lab.client.links[0].addresses.v4} udp dport 7747 drop", "output")
+
+        def where() -> str:
+            (connection,) = pair.client.ctl("connections")
+            return str(connection["wire_local"].rpartition(":")[0])
+
+        def examined() -> tuple[str, dict[str, dict[str, Any]]] | None:
+            before, checks = where(), doctor(pair.client, key)[1]
+            return (before, checks) if where() == before else None
+
+        here, checks = wait_until(examined, PATIENCE, "the connection stays for a moment")
+        assert f", from {here}, " in checks["peer.route"]["found"]
+        reached = here != str(lab.client.links[0].addresses.v4)
+        assert checks["peer.control-port"]["status"] == ("ok" if reached else "fail")
+        assert f"{'answered' if reached else 'does not answer'} {here}" in checks["peer.control-port"]["found"]
+
+
 class TestTrust:
     def test_who_has_not_approved_whom(self, lab: Lab):
         ask = '[protect]\nlong_lived_after = "1s"\n'

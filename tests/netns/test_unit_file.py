@@ -1,7 +1,8 @@
-"""The daemon with the capabilities, and without the rights, that its unit file leaves it: everything still works."""
+"""The daemon with the capabilities, system calls and rights that its unit file leaves it: everything still works."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,12 +15,14 @@ from pathlib import Path
 import pytest
 from daemon_pair import FAST, PATIENCE, give_away
 
+from redirectctl.kernel.borrow import NEVER, borrow
 from redirectctl.kernel.cgroup import find_mount
+from redirectctl.kernel.procs import sockets_of
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import program
-from redirectctl.lab.streams import start_ticker, wait_until
+from redirectctl.lab.streams import Ticker, start_ticker, wait_until
 from redirectctl.lab.topology import Lab
-from tests.unit_file import confine, read
+from tests.unit_file import confine, filter_of, read, without_filter
 
 UNIT = Path(__file__).parents[2] / "systemd" / "redirectd.service"
 NOBODY = 65534
@@ -56,8 +59,31 @@ asyncio.run(main())
 """
 
 
-def confined() -> list[str]:
-    return confine(read(UNIT.read_text()), sys.executable, [program("redirectd")])
+def confined(*forbidden: str) -> list[str]:
+    """As the unit has it, without these system calls."""
+    unit = read(UNIT.read_text())
+    left = [name for name in unit["SystemCallFilter"].split() if name not in forbidden]
+    assert len(left) == len(unit["SystemCallFilter"].split()) - len(forbidden)
+    code = filter_of(" ".join(left)) if forbidden else None
+    return confine(unit, sys.executable, [program("redirectd")], code=code)
+
+
+def examined(daemon: Daemon, name: str) -> str:
+    """Status of one of doctor's checks."""
+    argv = [program("redirectctl"), "--socket", str(daemon.socket), "--json", "doctor"]
+    checks = {check["name"]: check for check in json.loads(daemon.host.run(argv, check=False).stdout)}
+    return str(checks[name]["status"])
+
+
+def user_timeout(ticker: Ticker, end: str) -> int:
+    """TCP_USER_TIMEOUT of a ticker's connection, in milliseconds."""
+    inodes = sockets_of(ticker.ends[end].process.pid)
+    handles = borrow(inodes).values()
+    try:
+        return max(handle.user_timeout for handle in handles)
+    finally:
+        for handle in handles:
+            handle.close()
 
 
 @pytest.fixture
@@ -109,6 +135,49 @@ def test_another_users_connection_is_opted_in_named_and_moved(cgroup_of_a_user: 
     user.stdin.close()
     assert user.wait(PATIENCE) == 0
     assert "Traceback" not in client.report() + server.report()
+
+
+@pytest.mark.skipif(bool(without_filter()), reason=without_filter())
+def test_sockets_of_suspended_connections_are_borrowed(lab: Lab) -> None:
+    """Else they live no longer than TCP does by itself."""
+    client, server = (Daemon(host, FAST, command=confined()) for host in (lab.client, lab.server))
+    for daemon in (client, server):
+        daemon.start()
+        assert daemon.process is not None
+        assert "Seccomp:\t2\n" in Path(f"/proc/{daemon.process.pid}/status").read_text()
+        assert examined(daemon, "kernel.borrowing") == "ok"
+    ticker = start_ticker(lab.server, lab.client, wrap=client.opted_in())
+    client.wait_connections("protected", timeout=PATIENCE)
+    before = user_timeout(ticker, "client"), user_timeout(ticker, "server")
+    lab.client.leave()
+    for end in ("client", "server"):
+        wait_until(lambda end=end: user_timeout(ticker, end) == NEVER, PATIENCE, f"borrowed at the {end}", poll=0.2)
+    lab.client.join(lab.cafe, 20)
+    for end, value in zip(("client", "server"), before, strict=True):
+        what = f"given back at the {end}"
+        wait_until(lambda end=end, value=value: user_timeout(ticker, end) == value, PATIENCE, what, poll=0.2)
+    assert ticker.stop().ok
+    assert client.events("kernel.refused") == server.events("kernel.refused") == []
+
+
+@pytest.mark.skipif(bool(without_filter()), reason=without_filter())
+def test_a_filter_that_forbids_borrowing_is_told_at_once(lab: Lab) -> None:
+    client = Daemon(lab.client, FAST, command=confined("pidfd_getfd"))
+    server = Daemon(lab.server, FAST)
+    for daemon in (client, server):
+        daemon.start()
+    refused = client.wait_event("kernel.refused", timeout=PATIENCE)
+    assert refused["reason"] == "borrowing"
+    assert "SystemCallFilter" in refused["detail"]
+    assert "SystemCallFilter" in client.report()
+    assert examined(client, "kernel.borrowing") == "fail"
+    ticker = start_ticker(lab.server, lab.client, wrap=client.opted_in())
+    client.wait_connections("protected", timeout=PATIENCE)
+    lab.client.leave()
+    client.wait_event("connection.suspended", timeout=PATIENCE)
+    lab.client.join(lab.cafe, 20)
+    client.wait_event("connection.resumed", timeout=PATIENCE)  # a short outage does not need it
+    assert ticker.stop().ok
 
 
 @pytest.mark.skipif(shutil.which("dbus-daemon") is None, reason="dbus-daemon is not installed")

@@ -28,6 +28,7 @@ from ipaddress import ip_address
 from redirectctl.flows import commands
 from redirectctl.flows import constants as limits
 from redirectctl.flows.connection import Before, Connection, Flow
+from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import COUNTER_BITS, Engine, Network, Policy
 from redirectctl.flows.places import DNS
 from redirectctl.flows.state import State
@@ -133,7 +134,7 @@ def copied(c: Connection) -> Connection:
         c.cid, c.socket, c.wire, c.since, c.state, peer=c.peer, initiator=c.initiator, local_epoch=c.local_epoch,
         remote_epoch=c.remote_epoch, moves=c.moves, there=c.there, sending=c.sending, receiving=c.receiving,
         integrity=c.integrity, tunnel=c.tunnel, outer_local=c.outer_local, outer_remote=c.outer_remote, born=c.born,
-        reason=c.reason, lost_since=c.lost_since, held=c.held, before=c.before,
+        reason=c.reason, lost_since=c.lost_since, held=c.held, before=c.before, device=c.device, bound=c.bound,
     )  # fmt: skip
 
 
@@ -144,6 +145,9 @@ class Host:
         self.world = world
         self.name = name
         self.addresses = [ip(a) for a in addresses]
+        self.inside: list[IPAddress] = []  # of bridges for containers: usable, but nobody else is reached from there
+        self.unused: list[IPAddress] = []  # of interfaces without a carrier
+        self.interfaces: dict[IPAddress, Interface] = {}  # of addresses that it has or may get
         self.policy = policy or Policy(first_contact="accept-new", long_lived_after=1.0)
         self.static = StaticKey.from_private(world.random.randbytes(32))
         self.sockets: set[FourTuple] = set()
@@ -255,8 +259,13 @@ class Host:
     def network_changed(self) -> None:
         if not self.up:
             return
-        sources = {r: tuple(a for a in self.addresses if a.version == r.version) for r in self.engine.remotes()}
-        self.engine.network_changed(self.world.now, Network(frozenset(self.addresses), sources))
+        usable, here = [*self.addresses, *self.inside], [*self.addresses, *self.inside, *self.unused]
+        sources = {
+            r: (r,) if r in here else tuple(a for a in self.addresses if a.version == r.version)
+            for r in self.engine.remotes()
+        }
+        network = Network(frozenset(usable), sources, frozenset(here), self.interfaces)
+        self.engine.network_changed(self.world.now, network)
         self.run()
 
     def move(self, *addresses: str) -> None:
@@ -269,8 +278,8 @@ class Host:
         self.engine.rendezvous_at(self.world.now, self.servers)
         self.run()
 
-    def opened(self, socket: FourTuple) -> None:
-        self.engine.found(self.world.now, socket)
+    def opened(self, socket: FourTuple, device: str = "") -> None:
+        self.engine.found(self.world.now, socket, device=device)
         self.run()
 
     def closed(self, socket: FourTuple) -> None:

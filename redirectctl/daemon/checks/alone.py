@@ -11,6 +11,7 @@ from redirectctl.api.schema import Check
 from redirectctl.daemon.checks import host, ruleset, traces
 from redirectctl.daemon.checks.outcome import count, fail, ok, refused, several, skip, warn
 from redirectctl.daemon.checks.traces import Trace
+from redirectctl.daemon.needs import needs_of_all
 from redirectctl.kernel.diag import CONNECTED, SockDiag
 from redirectctl.kernel.elements import KernelFlow, flows_in
 from redirectctl.kernel.errors import KernelError
@@ -36,7 +37,7 @@ async def examine(noted: Path | None) -> list[Check]:
         listed = (await ruleset.read()).nft
         found = [*traces.filter_traces(listed), *(await traces.routing()).traces, *traces.queue_traces()]
         flows = flows_in(traces.own_table(listed))
-        found += traces.port_traces([*noted_ports(noted), *traces.needs(flows).ports])
+        found += traces.port_traces([*noted_ports(noted), *needs_of_all(flows).ports])
         alive = living(flows)
     except KernelError as error:
         return [*checks, refused("leftovers", error), cgroups(traces.empty_cgroups())]

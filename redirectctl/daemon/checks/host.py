@@ -23,7 +23,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from redirectctl.api.schema import Check
 from redirectctl.daemon.checks.outcome import fail, ok, refused, several, skip, warn
-from redirectctl.kernel import cgroup
+from redirectctl.kernel import borrow, cgroup
 from redirectctl.kernel.constants import NFT_TABLE, QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST, QUEUE_TOKEN
 from redirectctl.kernel.diag import SockDiag, SocketInfo, TcpState
 from redirectctl.kernel.errors import KernelError
@@ -40,6 +40,7 @@ _WANTED = {1: "CAP_DAC_OVERRIDE", 19: "CAP_SYS_PTRACE"}  # cgroups and sockets o
 _TUNGETFEATURES, _IFF_TUN = 0x800454CF, 0x0001
 _TRIAL = f"{NFT_TABLE}-check"  # never made: dry runs only
 _TIMEOUT = 8.0  # seconds for iptables
+_NOT_BORROWED = "suspended connections live as long as TCP bears by itself, 15 minutes or less"
 
 
 async def examine(privileges: bool) -> list[Check]:
@@ -48,6 +49,7 @@ async def examine(privileges: bool) -> list[Check]:
         ("kernel.nftables", nftables),
         ("kernel.nfqueue", nfqueue),
         ("kernel.sock-diag", sock_diag),
+        ("kernel.borrowing", borrowing),
     ]
     checks = [capabilities() if privileges else skip("privileges", "not root", "run redirectctl doctor as root")]
     checks += [check() if privileges else skip(name, "only root can find out") for name, check in root]
@@ -170,6 +172,17 @@ def sock_diag() -> Check:
         hint = "redirect-run needs Linux 5.9 with CONFIG_SOCK_CGROUP_DATA; protect.ports and protect PID work without"
         return warn(name, "lists and closes sockets, but does not tell their cgroups", hint)
     return ok(name, "lists sockets with their cgroups, and closes them")
+
+
+def borrowing() -> Check:
+    """Sockets of programs can be had for a moment, by this process at least."""
+    name = "kernel.borrowing"
+    try:
+        borrow.check()
+    except KernelError as error:
+        refused_by = refused(name, error)
+        return fail(name, f"{refused_by.found}: {_NOT_BORROWED}", refused_by.hint or "")
+    return ok(name, "sockets can be borrowed: what is suspended outlives the limits of TCP")
 
 
 def _nobody() -> SocketInfo:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from redirectctl.api.schema import Check, CheckStatus
 from redirectctl.kernel.errors import KernelError
 
+_WORST_FIRST = (CheckStatus.FAIL, CheckStatus.WARN, CheckStatus.OK, CheckStatus.SKIP)
 LISTED = 8  # things that one check names before it says how many more there are
 
 
@@ -39,6 +40,12 @@ def several(things: Sequence[str], separator: str = "; ", most: int = LISTED) ->
     """The first of them, and how many more."""
     more = [f"and {len(things) - most} more"] if len(things) > most else []
     return separator.join([*things[:most], *more])
+
+
+def merged(checks: Sequence[Check]) -> Check:
+    """Several of the same name as one: as bad as the worst of them, which gives the advice."""
+    worst = next(c for status in _WORST_FIRST for c in checks if c.status is status)
+    return Check(name=worst.name, status=worst.status, found="\n".join(c.found for c in checks), hint=worst.hint)
 
 
 def count(number: int, one: str, many: str | None = None) -> str:

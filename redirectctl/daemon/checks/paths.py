@@ -24,12 +24,13 @@ class Path(NamedTuple):
     up: bool
 
 
-async def look_up(target: IPAddress) -> Path | str:
-    """The route to ``target``, or why there is none."""
+async def look_up(target: IPAddress, source: IPAddress | None = None) -> Path | str:
+    """The route to ``target``, for packets from ``source`` if given, or why there is none."""
     netlink: Any = AsyncIPRoute()
     try:
         family = socket.AF_INET if target.version == 4 else socket.AF_INET6
-        (route,) = await netlink.route("get", dst=str(target), family=family)
+        ours = {"src": str(source), "src_len": source.max_prefixlen} if source is not None else {}
+        (route,) = await netlink.route("get", dst=str(target), family=family, **ours)
         (link,) = await netlink.link("get", index=route.get("oif"))
     except NetlinkError as error:
         return os.strerror(error.code or 0)
@@ -39,10 +40,10 @@ async def look_up(target: IPAddress) -> Path | str:
         return "no route but our own to an old address"
     metrics = route.get("metrics")
     learned = metrics.get("mtu") if metrics is not None else None
-    source, gateway = route.get("prefsrc"), route.get("gateway")
+    chosen, gateway = route.get("prefsrc"), route.get("gateway")
     return Path(
         link.get("ifname"),
-        ip_address(source) if source else None,
+        source or (ip_address(chosen) if chosen else None),
         ip_address(gateway) if gateway else None,
         min(learned or link.get("mtu"), link.get("mtu")),
         link.get("operstate") in ("UP", "UNKNOWN"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from typing import NamedTuple
 
 from redirectctl.api.reasons import advice, explain
 from redirectctl.api.schema import Check, CheckStatus, Event, EventName
 from redirectctl.daemon.checks import firewall, host, meeting, names, paths, ruleset, ways
 from redirectctl.daemon.checks.icmp import IcmpWatch
-from redirectctl.daemon.checks.outcome import count, fail, ok, several, skip, warn
+from redirectctl.daemon.checks.outcome import count, fail, merged, ok, several, skip, warn
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.meeting import ORIGIN
@@ -24,12 +25,20 @@ from redirectctl.wire.message import Trust
 PATIENCE = sum(HANDSHAKE_RETRIES) + 1.0  # seconds for a handshake
 POLL = 0.05  # seconds between looks whether the peer has said what it thinks of us
 HELLO_LOOKS = 30
-SETTLED_LOOKS = 10  # afterwards: what it says of addresses may be of an earlier session, or there is a NAT
+MOST_WAYS = 3  # between addresses of connections that are tried, the most used first
 SMALL_MTU = 1280  # bytes: what IPv6 asks of every link (RFC 8200, section 5); our datagrams stay below
 REFUSALS_SINCE = 600.0  # seconds
 LOG_EVENTS = 100_000  # read at most: those of a log that is rotated at its usual size
 
 _REFUSALS = {EventName.PACKET_REFUSED, EventName.REDIRECT_REFUSED, EventName.CONNECTION_REFUSED}
+
+
+class Way(NamedTuple):
+    """Between two addresses."""
+
+    to: SockAddr  # the peer's control port
+    source: IPAddress | None  # ours; None: as the kernel routes
+    lost: IPAddress | None = None  # that connections have, and this host has not
 
 
 class PeerCheck:
@@ -40,21 +49,23 @@ class PeerCheck:
         self._key = key
         self._record = runtime.peer_records[key]
         self._peer: Peer | None = runtime.engine.peers.get(key)
+        self._told = False  # the peer has said where it is, and where it sees us, since we asked
 
     async def examine(self) -> list[Check]:
         """In the order in which things can go wrong."""
         addresses = [a.address for a in self._record.addresses]
-        target = self._target()
+        tried = self._tried()
         wall = await self._firewall()
-        if target is None:
+        if not tried:
             return [self._addresses(addresses), self._trust(), wall, self._connections()]
-        route = await self._route(target.host)
-        contact = await self._contact(target, route, wall)
+        routes = [await self._route(way) for way in tried]
+        pairs = zip(tried, routes, strict=True)
+        contacts = await asyncio.gather(*(self._contact(way, route, wall) for way, route in pairs))
         return [
             self._addresses(addresses),
-            route,
+            merged(routes),
             wall,
-            contact,
+            merged(contacts),
             self._last_contact(),
             self._trust(),
             self._connections(),
@@ -78,7 +89,7 @@ class PeerCheck:
         others = [c for c in engine.table if c.peer == self._key and not c.movable]
         seen = [self._peer.remote.host] if self._peer.remote is not None else []
         return [
-            ways.nat(here, self._peer, protected, self._r.now)
+            ways.nat(here, self._peer, protected, self._r.now, answers=self._told)
             if not engine.meeting.by_way_of(self._key, self._peer.remote)
             else skip(ways.NAT, "the hosts do not reach each other: see peer.rendezvous"),
             ways.families(here, [*addresses, *self._peer.addresses, *seen]),
@@ -99,12 +110,29 @@ class PeerCheck:
         relayed = [c for c in engine.table.movable(self._key) if engine.meeting.relayed(c)]
         return meeting.with_peer(engine.meeting.servers, self._key, found, relayed)
 
-    def _target(self) -> SockAddr | None:
-        """Where it was last."""
+    def _tried(self) -> list[Way]:
+        """Where the connections are, from their own addresses: another may well get through where theirs does not.
+
+        Without any: where the peer was last.
+        """
+        ways = Counter(self._way(c) for c in self._r.engine.table.movable(self._key))
+        if ways:
+            return [way for way, _ in ways.most_common(MOST_WAYS)]
         if self._peer is not None and self._peer.remote is not None:
-            return self._peer.remote
+            return [Way(self._peer.remote, None)]
         latest = next((a.address for a in self._record.addresses), None)
-        return SockAddr(latest, self._r.port.port) if latest is not None else None
+        return [Way(SockAddr(latest, self._r.port.port), None)] if latest is not None else []
+
+    def _way(self, c: Connection) -> Way:
+        remote = self._peer.remote if self._peer is not None else None
+        if c.tunnel and c.outer_remote is not None:
+            to = c.outer_remote
+        elif remote is not None and remote.host == c.there_now:
+            to = remote
+        else:
+            to = SockAddr(c.there_now, self._r.port.port)
+        here = c.here_now
+        return Way(to, here) if here in self._r.engine.network.usable else Way(to, None, here)
 
     def _addresses(self, addresses: list[IPAddress]) -> Check:
         name = "peer.addresses"
@@ -120,58 +148,60 @@ class PeerCheck:
             return skip(firewall.NAME, f"{error.what}: {error.why}", error.hint)
         return firewall.check(rules, self._r.port.port, (4, 6) if host.has_ipv6() else (4,))
 
-    async def _route(self, target: IPAddress) -> Check:
-        name = "peer.route"
-        path = await paths.look_up(target)
+    async def _route(self, way: Way) -> Check:
+        name, target = "peer.route", way.to.host
+        path = await paths.look_up(target, way.source)
         if isinstance(path, str):
-            return fail(name, f"none to {target}: {path}", "see `ip route`; is this host on a network?")
+            origin = f" from {way.source}" if way.source else ""
+            return fail(name, f"none to {target}{origin}: {path}", "see `ip route`; is this host on a network?")
         via = f" via {path.gateway}" if path.gateway else ""
         text = f"to {target}{via} by {path.interface}, from {path.source}, MTU {path.mtu}"
+        if way.lost is not None:
+            text += f"; connections are still at {way.lost}, which this host does not have now"
         if not path.up:
             return fail(name, f"{text}; {path.interface} has no carrier", "plug it in, or wait for the network")
         if path.mtu < SMALL_MTU:
             return warn(name, text, f"below {SMALL_MTU} bytes announcements may not get through")
         return ok(name, text)
 
-    async def _contact(self, to: SockAddr, route: Check, wall: Check) -> Check:
+    async def _contact(self, way: Way, route: Check, wall: Check) -> Check:
         """A handshake: datagrams get there, and answers come back."""
-        name = "peer.control-port"
+        name, to = "peer.control-port", way.to
         if self._peer is None or self._peer.state in (PeerState.REJECTED, PeerState.CHANGED):
             return skip(name, "not tried: its key is not trusted here")
         began = self._r.now
         with IcmpWatch(to) as watch:
             try:
                 async with asyncio.timeout(PATIENCE):
-                    reason = await self._r.contact(to, self._key)
+                    reason = await self._r.contact(to, self._key, way.source)
             except TimeoutError:
                 reason = "no-answer"
             taken = self._r.now - began
         if reason is None:
-            await self._hello()
+            await self._hello(began)
+            answered = f"answered {way.source or 'us'} after {taken * 1000:.0f} ms"
             if self._r.engine.meeting.by_way_of(self._key, to):
-                return ok(name, f"answered after {taken * 1000:.0f} ms by way of the rendezvous at {to}")
-            return ok(name, f"UDP {to} answered after {taken * 1000:.0f} ms: open in both directions")
+                return ok(name, f"{answered} by way of the rendezvous at {to}")
+            return ok(name, f"UDP {to} {answered}: open in both directions")
         if reason != "no-answer":
             return fail(name, f"UDP {to}: {explain(reason)}", advice(reason) or "see redirectctl events")
         reports = [f"{who} says {said}" for said, who in watch.reports.items()]
+        silent = f"UDP {to} does not answer {way.source or 'us'}"
         if wall.status in (CheckStatus.FAIL, CheckStatus.WARN):
-            return fail(name, f"UDP {to} does not answer; here, {wall.found}", wall.hint or "")
+            return fail(name, f"{silent}; here, {wall.found}", wall.hint or "")
         if reports:
             hint = f"port unreachable from {to.host}: redirectd does not run there; else the firewall of who says so"
-            return fail(name, f"UDP {to} does not answer: {several(reports)}", hint)
+            return fail(name, f"{silent}: {several(reports)}", hint)
         if route.status is CheckStatus.FAIL:
             return fail(name, f"UDP {to} cannot be reached: no route", route.hint or "")
         hint = f"on that host: is redirectd running, does redirectctl doctor find its firewall open for UDP {to.port}?"
-        return fail(name, f"UDP {to} does not answer, and nobody says why: something drops datagrams or answers", hint)
+        return fail(name, f"{silent}, and nobody says why: something drops datagrams or answers", hint)
 
-    async def _hello(self) -> None:
-        """Wait until it has said what it thinks of us: the first thing that it says in a session."""
+    async def _hello(self, began: float) -> None:
+        """Wait until it has said where it is and what it thinks of us: the first thing that it says in a session."""
         for _ in range(HELLO_LOOKS):
-            if self._peer is None or self._peer.trust_there is not None:
-                break
-            await asyncio.sleep(POLL)
-        for _ in range(SETTLED_LOOKS):
-            if self._peer is None or ways.no_nat(self._here, self._peer):
+            if self._peer is None or (self._peer.told is not None and self._peer.told >= began):
+                self._told = True
                 return
             await asyncio.sleep(POLL)
 

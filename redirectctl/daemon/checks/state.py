@@ -18,6 +18,7 @@ from redirectctl.daemon.checks.alone import cgroups
 from redirectctl.daemon.checks.outcome import count, fail, ok, refused, several, warn
 from redirectctl.daemon.checks.ruleset import Ruleset
 from redirectctl.daemon.checks.traces import Routing, Trace
+from redirectctl.daemon.needs import needs_of_all
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.flows.state import State
 from redirectctl.kernel.constants import NFT_TABLE, ROUTE_TABLE
@@ -213,7 +214,7 @@ class KernelState:
     def _routing(present: Routing, wanted: set[KernelFlow]) -> Check:
         name = "state.routing"
         there = Counter(trace.what for trace in present.traces)
-        need = [*traces.skeleton_traces(), *traces.wanted_traces(traces.needs(wanted))]
+        need = [*traces.skeleton_traces(), *traces.wanted_traces(needs_of_all(wanted))]
         if present.device and not present.up:
             return fail(name, "device redirect0 is down, and its routes are gone", f"{RESTART} puts them back")
         missing = [trace.what for trace in need if not there[trace.what]]
@@ -224,7 +225,7 @@ class KernelState:
             text = several([trace.what for trace in present.hiding])
             remedy = several([trace.remove for trace in present.hiding])
             return warn(name, f"{text}: who has the address now cannot be reached", remedy)
-        kept = traces.needs(wanted).kept
+        kept = needs_of_all(wanted).kept
         if kept:
             return ok(
                 name,
@@ -234,7 +235,7 @@ class KernelState:
 
     def _ports(self, wanted: set[KernelFlow]) -> Check:
         name = "state.ports"
-        need = traces.needs(wanted).ports
+        need = needs_of_all(wanted).ports
         missing = need - ReservedPorts().current()
         if missing:
             hint = f"something set net.ipv4.ip_local_reserved_ports; {RESTART} puts them back"
@@ -260,7 +261,7 @@ class KernelState:
     ) -> Check:
         """What is there beyond what the connections need, each thing as often as it is too many."""
         need = Counter(trace.what for trace in traces.skeleton_traces())
-        need.update(trace.what for trace in traces.wanted_traces(traces.needs(wanted)))
+        need.update(trace.what for trace in traces.wanted_traces(needs_of_all(wanted)))
         # Whether an interface's rp_filter is strict may have changed since the route was made.
         need.update(traces.route_trace(old, ROUTE_TABLE).what for old in arrivals)
         found = [traces.flow_trace(flow) for flow in sorted(flows_in(own) - wanted, key=str)]
@@ -277,7 +278,7 @@ class KernelState:
                 allowed[trace.what] -= 1
             else:
                 found.append(trace)
-        found += traces.port_traces(self._r.rewriting.reserved_ports - traces.needs(wanted).ports)
+        found += traces.port_traces(self._r.rewriting.reserved_ports - needs_of_all(wanted).ports)
         name = "leftovers"
         if not found:
             return ok(name, "nothing that belongs to no connection")

@@ -13,6 +13,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from redirectctl.daemon.checks.host import has_ipv6
 from redirectctl.daemon.checks.outcome import several
+from redirectctl.daemon.needs import Needs
 from redirectctl.kernel.cgroup import CgroupTree, populated
 from redirectctl.kernel.constants import (
     FALLBACK_PRIORITY,
@@ -48,26 +49,6 @@ class Trace(NamedTuple):
     def is_cgroup(self) -> bool:
         """Of the machine, whatever the network namespace."""
         return self.what.startswith("cgroup ")
-
-
-class Needs(NamedTuple):
-    """What routing must have for a set of flows (daemon/rewriting.py)."""
-
-    kept: frozenset[IPAddress]  # old addresses of this host, and all that connections in the tunnel have
-    fallbacks: frozenset[IPAddress]  # what sockets take for the peers' addresses
-    ports: frozenset[int]  # reserved
-
-
-def needs(flows: Iterable[KernelFlow]) -> Needs:
-    """Of the connections that are rewritten or in the tunnel."""
-    flows = list(flows)
-    here = [flow for flow in flows if flow.wire.local.host != flow.socket.local.host]
-    moved = [flow for flow in flows if flow.tunnel or flow.wire != flow.socket]
-    return Needs(
-        frozenset(flow.socket.local.host for flow in (*here, *(flow for flow in flows if flow.tunnel))),
-        frozenset(flow.socket.remote.host for flow in moved),
-        frozenset(flow.wire.local.port for flow in here),
-    )
 
 
 def listed(found: Iterable[Trace]) -> str:

@@ -39,8 +39,8 @@ class Here(NamedTuple):
     integrity: bool  # the configuration wants it
 
 
-def nat(here: Here, peer: Peer, connections: Collection[Connection], now: float) -> Check:
-    """Where each end is seen, against where it says it is.
+def nat(here: Here, peer: Peer, connections: Collection[Connection], now: float, *, answers: bool = True) -> Check:
+    """Where each end is seen, against where it says it is.  ``answers``: the peer has just said it, not before a move.
 
     A NAT needs no mending, connections go through the tunnel; but behind one nobody is found who has not called.
     """
@@ -51,8 +51,8 @@ def nat(here: Here, peer: Peer, connections: Collection[Connection], now: float)
         one = natted[0]
         known = f"{one.socket.local} is {one.there.remote} there, {one.socket.remote} is {one.there.local}"
         begun = f"; {count(len(natted), 'connection')} through NAT since the beginning: {known}"
-    if peer.observed is None:
-        return skip(name, f"the peer has not said where it sees this host{begun}")
+    if peer.observed is None or not answers:
+        return skip(name, f"the peer does not say where it sees this host now{begun}")
     ours, theirs = _here_seen_elsewhere(here, peer.observed), _there_seen_elsewhere(peer, here.port)
     if not ours and not theirs:
         return ok(name, f"none: it sees this host at {peer.observed}, its own address{begun}")
@@ -66,15 +66,6 @@ def nat(here: Here, peer: Peer, connections: Collection[Connection], now: float)
         hint = f"forward UDP {here.port} to this host or to the peer: while both are behind NAT neither finds the other"
         return warn(name, f"{text}; only one of the hosts has been able to call the other", hint)
     return ok(name, f"{text}; after a move connections go through the tunnel")
-
-
-def no_nat(here: Here, peer: Peer) -> bool:
-    """Each end has said that it sees the other where that says it is."""
-    return (
-        peer.observed is not None
-        and not _here_seen_elsewhere(here, peer.observed)
-        and not _there_seen_elsewhere(peer, here.port)
-    )
 
 
 def _here_seen_elsewhere(here: Here, observed: SockAddr) -> bool:

@@ -60,6 +60,44 @@ def test_numbers_in_flight(wire: Wire) -> None:
     diag.close()
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_sockets_that_are_bound_to_an_interface(wire: Wire, version: int) -> None:
+    """Nobody has to know it beforehand, and it may change."""
+    connection, other = wire.connect(version), wire.connect(version)
+    device = wire.alice.device.encode()
+    connection.client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
+    gone: list[Destroyed] = []
+
+    async def closed() -> None:
+        watch.start(asyncio.get_running_loop())
+        assert diag.destroy(connection.tuple)
+        connection.client.close()  # nobody hears of it before
+        await until_async(lambda: bool(gone))
+        watch.close()
+
+    with inside(wire.alice.name):
+        index = socket.if_nametoindex(wire.alice.device)
+        diag, watch = SockDiag(), DestroyWatch(gone.append, lambda: None)
+        assert diag.get(connection.tuple, ifindex=0) is None
+        for _ in range(2):
+            one = diag.get(connection.tuple)
+            assert one is not None
+            assert (one.ifindex, diag.bound(connection.tuple)) == (index, index)
+        assert {s.tuple: s.ifindex for s in diag.dump()} == {connection.tuple: index, other.tuple: 0}
+        assert diag.bound(other.tuple) == 0
+        connection.client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"")
+        one = diag.get(connection.tuple)
+        assert one is not None
+        assert (one.ifindex, diag.bound(connection.tuple)) == (0, 0)
+        connection.client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
+        asyncio.run(closed())
+        assert gone == [Destroyed(connection.tuple, one.cookie, index)]
+        assert diag.get(connection.tuple) is None
+        assert not diag.destroy(connection.tuple)
+        assert diag.get(other.tuple) is not None
+        diag.close()
+
+
 def test_a_listener_is_not_a_connection(wire: Wire) -> None:
     connection = wire.connect()
     diag = diag_on(wire)

@@ -101,6 +101,7 @@ def test_names_are_the_documented_ones():
         "rendezvous.lost",
         "kernel.repaired",
         "kernel.contested",
+        "kernel.refused",
     }
 
 

@@ -23,6 +23,10 @@ accept_ports = []            # local ports that peers may ask to protect; empty 
 mode = "off"                 # off | on
 [path]
 prefer = "auto"              # auto | rewritten | tunnel
+leave_vpn = false
+last = []                    # interfaces, with *
+never = []
+accept_from = []             # networks; empty: all
 [outage]
 suspend_after = "10s"        # of silence
 give_up_after = "14d"
@@ -72,6 +76,23 @@ def test_values():
     assert read.trust.first_contact == "accept-new"
     assert read.trust.forget_after == 14 * 86400
     assert read.path.prefer == "rewritten"
+
+
+def test_where_connections_may_go():
+    read = config.parse(
+        """
+        [path]
+        leave_vpn = true
+        last = ["wwan*", "usb0"]
+        never = ["docker*", "virbr*"]
+        accept_from = ["10.0.0.0/8", "2001:db8::/32", "192.0.2.7"]
+        """
+    ).path
+    assert (read.leave_vpn, read.last, read.never) == (True, ("wwan*", "usb0"), ("docker*", "virbr*"))
+    assert read.accept_from == ("10.0.0.0/8", "2001:db8::/32", "192.0.2.7")
+    assert (Config().path.leave_vpn, Config().path.last, Config().path.never, Config().path.accept_from) == (
+        False, (), (), (),
+    )  # fmt: skip
 
 
 def test_names():
@@ -128,6 +149,19 @@ def test_durations(text: str, seconds: float):
          "write a list of numbers from 1 to 65535, as in [22, 5432]"),
         ("[protect]\nclose_short_lived = 1", "f.toml:2: protect.close_short_lived: 1 is not a valid value; "
          "write true or false"),
+        ("[path]\nlast = [3]", "f.toml:2: path.last: [3] is not a valid value; "
+         'write a list of interfaces, as in ["wwan*"]'),
+        ('[path]\nnever = ["docker0", "a b"]', "f.toml:2: path.never: 'a b' is not the name of an interface; "
+         'write interfaces as in "wwan0" or "wwan*"'),
+        ('[path]\nnever = [""]', "f.toml:2: path.never: '' is not the name of an interface; "
+         'write interfaces as in "wwan0" or "wwan*"'),
+        ('[path]\naccept_from = "10.0.0.0/8"', "f.toml:2: path.accept_from: '10.0.0.0/8' is not a valid value; "
+         'write a list of networks, as in ["192.0.2.0/24"]'),
+        ('[path]\naccept_from = ["10.0.0.0/40"]', "f.toml:2: path.accept_from: '10.0.0.0/40' is not a network; "
+         'write networks as in "192.0.2.0/24"'),
+        ('[path]\naccept_from = ["10.1.0.0/8"]', "f.toml:2: path.accept_from: '10.1.0.0/8' has bits set behind the "
+         'length of its prefix; write "10.0.0.0/8"'),
+        ('[path]\nleave_vpn = "no"', "f.toml:2: path.leave_vpn: 'no' is not a valid value; write true or false"),
         ('[rendezvous]\nservers = ["here"]', "f.toml:2: rendezvous.servers: 'here' is not HOST:PORT; "
          'write servers as in "rendezvous.example.net:7747"'),
         ('[dns]\nname = "a b"', "f.toml:2: dns.name: 'a b' is not a name; write names as in \"host.example.net\""),

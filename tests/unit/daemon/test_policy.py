@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 import pytest
 
-from redirectctl.config import Config, Outage
+from redirectctl.config import Config, Outage, parse
 from redirectctl.daemon import runtime
 
 
@@ -27,3 +29,11 @@ def test_connections_are_suspended_before_tcp_gives_up(
     monkeypatch.setattr(runtime, "keepalive_limit", lambda: keepalives)
     config = Config(outage=Outage(suspend_after=configured))
     assert runtime.policy(config).suspend_after == pytest.approx(used)
+
+
+def test_where_connections_may_go() -> None:
+    text = '[path]\nleave_vpn = true\nlast = ["wwan*"]\nnever = ["docker*"]\naccept_from = ["10.0.0.0/8", "192.0.2.7"]'
+    policy = runtime.policy(parse(text))
+    assert (policy.leave_vpn, policy.last, policy.never) == (True, ("wwan*",), ("docker*",))
+    assert policy.accept_from == (ip_network("10.0.0.0/8"), ip_network("192.0.2.7/32"))
+    assert not runtime.policy(Config()).leave_vpn

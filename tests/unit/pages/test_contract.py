@@ -69,6 +69,10 @@ accept_ports = []
 mode = "off"
 [path]
 prefer = "auto"
+leave_vpn = false
+last = []
+never = []
+accept_from = []
 [outage]
 suspend_after = "10s"
 give_up_after = "14d"

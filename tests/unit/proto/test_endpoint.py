@@ -21,8 +21,9 @@ def test_first_contact() -> None:
     assert patterns(bob) == [Pattern.XX]
     assert alice.of(events.PeerMet) == [events.PeerMet(bob.static.public, bob.at(), initiator=False)]
     assert bob.of(events.PeerMet) == [events.PeerMet(alice.static.public, alice.at(), initiator=True)]
-    assert alice.of(events.SessionUp) == [events.SessionUp(bob.static.public, bob.at(), True, initiator=False)]
-    assert bob.of(events.SessionUp) == [events.SessionUp(alice.static.public, alice.at(), True, initiator=True)]
+    heard, called = alice.of(events.SessionUp), bob.of(events.SessionUp)
+    assert heard == [events.SessionUp(bob.static.public, bob.at(), True, initiator=False, local=alice.address)]
+    assert called == [events.SessionUp(alice.static.public, alice.at(), True, initiator=True, local=bob.address)]
     assert alice.peer(bob).secret == bob.peer(alice).secret
     talk(net, alice, bob)
 

@@ -1,4 +1,4 @@
-"""How what a daemon left is told; and what routing connections need."""
+"""How what a daemon left is told."""
 
 from __future__ import annotations
 
@@ -20,11 +20,6 @@ RULE = Trace("IPv4 rule 7747 to table 7747", "ip -4 rule del priority 7747 table
 
 def four(local: str, remote: str) -> FourTuple:
     return FourTuple(SockAddr.parse(local), SockAddr.parse(remote))
-
-
-STILL = KernelFlow(four("192.0.2.1:1000", "198.51.100.1:22"), four("192.0.2.1:1000", "198.51.100.1:22"))
-WENT = KernelFlow(four("192.0.2.1:1001", "198.51.100.1:22"), four("192.0.2.9:1001", "198.51.100.1:22"))
-PEER_WENT = KernelFlow(four("[2001:db8::1]:22", "[2001:db8::2]:7"), four("[2001:db8::1]:22", "[2001:db8::3]:7"))
 
 
 TUNNELLED = KernelFlow(four("192.0.2.2:1002", "198.51.100.2:22"), four("192.0.2.2:1002", "198.51.100.2:22"), True)
@@ -61,17 +56,6 @@ def test_empty_cgroups_are_harmless():
     check = alone.cgroups([Trace("cgroup /sys/fs/cgroup/redirectctl-1", "rmdir x")])
     assert check.status is CheckStatus.WARN
     assert "/sys/fs/cgroup/redirectctl-1" in check.found
-
-
-def test_what_routing_needs():
-    needs = traces.needs([STILL, WENT, PEER_WENT])
-    assert {str(a) for a in needs.kept} == {"192.0.2.1"}
-    assert {str(a) for a in needs.fallbacks} == {"198.51.100.1", "2001:db8::2"}
-    assert needs.ports == {1001}
-    tunnelled = traces.needs([TUNNELLED])
-    assert {str(a) for a in tunnelled.kept | tunnelled.fallbacks} == {"192.0.2.2", "198.51.100.2"}
-    assert tunnelled.ports == frozenset()
-    assert traces.needs([STILL]) == traces.Needs(frozenset(), frozenset(), frozenset())
 
 
 def test_how_connections_travel_is_told():

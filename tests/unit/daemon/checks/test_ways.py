@@ -44,7 +44,6 @@ def tunnelled(port: int = 40000, outer: IPAddress = THEIRS) -> Connection:
 def test_no_nat() -> None:
     check = ways.nat(HERE, peer(), [connection()], 0.0)
     assert (check.status, check.found) == (CheckStatus.OK, f"none: it sees this host at {OURS}:{PORT}, its own address")
-    assert ways.no_nat(HERE, peer())
 
 
 @pytest.mark.parametrize("observed", [f"{PUBLIC}:{PORT}", f"{OURS}:40001"])
@@ -52,7 +51,6 @@ def test_a_nat_before_this_host(observed: str) -> None:
     check = ways.nat(HERE, peer(observed), [], 0.0)
     assert check.status is CheckStatus.OK
     assert f"NAT: this host at {OURS} is seen at {observed}; " in check.found
-    assert not ways.no_nat(HERE, peer(observed))
 
 
 def test_a_nat_before_the_peer() -> None:
@@ -77,6 +75,16 @@ def test_connections_that_began_through_a_nat_are_told_with_both_tuples() -> Non
 
 def test_a_peer_that_has_said_nothing_yet() -> None:
     assert ways.nat(HERE, peer(None), [], 0.0).status is CheckStatus.SKIP
+
+
+def test_what_the_peer_said_before_a_move_is_no_nat() -> None:
+    gone = peer(observed=f"{PUBLIC}:{PORT}")
+    gone.addresses = (V6,)
+    natted = connection()
+    natted.there = FourTuple(SockAddr(THEIRS, 22), SockAddr(PUBLIC, 1234))
+    check = ways.nat(HERE, gone, [natted], 0.0, answers=False)
+    assert check.status is CheckStatus.SKIP
+    assert "1 connection through NAT since the beginning" in check.found
 
 
 def test_address_families() -> None:

@@ -1,0 +1,65 @@
+"""Which interfaces connections may use.
+
+A connection that began over a VPN, in a VRF, or on a socket that its program has bound to an interface
+(SO_BINDTODEVICE), does not leave that: what it carries may be plain, and was meant to go there.  Unless ``leave_vpn``
+of [path] says otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from redirectctl.wire.addr import IPAddress
+
+if TYPE_CHECKING:
+    from redirectctl.flows.connection import Connection
+    from redirectctl.flows.engine import Network, Policy
+
+
+class Interface(NamedTuple):
+    """An interface of this host that has a usable address."""
+
+    name: str
+    ifindex: int = 0
+    kind: str = ""  # IFLA_INFO_KIND: "wireguard", "tun", "vlan"; of hardware empty
+    vpn: bool = False  # what is sent there is wrapped up before it leaves the host
+    vrf: str = ""  # that it belongs to
+
+    @property
+    def confines(self) -> str:
+        """What connections that began on it do not leave; empty: nothing keeps them."""
+        return self.vrf or (self.name if self.vpn else "")
+
+
+_NONE = Interface("")
+
+
+def confined_to(network: Network, local: IPAddress) -> str:
+    """What a connection from this address of ours does not leave; empty: it may."""
+    return network.interfaces.get(local, _NONE).confines
+
+
+def may_use(policy: Policy, network: Network, connection: Connection, local: IPAddress) -> bool:
+    """Whether policy lets a connection's packets leave from this address of ours."""
+    interface = network.interfaces.get(local, _NONE)
+    if local != connection.here_now and named(interface.name, policy.never):
+        return False
+    return policy.leave_vpn or not connection.device or connection.device in (interface.name, interface.vrf)
+
+
+def comes_last(policy: Policy, network: Network, local: IPAddress) -> bool:
+    """Whether an address of ours is to be used only where no other carries."""
+    return named(network.interfaces.get(local, _NONE).name, policy.last)
+
+
+def named(name: str, patterns: Iterable[str]) -> bool:
+    """Whether an interface is called as one of the patterns of the configuration says: ``*`` is anything, also none."""
+    return any(_compiled(pattern).fullmatch(name) for pattern in patterns)
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(".*".join(map(re.escape, pattern.split("*"))))

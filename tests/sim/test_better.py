@@ -1,0 +1,239 @@
+"""An address is good while it carries: silence and hints lead to another, and back when it carries again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_network
+from typing import ClassVar
+
+import pytest
+
+from redirectctl.flows import constants
+from redirectctl.flows.devices import Interface
+from redirectctl.flows.engine import Network, Policy
+from redirectctl.flows.state import State
+from redirectctl.wire.addr import IPAddress
+from tests.sim.pair import Host, World, ip
+
+WIFI, ETHERNET, SERVER = "198.51.100.2", "203.0.113.9", "192.0.2.1"
+SERVER6, WIFI6 = "2001:db8:a::1", "2001:db8:b::2"
+AUTO = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")
+
+
+class Scene:
+    """bob, with one uplink at first, and a connection to alice; what comes from ``dead`` addresses gets lost."""
+
+    def __init__(
+        self, policy: Policy = AUTO, bob: tuple[str, ...] = (WIFI,), alice: tuple[str, ...] = (SERVER,)
+    ) -> None:
+        self.world = World(seed=3)
+        self.alice: Host = self.world.host("alice", *alice, policy=AUTO)
+        self.bob: Host = self.world.host("bob", *bob, policy=policy)
+        self.dead: set[tuple[IPAddress, IPAddress] | IPAddress] = set()
+        self.socket, self.mirrored = self.world.connect(self.bob, self.alice, 40000)
+        self.world.run(5)
+        self.world.tap = lambda source, to, data: not self.dead & {source.host, to.host, (source.host, to.host)}
+
+    def types(self, seconds: float) -> None:
+        """The program on bob writes, and daemon/stalls.py looks at what has come of it."""
+        end = self.world.now + seconds
+        while self.world.now < end:
+            c = self.bob.connection(self.socket)
+            lost = self.dead & {c.here_now, c.there_now, (c.here_now, c.there_now)}
+            if c.state is State.PROTECTED:
+                (self.bob.engine.stalled if lost else self.bob.engine.heard)(self.world.now, [self.socket])
+                self.bob.run()
+            self.world.run(0.5)
+
+    def here(self) -> IPAddress:
+        return self.bob.connection(self.socket).here_now
+
+    def both_agree(self) -> bool:
+        mine, theirs = self.bob.connection(self.socket), self.alice.connection(self.mirrored)
+        return (mine.here_now, mine.there_now) == (theirs.there_now, theirs.here_now)
+
+
+def test_silence_of_the_present_address_leads_to_another() -> None:
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.dead = {ip(WIFI)}
+    scene.types(3)
+    assert scene.here() == ip(ETHERNET)
+    assert scene.both_agree()
+    assert scene.bob.connection(scene.socket).state is State.PROTECTED
+
+
+def test_the_dead_one_is_not_announced_again() -> None:
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.dead = {ip(WIFI)}
+    scene.types(60)
+    assert scene.here() == ip(ETHERNET)
+    assert len(scene.bob.named("path.changed")) <= 4
+    assert scene.bob.connection(scene.socket).state is State.PROTECTED
+
+
+def test_back_to_the_better_one_when_it_carries_again() -> None:
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.dead = {ip(WIFI)}
+    scene.types(5)
+    scene.bob.move(ETHERNET, WIFI)  # the kernel has noticed too
+    scene.bob.move(WIFI, ETHERNET)  # and prefers it again, too early
+    scene.types(20)
+    assert scene.here() == ip(ETHERNET)
+    scene.dead = set()
+    scene.types(120)
+    assert scene.here() == ip(WIFI)
+    assert scene.both_agree()
+
+
+def test_an_address_that_fails_again_and_again_is_asked_ever_later() -> None:
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.bob.move(ETHERNET, WIFI)
+    scene.world.run(1)
+    scene.bob.move(WIFI, ETHERNET)
+    moves = []
+    for _ in range(8):
+        scene.dead = {ip(WIFI)}
+        scene.types(5)
+        began = scene.world.now
+        scene.dead = set()
+        while scene.here() != ip(WIFI) and scene.world.now - began < 2000:
+            scene.types(5)
+        moves.append(scene.world.now - began)
+    assert moves[-1] > 8 * moves[0]
+    assert moves[-1] <= constants.FAILURE_PAUSE_MAX + 60
+
+
+def test_a_hint_is_followed_before_anything_is_lost() -> None:
+    """Ethernet is plugged in beside Wi-Fi: the kernel prefers it, and Wi-Fi still carries."""
+    scene = Scene()
+    scene.bob.move(ETHERNET, WIFI)
+    scene.world.run(0.5)
+    assert scene.here() == ip(ETHERNET)
+    assert scene.both_agree()
+    assert not scene.bob.named("connection.suspended")
+    assert scene.bob.named("move.started", "better-address")
+
+
+def test_a_hint_that_leads_nowhere_changes_nothing() -> None:
+    """The new uplink is dead upstream."""
+    scene = Scene()
+    scene.dead = {ip(ETHERNET)}
+    scene.bob.move(ETHERNET, WIFI)
+    scene.types(30)
+    assert scene.here() == ip(WIFI)
+    assert scene.both_agree()
+    assert not scene.bob.named("connection.suspended")
+
+
+def test_a_prefix_that_is_renumbered() -> None:
+    """The old IPv6 address is still there, deprecated, and carries no more."""
+    old, new = "2001:db8:b::2", "2001:db8:c::2"
+    scene = Scene(bob=(old,), alice=(SERVER6,))
+    scene.dead = {ip(old)}
+    scene.bob.move(new, old)
+    scene.world.run(1)
+    assert scene.here() == ip(new)
+    assert scene.both_agree()
+
+
+@pytest.mark.parametrize("writer", ["bob", "alice"])
+def test_a_family_that_is_dead_upstream(writer: str) -> None:
+    scene = Scene(bob=(WIFI, WIFI6), alice=(SERVER, SERVER6))
+    scene.dead = {ip(WIFI)}
+    for _ in range(8):
+        host, socket = (scene.bob, scene.socket) if writer == "bob" else (scene.alice, scene.mirrored)
+        c = host.connection(socket)
+        if c.state is State.PROTECTED and scene.dead & {c.here_now, c.there_now}:
+            host.engine.stalled(scene.world.now, [socket])
+            host.run()
+        scene.world.run(0.5)
+    assert scene.here() == ip(WIFI6)
+    assert scene.both_agree()
+    scene.types(60)
+    assert scene.here() == ip(WIFI6), "IPv4 is still dead"
+    scene.dead = set()
+    scene.types(120)
+    assert scene.here() == ip(WIFI)
+
+
+def test_two_hosts_that_race_meet_on_a_pair() -> None:
+    for seed in range(40):
+        scene = Scene(bob=(WIFI, ETHERNET, WIFI6), alice=(SERVER, SERVER6))
+        scene.world.random.seed(seed)
+        scene.world.link.jitter = 0.08
+        scene.dead = {(ip(WIFI), ip(SERVER)), (ip(SERVER), ip(WIFI))}
+        for host, socket in ((scene.bob, scene.socket), (scene.alice, scene.mirrored)):
+            host.engine.stalled(scene.world.now, [socket])
+            host.run()
+            scene.world.run(scene.world.random.random() * 0.05)
+        scene.types(10)
+        assert scene.both_agree(), seed
+        assert scene.here() != ip(WIFI), seed
+
+
+def on(network: Network, names: dict[str, str]) -> Network:
+    return network._replace(interfaces={ip(a): Interface(name) for a, name in names.items()})
+
+
+class Named(Scene):
+    """The addresses of bob are on named interfaces."""
+
+    names: ClassVar = {WIFI: "wlan0", ETHERNET: "wwan0"}
+
+    def join(self, *addresses: str) -> None:
+        bob = self.bob
+        bob.addresses = [ip(a) for a in addresses]
+        sources = {r: tuple(a for a in bob.addresses if a.version == r.version) for r in bob.engine.remotes()}
+        bob.engine.network_changed(self.world.now, on(Network(frozenset(bob.addresses), sources), self.names))
+        bob.run()
+
+
+def test_what_comes_last_is_used_only_when_nothing_else_carries() -> None:
+    scene = Named(replace(AUTO, last=("wwan*",)))
+    scene.join(ETHERNET, WIFI)
+    scene.types(10)
+    assert scene.here() == ip(WIFI), "the kernel prefers the metered one, the configuration does not"
+    scene.join(ETHERNET)
+    scene.types(5)
+    assert scene.here() == ip(ETHERNET)
+    scene.join(ETHERNET, WIFI)
+    scene.types(5)
+    assert scene.here() == ip(WIFI)
+
+
+def test_what_is_never_to_be_used_is_not_moved_to() -> None:
+    scene = Named(replace(AUTO, never=("wwan*",)))
+    scene.join(ETHERNET)
+    scene.types(15)
+    assert scene.here() == ip(WIFI)
+    assert scene.bob.connection(scene.socket).state is State.SUSPENDED
+    scene.join(ETHERNET, WIFI)
+    scene.types(5)
+    assert scene.here() == ip(WIFI)
+    assert scene.bob.connection(scene.socket).state is State.PROTECTED
+
+
+def test_peers_move_their_connections_here_from_networks_that_are_accepted() -> None:
+    scene = Scene()
+    scene.alice.engine.policy_changed(scene.world.now, replace(AUTO, accept_from=(ip_network("198.51.100.0/24"),)))
+    scene.bob.move(ETHERNET)
+    scene.world.run(5)
+    assert scene.alice.named("redirect.refused", "not-accepted-from-there")
+    assert scene.alice.connection(scene.mirrored).there_now == ip(WIFI)
+    scene.bob.move("198.51.100.77")
+    scene.world.run(15)
+    assert scene.alice.connection(scene.mirrored).there_now == ip("198.51.100.77")
+
+
+def test_many_addresses_share_one_budget_of_datagrams() -> None:
+    """200 addresses of one host, no path: what is sent does not grow with them."""
+    many = [f"203.0.113.{n}" for n in range(1, 201)]
+    scene = Scene(bob=(WIFI, *many))
+    scene.dead = {ip(SERVER)}
+    scene.types(15)
+    assert scene.bob.connection(scene.socket).state is State.SUSPENDED
+    start = len(scene.world.recorded)
+    scene.world.run(60)
+    sent = scene.world.recorded[start:]
+    assert len(sent) < 60 * 30, "20 announcements a second, and some handshakes"
+    assert len({source.host for source, _, _ in sent}) == 201, "each has had its turn"

@@ -1,0 +1,158 @@
+"""What began over a VPN, or on a socket bound to an interface, does not leave that, unless policy lets it."""
+
+from __future__ import annotations
+
+import pytest
+
+from redirectctl.flows.devices import Interface
+from redirectctl.flows.engine import Policy
+from redirectctl.flows.state import State
+from redirectctl.wire.addr import FourTuple
+from tests.sim.pair import Host, World, agree, ip
+
+STAYS = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")
+LEAVES = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto", leave_vpn=True)
+HERE, HERE_TOO, ELSEWHERE = "10.8.0.2", "10.8.0.7", "203.0.113.9"
+
+
+def started(policy: Policy = STAYS, device: str = "") -> tuple[World, Host, Host, FourTuple]:
+    """Bob's connection is over wg0, or, where ``device`` says so, on a socket bound to that."""
+    world = World()
+    alice = world.host("alice", "192.0.2.1", policy=policy)
+    bob = world.host("bob", HERE, policy=policy)
+    first = Interface(device, 3) if device else Interface("wg0", 3, "wireguard", vpn=True)
+    bob.interfaces = {ip(HERE): first, ip(HERE_TOO): first, ip(ELSEWHERE): Interface("wlan0", 2)}
+    bob.network_changed()
+    socket, _ = world.connect(bob, alice, 40000, watch=not device)
+    if device:
+        bob.opened(socket, device)
+    world.run(5)
+    assert bob.protects(socket)
+    return world, alice, bob, socket
+
+
+KINDS = pytest.mark.parametrize("device", ["", "eth1"], ids=["over a VPN", "bound"])
+
+
+@KINDS
+def test_it_is_held_while_there_is_another_interface_only(device: str) -> None:
+    world, alice, bob, socket = started(device=device)
+    bob.move(ELSEWHERE)
+    world.run(30)
+    assert (bob.connection(socket).state, bob.connection(socket).reason) == (State.SUSPENDED, "stays-on-device")
+    assert not bob.named("move.started")
+    bob.move(ELSEWHERE, HERE)
+    world.run(2)
+    assert bob.connection(socket).state is State.PROTECTED
+    assert bob.connection(socket).here_now == ip(HERE)
+    assert agree(alice, bob, socket.mirrored)
+
+
+@KINDS
+def test_it_moves_to_another_address_of_its_interface(device: str) -> None:
+    world, alice, bob, socket = started(device=device)
+    bob.move(HERE_TOO, ELSEWHERE)
+    world.run(3)
+    assert bob.connection(socket).here_now == ip(HERE_TOO)
+    assert alice.connection(socket.mirrored).there_now == ip(HERE_TOO)
+    assert bob.connection(socket).state is State.PROTECTED
+
+
+@KINDS
+def test_policy_lets_it_leave(device: str) -> None:
+    world, alice, bob, socket = started(LEAVES, device)
+    bob.move(ELSEWHERE)
+    world.run(3)
+    assert bob.connection(socket).here_now == ip(ELSEWHERE)
+    assert agree(alice, bob, socket.mirrored)
+
+
+def test_policy_that_is_changed_meanwhile_lets_it_go() -> None:
+    world, _, bob, socket = started()
+    bob.move(ELSEWHERE)
+    world.run(30)
+    assert bob.connection(socket).reason == "stays-on-device"
+    bob.engine.policy_changed(world.now, LEAVES)
+    bob.run()
+    world.run(3)
+    assert bob.connection(socket).here_now == ip(ELSEWHERE)
+    assert bob.connection(socket).state is State.PROTECTED
+
+
+def test_the_reason_follows_the_network() -> None:
+    world, _, bob, socket = started()
+    bob.move()
+    assert bob.connection(socket).reason == "no-path"
+    bob.move(ELSEWHERE)
+    assert bob.connection(socket).reason == "stays-on-device"
+    bob.move()
+    assert bob.connection(socket).reason == "no-path"
+    world.run(1)
+
+
+def test_others_beside_it_move() -> None:
+    world, alice, bob, socket = started()
+    bob.addresses.append(ip(ELSEWHERE))
+    bob.network_changed()
+    bob.addresses.reverse()
+    other, _ = world.connect(bob, alice, 40001)
+    world.run(5)
+    assert other.local.host == ip(ELSEWHERE)
+    bob.interfaces[ip("203.0.113.77")] = Interface("eth0", 4)
+    bob.move("203.0.113.77")
+    world.run(3)
+    assert bob.connection(other).here_now == ip("203.0.113.77")
+    assert bob.connection(socket).state is State.SUSPENDED
+
+
+def test_a_peer_that_moves_finds_us_by_the_interface_only() -> None:
+    """Alice's announcement comes to both of bob's addresses, first to the one that his connection must not use."""
+    world, alice, bob, socket = started()
+    bob.move(ELSEWHERE, HERE)
+    world.run(1)
+    alice.engine.peers[bob.static.public].addresses = (ip(ELSEWHERE), ip(HERE))
+    alice.move("192.0.2.77")
+    world.run(5)
+    assert bob.connection(socket).there_now == ip("192.0.2.77")
+    assert bob.connection(socket).here_now == ip(HERE)
+    assert alice.connection(socket.mirrored).there_now == ip(HERE)
+
+
+def test_a_peer_that_reaches_us_by_another_interface_only_is_refused() -> None:
+    world, alice, bob, socket = started()
+    bob.move(ELSEWHERE, HERE)
+    world.run(1)
+    world.tap = lambda source, to, _data: ip(HERE) not in (source.host, to.host)
+    alice.engine.peers[bob.static.public].addresses = (ip(ELSEWHERE),)
+    alice.move("192.0.2.77")
+    world.run(30)
+    assert bob.named("redirect.refused", "stays-on-device")
+    assert bob.connection(socket).here_now == ip(HERE)
+    assert bob.connection(socket).there_now == ip("192.0.2.1")
+
+
+def test_it_still_stays_after_a_restart() -> None:
+    world, _, bob, socket = started(device="eth1")
+    world.run(1)
+    bob.crash()
+    bob.start()
+    world.run(2)
+    assert (bob.connection(socket).device, bob.connection(socket).bound) == ("eth1", True)
+    bob.move(ELSEWHERE)
+    world.run(5)
+    assert bob.connection(socket).reason == "stays-on-device"
+
+
+def test_what_cannot_be_protected_is_refused_at_once() -> None:
+    world = World()
+    alice = world.host("alice", "192.0.2.1")
+    bob = world.host("bob", HERE)
+    socket, _ = world.connect(bob, alice, 40000, watch=False)
+    bob.engine.found(world.now, socket, device="red", unfit="bound-to-vrf")
+    bob.run()
+    assert (bob.connection(socket).state, bob.connection(socket).reason) == (State.REFUSED, "bound-to-vrf")
+    assert bob.named("connection.refused", "bound-to-vrf")
+    bob.engine.found(world.now, socket, device="red", unfit="bound-to-vrf")  # it is seen again
+    world.run(60)
+    assert len(bob.named("connection.refused")) == 1
+    assert not bob.sent
