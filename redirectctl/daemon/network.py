@@ -100,13 +100,11 @@ class NetworkView:
     def _changed(self, change: NetChange) -> None:
         if self._since is None:
             self._since = asyncio.get_running_loop().time()
-        names = {
-            a.ip: change.state.links[a.ifindex].name for a in change.state.addresses if a.ifindex in change.state.links
-        }
+        interfaces = interfaces_of(change.state)  # not redirect0, on which we may keep it still
         for address in sorted(change.unusable, key=str):
             self._log.record(EventName.ADDRESS_REMOVED, address=str(address))
         for address in sorted(change.usable, key=str):
-            self._log.record(EventName.ADDRESS_ADDED, address=str(address), interface=names.get(address, "?"))
+            self._log.record(EventName.ADDRESS_ADDED, address=str(address), interface=interfaces[address].name)
         self._dirty.set()
 
 

@@ -259,8 +259,8 @@ class Runtime:
 
     # -- events -------------------------------------------------------------------------------------------------------
 
-    def _on_datagram(self, data: bytes, source: SockAddr, local: IPAddress) -> None:
-        self.engine.receive(self.now, data, source, local)
+    def _on_datagram(self, data: bytes, source: SockAddr, local: IPAddress, port: int) -> None:
+        self.engine.receive(self.now, data, source, local, port)
         self.wake()
 
     def _on_network(self, now: float, network: Network) -> None:
@@ -363,8 +363,10 @@ class Runtime:
 
     async def _carry_out(self, command: commands.Command) -> None:
         match command:
-            case Transmit(source, to, data):
-                self.port.send(source, to, data)
+            case Transmit(source, to, data, port):
+                if not self.port.has(port):
+                    self._open_port(port)
+                self.port.send(source, to, data, port)
             case commands.Rewrite(token, add, remove):
                 error = None
                 if token[0] == "guard":
@@ -448,6 +450,12 @@ class Runtime:
     async def _numbers(self, token: tuple[Any, ...], sockets: Collection[FourTuple]) -> None:
         self.engine.numbers(self.now, token, await self._inband.numbers(sockets))
         self.wake()
+
+    def _open_port(self, number: int) -> None:
+        """One more for a peer that does not answer at the others."""
+        used = self.engine.endpoint.ports_in_use()
+        sockets = self.port.open(number, used)
+        self.carrier.listen({} if sockets is None else {number: sockets}, used)
 
     def save_peer(self, key: bytes) -> None:
         """Write down what the engine knows of a peer."""

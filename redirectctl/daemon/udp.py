@@ -1,4 +1,7 @@
-"""The control port: UDP over both families, with a say in the source address of every datagram (RFC 3542, ip(7))."""
+"""The control port: UDP over both families, with a say in the source address of every datagram (RFC 3542, ip(7)).
+
+And other ports of ours, which the kernel chooses, for peers that do not answer: by number, as the engine counts them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import contextlib
 import logging
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from ipaddress import IPv4Address, IPv6Address
 
 from redirectctl.kernel.carrier import share_port
@@ -25,7 +28,10 @@ _BUFFER = 4 << 20  # bytes, of which a small datagram takes 768: some thousand c
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h; beyond net.core.rmem_max, with CAP_NET_ADMIN
 _BATCH = 64  # datagrams before the event loop gets its turn
 
-OnDatagram = Callable[[bytes, SockAddr, IPAddress], None]
+OTHERS = 32  # such ports at a time
+
+OnDatagram = Callable[[bytes, SockAddr, IPAddress, int], None]
+Bound = list[tuple[socket.socket, IPAddress | None]]  # sockets of one port, and their addresses; None: all
 
 
 class ControlPortError(Exception):
@@ -33,13 +39,15 @@ class ControlPortError(Exception):
 
 
 class ControlPort:
-    """Sends and receives datagrams; calls ``on_datagram(data, source, our address)``."""
+    """Sends and receives datagrams; calls ``on_datagram(data, source, our address, number of our port)``."""
 
     def __init__(self, port: int, listen: Iterable[str], on_datagram: OnDatagram) -> None:
         """Bind; an empty ``listen`` is all addresses.  Raises ControlPortError."""
         self.port = port
         self._on_datagram = on_datagram
-        self._sockets: list[tuple[socket.socket, IPAddress | None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sockets: Bound = []
+        self._others: dict[int, Bound] = {}
         wanted: list[IPAddress | None] = [parse_ip(a) for a in listen]
         try:
             if wanted:
@@ -59,8 +67,43 @@ class ControlPort:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to call back."""
-        for sock, address in self._sockets:
-            loop.add_reader(sock.fileno(), self._read, sock, address)
+        self._loop = loop
+        self._listen(self._sockets, 0)
+
+    def has(self, number: int) -> bool:
+        """Whether that port of ours is open."""
+        return number == 0 or number in self._others
+
+    def open(self, number: int, used: Container[int]) -> list[socket.socket] | None:
+        """One more port, like the control port in all but its number; those that are not used any more are closed.
+
+        Returns sockets for the tunnel on it; None: it cannot be had.
+        """
+        for old in [n for n in self._others if n not in used]:
+            self._close(self._others.pop(old))
+        if len(self._others) >= OTHERS:
+            return None
+        bound: Bound = []
+        shared = []
+        try:
+            for sock, address in self._sockets:
+                host = sock.getsockname()[0]
+                bound.append((self._socket(_version(sock), host, 0), address))
+                shared.append(share_port(bound[-1][0]))
+        except OSError as error:
+            _log.info("no other UDP port for a peer that does not answer: %s", error)
+            for tunnel in shared:
+                tunnel.close()
+            self._close(bound)
+            return None
+        self._others[number] = bound
+        self._listen(bound, number)
+        return shared
+
+    def _listen(self, bound: Bound, number: int) -> None:
+        if self._loop is not None:
+            for sock, address in bound:
+                self._loop.add_reader(sock.fileno(), self._read, sock, address, number)
 
     def shared(self) -> list[socket.socket]:
         """Sockets for the tunnel on the same port.  Raises KernelError."""
@@ -72,19 +115,25 @@ class ControlPort:
             ) from error
 
     def close(self) -> None:
-        """Give the port free."""
-        for sock, _ in self._sockets:
-            if sock.fileno() >= 0:
-                with contextlib.suppress(RuntimeError):  # never started
-                    asyncio.get_running_loop().remove_reader(sock.fileno())
-                sock.close()
+        """Give the ports free."""
+        for bound in (self._sockets, *self._others.values()):
+            self._close(bound)
         self._sockets = []
+        self._others = {}
 
-    def send(self, source: IPAddress | None, to: SockAddr, data: bytes) -> None:
+    def _close(self, bound: Bound) -> None:
+        for sock, _ in bound:
+            if sock.fileno() >= 0:
+                if self._loop is not None:
+                    self._loop.remove_reader(sock.fileno())
+                sock.close()
+
+    def send(self, source: IPAddress | None, to: SockAddr, data: bytes, number: int = 0) -> None:
         """Send, from ``source`` where given.  What cannot be sent is lost, as on any network."""
         version = to.host.version
-        sock = next((s for s, a in self._sockets if _version(s) == version and a in (None, source)), None)
-        sock = sock or next((s for s, _ in self._sockets if _version(s) == version), None)
+        sockets = self._others.get(number, self._sockets)
+        sock = next((s for s, a in sockets if _version(s) == version and a in (None, source)), None)
+        sock = sock or next((s for s, _ in sockets if _version(s) == version), None)
         if sock is None:
             return
         ancillary = []
@@ -98,9 +147,12 @@ class ControlPort:
             _log.debug("datagram to %s from %s: %s", to, source, error)
 
     def _bind(self, version: int, host: str, address: IPAddress | None) -> None:
+        self._sockets.append((self._socket(version, host, self.port), address))
+
+    @staticmethod
+    def _socket(version: int, host: str, port: int) -> socket.socket:
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        self._sockets.append((sock, address))
         with contextlib.suppress(PermissionError):  # without the right the system's default has to do
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
             sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
@@ -109,18 +161,20 @@ class ControlPort:
         else:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        sock.bind((host, self.port))
+        try:
+            sock.bind((host, port))
+        except OSError:
+            sock.close()
+            raise
+        return sock
 
     def _bind_v6_if_there_is(self) -> None:
         try:
             self._bind(6, "::", None)
         except OSError as error:
-            sock, _ = self._sockets.pop() if len(self._sockets) > 1 else (None, None)
-            if sock is not None:
-                sock.close()
             _log.info("no IPv6 control port: %s", error)
 
-    def _read(self, sock: socket.socket, bound: IPAddress | None) -> None:
+    def _read(self, sock: socket.socket, bound: IPAddress | None, number: int) -> None:
         for _ in range(_BATCH):
             try:
                 data, ancillary, _, sender = sock.recvmsg(_RECEIVE, _ANCILLARY)
@@ -132,7 +186,7 @@ class ControlPort:
             local = bound or _destination(ancillary)
             if local is not None:
                 host = sender[0].partition("%")[0]  # link-local addresses carry their interface
-                self._on_datagram(data, SockAddr(parse_ip(host), sender[1]), local)
+                self._on_datagram(data, SockAddr(parse_ip(host), sender[1]), local, number)
 
 
 def _version(sock: socket.socket) -> int:

@@ -163,6 +163,7 @@ class Carried(NamedTuple):
     integrity: bool  # every datagram has a tag
     local: IPAddress | None  # datagrams go from here
     remote: SockAddr | None  # to here; None: what the socket sends is held for a moment
+    port: int = 0  # number of our port that datagrams go from
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ ACM_RETRIES: Final = (
 )  # then every 30 s, while there is something to save
 ACM_REHANDSHAKE: Final = 2  # unanswered ACMs after which a handshake is tried too: the peer may have restarted
 ACM_WIDEN: Final = 3  # unanswered ACMs after which all known addresses of the peer are tried
+ACM_OTHER_PORT: Final = 5  # unanswered ACMs, in 3.1 s, after which other ports of ours are tried too
 CHALLENGE_RETRIES: Final = (0.1, 0.2, 0.4, 0.8, 1.6)  # 3.1 s in all, then the last validated address stays
 PATIENCE: Final = 0.25  # seconds that a better pair has to answer after another one has
 HINT_PAUSE: Final = 2.0  # seconds between two hints that are followed; twice as long each time

@@ -9,6 +9,7 @@ decision), and after each call carries out drain(): commands in order.  The work
     mobility.py     our address changes
     better.py       which of our addresses is best
     redirects.py    those that peers announce
+    devices.py      which interfaces a connection may use
     choosing.py     the tunnel, or rewritten addresses
     places.py       where else a peer may be: DNS, and what a rendezvous says
     meeting.py      at a rendezvous with peers that cannot be reached otherwise
@@ -158,9 +159,9 @@ class Engine:
 
     # -- what happened ------------------------------------------------------------------------------------------------
 
-    def receive(self, now: float, data: bytes, source: SockAddr, local: IPAddress) -> None:
-        """A datagram on the control port."""
-        self.endpoint.receive(now, data, source, local)
+    def receive(self, now: float, data: bytes, source: SockAddr, local: IPAddress, port: int = 0) -> None:
+        """A datagram on the control port, or on another port of ours (Transmit.port)."""
+        self.endpoint.receive(now, data, source, local, port=port)
         self._relay(now)
 
     def tick(self, now: float) -> None:
@@ -457,6 +458,7 @@ class Engine:
                 c.integrity,
                 c.outer_local,
                 None if c.holding else c.outer_remote,
+                self.endpoint.port_number(c.peer, c.outer_remote) if c.outer_remote is not None else 0,
             )
             for c in connections
             if c.sending is not None and c.receiving is not None
@@ -509,6 +511,8 @@ class Engine:
                 self.emit(event)
             case events.PeerChanged(key):
                 self._save_peer(key)
+            case events.PortChanged(key):
+                self.carry(c for c in self.table if c.peer == key or self.meeting.relayed(c))
             case events.Received():
                 self._received(now, event)
             case events.Heard():

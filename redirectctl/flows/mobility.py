@@ -100,7 +100,7 @@ class Mobility:
         gone = before.usable - usable
         for peer in self._e.peers.values():
             if peer.local is not None and peer.local not in usable:
-                peer.local = None  # as the kernel routes
+                peer.local, peer.port, peer.trial = None, 0, 0  # as the kernel routes, from the control port
             if peer.observed is not None and peer.observed.host in gone:
                 peer.observed = None  # that it sees us elsewhere from now on is no news
         for move in list(self._moves.values()):
@@ -356,6 +356,8 @@ class Mobility:
         rehandshake = not extra and silent and move.tries >= constants.ACM_REHANDSHAKE
         if rehandshake and everywhere:
             self._e.places.seek(now, move.key)
+        if everywhere and not extra and move.tries >= constants.ACM_OTHER_PORT:
+            self._e.endpoint.try_another_port(now, move.key, move.sent_at)
         pairs = self._pairs(now, move, peer)
         for pair in self._everywhere(move, pairs) if everywhere else self._next(move, pairs, peer):
             nonce = self._e.rng(8)

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -148,7 +148,8 @@ class Carrier:
         ``on_report`` is called in the carrier's thread.  The device is that of the caller's network namespace.
         Raises KernelError.
         """
-        self._sockets = list(sockets)
+        self._sockets = {0: list(sockets)}  # by the number of their port; 0: the control port
+        self._changes: deque[Callable[[], None]] = deque()  # of what is listened to, for the thread
         self._device = device
         self._tun = open_tun(device)
         self._attached = True
@@ -159,14 +160,14 @@ class Carrier:
         self._holders: set[_Flow] = set()  # flows with packets that wait
         self._holding = 0  # bytes of all of them
         self._reporter = Reporter(on_report)
-        self.relays = Relays(self._sockets)  # of other hosts, if this one is a rendezvous
+        self.relays = Relays(self._sockets[0])  # of other hosts, if this one is a rendezvous
         self._read_buffer = bytearray(READ_AT_ONCE + READ_SIZE)
         self._header_buffer = bytearray(READ_SIZE)
         self._receive_buffer = bytearray(_RECEIVE_SIZE)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[], bool]] = {self._tun: self._from_tun, self._wake: self._woken}
-        for sock in self._sockets:
+        for sock in self._sockets[0]:
             self._handlers[sock.fileno()] = partial(self._from_udp, sock)
         for fd in self._handlers:
             self._poll.register(fd, select.EPOLLIN)
@@ -195,13 +196,24 @@ class Carrier:
         self._closing = True
         os.eventfd_write(self._wake, 1)
         self._thread.join()
+        while self._changes:
+            self._changes.popleft()()
         self._poll.close()
         os.close(self._wake)
         os.close(self._tun)
         if self._fresh is not None:
             os.close(self._fresh)
-        for sock in self._sockets:
+        for sock in [sock for of_port in self._sockets.values() for sock in of_port]:
             sock.close()
+
+    def listen(self, ports: Mapping[int, Sequence[socket.socket]], used: Container[int]) -> None:
+        """Besides the control port there are these ports now; of those before, they that are not used are closed."""
+        for number in [n for n in self._sockets if n and n not in used]:
+            self._changes.append(partial(self._stop, self._sockets.pop(number)))
+        for number, sockets in ports.items():
+            self._sockets[number] = list(sockets)
+            self._changes.append(partial(self._listen, self._sockets[number]))
+        os.eventfd_write(self._wake, 1)
 
     def carry(self, carried: Carried) -> None:
         """Carry a connection from now on, or in another way than before.
@@ -210,7 +222,7 @@ class Carrier:
         """
         key = _key_of(carried.socket)
         flow = self._flows.get(key)
-        route = self._route(carried.local, carried.remote)
+        route = self._route(carried.local, carried.remote, carried.port)
         before = flow.carried if flow is not None else None
         same = before is not None and before.integrity == carried.integrity
         if flow is not None and same and before is not None and before.sending == carried.sending:
@@ -256,11 +268,11 @@ class Carrier:
         path = self._paths.get((local, remote))
         return path.size if path else None
 
-    def _route(self, local: IPAddress | None, remote: SockAddr | None) -> _Route | None:
+    def _route(self, local: IPAddress | None, remote: SockAddr | None, port: int) -> _Route | None:
         if remote is None:
             return None
         family = socket.AF_INET if remote.host.version == 4 else socket.AF_INET6
-        ours = [sock for sock in self._sockets if sock.family == family]
+        ours = [sock for sock in self._sockets.get(port, self._sockets[0]) if sock.family == family]
         exact = [sock for sock in ours if parse_ip(sock.getsockname()[0]) == local]
         if not ours:
             _log.warning("no socket for %s: its connections are held", remote)
@@ -277,9 +289,12 @@ class Carrier:
         while not self._closing:
             timeout = REPORT_SECONDS if self._reporter.pending else -1
             for fd, _ in self._poll.poll(timeout):
+                handler = self._handlers.get(fd)
+                if handler is None:  # what was handled before it has closed it
+                    continue
                 try:
                     for _ in range(_BATCH):
-                        if not self._handlers[fd]():
+                        if not handler():
                             break
                 except Exception:  # of one packet; the others must not suffer
                     _log.exception("carrier")
@@ -291,6 +306,8 @@ class Carrier:
         fresh, self._fresh = self._fresh, None
         if fresh is not None:
             self._replace_tun(fresh)
+        while self._changes:
+            self._changes.popleft()()
         for flow in list(self._holders):
             if self._flows.get(_key_of(flow.carried.socket)) is not flow:  # it has been uncarried
                 flow.held.clear()
@@ -299,6 +316,17 @@ class Carrier:
             elif (route := flow.route) is not None:
                 self._release(flow, route)
         return False
+
+    def _listen(self, sockets: list[socket.socket]) -> None:
+        for sock in sockets:
+            self._handlers[sock.fileno()] = partial(self._from_udp, sock)
+            self._poll.register(sock.fileno(), select.EPOLLIN)
+
+    def _stop(self, sockets: list[socket.socket]) -> None:
+        for sock in sockets:
+            if self._handlers.pop(sock.fileno(), None) is not None:
+                self._poll.unregister(sock.fileno())
+            sock.close()
 
     def _replace_tun(self, fresh: int) -> None:
         with suppress(OSError):  # it went when the device did

@@ -43,6 +43,8 @@ RATE_LIMIT_SOURCES: Final = 4096  # about 0.7 MiB at most; 4096 sources at their
 
 REKEY_AFTER_TIME_RESPONDER: Final = 150.0  # later than the initiator's, so that both do not start at once
 HANDSHAKE_RETRIES: Final = (0.4, 0.8, 1.6, 3.2, 3.0)  # seconds after each of five tries: about 9 s in all
+HANDSHAKE_OTHER_PORT: Final = 3  # unanswered ones, in 2.8 s, after which another port of ours is tried with known peers
+FRESH_PORT: Final = 3.0  # seconds for which we do with the newest port, whoever needs a fresh one
 CONFIRM_RETRIES: Final = (0.2, 0.4, 0.8, 1.6, 3.2)  # repeats of the first message of a session, until an answer comes
 HALF_OPEN_MAX: Final = 256  # XX handshakes that wait for their third message
 HALF_OPEN_TIME: Final = 10.0  # seconds that they may wait: longer than all the initiator's tries

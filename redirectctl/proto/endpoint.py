@@ -56,6 +56,8 @@ class Endpoint:
         self.hand_over: HandOver = lambda *_: None
         self.is_ours: Callable[[IPAddress], bool] = lambda _: False  # this host has the address
         self._via: bytes | None = None  # whose datagram a rendezvous has brought, while we look at it
+        self._arrived: tuple[SockAddr | None, int] = (None, 0)  # where that datagram came from, at which of our ports
+        self._newest = (0, float("-inf"))  # number of our newest port, and since when we have it
         self.initiator = Initiator(self)
         self.responder = Responder(self)
 
@@ -124,20 +126,29 @@ class Endpoint:
         if session is not None:
             self._seal(now, session, b"", to, source)
 
-    def receive(self, now: float, data: bytes, source: SockAddr, local: IPAddress, via: bytes | None = None) -> None:
-        """A datagram came from ``source`` to our address ``local``.
+    def receive(
+        self,
+        now: float,
+        data: bytes,
+        source: SockAddr,
+        local: IPAddress,
+        via: bytes | None = None,
+        *,
+        port: int = 0,
+    ) -> None:
+        """A datagram came from ``source`` to our address ``local``, at our port number ``port``.
 
         ``via``: it is of this peer, and the rendezvous at ``source`` has handed it over.
         """
         key: list[bytes] = []
-        self._via = via
+        self._via, self._arrived = via, (source, port)
         try:
             message = datagram.decode(data)
             self._dispatch(now, data, message, source, local, key)
         except MalformedError as error:
             self.emit(events.Refused(source, error.reason, key[0] if key else via))
         finally:
-            self._via = None
+            self._via, self._arrived = None, (None, 0)
 
     def tick(self, now: float) -> None:
         """Do what has become due."""
@@ -174,7 +185,7 @@ class Endpoint:
             return
         peer = self.peers.get(key) if key is not None else None
         if peer is None or peer.receives_at(to) or peer.unproven.allows(now, len(data)):
-            self.emit(events.Transmit(source, to, data))
+            self.emit(events.Transmit(source, to, data, self._port_to(to, key)))
 
     def locate(self, peer: Peer, remote: SockAddr, local: IPAddress | None) -> None:
         """The peer has shown that it receives what we send from ``local`` to ``remote``.
@@ -193,6 +204,27 @@ class Endpoint:
         """For whom a rendezvous at ``to`` gets a datagram; None: it is for whoever is there."""
         whom = key or self._via
         return whom if to in self.relays and whom not in (None, self.relays[to]) else None
+
+    def port_number(self, key: bytes | None, to: SockAddr) -> int:
+        """From which of our ports a peer, or the rendezvous at ``to`` that stands for it, is sent to."""
+        peer = self.peers.get(self.relays.get(to, key or b""))
+        return peer.port if peer is not None else 0
+
+    def ports_in_use(self) -> set[int]:
+        """Numbers of our ports that peers know, or may come to know."""
+        return {port for peer in self.peers.values() for port in peer.ports}
+
+    def try_another_port(self, now: float, key: bytes | None, asked: float) -> None:
+        """A peer has not answered since it was ``asked``: what is under way between our port and its may be led astray
+        by a router, for as long as we go on sending.  A fresh port makes a fresh entry there."""
+        peer = self.peers.get(key) if key is not None else None
+        if peer is None or (peer.last_contact is not None and peer.last_contact >= asked):
+            return
+        number, since = self._newest
+        if number in (0, peer.port, peer.trial) and now - since >= constants.FRESH_PORT:
+            number += 1
+            self._newest = number, now
+        peer.trial = number if number != peer.port else 0
 
     def new_index(self) -> int:
         """A random index that names no session and no handshake of ours."""
@@ -247,6 +279,7 @@ class Endpoint:
         if initiator:
             self.locate(peer, remote, local)
             peer.last_contact = now
+            self._reached(peer)
             self._confirm(now, session.local_index)
             self.emit(events.PeerChanged(key))
             self.emit(events.SessionUp(key, remote, first, initiator=True, local=local))
@@ -254,6 +287,26 @@ class Endpoint:
             self.emit(events.PeerChanged(key))
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _port_to(self, to: SockAddr, key: bytes | None) -> int:
+        """What answers goes from where the question came to; while nobody answers, one of those that may get through.
+
+        Which of them is left to chance: what is sent in turns is always the same kind of datagram.
+        """
+        source, port = self._arrived
+        if to == source:
+            return port
+        peer = self.peers.get(key) if key is not None else None
+        ports = peer.ports if peer is not None else (0,)
+        return ports[self.rng(1)[0] % len(ports)] if len(ports) > 1 else ports[0]
+
+    def _reached(self, peer: Peer) -> None:
+        """A peer has answered: at a port that was tried because it did not, or at the old one after all."""
+        if not peer.trial or self._via is not None:
+            return
+        peer.trial, before, peer.port = 0, peer.port, self._arrived[1]
+        if peer.port != before:
+            self.emit(events.PortChanged(peer.key))
 
     def _dispatch(
         self, now: float, raw: bytes, message: datagram.Datagram, source: SockAddr, local: IPAddress, key: list[bytes]
@@ -300,6 +353,7 @@ class Endpoint:
             raise MalformedError("wrong-pair")
         peer = self.peers[session.key]
         peer.last_contact = now
+        self._reached(peer)
         if self._via is None and not peer.receives_at(source):
             peer.unproven.credit(now, len(message.ciphertext))
         if not session.heard:

@@ -16,6 +16,7 @@ class Transmit:
     source: IPAddress | None  # None: as the kernel routes
     to: SockAddr
     data: bytes
+    port: int = 0  # number of our port; 0: the control port
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,13 @@ class PeerChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class PortChanged:
+    """A peer has answered at another of our ports than before: it is sent to from that one now."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class PeerDropped:
     """A stranger that waited for a person made room for another: its record goes."""
 
@@ -100,5 +108,15 @@ class Refused:
 
 
 Event: TypeAlias = (
-    Transmit | SessionUp | Received | Heard | ContactFailed | PeerMet | PeerChanged | PeerDropped | KeyChanged | Refused
+    Transmit
+    | SessionUp
+    | Received
+    | Heard
+    | ContactFailed
+    | PeerMet
+    | PeerChanged
+    | PortChanged
+    | PeerDropped
+    | KeyChanged
+    | Refused
 )

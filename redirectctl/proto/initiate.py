@@ -215,6 +215,8 @@ class Initiator:
         if attempt.pattern is Pattern.IKPSK2 and attempt.tries == len(constants.HANDSHAKE_RETRIES) - 2:
             # The pairwise secrets may differ (a backup was restored): the last two tries do without.
             attempt.pattern, attempt.jar = Pattern.XX, CookieJar(None)
+        if attempt.tries >= constants.HANDSHAKE_OTHER_PORT:
+            e.try_another_port(now, attempt.key, attempt.sent)
         self._send_init(now, attempt, attempt.pattern, attempt.jar)
         again = now + constants.HANDSHAKE_RETRIES[attempt.tries]
         e.timers.set(("attempt", attempt.to, attempt.source, attempt.via), again)

@@ -91,6 +91,8 @@ class Peer:
     proven: dict[SockAddr, None] = field(default_factory=dict)  # where else it was, newest last
     unproven: Budget = field(default_factory=Budget)  # of what is sent to where it was not
     local: IPAddress | None = None  # the address that we used for that
+    port: int = 0  # number of our port that it is sent to from; 0: the control port
+    trial: int = 0  # of another one, which is tried besides while it does not answer; 0: none
     last_contact: float | None = None
     last_sent: float | None = None
     trust_there: Trust | None = None  # what it last said of us
@@ -99,6 +101,11 @@ class Peer:
     told: float | None = None  # when it last said so
     sessions: list[Session] = field(default_factory=list)  # newest first
     keep: bool = False  # renew sessions before they end
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Numbers of our ports of which any may get through to it."""
+        return tuple(dict.fromkeys((self.trial, self.port, 0))) if self.trial else (self.port,)
 
     def receives_at(self, to: SockAddr) -> bool:
         """It has shown, some time, that it receives what is sent there."""

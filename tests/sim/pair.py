@@ -42,6 +42,8 @@ from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.tunnel import COUNTER_JUMP, Offer
 
 PORT = 7747
+OTHER_PORTS = 50000  # plus the number that the engine has given to another port than the control port
+PINNED = 30.0  # seconds for which a NAT remembers a datagram that had no answer
 
 
 def ip(text: str) -> IPAddress:
@@ -73,6 +75,8 @@ class Nat:
         self.public = ip(public)
         self.filters = filters or symmetric
         self.symmetric = symmetric
+        self.late = False  # it does not translate yet: what goes through now goes so until it has been silent
+        self._pinned: dict[tuple[str, SockAddr, SockAddr], float] = {}  # what does, and when it was last seen
         self._sent: set[tuple[str, int, SockAddr]] = set()
         self.forwarded: dict[tuple[str, int], SockAddr] = {}  # to the same port of a host behind it
         self._outside: dict[tuple[str, SockAddr, SockAddr | None], int] = {}
@@ -82,6 +86,10 @@ class Nat:
         """What a packet's source becomes."""
         if self.forwarded.get((protocol, source.port)) == source:
             return SockAddr(self.public, source.port)
+        entry = protocol, source, to
+        if self.late or self.world.now - self._pinned.get(entry, float("-inf")) < PINNED:
+            self._pinned[entry] = self.world.now
+            return source
         which = protocol, source, to if self.symmetric and protocol == "udp" else None
         port = self._outside.get(which)
         while port is None or self._inside.setdefault((protocol, port), source) != source:
@@ -299,8 +307,9 @@ class Host:
                 self.closed(c.socket)
 
     def deliver(self, data: bytes, source: SockAddr, to: SockAddr) -> None:
-        if self.up and to.host in self.addresses and to.port == PORT:
-            self.engine.receive(self.world.now, data, source, to.host)
+        number = 0 if to.port == PORT else to.port - OTHER_PORTS
+        if self.up and to.host in self.addresses and number in (0, *self.engine.endpoint.ports_in_use()):
+            self.engine.receive(self.world.now, data, source, to.host, number)
             self.run()
 
     def arrive(self, packet: Packet) -> None:
@@ -374,12 +383,13 @@ class Host:
     def carry_out(self, command: commands.Command) -> None:
         now = self.world.now
         match command:
-            case Transmit(source, to, data):
+            case Transmit(source, to, data, number):
                 if source is None:
                     source = next((a for a in self.addresses if a.version == to.host.version), None)
                 self.sent.append((to, data))
                 if source in self.addresses:
-                    self.world.transmit(SockAddr(source, PORT), to, data, self)
+                    port = OTHER_PORTS + number if number else PORT
+                    self.world.transmit(SockAddr(source, port), to, data, self)
             case commands.SavePeer(peer):
                 copy = Peer(peer.key, peer.state, peer.secret, identity=set(peer.identity),
                             greatest_counter=peer.greatest_counter, remote=peer.remote, local=peer.local)  # fmt: skip

@@ -56,3 +56,9 @@ def test_an_address_on_two_interfaces_is_of_the_first() -> None:
     twice = frozenset(Address(parse_ip("192.0.2.2"), 24, index) for index in (2, 3))
     found = interfaces_of(NetState({2: link(2, "eth0"), 3: link(3, "eth1")}, twice))
     assert [one.name for one in found.values()] == ["eth0"]
+
+
+def test_an_address_that_came_back_is_where_it_is_now_and_not_where_we_kept_it() -> None:
+    links = {2: link(2, TUN_DEVICE, "tun"), 3: link(3, "eth0")}
+    twice = frozenset(Address(parse_ip("192.0.2.2"), length, index) for length, index in ((32, 2), (24, 3)))
+    assert [one.name for one in interfaces_of(NetState(links, twice)).values()] == ["eth0"]
