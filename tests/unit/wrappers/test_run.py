@@ -147,8 +147,8 @@ STATUS_LINES = ("Umask", "Uid", "Gid", "Groups", "Sig", "Shd", "Cap", "NoNewPriv
 def seen(prefix: list[str], *files: str, **options: object) -> dict[str, bytes]:
     """What `cat` sees in files of its own /proc/self; of status what the wrapper could have changed.
 
-    `cat` by its path, as the prefix is: subprocess starts what has one by posix_spawn where it can (Python 3.13 also with
-    close_fds), and glibc's leaves signals 32 and 33 ignored there (sysdeps/unix/sysv/linux/spawni.c), with us or without.
+    `cat` by its path, as the prefix is: subprocess starts what has one by posix_spawn where it can (from Python 3.13 on
+    with close_fds too), and that leaves signals 32 and 33 ignored (glibc, sysdeps/unix/sysv/linux/spawni.c).
     """
     cat = shutil.which("cat")
     assert cat is not None
