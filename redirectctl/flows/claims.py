@@ -350,7 +350,7 @@ class Claims:
         key = asked.event.key
         peer = self._e.peers.get(key)
         for claimed, _, _ in asked.bound:
-            if claimed.taking:  # the same was asked before, and has been answered or will be while we looked for numbers
+            if claimed.taking:  # the same was asked before: that has been answered, or will be
                 self._open(now, asked, claimed.claim.cid)
         if asked.busy:
             return
