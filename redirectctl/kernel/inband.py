@@ -43,8 +43,8 @@ from redirectctl.wire.ip import (
 )
 
 AGAIN = (0.15, 0.17)  # seconds between attempts: the last is more than half a second after the first
-# Seconds to wait for a moment in which nothing happens: where little is written and often, and others use the processors
-# too, the first may not be one.  What was asked answers again half a second later (`tcp_oow_rate_limited`).
+# Seconds to wait for a moment in which nothing happens: where little is written and often, beside others that use the
+# processors, the first may not be one.  What was asked answers again half a second later (`tcp_oow_rate_limited`).
 LEARN_AGAIN = (0.05, 0.1, 0.2, 0.4, 0.53, 0.57, 0.61, 0.67)
 NOT_SENT = "no way on the wire tuple"  # among the reasons of a token that was not sent
 
