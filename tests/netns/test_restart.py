@@ -226,7 +226,8 @@ def test_nobody_sends_into_a_tunnel_that_nobody_reads(lab: Lab, how: str, blocke
         wait_until(lambda d=daemon, w=wanted: path_of(d) == w, PATIENCE, f"{wanted}: {daemon.host.name}", poll=0.1)
     end(pair.client, how)
     ticker.wait_both(time.monotonic(), PATIENCE)
-    assert path_of(pair.server) == "rewritten"
+    wait_until(lambda: path_of(pair.server) == "rewritten", PATIENCE, "the server leaves the tunnel", poll=0.1)
+    ticker.wait_both(time.monotonic(), PATIENCE)
     assert [c["state"] for c in pair.server.ctl("connections")] == ["protected"]
     pair.client.start()
     for daemon, wanted in ((pair.server, "tunnel"), (pair.client, path)):
