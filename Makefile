@@ -16,11 +16,13 @@ JOBS := 4
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint setup packages install uninstall wheel deb pictures clean
+.PHONY: help demo test test-pythons test-debian13 lint setup packages install uninstall wheel deb pictures clean
 
 help:
 	@echo 'make demo       watch an ssh session live through address changes, in network namespaces of this machine'
 	@echo 'make test       all tests: unit, simulated, and on the real kernel in network namespaces'
+	@echo 'make test-pythons   unit and simulated tests with Python 3.11, 3.12 and 3.13, as far as they are here'
+	@echo 'make test-debian13  demo and all tests in a root of Debian 13 (debootstrap; as root)'
 	@echo 'make lint       ruff, mypy --strict, import-linter'
 	@echo 'make install    into $(PREFIX), commands into $(LINKS), man pages and completion below $(SHARE),'
 	@echo '                systemd unit into $(UNITS), configuration into $(CONFIG) (as root)'
@@ -36,6 +38,12 @@ demo: setup
 test: setup
 	$(SUDO) env $(if $(REDIRECTCTL_VECTORS),REDIRECTCTL_VECTORS='$(REDIRECTCTL_VECTORS)') \
 	    $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+test-pythons: packages
+	scripts/pythons -n $(JOBS) $(PYTEST_ARGS)
+
+test-debian13: packages
+	$(SUDO) env JOBS=$(JOBS) PYTEST_ARGS='$(PYTEST_ARGS)' scripts/debian13
 
 lint: setup
 	mkdir -p build/names

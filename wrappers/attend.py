@@ -138,7 +138,9 @@ class Attended:
         self._link = Link(path, sock)
         self._display = Display(self._notify, self._command, path, terminal.is_simple())
         self._display.resize(self._winsize)
-        self._enter()
+        self._take_over()
+        if terminal.size(self._outer) != self._winsize:
+            self._resize()  # it was changed before there was a handler
 
     def run(self) -> int:
         """Until the command has ended; see attend()."""
@@ -396,7 +398,15 @@ class Attended:
             termios.tcsetattr(self._master, termios.TCSANOW, modes)
             self._winsize = terminal.size(self._outer)
             terminal.set_size(self._master, self._winsize)
-            termios.tcsetattr(self._outer, termios.TCSANOW, terminal.raw(modes))
+        except (OSError, termios.error):
+            self._hang_up()
+            return
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Of the person's terminal only: at the beginning the command may have changed its own already."""
+        try:
+            termios.tcsetattr(self._outer, termios.TCSANOW, terminal.raw(termios.tcgetattr(self._outer)))
         except (OSError, termios.error):
             self._hang_up()
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -19,25 +20,32 @@ from redirectctl.wire.addr import IPAddress
 _log = logging.getLogger(__name__)
 
 RETRIES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0)  # seconds after each failure, the last ones again
+SETTLING = 3.0  # seconds of no answer from the server before it is told: an address comes some time before its route
 AFRESH = 3600.0  # seconds after which it is published again: somebody may have changed it
 
 
 class OwnNameKeeper:
     """One update at a time, always of the newest addresses."""
 
-    def __init__(self, log: EventLog, addresses: Callable[[], Collection[IPAddress]]) -> None:
+    def __init__(
+        self, log: EventLog, addresses: Callable[[], Collection[IPAddress]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """``addresses``: the usable ones of this moment."""
         self._log = log
         self._addresses = addresses
+        self._clock = clock
         self._settings = Dns()
         self._changed = asyncio.Event()
         self._done: frozenset[IPAddress] | None = None  # what is published, as far as we know
         self.failure: UpdateError | None = None  # of the last attempt
+        self._told: str | None = None  # the reason of the last dns.failed, until an update succeeds
+        self._silence: tuple[frozenset[IPAddress], float] | None = None  # what gets no answer, and since when
 
     def configure(self, settings: Dns) -> None:
         """The configuration has been read (again)."""
         if settings != self._settings:
-            self._settings, self._done, self.failure = settings, None, None
+            self._settings, self._done = settings, None
+            self.failure = self._told = self._silence = None
             self._changed.set()
 
     def network_changed(self) -> None:
@@ -117,12 +125,24 @@ class OwnNameKeeper:
             raise UpdateError("key-file", str(error)) from error
 
     def _tell(self, own: OwnName, wanted: frozenset[IPAddress], error: UpdateError | None) -> None:
-        """Every success, and every failure that is not the same as the last one."""
-        before, self.failure = self.failure, error
-        listed = ", ".join(sorted(map(str, wanted)))
+        """Every success, and every failure that lasts and is not the same as the last one."""
+        self.failure = error
         if error is None:
-            self._done = wanted
+            self._done, self._told, self._silence = wanted, None, None
+            listed = ", ".join(sorted(map(str, wanted)))
             self._log.record(EventName.DNS_UPDATED, detail=f"{own.name} is {listed}")
-        elif before is None or before.reason != error.reason:
+        elif self._may_pass(wanted, error):
+            _log.debug("%s is not up to date yet: %s", own.name, error)
+        elif self._told != error.reason:
+            self._told = error.reason
             _log.warning("%s is not up to date: %s", own.name, error)
             self._log.record(EventName.DNS_FAILED, reason=error.reason, detail=f"{own.name}: {error.detail}")
+
+    def _may_pass(self, wanted: frozenset[IPAddress], error: UpdateError) -> bool:
+        """Whether the server may only be out of reach because the network is not ready: its route comes in a moment."""
+        if error.reason != "no-answer-from-server":
+            self._silence = None
+            return False
+        if self._silence is None or self._silence[0] != wanted:
+            self._silence = wanted, self._clock()
+        return self._clock() - self._silence[1] < SETTLING

@@ -366,10 +366,15 @@ class Claims:
         """All that can be said of these claims is known: take on what is proven, and answer."""
         key = asked.event.key
         peer = self._e.peers.get(key)
+        for claimed, _, _ in asked.bound:
+            if claimed.taking:  # the same was asked before: that has been answered, or will be
+                self._open(now, asked, claimed.claim.cid)
+        if asked.busy:
+            return
         taken: dict[FourTuple, Connection] = {}
         for claimed, place, proof in asked.bound:
             claim = claimed.claim
-            if self._claimed.get((key, claim.cid)) is not claimed or peer is None:
+            if claimed.taking or self._claimed.get((key, claim.cid)) is not claimed or peer is None:
                 continue
             status = Status.CONFLICT if place in taken else self._judge_at(peer, claim, place)
             if status is not None:

@@ -43,7 +43,9 @@ from redirectctl.wire.ip import (
 )
 
 AGAIN = (0.15, 0.17)  # seconds between attempts: the last is more than half a second after the first
-LEARN_AGAIN = (0.05, 0.1, 0.2, 0.4)  # seconds to wait for a moment in which nothing happens
+# Seconds to wait for a moment in which nothing happens: where little is written and often, beside others that use the
+# processors, the first may not be one.  What was asked answers again half a second later (`tcp_oow_rate_limited`).
+LEARN_AGAIN = (0.05, 0.1, 0.2, 0.4, 0.53, 0.57, 0.61, 0.67)
 NOT_SENT = "no way on the wire tuple"  # among the reasons of a token that was not sent
 
 _SO_MARK = 36
@@ -154,8 +156,7 @@ class Inband:
 
         Between the two hosts of a connection: the receiver's `receive_base` is the sender's `send_base`, or one more
         if the sender opened the connection, since `bytes_acked` then has its SYN.  A socket in the middle of a
-        transfer has no moment in which they can be read.  Takes
-        a second or so at most.  Raises KernelError.
+        transfer has no moment in which they can be read.  Takes three seconds or so at most.  Raises KernelError.
         """
         every = left = list(sockets)
         for wait in (0.0, *LEARN_AGAIN):

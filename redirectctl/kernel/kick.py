@@ -44,7 +44,8 @@ from redirectctl.wire.ip import SEQ_MASK, PacketError, TcpSegment, parse_tcp
 
 MAX_REMEMBERED = 65_536  # connections whose numbers are kept, oldest forgotten first: some 10 MB
 PROBE_TIMEOUT = 0.1  # seconds; the ACK comes from this host, the time goes into reading it
-QUIET = 0.005  # seconds without a change that a connection must have had before it is asked for its numbers
+QUIET = 0.005  # seconds in which a connection must have been calm before it is asked for its numbers
+CALM = 16_384  # bytes in that time: a program that writes little and often has moments between
 ROUNDS = 3  # a socket that its program was just using ignores an ICMP (`sock_owned_by_user`)
 
 _LISTED_SINGLY = 32  # sockets; above, one listing is quicker
@@ -140,14 +141,14 @@ class Kicker:
     async def learn(self, connections: Collection[FourTuple]) -> list[FourTuple]:
         """Get the sequence numbers now, so that a later kick is quicker.
 
-        Works for connections in which nothing happens for a millisecond; returns the others.
+        Works for connections in which nothing happens while they are asked, a millisecond or more; returns the others.
         """
         found = [one for one in self.look(connections) if one.cookie not in self._numbers]
-        before = {one.cookie: _position(one) for one in found}
+        before = {one.cookie: _carried(one) for one in found}
         await asyncio.sleep(QUIET)
-        # The ACKs of a bulk transfer must not go through here, not even for a moment.
+        # Not in a bulk transfer: it never is.
         found = self.look([one.tuple for one in found])
-        await self._learn([one for one in found if before.get(one.cookie) == _position(one)])
+        await self._learn([one for one in found if _carried(one) - before.get(one.cookie, 0) <= CALM])
         return [one.tuple for one in found if one.cookie not in self._numbers]
 
     def numbers(self, one: SocketInfo) -> Numbers | None:
@@ -295,6 +296,11 @@ def _position(one: SocketInfo) -> tuple[int, int, int]:
     """Where the connection is; unchanged as long as nothing new was sent, acknowledged or received."""
     info = one.info
     return (one.in_flight, info.bytes_acked, info.bytes_received) if info else (0, 0, 0)
+
+
+def _carried(one: SocketInfo) -> int:
+    """Bytes, both ways."""
+    return one.in_flight + one.info.bytes_acked + one.info.bytes_received if one.info else 0
 
 
 def _unmoved(was: SocketInfo, now: SocketInfo) -> bool:

@@ -28,6 +28,7 @@ from redirectctl.kernel.constants import CGROUP_PREFIX
 PREFIX = "rctl-"
 NETNS_DIRECTORY = Path("/run/netns")
 STOP_PATIENCE = 3.0  # seconds between SIGTERM and SIGKILL: a daemon stops within 2
+GONE_PATIENCE = 30.0  # seconds until what was killed has gone: it needs a processor for that
 COMMAND_TIMEOUT = 60.0  # seconds for a command that a lab waits for
 
 Identity: TypeAlias = tuple[int, int]  # device and inode of a namespace
@@ -132,7 +133,8 @@ class Namespace:
             self.sandbox.processes.remove(process)
         done = subprocess.CompletedProcess(list(map(str, argv)), process.returncode, out, err)
         if check and done.returncode != 0:
-            raise LabError(f"{self.name}: {' '.join(done.args)}: status {done.returncode}: {err.strip()}")
+            said = err.strip() or out.strip()[-1000:]
+            raise LabError(f"{self.name}: {' '.join(done.args)}: status {done.returncode}: {said}")
         return done
 
     def popen(
@@ -317,7 +319,7 @@ def _identities(paths: Iterable[Path]) -> set[Identity]:
 
 
 def _remove_namespaces(paths: list[Path]) -> None:
-    deadline = time.monotonic() + STOP_PATIENCE
+    deadline = time.monotonic() + GONE_PATIENCE
     identities = _identities(paths)
     looks = 0  # that found nobody: one that is just being forked, or enters, is seen at the second
     while looks < 2 and time.monotonic() < deadline:
@@ -364,7 +366,7 @@ def _remove_cgroups(known: set[Path]) -> None:
         if not Path("/proc", path.name.removeprefix(CGROUP_PREFIX)).exists():
             with contextlib.suppress(OSError):  # not empty: something still runs in it
                 path.rmdir()
-    deadline = time.monotonic() + STOP_PATIENCE
+    deadline = time.monotonic() + GONE_PATIENCE
     while (left := [path for path in known if path.exists()]) and time.monotonic() < deadline:
         for path in left:
             with contextlib.suppress(OSError):  # a process leaves its cgroup last of all (`do_exit`)

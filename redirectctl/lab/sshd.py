@@ -18,7 +18,7 @@ from redirectctl.lab.topology import Host
 
 SSHD = "/usr/sbin/sshd"  # it must be started by its absolute path
 NAME = "server"  # what ssh, scp and rsync call it
-START_PATIENCE = 10.0  # seconds until it accepts connections
+START_PATIENCE = 60.0  # seconds until it accepts connections
 
 _ENTER = """
 mount -n -t tmpfs -o mode=755 lab /run

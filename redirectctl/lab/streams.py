@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 from redirectctl.lab.namespaces import LabError
 from redirectctl.lab.topology import Host
 
-START_PATIENCE = 15.0  # seconds until a program runs and is connected
-STOP_PATIENCE = 15.0  # seconds until it has flushed and ended; more than a ticker's own limit
+START_PATIENCE = 60.0  # seconds until a program runs and is connected
+STOP_PATIENCE = 45.0  # seconds until it has flushed and ended; more than a ticker's own limit
 POLL = 0.005  # seconds
 
 T = TypeVar("T")

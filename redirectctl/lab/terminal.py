@@ -16,7 +16,7 @@ import pexpect
 from redirectctl.lab.namespaces import LabError, uninterrupted
 from redirectctl.lab.topology import Host
 
-START_PATIENCE = 20.0  # seconds until the shell answers
+START_PATIENCE = 60.0  # seconds until the shell answers
 
 
 class Answer(NamedTuple):

@@ -44,8 +44,8 @@ RECORD = struct.Struct("!QQ")
 BLOCK = 64 * 1024
 CHUNK = 256 * 1024
 NOTE_EVERY = 1 << 20  # bytes between two notes of a receiver's progress
-DRAIN_TIMEOUT = 10.0  # seconds that a ticker waits for the other end's last records
-CONNECT_TIMEOUT = 10.0  # seconds
+DRAIN_TIMEOUT = 30.0  # seconds that a ticker waits for the other end's last records
+CONNECT_TIMEOUT = 30.0  # seconds
 _SO_MAX_PACING_RATE = 47  # socket(7); the module has no name for it
 
 _stopped = False

@@ -14,7 +14,7 @@ from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.streams import Ticker, start_idle, start_ticker, wait_until
 from redirectctl.lab.topology import Host, Lab, Network
 
-SLOW = FAST.replace("1s", "4s")  # long enough for a connection to end before
+SLOW = FAST.replace("1s", "10s")  # long enough for a connection to end before
 BUDGET = 9.0  # seconds: proto/constants.py, HANDSHAKE_RETRIES
 BOTH_FAMILIES = pytest.mark.parametrize("version", [4, 6])
 

@@ -15,6 +15,7 @@ from redirectctl.kernel.constants import CGROUP_PREFIX
 from redirectctl.lab.namespaces import NETNS_DIRECTORY, PREFIX, program
 from redirectctl.lab.streams import wait_until
 
+PATIENCE = 500.0  # seconds: more than the demo has for all that it waits for
 MOVES = ["client: home → café", "client: café → office, stranger", "client: office → home", "server: dc1 → dc2"]
 
 
@@ -67,7 +68,7 @@ def opted_in(cgroup: Path) -> set[str]:
 def test_everything_lives_and_nothing_is_left(family: list[str]) -> None:
     before = machine()
     process = start("--json", "demo", "--outage", "1", "--copy", "150", *family)
-    out, account = process.communicate(timeout=150)
+    out, account = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, account
     outcome = json.loads(out)
     assert (outcome["lived"], outcome["failure"]) == (True, None)

@@ -373,6 +373,7 @@ class TestDamage:
             wait_until(contested, PATIENCE * 2, f"{command}: contested", poll=0)
             host.run(["sh", "-c", f"{command} 2>/dev/null"], check=False)
             code, checks = doctor(pair.client)
+            assert name in checks, not_ok(checks)
             assert (command, code, checks[name]["status"]) == (command, 1, "fail")
             assert found in checks[name]["found"]
             assert "restart redirectd" in checks[name]["hint"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from daemon_pair import PATIENCE
 
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.streams import start_ticker
@@ -49,13 +50,13 @@ def test_connections_move_between_closed_hosts(make_lab: Callable[..., Lab], ver
     client.start()
     server.start()
     ticker = start_ticker(lab.server, lab.client, version=version, port=5001, interval=0.02)
-    client.wait_connections("protected", 1)
+    client.wait_connections("protected", 1, timeout=PATIENCE)
     for host, network, number in ((lab.client, lab.cafe, 11), (lab.server, lab.dc2, 12), (lab.client, lab.home, 10)):
         host.leave()
-        (client if host is lab.client else server).wait_connections("suspended", 1)
+        (client if host is lab.client else server).wait_connections("suspended", 1, timeout=PATIENCE)
         link = host.join(network, number)
-        ticker.wait_both(link.usable_at, 30)
-        client.wait_connections("protected", 1)
-        server.wait_connections("protected", 1)
+        ticker.wait_both(link.usable_at, PATIENCE)
+        client.wait_connections("protected", 1, timeout=PATIENCE)
+        server.wait_connections("protected", 1, timeout=PATIENCE)
     verdict = ticker.stop()
     assert verdict.ok, verdict.why

@@ -95,7 +95,7 @@ def test_both_hosts_change_address_in_the_same_second(lab: Lab, tmp_path: Path, 
         target = sshd.home / f"copy{number}"
         assert hashlib.sha256(target.read_bytes()).hexdigest() == digest
         target.unlink()
-        assert pair.client.events("move.finished", since=began)
+        assert pair.wait_moved(pair.client, began)
         pair.wait_name()
     print(f"\nIPv{version}: {MEETINGS} rounds, typed and answered after {', '.join(f'{gap:.1f}' for gap in gaps)} s")
     assert terminal.leave() == 0

@@ -105,6 +105,23 @@ def test_a_server_that_is_away_gets_it_when_it_is_back(lab: Lab, names: NameServ
     assert doctor(daemon)["status"] == "ok"
 
 
+def test_an_address_that_comes_before_its_route_is_no_failure(lab: Lab, names: NameServer, start: Start) -> None:
+    daemon = start()
+    leads_to(names, *lab.server.links[0].addresses)
+    (link,) = lab.server.links
+    another, gateway = link.network.addresses(20).v4, link.network.addresses(1).v4
+    lab.server.ip(
+        "route delete default",
+        f"address delete {link.addresses.v4}/24 dev {link.interface}",
+        f"address add {another}/24 dev {link.interface}",
+    )
+    wait_until(lambda: "not up to date" in daemon.report(), PATIENCE, "an update that fails", poll=0.01)
+    lab.server.ip(f"route add default via {gateway} dev {link.interface}")
+    leads_to(names, another, link.addresses.v6)
+    wait_until(lambda: len(daemon.events("dns.updated")) == 2, PATIENCE, "it is told", poll=0.1)
+    assert daemon.events("dns.failed") == []
+
+
 REFUSALS: list[tuple[dict[str, object], str]] = [
     ({"name": f"other.{ZONE}"}, "refused-by-server"),  # not this key's
     ({"server": "203.0.113.53:9"}, "no-answer-from-server"),

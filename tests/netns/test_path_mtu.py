@@ -6,6 +6,7 @@ client ── home, café ── router ── dc1 ── server          the ro
 from __future__ import annotations
 
 import pytest
+from daemon_pair import PATIENCE
 
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.streams import start_bulk, wait_until
@@ -27,10 +28,10 @@ def test_bulk_goes_on_when_the_new_path_takes_smaller_packets_only(lab: Lab, ver
     daemons = [Daemon(host, CONFIG) for host in (lab.client, lab.server)]
     for daemon in daemons:
         daemon.start()
-    daemons[1].wait_connections("protected", 1)
+    daemons[1].wait_connections("protected", 1, timeout=PATIENCE)
     lab.client.move(lab.cafe, 11)
-    daemons[1].wait_event("move.received", address=str(lab.client.address(version)))
+    daemons[1].wait_event("move.received", address=str(lab.client.address(version)), timeout=PATIENCE)
     before = bulk.received()
-    wait_until(lambda: bulk.received() > before + 20_000_000, 60, "20 MB through the smaller path")
+    wait_until(lambda: bulk.received() > before + 20_000_000, PATIENCE, "20 MB through the smaller path")
     verdict = bulk.stop()
     assert verdict.ok, verdict.why

@@ -18,7 +18,7 @@ from tests.unit_file import confine, read
 
 SOURCES = Path(__file__).parents[2]
 PATIENCE = 300.0  # seconds for one command: pip and apt-get load a lot
-START_PATIENCE = 30.0  # seconds
+START_PATIENCE = 60.0  # seconds
 # /run and /tmp are empty at each boot, so nothing in them is left behind.
 MOUNTS = """
 set -e

@@ -18,6 +18,7 @@ from tests.packaging.conftest import Root, clean_environment, copy_sources, ctl,
 
 PAGES = ("man1/redirectctl.1", "man1/redirect-run.1", "man5/redirectd.toml.5", "man7/redirectctl.7", "man8/redirectd.8")
 PROGRAMS = ("redirectctl", "redirectd", "redirect-run")
+SOURCES = "root/redirectctl-under-test"  # in a root; somebody may have cloned it into the usual place
 STATE = "/var/lib/redirectctl"
 # The group redirectctl stays: somebody may be in it, and files may belong to it.
 GROUPS = ("/etc/group", "/etc/group-", "/etc/gshadow", "/etc/gshadow-", "/etc/.pwd.lock")
@@ -136,8 +137,8 @@ def test_the_wheel(sources: Path, tmp_path: Path) -> None:
 
 
 def test_make_install_and_uninstall(machine: Root, sources: Path) -> None:
-    shutil.copytree(sources, machine.path / "root/redirectctl")
-    make = ("make", "--silent", "-C", "/root/redirectctl")
+    shutil.copytree(sources, machine.path / SOURCES)
+    make = ("make", "--silent", "-C", f"/{SOURCES}")
     machine.run(*make, "install")
     check_files(machine, "/usr/local/share", "/usr/local/share/zsh/site-functions")
     check_use(machine, "/etc/systemd/system/redirectd.service", "/opt/redirectctl/bin/python")
@@ -147,11 +148,11 @@ def test_make_install_and_uninstall(machine: Root, sources: Path) -> None:
 
 def test_make_install_keeps_a_configuration_that_is_there(machine: Root, sources: Path) -> None:
     """And `make uninstall` as well; installing itself is tried above."""
-    shutil.copytree(sources, machine.path / "root/redirectctl")
+    shutil.copytree(sources, machine.path / SOURCES)
     mine = machine.path / "etc/redirectctl/redirectd.toml"
     mine.parent.mkdir(exist_ok=True)
     mine.write_text("[protect]\nports = [22]\n")
-    machine.run("make", "--silent", "-C", "/root/redirectctl", "uninstall")
+    machine.run("make", "--silent", "-C", f"/{SOURCES}", "uninstall")
     assert mine.read_text() == "[protect]\nports = [22]\n"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from redirectctl.flows import constants
+from redirectctl.flows import commands, constants
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.proofs import CLAIMANT, digest, shown
 from redirectctl.flows.state import State
@@ -92,6 +92,40 @@ def test_stripped_options_fall_back_to_numbers(off: tuple[int, int]) -> None:
     assert bob.connection(socket).there == there
     assert alice.protects(there)
     world.run(20)
+    world.settled()
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("kernel_delay", [0.0, 0.5])
+def test_numbers_that_are_found_after_the_question_has_come_again(
+    kernel_delay: float, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine: it is one claim all the same, and what was answered first holds."""
+    world, alice, bob = pair(link=Link(strips=True))
+    alice.kernel_delay = kernel_delay
+    socket, there = world.connect(bob, alice, 40000)
+    late: list[commands.Command] = []
+    carry_out = alice.carry_out
+
+    def slow(command: commands.Command) -> None:
+        if isinstance(command, commands.FindNumbers):
+            late.append(command)
+        else:
+            carry_out(command)
+
+    monkeypatch.setattr(alice, "carry_out", slow)
+    while len(late) < 3:
+        world.run(0.1)
+    monkeypatch.undo()
+    for number, command in enumerate(late):
+        world.link.cut = lost and number == 0
+        alice.carry_out(command)
+        alice.run()
+        world.run(0.2)
+    world.link.cut = False
+    world.run(20)
+    assert bob.protects(socket)
+    assert alice.protects(there)
     world.settled()
 
 

@@ -39,7 +39,7 @@ _NEEDED = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"}
 _WANTED = {1: "CAP_DAC_OVERRIDE", 19: "CAP_SYS_PTRACE"}  # cgroups and sockets of other users' programs
 _TUNGETFEATURES, _IFF_TUN = 0x800454CF, 0x0001
 _TRIAL = f"{NFT_TABLE}-check"  # never made: dry runs only
-_TIMEOUT = 8.0  # seconds for iptables
+_TIMEOUT = 15.0  # seconds for iptables: on a machine that has much else to do
 _NOT_BORROWED = "suspended connections live as long as TCP bears by itself, 15 minutes or less"
 
 

@@ -19,7 +19,7 @@ import msgspec
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.nft import Command, Nft
 
-TIMEOUT = 8.0  # seconds for one of the processes
+TIMEOUT = 15.0  # seconds for one of the processes: some 100 ms, but others may use the processors
 
 
 class Saved(NamedTuple):

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from redirectctl_wrappers import launcher
@@ -23,5 +23,15 @@ def played(answer: Callable[[socket.socket], None]) -> Iterator[Path]:
         wrapper.chmod(0o755)
         listener.bind(f"{folder}/socket")
         listener.listen(128)
-        threading.Thread(target=answer, args=[listener], daemon=True).start()
-        yield folder
+        thread = threading.Thread(target=_until_shut, args=[answer, listener], daemon=True)
+        thread.start()
+        try:
+            yield folder
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)  # what waits for the next one ends
+            thread.join()
+
+
+def _until_shut(answer: Callable[[socket.socket], None], listener: socket.socket) -> None:
+    with suppress(OSError):
+        answer(listener)

@@ -30,11 +30,12 @@ class Server:
         self.answers: list[str | asyncio.Event | None] = []  # of the next updates: a refusal, well, or when
         self.addresses: set[IPAddress] = {ip_address("192.0.2.1")}
         self.now = 0.0
+        self.pace = ownname.SETTLING  # seconds from one update to the next
         self.log = EventLog(tmp_path, lambda: self.now)
         self.key = tmp_path / "key"
         self.key.write_text(KEY)
         self.key.chmod(0o600)
-        self.keeper = OwnNameKeeper(self.log, lambda: self.addresses)
+        self.keeper = OwnNameKeeper(self.log, lambda: self.addresses, lambda: self.now)
         self.settings = Dns(
             name=HostName("h.example"), zone=HostName("example"), server=HostPort("192.0.2.53:53"),
             key_file=str(self.key),
@@ -43,6 +44,7 @@ class Server:
         monkeypatch.setattr(ownname, "RETRIES", (0.0,))
 
     async def publish(self, own: OwnName, addresses: Collection[IPAddress], key: TsigKey) -> None:
+        self.now += self.pace
         assert (own.name, own.zone, own.host, own.port, own.ttl) == ("h.example", "example", "192.0.2.53", 53, 30)
         assert key.secret == b"secret"
         wanted = set(map(str, addresses))
@@ -138,6 +140,53 @@ def test_failures_are_tried_again_and_told_once_for_each_reason(server: Server) 
     assert server.events(EventName.DNS_FAILED) == ["no-answer-from-server", "refused-by-server"]
     assert len(server.events(EventName.DNS_UPDATED)) == 1
     assert server.keeper.failure is None
+
+
+def test_a_server_that_answers_after_a_moment_has_not_failed(server: Server) -> None:
+    """The address is there before its route: at once there is no way to the server."""
+    server.pace = ownname.SETTLING / 4
+    server.answers = [None, *["no-answer-from-server"] * 4, None, *["no-answer-from-server"] * 4, None]
+
+    async def story() -> None:
+        server.keeper.configure(server.settings)
+        await server.until(lambda: len(server.updates) == 1)
+        server.have("192.0.2.2")
+        await server.until(lambda: len(server.updates) == 2)
+        server.have("192.0.2.3")
+        await server.until(lambda: len(server.updates) == 3)
+
+    server.run(story)
+    assert server.events(EventName.DNS_FAILED) == []
+    assert len(server.events(EventName.DNS_UPDATED)) == 3
+
+
+def test_addresses_of_a_moment_ago_do_not_count(server: Server) -> None:
+    server.answers = ["no-answer-from-server", None]
+
+    async def story() -> None:
+        server.pace = ownname.SETTLING / 4
+        server.keeper.configure(server.settings)
+        await server.until(lambda: server.keeper.failure is not None)
+        server.have()
+        server.now += 3600.0
+        server.answers.insert(0, "no-answer-from-server")
+        server.have("192.0.2.2")
+        await server.until(lambda: server.updates == [{"192.0.2.2"}])
+
+    server.run(story)
+    assert server.events(EventName.DNS_FAILED) == []
+
+
+def test_an_answer_of_another_kind_is_told_at_once(server: Server) -> None:
+    server.pace = 0.0
+    server.answers = ["refused-by-server", *["no-answer-from-server"] * 3, None]
+
+    async def story() -> None:
+        server.keeper.configure(server.settings)
+        await server.until(lambda: bool(server.updates))
+
+    server.run(story)
+    assert server.events(EventName.DNS_FAILED) == ["refused-by-server"]
 
 
 def test_an_update_that_hangs_does_not_keep_the_next_address_waiting(server: Server) -> None:

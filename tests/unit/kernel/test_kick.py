@@ -264,6 +264,26 @@ def test_a_connection_that_moves_on_while_asked_is_not_learnt() -> None:
     assert fake.kicker.numbers(idle(1)) is None
 
 
+@pytest.mark.parametrize(("carried", "asked"), [(160, True), (1_000_000, False)])
+def test_a_program_that_writes_little_and_often_has_a_moment_in_which_it_can_be_asked(
+    carried: int, asked: bool
+) -> None:
+    fake = host(idle(1))
+    get = fake.get
+
+    def carries_on(one: FourTuple, *, ifindex: int = 0) -> SocketInfo | None:
+        found = get(one)
+        if found and not fake.probed:
+            info = tcp_info(bytes_acked=1000 + carried // 2, bytes_received=2000 + carried // 2)
+            fake.sockets[one] = found._replace(info=info)
+        return found
+
+    fake.get = carries_on  # type: ignore[method-assign]
+    asyncio.run(fake.kicker.learn([connection(1)]))
+    assert bool(fake.probed) is asked
+    assert (fake.kicker.numbers(idle(1)) is not None) is asked
+
+
 @pytest.mark.parametrize(("window", "ahead"), [(0, 0), (300, 300), (900, 1000), (1000, 1000)])
 def test_numbers_are_right_where_the_window_closed_over_what_is_in_flight(window: int, ahead: int) -> None:
     """TCP then puts the window's end into its ACKs, unless it is hardly past it (`tcp_acceptable_seq`)."""

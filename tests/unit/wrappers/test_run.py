@@ -7,6 +7,7 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -144,10 +145,16 @@ STATUS_LINES = ("Umask", "Uid", "Gid", "Groups", "Sig", "Shd", "Cap", "NoNewPriv
 
 
 def seen(prefix: list[str], *files: str, **options: object) -> dict[str, bytes]:
-    """What `cat` sees in files of its own /proc/self; of status what the wrapper could have changed."""
+    """What `cat` sees in files of its own /proc/self; of status what the wrapper could have changed.
+
+    `cat` by its path, as the prefix is: subprocess starts what has one by posix_spawn where it can (from Python 3.13 on
+    with close_fds too), and that leaves signals 32 and 33 ignored (glibc, sysdeps/unix/sysv/linux/spawni.c).
+    """
+    cat = shutil.which("cat")
+    assert cat is not None
     result: dict[str, bytes] = {}
     for file in files:
-        completed = run(*prefix, "cat", f"/proc/self/{file}", **options)
+        completed = run(*prefix, cat, f"/proc/self/{file}", **options)
         assert completed.returncode == 0, completed.stderr
         lines = completed.stdout.splitlines(keepends=True)
         if file == "status":

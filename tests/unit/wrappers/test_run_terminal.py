@@ -190,6 +190,31 @@ def test_modes_and_size_that_the_command_sets_stay(shell: Shell) -> None:
     assert shell.ask("stty size") == "33 99"
 
 
+SLOW = """
+import os, sys, time
+from redirectctl_wrappers import leader, run
+close, wrapper = leader.close_all_but, os.getpid()
+def late(kept):  # it has started the command, and does not get a processor
+    while os.getpid() == wrapper and not os.path.exists("done"):
+        time.sleep(0.01)
+    close(kept)
+leader.close_all_but = late
+sys.exit(run.main())
+"""
+
+
+def test_modes_and_size_that_the_command_sets_at_once_stay(daemon: FakeDaemon, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    shell = Shell(f"{sys.executable} slow.py", "xterm")
+    shell.ask(f"cd {tmp_path}")
+    shell.start("sh -c 'stty rows 33 cols 99 -ixon; touch done'")
+    shell.prompt()
+    assert shell.ask("stty size") == "33 99"
+    assert "-ixon" in shell.ask("stty -a").split()
+    shell.terminal.close(force=True)
+    assert daemon.callers
+
+
 def test_what_children_write_after_the_command_has_ended(shell: Shell) -> None:
     shell.start("sh -c '(sleep 1; echo later) & exit 3'; echo status=$?")
     assert "status=3" in shell.prompt()
