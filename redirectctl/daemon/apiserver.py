@@ -2,7 +2,9 @@
 
 Everybody may connect.  `status`, `opt-in` (of the process that asks) and `watch` (of its own command) are for all;
 everything else is for root, the user that the daemon runs as, and the group `redirectctl`.  Callers are known from the
-kernel (SO_PEERCRED, SO_PEERGROUPS), not from what they say.  Refusals are logged with a named reason.
+kernel (SO_PEERCRED, SO_PEERGROUPS, SO_PEERPIDFD), not from what they say.  A connection outlives the process that made
+it, whose number goes to another one then: what is about the process is done only while it runs, as its user.  Refusals
+are logged with a named reason.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Final, NamedTuple, Protocol
 from redirectctl.api import schema
 from redirectctl.api.schema import ErrorCode, RequestError
 from redirectctl.daemon.eventlog import EventLog, Subscription
+from redirectctl.kernel.pidfd import Pidfd, of_peer
 
 ADMIN_GROUP: Final = "redirectctl"
 BACKLOG: Final = 128  # connections that the kernel keeps until we accept them; many redirect-run may start at once
@@ -62,6 +65,7 @@ class Caller:
     pid: int  # 0 if it is in a process namespace that we do not see
     uid: int
     groups: frozenset[int]
+    process: Pidfd | None = None  # None: it has ended
 
     def __str__(self) -> str:
         return f"process {self.pid} of user {self.uid}"
@@ -198,7 +202,7 @@ class ApiServer:
         self._request_timeout = request_timeout
         self._max_clients_per_user = max_clients_per_user
         self._admin_group = admin_group()
-        self._clients: dict[asyncio.Task[None], int] = {}  # with the user's id
+        self._clients: dict[asyncio.Task[None], Caller] = {}
         self._users: Counter[int] = Counter()
         self._watchers: Counter[int] = Counter()  # by user; they are among the clients too
         self._server: asyncio.Server | None = None
@@ -233,15 +237,17 @@ class ApiServer:
             writer.transport.abort()
             return
         task = asyncio.create_task(self._serve(reader, writer, caller), name=f"api client, {caller}")
-        self._clients[task] = caller.uid
+        self._clients[task] = caller
         self._users[caller.uid] += 1
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        uid = self._clients.pop(task)
-        self._users[uid] -= 1
-        if not self._users[uid]:
-            del self._users[uid]
+        caller = self._clients.pop(task)
+        if caller.process is not None:
+            caller.process.close()
+        self._users[caller.uid] -= 1
+        if not self._users[caller.uid]:
+            del self._users[caller.uid]
         if not task.cancelled() and (error := task.exception()):
             _log.error("%s failed", task.get_name(), exc_info=error)
 
@@ -313,9 +319,8 @@ class ApiServer:
     def _check_right(self, request: schema.Request, caller: Caller) -> None:
         route = ROUTES[type(request)]
         name = type(request).__struct_config__.tag
-        if isinstance(request, (schema.OptInRequest, schema.WatchRequest)) and caller.pid <= 0:
-            why = "this process is in a process namespace that the daemon does not see"
-            raise RequestError(str(name), why, "run it outside of the container", ErrorCode.DENIED)
+        if isinstance(request, (schema.OptInRequest, schema.WatchRequest)):
+            _check_process(str(name), caller)
         if route.right is Right.ADMIN and not self._is_admin(caller):
             hint = f"ask as root or as a member of the group {ADMIN_GROUP}"
             raise RequestError(str(name), "not permitted", hint, ErrorCode.DENIED)
@@ -387,6 +392,11 @@ class ApiServer:
         try:
             while not gone.done():
                 subscription.take()  # only that something happened matters
+                try:
+                    _check_process("watch", caller)
+                except RequestError as error:
+                    self._refuse(writer, caller, Refusal.NO_RIGHT, error)
+                    return
                 reply = self._service.watched(caller, self._is_admin(caller))
                 if (summary := _summary(reply)) != told:
                     told = summary
@@ -401,6 +411,18 @@ class ApiServer:
                     arrived.cancel()
         finally:
             gone.cancel()
+
+
+def _check_process(what: str, caller: Caller) -> None:
+    """Whether the process that connected is still there, and its user's own.  Raises RequestError."""
+    if caller.pid <= 0:
+        why = "this process is in a process namespace that the daemon does not see"
+        raise RequestError(what, why, "run it outside of the container", ErrorCode.DENIED)
+    if caller.process is None or caller.process.ended:
+        raise RequestError(what, "the process that connected has ended", "connect again", ErrorCode.DENIED)
+    if not caller.process.belongs_to(caller.uid):
+        why = f"process {caller.pid} is not, or not only, user {caller.uid}'s"
+        raise RequestError(what, why, "connect as the user that the command is run as", ErrorCode.DENIED)
 
 
 def _summary(reply: schema.WatchReply) -> object:
@@ -432,7 +454,8 @@ def _caller(sock: socket.socket) -> Caller | None:
         packed = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_SIZE)
     except OSError:  # more than 256 groups, or a kernel that does not say: the primary group has to do
         packed = b""
-    return Caller(pid, uid, frozenset({gid, *struct.unpack(f"{len(packed) // 4}I", packed)}))
+    groups = frozenset({gid, *struct.unpack(f"{len(packed) // 4}I", packed)})
+    return Caller(pid, uid, groups, of_peer(sock, pid) if pid > 0 else None)
 
 
 def _listen(path: Path, group: int | None) -> tuple[socket.socket, int]:

@@ -17,6 +17,7 @@ from redirectctl.kernel.constants import CGROUP_PREFIX
 from redirectctl.kernel.diag import Destroyed, DestroyWatch, SockDiag, SocketInfo, TcpInfo, TcpState
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.inet_filter import SocketFilter
+from redirectctl.kernel.pidfd import Pidfd
 from redirectctl.wire.addr import FourTuple, IPAddress
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ ALIVE = (
 class _Group:
     cgroup: Cgroup
     last_seen: float
+    made_for: int | None  # start time (procs.start_time) of the process whose number its name has; None: not known
     sockets: dict[FourTuple, int] = field(default_factory=dict)  # open at the last look, with the user's id
 
 
@@ -75,7 +77,7 @@ class Finder:
         if self._tree is not None:
             self._tree.sweep()
             for cgroup in self._tree.find_all():
-                self._groups[cgroup.id] = _Group(cgroup, loop.time())
+                self._groups[cgroup.id] = _Group(cgroup, loop.time(), self._made_for(cgroup))
         self._wake.set()
 
     def close(self) -> None:
@@ -85,14 +87,25 @@ class Finder:
         if self._tree is not None:
             self._tree.sweep()
 
-    def opt_in(self, pid: int, start_time: int | None = None) -> Cgroup:
-        """A process and its future children.  Raises KernelError."""
+    def opt_in(self, pid: int, process: Pidfd | None = None) -> Cgroup:
+        """A process (``process``, whoever has the number by now) and its future children.  Raises KernelError."""
         if self._tree is None:
             self._tree = CgroupTree()
-        cgroup = self._tree.opt_in(pid, start_time=start_time)
-        self._groups[cgroup.id] = _Group(cgroup, asyncio.get_running_loop().time())
+        cgroup = self._tree.opt_in(pid, process=process)
+        now = asyncio.get_running_loop().time()
+        known = self._groups.get(cgroup.id)
+        if known is None:
+            self._groups[cgroup.id] = _Group(cgroup, now, self._made_for(cgroup))
+        else:
+            known.last_seen = now
         self._wake.set()
         return cgroup
+
+    def _made_for(self, cgroup: Cgroup) -> int | None:
+        """Of a cgroup that is met for the first time: when the process began that it was made for, if that is in it."""
+        pid = int(cgroup.path.name.removeprefix(CGROUP_PREFIX))
+        inside = self._tree is not None and self._tree.group_of(pid) == cgroup
+        return procs.start_time(pid) if inside else None
 
     def sockets_with(self, pid: int, uid: int) -> list[FourTuple]:
         """Open sockets of the command that a process was opted in with, which a user may be told about.
@@ -103,7 +116,8 @@ class Finder:
         group = self._groups.get(cgroup.id) if cgroup is not None else None
         if cgroup is None or group is None:
             return []
-        whole = uid == 0 or cgroup.path.name == f"{CGROUP_PREFIX}{pid}"
+        made_for = cgroup.path.name == f"{CGROUP_PREFIX}{pid}" and group.made_for is not None
+        whole = uid == 0 or (made_for and group.made_for == procs.start_time(pid))
         return [socket for socket, owner in group.sockets.items() if whole or owner == uid]
 
     def opt_in_sockets(self, sockets: Iterable[SocketInfo]) -> list[FourTuple]:

@@ -180,13 +180,10 @@ class DaemonService:
     async def opt_in(self, request: schema.OptInRequest, caller: Caller) -> schema.OptedIn:
         """Opt the calling process in: the kernel says which it is."""
         what = "opt in"
-        if caller.pid <= 0:
-            raise RequestError(what, "the caller is in a process namespace that redirectd does not see")
-        started = procs.start_time(caller.pid)
         if procs.in_our_network(caller.pid) is False:
             raise RequestError(what, "the caller is in another network namespace", "run redirectd there as well")
         try:
-            self._r.finder.opt_in(caller.pid, started)
+            self._r.finder.opt_in(caller.pid, caller.process)
         except KernelError as error:
             raise RequestError(what, f"{error.what}: {error.why}", error.hint) from error
         return schema.OptedIn(asks=self._r.config.trust.first_contact == "ask")

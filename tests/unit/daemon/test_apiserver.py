@@ -21,6 +21,7 @@ from redirectctl.api.optin import OptInError, opt_in
 from redirectctl.daemon import apiserver
 from redirectctl.daemon.apiserver import ROUTES, ApiError, ApiServer, Caller, Refusal, Right, Service
 from redirectctl.daemon.eventlog import QUEUE, EventLog
+from redirectctl.kernel.pidfd import Pidfd
 
 NOBODY = 65534
 
@@ -127,6 +128,15 @@ async def as_nobody(program: str, *arguments: str) -> tuple[int, str]:
     assert process.returncode is not None
     return process.returncode, output.decode()
 
+
+SAY = """
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+lines = s.makefile()
+lines.readline()  # hello
+s.sendall(json.dumps({"type": sys.argv[2]}).encode() + b"\\n")
+print(lines.readline().strip())
+"""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
@@ -362,6 +372,47 @@ with Client({str(bench.path)!r}) as client:
 
         asyncio.run(check())
         assert bench.service.asked == []
+
+    @needs_root
+    @pytest.mark.parametrize("request_type", ["opt-in", "watch"])
+    def test_a_process_that_is_not_the_users_is_not_his_to_opt_in(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, request_type: str
+    ):
+        """As before Linux 6.5, where the number that the kernel noted may be another process's by now."""
+        monkeypatch.setattr(apiserver, "of_peer", lambda sock, pid: Pidfd.open(os.getpid()))  # root's
+
+        async def check() -> None:
+            async with bench.serving():
+                _, answer = await as_nobody(SAY, str(bench.path), request_type)
+                assert json.loads(answer)["why"].endswith(f"is not, or not only, user {NOBODY}'s")
+
+        asyncio.run(check())
+        assert bench.service.asked == []
+        assert bench.service.watchers == []
+        assert refusals(caplog) == [Refusal.NO_RIGHT]
+
+    def test_a_watcher_whose_process_has_ended_hears_nothing_more(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ):
+        monkeypatch.setattr(apiserver, "WATCH_PAUSE", 0.0)
+
+        async def check() -> None:
+            async with bench.serving():
+                process = await asyncio.create_subprocess_exec("sleep", "1000")
+                monkeypatch.setattr(apiserver, "of_peer", lambda sock, pid: Pidfd.open(process.pid))
+                reader, writer = await bench.connect()
+                writer.write(b'{"type":"watch"}\n')
+                assert json.loads(await reader.readline())["type"] == "watch"
+                process.kill()
+                await process.wait()
+                bench.service.watch = lost(1.0)
+                bench.log.record(schema.EventName.CONNECTION_SUSPENDED)
+                (answer,) = (json.loads(line) for line in (await reader.read()).splitlines())
+                assert answer["why"] == "the process that connected has ended"
+                writer.close()
+
+        asyncio.run(check())
+        assert refusals(caplog) == [Refusal.NO_RIGHT]
 
 
 class TestSocketFile:

@@ -1,0 +1,121 @@
+"""What another user of the machine may try with the daemon's socket and port, against a real daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from daemon_pair import PATIENCE, Pair
+
+from redirectctl.kernel.constants import CGROUP_PREFIX
+from redirectctl.lab.namespaces import Namespace
+from redirectctl.lab.streams import wait_until
+from redirectctl.lab.topology import Lab
+
+NOBODY = 65534
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
+AS_NOBODY = f"""
+import os, socket, sys, time
+os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
+"""
+# Connects, and leaves the connection to a child; the process that the kernel has noted ends.
+HAND_ON = (
+    AS_NOBODY
+    + """
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+lines = s.makefile()
+lines.readline()  # hello
+if os.fork():
+    os._exit(0)
+os.setsid()  # a number is free when it names no group and no session either
+print("handed on", flush=True)
+for request in sys.stdin:
+    s.sendall(request.encode())
+    print(lines.readline().strip(), flush=True)
+"""
+)
+OPT_IN = """
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+lines = s.makefile()
+lines.readline()
+s.sendall(b'{"type":"opt-in"}\\n')
+print(lines.readline().strip())
+"""
+CONNECTED = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 30)
+print("connected", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def open_to_all(lab: Lab) -> Lab:
+    """The lab's directory is root's alone; here other users may reach what is in it."""
+    lab.sandbox.directory.chmod(0o711)
+    return lab
+
+
+def start_as(host: Namespace, pid: int, argv: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a command that gets a number which another process had before."""
+    for _ in range(2000):  # others of this machine start processes too
+        LAST_PID.write_text(str(pid - 1))
+        process = host.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        if process.pid == pid:
+            return process
+        process.kill()
+        process.communicate()
+        host.sandbox.processes.remove(process)
+    raise AssertionError(f"no process got number {pid}")
+
+
+def opted_in(pid: int) -> bool:
+    """Whether a process is in a cgroup of redirectctl's."""
+    return CGROUP_PREFIX in Path(f"/proc/{pid}/cgroup").read_text()
+
+
+@pytest.mark.skipif(not os.access(LAST_PID, os.W_OK), reason="this kernel lets nobody choose process numbers")
+def test_a_number_that_is_another_process_by_now(open_to_all: Lab) -> None:
+    """Somebody's connection to the daemon outlives its process, whose number goes to one of root's."""
+    lab = open_to_all
+    pair = Pair(lab)
+    pair.client.socket.parent.chmod(0o755)
+    lab.server.popen([sys.executable, "-m", "redirectctl.lab.traffic", "echo", "--listen", "9000"])
+    wait_until(lambda: lab.server.run(["ss", "-tlnH", "sport = :9000"]).stdout, PATIENCE, "the echo", poll=0.1)
+    attacker = lab.client.popen(
+        [sys.executable, "-c", HAND_ON, str(pair.client.socket)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert attacker.stdin is not None
+    assert attacker.stdout is not None
+    attacker.stdout.readline()
+    attacker.wait(PATIENCE)
+    roots = start_as(lab.client, attacker.pid, [sys.executable, "-c", CONNECTED, str(lab.server.address()), "9000"])
+    assert roots.stdout is not None
+    assert roots.stdout.readline() == "connected\n"
+
+    def ask(request: str) -> dict[str, object]:
+        attacker.stdin.write(json.dumps({"type": request}) + "\n")
+        attacker.stdin.flush()
+        return json.loads(attacker.stdout.readline())
+
+    told = ask("opt-in")
+    assert (told["type"], opted_in(roots.pid)) == ("error", False), told
+    assert "has ended" in str(told["why"])
+    # Root opts it in; whose number that was hears nothing of it.
+    pair.client.ctl("protect", str(roots.pid))
+    assert opted_in(roots.pid)
+    pair.wait_protected(1)
+    lab.client.leave()
+    pair.client.wait_connections("suspended")
+    told = ask("watch")
+    assert told["type"] == "error", told
+    # A second party with a process of its own is opted in as ever.
+    done = lab.client.run([sys.executable, "-c", AS_NOBODY + OPT_IN, str(pair.client.socket)])
+    assert json.loads(done.stdout.splitlines()[-1]) == {"type": "opted-in"}
