@@ -26,6 +26,7 @@ from typing import Final, NamedTuple, Protocol
 from redirectctl.api import schema
 from redirectctl.api.schema import ErrorCode, RequestError
 from redirectctl.daemon.eventlog import EventLog, Subscription
+from redirectctl.daemon.repeats import Repeats
 from redirectctl.kernel.pidfd import Pidfd, of_peer
 
 ADMIN_GROUP: Final = "redirectctl"
@@ -202,6 +203,7 @@ class ApiServer:
         self._request_timeout = request_timeout
         self._max_clients_per_user = max_clients_per_user
         self._admin_group = admin_group()
+        self._refused: Repeats[tuple[Caller, Refusal, str]] = Repeats()  # by user
         self._clients: dict[asyncio.Task[None], Caller] = {}
         self._users: Counter[int] = Counter()
         self._watchers: Counter[int] = Counter()  # by user; they are among the clients too
@@ -229,6 +231,7 @@ class ApiServer:
         for task in clients:
             task.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
+        self._log_left_out(float("inf"))
         self._server = None
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -236,6 +239,7 @@ class ApiServer:
         if caller is None:
             writer.transport.abort()
             return
+        self._log_left_out()
         task = asyncio.create_task(self._serve(reader, writer, caller), name=f"api client, {caller}")
         self._clients[task] = caller
         self._users[caller.uid] += 1
@@ -266,7 +270,7 @@ class ApiServer:
             async with asyncio.timeout(WRITE_TIMEOUT):
                 await writer.wait_closed()
         except TimeoutError:
-            _log.warning("api: %s: %s", caller, Refusal.NOT_READING)
+            self._log_refusal(caller, Refusal.NOT_READING, f"the reply was not read within {WRITE_TIMEOUT:g} s")
         except OSError:
             _log.debug("api: %s went away", caller)
         finally:
@@ -313,8 +317,22 @@ class ApiServer:
             timeout = IDLE_TIMEOUT
 
     def _refuse(self, writer: asyncio.StreamWriter, caller: Caller, refusal: Refusal, error: RequestError) -> None:
-        _log.warning("api: %s: %s: %s", caller, refusal, error)
+        self._log_refusal(caller, refusal, str(error))
         writer.write(schema.encode(error.error))
+
+    def _log_refusal(self, caller: Caller, refusal: Refusal, why: str) -> None:
+        """The first of a user and reason at once, further ones after a pause, counted: anybody can cause them."""
+        self._log_left_out()
+        now = asyncio.get_running_loop().time()
+        times = self._refused.note(now, f"user {caller.uid}", refusal, (caller, refusal, why))
+        if times:
+            _log_refused(caller, refusal, why, times)
+
+    def _log_left_out(self, now: float | None = None) -> None:
+        """What has waited long enough.  now: infinity for all of it."""
+        at = asyncio.get_running_loop().time() if now is None else now
+        for _, (caller, refusal, why), times in self._refused.due(at):
+            _log_refused(caller, refusal, why, times)
 
     def _check_right(self, request: schema.Request, caller: Caller) -> None:
         route = ROUTES[type(request)]
@@ -411,6 +429,10 @@ class ApiServer:
                     arrived.cancel()
         finally:
             gone.cancel()
+
+
+def _log_refused(caller: Caller, refusal: Refusal, why: str, times: int) -> None:
+    _log.warning("api: %s: %s: %s%s", caller, refusal, why, f" ({times} times)" if times > 1 else "")
 
 
 def _check_process(what: str, caller: Caller) -> None:

@@ -171,7 +171,7 @@ class Finder:
         for one in fresh:
             owner = owners.get(one.inode)
             pid, command = (owner.pid, owner.command) if owner is not None else (None, None)
-            self._engine.found(now, one.tuple, age=age, pid=pid, command=command)
+            self._engine.found(now, one.tuple, age=age, pid=pid, command=command, uid=one.uid)
         self._changed()
 
     def _likely(self) -> list[int]:

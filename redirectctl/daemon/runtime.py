@@ -17,7 +17,7 @@ from typing import Any
 from redirectctl.api import schema
 from redirectctl.config import Config
 from redirectctl.daemon import records
-from redirectctl.daemon.eventlog import EventFields, EventLog
+from redirectctl.daemon.eventlog import AT_WILL, STRANGERS, Cause, EventFields, EventLog, network_of
 from redirectctl.daemon.finder import Finder
 from redirectctl.daemon.logind import SleepSignals
 from redirectctl.daemon.namebook import NameBook
@@ -159,6 +159,7 @@ class Runtime:
         self.tasks.start(self._carry_out_all(), "commands")
         self.tasks.start(self.network.run(), "network")
         self.tasks.start(self.finder.run(), "finder")
+        self.tasks.start(self.log.run(), "event log")
         self.tasks.start(self._prune(), "prune")
         self.tasks.start(self.repairs.run(), "repairs")
         self.tasks.start(self._count_untagged(), "untagged")
@@ -442,11 +443,26 @@ class Runtime:
             fields["reason"] = notice.reason
         if notice.address is not None:
             fields["address"] = str(notice.address)
-        self.log.record(schema.EventName(notice.name), **fields)
+        self.log.record(schema.EventName(notice.name), **self._cause(notice), **fields)
         if notice.name == "connection.protected" and notice.connection is not None:
             connection = self.engine.table.get(notice.connection)
             if connection is not None:
                 self._study(connection)
+
+    def _cause(self, notice: commands.Notice) -> Cause:
+        """Whose share of the log an event is written on."""
+        connection = self.engine.table.get(notice.connection) if notice.connection is not None else None
+        if notice.name in ("peer.approved", "peer.rejected") and notice.reason is None:
+            return Cause(who=None)  # a person has
+        if notice.peer is not None and notice.name not in ("peer.first_contact", "peer.key_changed", "peer.approved"):
+            return Cause(who=fingerprint(notice.peer))
+        if connection is not None and connection.uid is not None:
+            return Cause(who=f"user {connection.uid}")
+        if notice.name.startswith("connection."):
+            return Cause(who="users")
+        if notice.name in AT_WILL and notice.reason != "kernel":
+            return Cause(who=STRANGERS, where=network_of(notice.address))
+        return Cause(who=None)
 
     def _study(self, connection: Connection) -> None:
         """What is good to know of a newly protected connection before it moves: its program, its sequence numbers."""

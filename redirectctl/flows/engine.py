@@ -191,10 +191,17 @@ class Engine:
         return min(times, default=None)
 
     def found(
-        self, now: float, socket: FourTuple, *, age: float = 0.0, pid: int | None = None, command: str | None = None
+        self,
+        now: float,
+        socket: FourTuple,
+        *,
+        age: float = 0.0,
+        pid: int | None = None,
+        command: str | None = None,
+        uid: int | None = None,
     ) -> None:
         """An opted-in connection exists."""
-        self.protection.found(now, socket, age, pid, command)
+        self.protection.found(now, socket, age, pid, command, uid)
         self._relay(now)
 
     def gone(self, now: float, socket: FourTuple) -> None:

@@ -46,11 +46,14 @@ class Protection:
 
     # -- the life of a connection -------------------------------------------------------------------------------------
 
-    def found(self, now: float, socket: FourTuple, age: float, pid: int | None, command: str | None) -> None:
+    def found(
+        self, now: float, socket: FourTuple, age: float, pid: int | None, command: str | None, uid: int | None
+    ) -> None:
         """An opted-in connection: short-lived until the threshold."""
         known = self._e.table.at(socket)
         if known is not None:
             known.pid, known.command = known.pid or pid, known.command or command
+            known.uid = uid if known.uid is None else known.uid
             return
         if len(self._e.table) >= constants.MAX_CONNECTIONS:
             self._e.notice(
@@ -58,7 +61,7 @@ class Protection:
             )
             return
         self.clear(socket)
-        connection = Connection(self._e.rng(8), socket, socket, now - age, pid=pid, command=command)
+        connection = Connection(self._e.rng(8), socket, socket, now - age, pid=pid, uid=uid, command=command)
         connection.history.append((now, State.SHORT))
         self._e.table.add(connection)
         self._e.notice("connection.found", connection, pid=pid, command=command)
