@@ -17,9 +17,10 @@ import os
 import socket
 import stat
 import struct
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -27,12 +28,13 @@ from redirectctl.api import schema
 from redirectctl.api.schema import ErrorCode, RequestError
 from redirectctl.daemon.eventlog import EventLog, Subscription
 from redirectctl.daemon.repeats import Repeats
+from redirectctl.daemon.slots import Slot, Slots
 from redirectctl.kernel.pidfd import Pidfd, of_peer
 
 ADMIN_GROUP: Final = "redirectctl"
 BACKLOG: Final = 128  # connections that the kernel keeps until we accept them; many redirect-run may start at once
-MAX_CLIENTS: Final = 256  # at once, each with buffers of some 64 KiB
-MAX_CLIENTS_PER_USER: Final = 64  # so that one user cannot shut out the others
+MAX_CLIENTS: Final = 256  # at once, each with buffers of some 64 KiB; see slots.py for who gets them
+MAX_CLIENTS_PER_USER: Final = 64  # and root beside them
 REQUEST_TIMEOUT: Final = 10.0  # seconds for the first request to arrive
 IDLE_TIMEOUT: Final = 300.0  # seconds between two requests of one client
 WRITE_TIMEOUT: Final = 10.0  # seconds for a client to read its reply
@@ -52,6 +54,7 @@ class Refusal(StrEnum):
     """Why a client was refused."""
 
     TOO_MANY = "too-many-clients"
+    IDLE = "idle"
     TOO_LONG = "request-too-long"
     TOO_SLOW = "request-too-slow"
     MALFORMED = "request-malformed"
@@ -201,12 +204,12 @@ class ApiServer:
         self._events = events
         self._hello = schema.encode(schema.Hello(version=version))
         self._request_timeout = request_timeout
-        self._max_clients_per_user = max_clients_per_user
+        self._slots = Slots(MAX_CLIENTS, max_clients_per_user)
+        self._watching = Slots(MAX_WATCHERS, MAX_WATCHERS_PER_USER)
         self._admin_group = admin_group()
         self._refused: Repeats[tuple[Caller, Refusal, str]] = Repeats()  # by user
         self._clients: dict[asyncio.Task[None], Caller] = {}
-        self._users: Counter[int] = Counter()
-        self._watchers: Counter[int] = Counter()  # by user; they are among the clients too
+        self._ends: dict[Slot, Callable[[], None]] = {}  # what to do when an idle client has to make room
         self._server: asyncio.Server | None = None
         self._path = Path()
         self._inode = 0
@@ -240,32 +243,41 @@ class ApiServer:
             writer.transport.abort()
             return
         self._log_left_out()
-        task = asyncio.create_task(self._serve(reader, writer, caller), name=f"api client, {caller}")
+        slot, displaced = self._slots.enter(caller.uid)
+        if displaced is not None:
+            self._ends[displaced]()
+        task = asyncio.create_task(self._serve(reader, writer, caller, slot), name=f"api client, {caller}")
         self._clients[task] = caller
-        self._users[caller.uid] += 1
-        task.add_done_callback(self._ended)
+        task.add_done_callback(partial(self._ended, slot))
+        if slot is not None:
+            self._ends[slot] = partial(self._end_idle, writer, caller, task)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _end_idle(self, writer: asyncio.StreamWriter, caller: Caller, task: asyncio.Task[None]) -> None:
+        why = "it was idle, and another program needed its place"
+        self._refuse(writer, caller, Refusal.IDLE, RequestError("daemon", why, "connect again"))
+        task.cancel()
+
+    def _ended(self, slot: Slot | None, task: asyncio.Task[None]) -> None:
         caller = self._clients.pop(task)
+        if slot is not None:
+            self._slots.leave(slot)
+            del self._ends[slot]
         if caller.process is not None:
             caller.process.close()
-        self._users[caller.uid] -= 1
-        if not self._users[caller.uid]:
-            del self._users[caller.uid]
         if not task.cancelled() and (error := task.exception()):
             _log.error("%s failed", task.get_name(), exc_info=error)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller, slot: Slot | None
+    ) -> None:
         """One client from beginning to end."""
         try:
-            others = len(self._clients) - self._watchers.total()
-            of_user = self._users[caller.uid] - self._watchers[caller.uid]
-            if others > MAX_CLIENTS or of_user > self._max_clients_per_user:
+            if slot is None:
                 why = "too many programs talk to it at once"
                 self._refuse(writer, caller, Refusal.TOO_MANY, RequestError("daemon", why, "end some or wait"))
             else:
                 writer.write(self._hello)
-                await self._converse(reader, writer, caller)
+                await self._converse(reader, writer, caller, slot)
             writer.close()
             async with asyncio.timeout(WRITE_TIMEOUT):
                 await writer.wait_closed()
@@ -276,13 +288,17 @@ class ApiServer:
         finally:
             writer.transport.abort()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller) -> None:
+    async def _converse(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller, slot: Slot
+    ) -> None:
         """Requests and replies until the client ends or is refused."""
         timeout = self._request_timeout
         while True:
             try:
+                slot.idle_since = asyncio.get_running_loop().time()
                 async with asyncio.timeout(timeout):
                     line = await reader.readuntil(b"\n")
+                slot.idle_since = None
                 request = schema.decode_request(line)
             except asyncio.IncompleteReadError:
                 return
@@ -308,7 +324,7 @@ class ApiServer:
                     if request.follow:
                         return
                 elif isinstance(request, schema.WatchRequest):
-                    await self._watch(reader, writer, caller)
+                    await self._watch(reader, writer, caller, slot)
                     return
                 else:
                     writer.write(await self._answer(request, caller))
@@ -387,20 +403,21 @@ class ApiServer:
                 gone.cancel()
                 _write_events(writer, subscription.take())  # at shutdown: that it stops
 
-    async def _watch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller) -> None:
+    async def _watch(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller, slot: Slot
+    ) -> None:
         """What there is to tell about the caller's command, whenever that changes."""
-        if self._watchers.total() >= MAX_WATCHERS or self._watchers[caller.uid] >= MAX_WATCHERS_PER_USER:
+        watching, _ = self._watching.enter(caller.uid)
+        if watching is None:
             error = RequestError("watch", "too many programs watch", "end some or wait")
             self._refuse(writer, caller, Refusal.TOO_MANY, error)
             return
-        self._watchers[caller.uid] += 1
+        self._slots.leave(slot)  # counted there instead
         try:
             with self._events.subscribe() as subscription:
                 await self._follow(reader, writer, caller, subscription)
         finally:
-            self._watchers[caller.uid] -= 1
-            if not self._watchers[caller.uid]:
-                del self._watchers[caller.uid]
+            self._watching.leave(watching)
 
     async def _follow(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller, subscription: Subscription

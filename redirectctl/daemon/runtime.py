@@ -18,7 +18,7 @@ from redirectctl.api import schema
 from redirectctl.config import Config
 from redirectctl.daemon import records
 from redirectctl.daemon.eventlog import AT_WILL, STRANGERS, Cause, EventFields, EventLog, network_of
-from redirectctl.daemon.finder import Finder
+from redirectctl.daemon.finder import BUSY, Finder
 from redirectctl.daemon.logind import SleepSignals
 from redirectctl.daemon.namebook import NameBook
 from redirectctl.daemon.network import NetworkView
@@ -110,6 +110,8 @@ class Runtime:
         self._held: dict[int, QueuedPacket] = {}
         self._held_number = 0
         self._unstudied: set[FourTuple] = set()
+        self._nameless: set[FourTuple] = set()
+        self._naming: asyncio.Task[None] | None = None
         self._proofs: dict[FourTuple, commands.Proof] = {}
         self._contacts: dict[asyncio.Future[str | None], tuple[SockAddr, bytes]] = {}  # that somebody waits for
         self._awake = asyncio.Event()
@@ -474,14 +476,26 @@ class Runtime:
         await asyncio.sleep(LEARN_AFTER)
         sockets, self._unstudied = self._unstudied, set()
         studied = [c for socket in sockets if (c := self.engine.table.at(socket)) is not None]
-        self.finder.name([c for c in studied if c.pid is None])
-        self.names.study(studied)
+        self.names.study([c for c in studied if c.pid is not None])
+        self._nameless |= {c.socket for c in studied if c.pid is None}
+        if self._nameless and (self._naming is None or self._naming.done()):
+            self._naming = self.tasks.start(self._name(), "name")
         busy: Collection[FourTuple] = sockets
         for pause in LEARN_AGAIN:
             busy = await self.kicker.learn(busy)
             if not busy:
                 break
             await asyncio.sleep(pause)
+
+    async def _name(self) -> None:
+        """Programs that have connections that peers asked for: a walk over all processes, for however many."""
+        while self._nameless:
+            began = self.now
+            sockets, self._nameless = self._nameless, set()
+            connections = [c for socket in sockets if (c := self.engine.table.at(socket)) is not None]
+            await self.finder.name(connections)
+            self.names.study(connections)
+            await asyncio.sleep(BUSY * (self.now - began))  # peers ask as often as they like
 
     def _set_timer(self) -> None:
         if self._timer is not None:

@@ -1,7 +1,7 @@
 """What the daemon says on standard error, for people and for journald.
 
-Peers and users of this host choose parts of what is said.  So it is cleaned here, where all of it passes: nothing steers
-a terminal, and only we begin a line.
+Peers and users of this host choose parts of what is said.  So it is cleaned here, where all of it passes: nothing
+steers a terminal, and only we begin a line.
 """
 
 from __future__ import annotations

@@ -29,6 +29,10 @@ class Pidfd:
         """The process that has this number now.  Raises OSError."""
         return cls(pid, os.pidfd_open(pid))
 
+    def copy(self) -> Pidfd:
+        """The same process, for somebody else."""
+        return Pidfd(self.pid, os.dup(self.fd))
+
     def close(self) -> None:
         """Let go of it."""
         os.close(self.fd)

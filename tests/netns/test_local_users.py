@@ -13,11 +13,13 @@ import pytest
 from daemon_pair import PATIENCE, Pair
 
 from redirectctl.kernel.constants import CGROUP_PREFIX
+from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import Namespace
-from redirectctl.lab.streams import wait_until
+from redirectctl.lab.streams import start_ticker, wait_until
 from redirectctl.lab.topology import Lab
 
 NOBODY = 65534
+HOSTS = 400
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 AS_NOBODY = f"""
 import os, socket, sys, time
@@ -47,6 +49,36 @@ lines = s.makefile()
 lines.readline()
 s.sendall(b'{"type":"opt-in"}\\n')
 print(lines.readline().strip())
+"""
+IDLE = """
+import os, socket, sys
+uid = int(sys.argv[2])
+os.setgroups([]); os.setgid(uid); os.setuid(uid)
+kept = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[3]))]
+for each in kept:
+    each.connect(sys.argv[1])
+print("connected", flush=True)
+sys.stdin.read()
+"""
+LISTEN = """
+import socket
+server = socket.create_server(("::", 9000), family=socket.AF_INET6, backlog=1000)
+kept = []
+while True:
+    kept.append(server.accept())
+"""
+MANY = """
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+lines = s.makefile()
+lines.readline()
+s.sendall(b'{"type":"opt-in"}\\n')
+assert "opted-in" in lines.readline()
+kept = [socket.socket(socket.AF_INET6) for _ in sys.argv[2:]]
+for each, address in zip(kept, sys.argv[2:]):
+    each.connect((address, 9000))
+print("connected", flush=True)
+sys.stdin.read()
 """
 CONNECTED = """
 import socket, sys
@@ -118,4 +150,58 @@ def test_a_number_that_is_another_process_by_now(open_to_all: Lab) -> None:
     assert told["type"] == "error", told
     # A second party with a process of its own is opted in as ever.
     done = lab.client.run([sys.executable, "-c", AS_NOBODY + OPT_IN, str(pair.client.socket)])
-    assert json.loads(done.stdout.splitlines()[-1]) == {"type": "opted-in"}
+    assert json.loads(done.stdout.splitlines()[-1])["type"] == "opted-in"
+
+
+@pytest.mark.parametrize("users", [4, 20])
+def test_idle_clients_of_some_users_shut_nobody_out(open_to_all: Lab, users: int) -> None:
+    lab = open_to_all
+    daemon = Daemon(lab.client)
+    daemon.start()
+    daemon.socket.parent.chmod(0o755)
+    for uid in range(2000, 2000 + users):
+        hoarder = lab.client.popen(
+            [sys.executable, "-c", IDLE, str(daemon.socket), str(uid), "64"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert hoarder.stdout is not None
+        assert hoarder.stdout.readline() == "connected\n"
+    assert daemon.ctl("status")["pid"]
+    done = lab.client.run([sys.executable, "-c", AS_NOBODY + OPT_IN, str(daemon.socket)])
+    assert json.loads(done.stdout.splitlines()[-1])["type"] == "opted-in"
+
+
+def test_connections_to_many_hosts_keep_nobody_elses_from_being_protected(open_to_all: Lab) -> None:
+    """Somebody has connections with 400 addresses at which no daemon answers, each of which is asked for 9 s."""
+    lab = open_to_all
+    pair = Pair(lab)
+    pair.client.socket.parent.chmod(0o755)
+    lab.stranger.join(lab.cafe, 20)
+    prefix = lab.cafe.addresses(20).v6.exploded.rpartition(":")[0]
+    interface = lab.stranger.links[0].interface
+    addresses = [f"{prefix}:{number:x}" for number in range(0x1000, 0x1000 + HOSTS)]
+    lab.stranger.ip(*(f"address add {each}/64 dev {interface} nodad" for each in addresses))
+    lab.stranger.run(["nft", "add table inet t"])
+    lab.stranger.run(["nft", "add chain inet t i { type filter hook input priority 0; }"])
+    lab.stranger.run(["nft", "add rule inet t i udp dport 7747 drop"])  # nothing says that nobody is there
+    lab.stranger.popen([sys.executable, "-c", LISTEN])
+    wait_until(lambda: lab.stranger.run(["ss", "-tlnH", "sport = :9000"]).stdout, PATIENCE, "it listens", poll=0.1)
+    many = lab.client.popen(
+        [sys.executable, "-c", AS_NOBODY + MANY, str(pair.client.socket), *addresses],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert many.stdout is not None
+    assert many.stdout.readline() == "connected\n"
+
+    def asking() -> int:
+        return sum(c["state"] == "negotiating" for c in pair.client.ctl("connections"))
+
+    wait_until(lambda: asking() > HOSTS // 8, PATIENCE, "hosts are being asked", poll=0.1)
+    ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
+    (listed,) = pair.wait_protected(1)
+    assert listed["remote"].startswith(str(lab.server.address()))
+    assert many.poll() is None
+    verdict = ticker.stop()
+    assert verdict.ok, verdict.why

@@ -21,6 +21,7 @@ from redirectctl.api.optin import OptInError, opt_in
 from redirectctl.daemon import apiserver
 from redirectctl.daemon.apiserver import ROUTES, ApiError, ApiServer, Caller, Refusal, Right, Service
 from redirectctl.daemon.eventlog import QUEUE, EventLog
+from redirectctl.daemon.slots import Slots
 from redirectctl.kernel.pidfd import Pidfd
 
 NOBODY = 65534
@@ -267,26 +268,55 @@ def test_client_that_does_not_read(bench: Bench, monkeypatch: pytest.MonkeyPatch
                 sock.send(b'{"type":"identity"}\n')
                 await until(lambda: Refusal.NOT_READING in refusals(caplog))
             await until(lambda: not server._clients)
-            assert not server._users
+            assert not len(server._slots)
 
     asyncio.run(asyncio.wait_for(check(), 60))
 
 
-def test_too_many_clients_of_one_user(bench: Bench, caplog: pytest.LogCaptureFixture):
+def test_an_idle_client_makes_room_for_a_new_one_of_its_user(bench: Bench, caplog: pytest.LogCaptureFixture):
+    async def check() -> None:
+        async with bench.serving(max_clients_per_user=2) as server:
+            first, one = await bench.connect()
+            second, two = await bench.connect()
+            two.write(b'{"type":"announce"}\n')
+            await second.readline()  # used later than the first
+            assert await bench.say(b'{"type":"announce"}\n') == [{"type": "announce", "peers": 2}]
+            why = "it was idle, and another program needed its place"
+            assert [json.loads(line)["why"] for line in (await first.read()).splitlines()] == [why]
+            two.write(b'{"type":"announce"}\n')
+            assert json.loads(await second.readline())["type"] == "announce"
+            await until(lambda: len(server._clients) == 1)
+            one.close()
+            two.close()
+
+    asyncio.run(check())
+    assert refusals(caplog) == [Refusal.IDLE]
+
+
+def test_too_many_busy_clients_of_one_user(bench: Bench, caplog: pytest.LogCaptureFixture):
     def ask() -> None:
         with Client(str(bench.path)):
             pass
 
     async def check() -> None:
+        answered = asyncio.Event()
+
+        async def slowly(request: Any, caller: Caller) -> Any:
+            await answered.wait()
+            return schema.AnnounceReply(2)
+
+        bench.service.announce = slowly  # type: ignore[attr-defined]
         async with bench.serving(max_clients_per_user=2) as server:
-            _, one = await bench.connect()
-            two = await bench.connect()
+            busy = [await bench.connect() for _ in range(2)]
+            for _, writer in busy:
+                writer.write(b'{"type":"announce"}\n')
+            await until(lambda: all(slot.idle_since is None for slot in server._slots._taken))
             with pytest.raises(schema.RequestError, match="too many programs talk to it at once; end some or wait"):
                 await asyncio.to_thread(ask)
-            one.close()
-            await until(lambda: len(server._clients) == 1)
-            await asyncio.to_thread(ask)
-            two[1].close()
+            answered.set()
+            for reader, writer in busy:
+                assert json.loads(await reader.readline())["type"] == "announce"
+                writer.close()
 
     asyncio.run(check())
     assert refusals(caplog) == [Refusal.TOO_MANY]
@@ -571,16 +601,15 @@ def test_watching(bench: Bench, monkeypatch: pytest.MonkeyPatch):
             (caller, may_decide) = bench.service.watchers[-1]
             assert (caller.pid, may_decide) == (os.getpid(), True)
             writer.close()
-            await until(lambda: not server._watchers)
+            await until(lambda: not len(server._watching))
 
     asyncio.run(check())
 
 
-def test_watchers_do_not_shut_out_others(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(apiserver, "MAX_WATCHERS_PER_USER", 3)
-
+def test_watchers_do_not_shut_out_others(bench: Bench):
     async def check() -> None:
-        async with bench.serving(max_clients_per_user=2):
+        async with bench.serving(max_clients_per_user=2) as server:
+            server._watching = Slots(100, 3)
             writers = []
             for _ in range(3):
                 reader, writer = await bench.connect()
