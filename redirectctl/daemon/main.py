@@ -22,7 +22,7 @@ from redirectctl.daemon.stderr import complain, start_logging
 from redirectctl.daemon.udp import ControlPortError
 from redirectctl.daemon.waking import BoottimeLoop
 from redirectctl.flows.constants import MAX_CONNECTIONS
-from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.errors import KernelError, used_up
 from redirectctl.store.records import StoreError
 
 STATE_DIRECTORY = Path("/var/lib/redirectctl")
@@ -50,7 +50,7 @@ def main() -> int:
         with asyncio.Runner(loop_factory=BoottimeLoop) as runner:
             runner.run(_run(settings, args))
     except (KernelError, StoreError, ControlPortError, ApiError, OSError) as error:
-        complain(error)
+        complain(_last_words(error))
         return 1
     return 0
 
@@ -88,6 +88,16 @@ async def _run(settings: Config, args: argparse.Namespace) -> None:
     runtime.announce_stop()
     await server.close()
     await runtime.stop()
+
+
+def _last_words(error: Exception) -> str:
+    """Why it cannot start.  Whoever reports that something is used up has perhaps thought of another cause."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    hint = used_up(cause)
+    if isinstance(cause, OSError) and hint is not None:
+        what = "start" if error is cause else str(error).partition(": ")[0]
+        return f"{what}: {cause.strerror or cause}; {hint}"
+    return str(error)
 
 
 def _allow_descriptors() -> None:

@@ -14,7 +14,7 @@ from daemon_pair import PATIENCE, Pair
 
 from redirectctl.kernel.constants import CGROUP_PREFIX
 from redirectctl.lab.daemons import Daemon
-from redirectctl.lab.namespaces import Namespace
+from redirectctl.lab.namespaces import LabError, Namespace, program
 from redirectctl.lab.streams import start_ticker, wait_until
 from redirectctl.lab.topology import Lab
 
@@ -78,6 +78,14 @@ kept = [socket.socket(socket.AF_INET6) for _ in sys.argv[2:]]
 for each, address in zip(kept, sys.argv[2:]):
     each.connect((address, 9000))
 print("connected", flush=True)
+sys.stdin.read()
+"""
+HOLD_PORT = """
+s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+if ":" in sys.argv[1]:
+    s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+s.bind((sys.argv[1], 7747))
+print("bound", flush=True)
 sys.stdin.read()
 """
 CONNECTED = """
@@ -205,3 +213,39 @@ def test_connections_to_many_hosts_keep_nobody_elses_from_being_protected(open_t
     assert many.poll() is None
     verdict = ticker.stop()
     assert verdict.ok, verdict.why
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+def test_a_user_on_the_control_port_is_named_and_his_end_is_enough(open_to_all: Lab, address: str) -> None:
+    lab = open_to_all
+    daemon = Daemon(lab.client)
+    holder = lab.client.popen(
+        [sys.executable, "-c", AS_NOBODY + HOLD_PORT, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "bound\n"
+    with pytest.raises(LabError, match=f"process {holder.pid} of user {NOBODY} .* has it; end it, or set another"):
+        daemon.start()
+    assert daemon.process is not None
+    assert daemon.process.returncode == 1
+    holder.communicate("")
+    daemon.start()
+    assert daemon.ctl("status")["control_port"] == 7747
+
+
+def test_too_few_files_are_told_as_such(lab: Lab) -> None:
+    daemon = Daemon(lab.client)
+    limited = ["sh", "-c", 'ulimit -n "$1"; shift; exec "$@"', "sh"]
+    argv = [program("redirectd"), "--state-dir", daemon.state, "--socket", daemon.socket, "--config", daemon.config]
+    seen = set()
+    for files in range(5, 40, 3):
+        done = lab.client.run([*limited, str(files), "timeout", "20", *argv], check=False)
+        if done.returncode == 124:  # it ran
+            break
+        said = [line for line in done.stderr.splitlines() if line.startswith("redirectd: ")]
+        if said:  # else Python itself has not started
+            assert done.returncode == 1
+            assert "CAP_" not in said[-1], (files, said)
+            assert "limit of open files" in said[-1].rpartition(";")[2], (files, said)
+            seen.add(said[-1])
+    assert len(seen) > 2, seen
