@@ -5,7 +5,9 @@ Every error is one line, ``FILE:LINE: key: why; what to do``.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import tomllib
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -138,7 +140,9 @@ def load(path: Path | None) -> Config:
     """Read a named file, or with None the default file, whose absence means defaults.  Raises ConfigError."""
     file = DEFAULT_FILE if path is None else path
     try:
-        content = file.read_bytes()
+        with file.open("rb") as opened:
+            _check_owner(os.fstat(opened.fileno()), file)
+            content = opened.read()
     except FileNotFoundError:
         if path is None:
             return Config()
@@ -153,13 +157,31 @@ def load(path: Path | None) -> Config:
     return parse(text, str(file))
 
 
+def _check_owner(status: os.stat_result, file: Path) -> None:
+    """As ssh does it: who can write it can do all that the daemon can.  Pipes have no owner worth asking for.
+
+    Raises ConfigError.
+    """
+    if not stat.S_ISREG(status.st_mode):
+        return
+    if status.st_uid not in {0, os.geteuid()}:
+        raise ConfigError(str(file), None, "", f"user {status.st_uid} owns it, and can change it", f"chown root {file}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(str(file), None, "", "others can change it", f"chmod go-w {file}")
+
+
 def parse(text: str, file: str = "redirectd.toml") -> Config:
     """Check the text of a configuration; `file` is for messages.  Raises ConfigError about the first wrong line."""
     try:
         document = tomllib.loads(text)
+        return _Reader(text, file).read(document)
     except tomllib.TOMLDecodeError as error:
         raise _syntax_error(text, file, str(error)) from None
-    return _Reader(text, file).read(document)
+    except RecursionError:
+        lines = text.split("\n")
+        deepest = max(range(len(lines)), key=lambda number: sum(map(lines[number].count, "[{.")))
+        why = "lists or tables in one another, without end"
+        raise ConfigError(file, deepest + 1, "", why, "correct the line") from None
 
 
 class _Reader:

@@ -23,6 +23,11 @@ def clean(text: str) -> str:
     )
 
 
+def shortened(text: str, longest: int) -> str:
+    """At most so many characters."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
 def duration(seconds: float) -> str:
     """For people: the two greatest units."""
     if seconds < 60:

@@ -2,7 +2,9 @@
 
 Everybody may connect.  `status`, `opt-in` (of the process that asks) and `watch` (of its own command) are for all;
 everything else is for root, the user that the daemon runs as, and the group `redirectctl`.  Callers are known from the
-kernel (SO_PEERCRED, SO_PEERGROUPS), not from what they say.  Refusals are logged with a named reason.
+kernel (SO_PEERCRED, SO_PEERGROUPS, SO_PEERPIDFD), not from what they say.  A connection outlives the process that made
+it, whose number goes to another one then: what is about the process is done only while it runs, as its user.  Refusals
+are logged with a named reason.
 """
 
 from __future__ import annotations
@@ -15,20 +17,24 @@ import os
 import socket
 import stat
 import struct
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from redirectctl.api import schema
 from redirectctl.api.schema import ErrorCode, RequestError
 from redirectctl.daemon.eventlog import EventLog, Subscription
+from redirectctl.daemon.repeats import Repeats
+from redirectctl.daemon.slots import Slot, Slots
+from redirectctl.kernel.pidfd import Pidfd, of_peer
 
 ADMIN_GROUP: Final = "redirectctl"
 BACKLOG: Final = 128  # connections that the kernel keeps until we accept them; many redirect-run may start at once
-MAX_CLIENTS: Final = 256  # at once, each with buffers of some 64 KiB
-MAX_CLIENTS_PER_USER: Final = 64  # so that one user cannot shut out the others
+MAX_CLIENTS: Final = 256  # at once, each with buffers of some 64 KiB; see slots.py for who gets them
+MAX_CLIENTS_PER_USER: Final = 64  # and root beside them
 REQUEST_TIMEOUT: Final = 10.0  # seconds for the first request to arrive
 IDLE_TIMEOUT: Final = 300.0  # seconds between two requests of one client
 WRITE_TIMEOUT: Final = 10.0  # seconds for a client to read its reply
@@ -48,6 +54,7 @@ class Refusal(StrEnum):
     """Why a client was refused."""
 
     TOO_MANY = "too-many-clients"
+    IDLE = "idle"
     TOO_LONG = "request-too-long"
     TOO_SLOW = "request-too-slow"
     MALFORMED = "request-malformed"
@@ -62,6 +69,7 @@ class Caller:
     pid: int  # 0 if it is in a process namespace that we do not see
     uid: int
     groups: frozenset[int]
+    process: Pidfd | None = None  # None: it has ended
 
     def __str__(self) -> str:
         return f"process {self.pid} of user {self.uid}"
@@ -196,11 +204,12 @@ class ApiServer:
         self._events = events
         self._hello = schema.encode(schema.Hello(version=version))
         self._request_timeout = request_timeout
-        self._max_clients_per_user = max_clients_per_user
+        self._slots = Slots(MAX_CLIENTS, max_clients_per_user)
+        self._watching = Slots(MAX_WATCHERS, MAX_WATCHERS_PER_USER)
         self._admin_group = admin_group()
-        self._clients: dict[asyncio.Task[None], int] = {}  # with the user's id
-        self._users: Counter[int] = Counter()
-        self._watchers: Counter[int] = Counter()  # by user; they are among the clients too
+        self._refused: Repeats[tuple[Caller, Refusal, str]] = Repeats()  # by user
+        self._clients: dict[asyncio.Task[None], Caller] = {}
+        self._ends: dict[Slot, Callable[[], None]] = {}  # what to do when an idle client has to make room
         self._server: asyncio.Server | None = None
         self._path = Path()
         self._inode = 0
@@ -225,6 +234,7 @@ class ApiServer:
         for task in clients:
             task.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
+        self._log_left_out(float("inf"))
         self._server = None
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -232,47 +242,63 @@ class ApiServer:
         if caller is None:
             writer.transport.abort()
             return
-        task = asyncio.create_task(self._serve(reader, writer, caller), name=f"api client, {caller}")
-        self._clients[task] = caller.uid
-        self._users[caller.uid] += 1
-        task.add_done_callback(self._ended)
+        self._log_left_out()
+        slot, displaced = self._slots.enter(caller.uid)
+        if displaced is not None:
+            self._ends[displaced]()
+        task = asyncio.create_task(self._serve(reader, writer, caller, slot), name=f"api client, {caller}")
+        self._clients[task] = caller
+        task.add_done_callback(partial(self._ended, slot))
+        if slot is not None:
+            self._ends[slot] = partial(self._end_idle, writer, caller, task)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        uid = self._clients.pop(task)
-        self._users[uid] -= 1
-        if not self._users[uid]:
-            del self._users[uid]
+    def _end_idle(self, writer: asyncio.StreamWriter, caller: Caller, task: asyncio.Task[None]) -> None:
+        why = "it was idle, and another program needed its place"
+        self._refuse(writer, caller, Refusal.IDLE, RequestError("daemon", why, "connect again"))
+        task.cancel()
+
+    def _ended(self, slot: Slot | None, task: asyncio.Task[None]) -> None:
+        caller = self._clients.pop(task)
+        if slot is not None:
+            self._slots.leave(slot)
+            del self._ends[slot]
+        if caller.process is not None:
+            caller.process.close()
         if not task.cancelled() and (error := task.exception()):
             _log.error("%s failed", task.get_name(), exc_info=error)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller, slot: Slot | None
+    ) -> None:
         """One client from beginning to end."""
         try:
-            others = len(self._clients) - self._watchers.total()
-            of_user = self._users[caller.uid] - self._watchers[caller.uid]
-            if others > MAX_CLIENTS or of_user > self._max_clients_per_user:
+            if slot is None:
                 why = "too many programs talk to it at once"
                 self._refuse(writer, caller, Refusal.TOO_MANY, RequestError("daemon", why, "end some or wait"))
             else:
                 writer.write(self._hello)
-                await self._converse(reader, writer, caller)
+                await self._converse(reader, writer, caller, slot)
             writer.close()
             async with asyncio.timeout(WRITE_TIMEOUT):
                 await writer.wait_closed()
         except TimeoutError:
-            _log.warning("api: %s: %s", caller, Refusal.NOT_READING)
+            self._log_refusal(caller, Refusal.NOT_READING, f"the reply was not read within {WRITE_TIMEOUT:g} s")
         except OSError:
             _log.debug("api: %s went away", caller)
         finally:
             writer.transport.abort()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller) -> None:
+    async def _converse(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller, slot: Slot
+    ) -> None:
         """Requests and replies until the client ends or is refused."""
         timeout = self._request_timeout
         while True:
             try:
+                slot.idle_since = asyncio.get_running_loop().time()
                 async with asyncio.timeout(timeout):
                     line = await reader.readuntil(b"\n")
+                slot.idle_since = None
                 request = schema.decode_request(line)
             except asyncio.IncompleteReadError:
                 return
@@ -298,7 +324,7 @@ class ApiServer:
                     if request.follow:
                         return
                 elif isinstance(request, schema.WatchRequest):
-                    await self._watch(reader, writer, caller)
+                    await self._watch(reader, writer, caller, slot)
                     return
                 else:
                     writer.write(await self._answer(request, caller))
@@ -307,15 +333,28 @@ class ApiServer:
             timeout = IDLE_TIMEOUT
 
     def _refuse(self, writer: asyncio.StreamWriter, caller: Caller, refusal: Refusal, error: RequestError) -> None:
-        _log.warning("api: %s: %s: %s", caller, refusal, error)
+        self._log_refusal(caller, refusal, str(error))
         writer.write(schema.encode(error.error))
+
+    def _log_refusal(self, caller: Caller, refusal: Refusal, why: str) -> None:
+        """The first of a user and reason at once, further ones after a pause, counted: anybody can cause them."""
+        self._log_left_out()
+        now = asyncio.get_running_loop().time()
+        times = self._refused.note(now, f"user {caller.uid}", refusal, (caller, refusal, why))
+        if times:
+            _log_refused(caller, refusal, why, times)
+
+    def _log_left_out(self, now: float | None = None) -> None:
+        """What has waited long enough.  now: infinity for all of it."""
+        at = asyncio.get_running_loop().time() if now is None else now
+        for _, (caller, refusal, why), times in self._refused.due(at):
+            _log_refused(caller, refusal, why, times)
 
     def _check_right(self, request: schema.Request, caller: Caller) -> None:
         route = ROUTES[type(request)]
         name = type(request).__struct_config__.tag
-        if isinstance(request, (schema.OptInRequest, schema.WatchRequest)) and caller.pid <= 0:
-            why = "this process is in a process namespace that the daemon does not see"
-            raise RequestError(str(name), why, "run it outside of the container", ErrorCode.DENIED)
+        if isinstance(request, (schema.OptInRequest, schema.WatchRequest)):
+            _check_process(str(name), caller)
         if route.right is Right.ADMIN and not self._is_admin(caller):
             hint = f"ask as root or as a member of the group {ADMIN_GROUP}"
             raise RequestError(str(name), "not permitted", hint, ErrorCode.DENIED)
@@ -364,20 +403,21 @@ class ApiServer:
                 gone.cancel()
                 _write_events(writer, subscription.take())  # at shutdown: that it stops
 
-    async def _watch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller) -> None:
+    async def _watch(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller, slot: Slot
+    ) -> None:
         """What there is to tell about the caller's command, whenever that changes."""
-        if self._watchers.total() >= MAX_WATCHERS or self._watchers[caller.uid] >= MAX_WATCHERS_PER_USER:
+        watching, _ = self._watching.enter(caller.uid)
+        if watching is None:
             error = RequestError("watch", "too many programs watch", "end some or wait")
             self._refuse(writer, caller, Refusal.TOO_MANY, error)
             return
-        self._watchers[caller.uid] += 1
+        self._slots.leave(slot)  # counted there instead
         try:
             with self._events.subscribe() as subscription:
                 await self._follow(reader, writer, caller, subscription)
         finally:
-            self._watchers[caller.uid] -= 1
-            if not self._watchers[caller.uid]:
-                del self._watchers[caller.uid]
+            self._watching.leave(watching)
 
     async def _follow(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller, subscription: Subscription
@@ -387,6 +427,11 @@ class ApiServer:
         try:
             while not gone.done():
                 subscription.take()  # only that something happened matters
+                try:
+                    _check_process("watch", caller)
+                except RequestError as error:
+                    self._refuse(writer, caller, Refusal.NO_RIGHT, error)
+                    return
                 reply = self._service.watched(caller, self._is_admin(caller))
                 if (summary := _summary(reply)) != told:
                     told = summary
@@ -401,6 +446,22 @@ class ApiServer:
                     arrived.cancel()
         finally:
             gone.cancel()
+
+
+def _log_refused(caller: Caller, refusal: Refusal, why: str, times: int) -> None:
+    _log.warning("api: %s: %s: %s%s", caller, refusal, why, f" ({times} times)" if times > 1 else "")
+
+
+def _check_process(what: str, caller: Caller) -> None:
+    """Whether the process that connected is still there, and its user's own.  Raises RequestError."""
+    if caller.pid <= 0:
+        why = "this process is in a process namespace that the daemon does not see"
+        raise RequestError(what, why, "run it outside of the container", ErrorCode.DENIED)
+    if caller.process is None or caller.process.ended:
+        raise RequestError(what, "the process that connected has ended", "connect again", ErrorCode.DENIED)
+    if not caller.process.belongs_to(caller.uid):
+        why = f"process {caller.pid} is not, or not only, user {caller.uid}'s"
+        raise RequestError(what, why, "connect as the user that the command is run as", ErrorCode.DENIED)
 
 
 def _summary(reply: schema.WatchReply) -> object:
@@ -432,7 +493,8 @@ def _caller(sock: socket.socket) -> Caller | None:
         packed = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_SIZE)
     except OSError:  # more than 256 groups, or a kernel that does not say: the primary group has to do
         packed = b""
-    return Caller(pid, uid, frozenset({gid, *struct.unpack(f"{len(packed) // 4}I", packed)}))
+    groups = frozenset({gid, *struct.unpack(f"{len(packed) // 4}I", packed)})
+    return Caller(pid, uid, groups, of_peer(sock, pid) if pid > 0 else None)
 
 
 def _listen(path: Path, group: int | None) -> tuple[socket.socket, int]:

@@ -2,6 +2,9 @@
 
 ``events.jsonl`` is the newest file, ``events.jsonl.1`` the one before, and so on.  Nothing is synced to disk: after a
 power failure the last events may be missing.  A line that was cut short by a crash is passed over when read.
+
+Whoever causes events (a peer, strangers, a user of this host) has a share of the log, and what he can cause at will is
+written once and then counted (repeats.py).  All text goes in escaped and cut, whatever it says.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self, TypedDict, Unpack
@@ -19,14 +23,28 @@ from typing import Any, BinaryIO, Final, Self, TypedDict, Unpack
 import msgspec
 
 from redirectctl.api.schema import ConnectionState, Event, EventName, PathName
+from redirectctl.api.text import clean, shortened
+from redirectctl.daemon.repeats import Repeats, Shares
+from redirectctl.wire.addr import IPAddress
 
-MAX_FILE: Final = 2 * 1024 * 1024  # bytes before rotation
-FILES: Final = 4  # kept in all; with MAX_FILE some 40,000 events, months of them
+MAX_FILE: Final = 4 * 1024 * 1024  # bytes before rotation
+FILES: Final = 4  # kept in all; with MAX_FILE some 80,000 events, months of them
 QUEUE: Final = 1024  # events that wait for one subscriber; a move of 1,000 connections fits
-# Strangers cause packet.refused at will: of one reason, this many at once and then one a second are logged, so that
-# they cannot push everything else out of the log.
-FLOOD_BURST: Final = 20
-FLOOD_REASONS: Final = 64  # reasons counted apart; they are a closed list, this is only a fence
+# Of all that others cause in a day: some 10,000 events.  Whatever they do, what is not theirs is kept for a week.
+BUDGET: Final = (FILES - 1) * MAX_FILE // 7
+MAX_TEXT: Final = 1024  # characters of a field
+BEAT: Final = 1.0  # seconds between looks for what was left out
+STRANGERS: Final = "strangers"  # who: anybody that is no peer
+# What can be caused at will, by datagrams alone.  Strangers meet us with a new key each time.
+AT_WILL: Final = frozenset(
+    {
+        EventName.PACKET_REFUSED,
+        EventName.REDIRECT_REFUSED,
+        EventName.PEER_FIRST_CONTACT,
+        EventName.PEER_KEY_CHANGED,
+        EventName.PEER_APPROVED,
+    }
+)
 
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
@@ -57,16 +75,33 @@ class EventFields(TypedDict, total=False):
     detail: str
 
 
+class Cause(TypedDict, total=False):
+    """Who caused an event, for record()."""
+
+    who: str | None  # None: this host
+    where: str  # a stranger's network: one of them is not to be told in the place of another
+
+
+def network_of(address: IPAddress | None) -> str:
+    """What one stranger may have many addresses in: for ``where``."""
+    if address is None:
+        return ""
+    return str(ip_network((address, 24 if address.version == 4 else 48), strict=False))
+
+
 class EventLog:
     """Writes events, answers what happened since when, tells subscribers.  For use from the event loop's thread."""
 
-    def __init__(self, directory: Path, now: Callable[[], float], *, max_file: int = MAX_FILE) -> None:
+    def __init__(
+        self, directory: Path, now: Callable[[], float], *, max_file: int = MAX_FILE, budget: int = BUDGET
+    ) -> None:
         """directory: must exist.  now: epoch seconds.  max_file: bytes before rotation.  Raises OSError."""
         self._path = directory / "events.jsonl"
         self._now = now
         self._max_file = max_file
         self._subscriptions: set[Subscription] = set()
-        self._flood: dict[str | None, _Bucket] = {}
+        self._repeats: Repeats[tuple[EventName, EventFields]] = Repeats()
+        self._shares = Shares(budget)
         self._writable = True
         self._descriptor = _open(self._path)
         self._size = os.fstat(self._descriptor).st_size
@@ -75,28 +110,54 @@ class EventLog:
 
     def close(self) -> None:
         """Close the file; subscribers get nothing more."""
+        self.flush(float("inf"))
         os.close(self._descriptor)
 
-    def record(self, event: EventName, **fields: Unpack[EventFields]) -> Event | None:
-        """Log an event that happens now.
+    async def run(self) -> None:
+        """Log now and then what was left out, until cancelled."""
+        while True:
+            await asyncio.sleep(BEAT)
+            self.flush()
 
-        None if it was left out because many of its kind came at once; the next that is logged says how many in `count`.
+    def record(
+        self, event: EventName, *, who: str | None = None, where: str = "", **fields: Unpack[EventFields]
+    ) -> Event | None:
+        """Log an event that happens now.  ``who``, ``where``: see Cause.
+
+        None if it was left out because many of its kind came, or he has used up his share; the next of its kind that is
+        logged, soon (flush), says how many in `count`.
         A full disk is reported once and does not stop the daemon: subscribers still get the event.
         """
         now = self._now()
-        if event is EventName.PACKET_REFUSED:
-            count = self._admit(fields.get("reason"), now)
-            if count == 0:
-                return None
+        if who is not None:
+            room = self._shares.room(now, who)
+            if event in AT_WILL or not room:
+                broad = event, fields.get("reason")
+                times = fields.get("count") or 1
+                count = self._repeats.note(
+                    now, who, (*broad, where), (event, fields), times, broad=broad, hold=not room
+                )
+                if count == 0:
+                    return None
+                if count > 1:
+                    fields["count"] = count
+        return self._log(now, event, who, fields)
+
+    def flush(self, now: float | None = None) -> None:
+        """Log what was left out and has waited long enough.  now: infinity for all of it."""
+        at = self._now()
+        due = self._repeats.due(at if now is None else now, lambda who: self._shares.room(at, who))
+        for who, (event, fields), count in due:
             if count > 1:
-                fields["count"] = fields.get("count", 1) + count - 1
-        entry = Event(time=round(now, 6), event=event, **fields)
-        try:
-            line = _encode(entry)
-        except UnicodeEncodeError:  # a command line may hold bytes that are not UTF-8
-            entry = Event(**{key: _utf8(value) for key, value in msgspec.structs.asdict(entry).items()})
-            line = _encode(entry)
-        self._write(line + b"\n")
+                fields["count"] = count
+            self._log(at, event, who, fields)
+
+    def _log(self, now: float, event: EventName, who: str | None, fields: EventFields) -> Event:
+        entry = Event(time=round(now, 6), event=event, **{key: _text(value) for key, value in fields.items()})
+        line = _encode(entry) + b"\n"
+        if who is not None:
+            self._shares.take(who, len(line))
+        self._write(line)
         for subscription in self._subscriptions:
             subscription.put(entry)
         return entry
@@ -110,15 +171,6 @@ class EventLog:
         subscription = Subscription(self._subscriptions.discard)
         self._subscriptions.add(subscription)
         return subscription
-
-    def _admit(self, reason: str | None, now: float) -> int:
-        """How many events this one stands for; 0: leave it out."""
-        bucket = self._flood.get(reason)
-        if bucket is None:
-            if len(self._flood) >= FLOOD_REASONS:
-                self._flood.pop(next(iter(self._flood)))
-            bucket = self._flood[reason] = _Bucket(now)
-        return bucket.admit(now)
 
     def _write(self, line: bytes) -> None:
         try:
@@ -147,25 +199,6 @@ class EventLog:
         fresh.replace(self._path)
         os.close(self._descriptor)
         self._descriptor, self._size = descriptor, 0
-
-
-class _Bucket:
-    """Lets FLOOD_BURST through at once, then one a second, and counts the rest."""
-
-    def __init__(self, now: float) -> None:
-        self._tokens = float(FLOOD_BURST)
-        self._at = now
-        self._left_out = 0
-
-    def admit(self, now: float) -> int:
-        self._tokens = min(FLOOD_BURST, self._tokens + max(0.0, now - self._at))
-        self._at = now
-        if self._tokens < 1:
-            self._left_out += 1
-            return 0
-        self._tokens -= 1
-        count, self._left_out = self._left_out + 1, 0
-        return count
 
 
 class History:
@@ -251,8 +284,8 @@ class Subscription:
         return events
 
 
-def _utf8(value: Any) -> Any:
-    return value.encode(errors="replace").decode() if type(value) is str else value
+def _text(value: Any) -> Any:
+    return shortened(clean(value), MAX_TEXT) if type(value) is str else value
 
 
 def _open(path: Path) -> int:

@@ -1,14 +1,21 @@
-"""Finding opted-in connections, and noticing when they end."""
+"""Finding opted-in connections, and noticing when they end.
+
+Walks over /proc and the cgroup hierarchy, and the moving of a process, take from 20 ms up to as long as other users
+make them take: threads do that, and what comes of it is looked at anew when they are done.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from redirectctl.config import Protect
 from redirectctl.flows.connection import Connection
+from redirectctl.flows.constants import MAX_CONNECTIONS
 from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Engine
 from redirectctl.flows.state import State
@@ -18,6 +25,8 @@ from redirectctl.kernel.constants import CGROUP_PREFIX
 from redirectctl.kernel.diag import Destroyed, DestroyWatch, SockDiag, SocketInfo, TcpInfo, TcpState
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.inet_filter import SocketFilter
+from redirectctl.kernel.pidfd import Pidfd
+from redirectctl.proto.constants import ATTEMPTS_MAX
 from redirectctl.wire.addr import FourTuple, IPAddress
 
 _log = logging.getLogger(__name__)
@@ -27,6 +36,10 @@ BUSY = 20.0  # a look takes at most this part of our time
 AUDIT = 30.0  # seconds between looks whether known connections still exist, in case a notification was lost
 KEEP_ID = 60.0  # seconds for which the id of a removed cgroup is still asked for: its sockets may live on
 ONE_BY_ONE = 32  # sockets; looking up more of them takes longer than reading the whole table
+WALKS = 2  # at a time: the beat's, and what programs have connections that peers asked for
+# Hosts that are being asked for a daemon, of all users but root: the rest of ATTEMPTS_MAX is for peers and for root.
+MAX_ASKED = ATTEMPTS_MAX - 64
+MAX_OF_USERS = MAX_CONNECTIONS - MAX_CONNECTIONS // 8  # connections of all users but root
 OPEN = (TcpState.ESTABLISHED, TcpState.CLOSE_WAIT)
 ALIVE = (
     TcpState.ESTABLISHED,
@@ -42,6 +55,7 @@ ALIVE = (
 class _Group:
     cgroup: Cgroup
     last_seen: float
+    made_for: int | None  # start time (procs.start_time) of the process whose number its name has; None: not known
     sockets: dict[FourTuple, int] = field(default_factory=dict)  # open at the last look, with the user's id
 
 
@@ -71,6 +85,8 @@ class Finder:
             _log.warning("%s; only ports and single connections can be opted in", error)
             self._tree = None
         self._wake = asyncio.Event()
+        self._walks = ThreadPoolExecutor(WALKS, "walk")
+        self._moves = ThreadPoolExecutor(WALKS, "opt in")
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Watch, and take up what an earlier run opted in."""
@@ -78,22 +94,39 @@ class Finder:
         if self._tree is not None:
             self._tree.sweep()
             for cgroup in self._tree.find_all():
-                self._groups[cgroup.id] = _Group(cgroup, loop.time())
+                self._groups[cgroup.id] = _Group(cgroup, loop.time(), _made_for(self._tree, cgroup))
         self._wake.set()
 
     def close(self) -> None:
         """Stop; cgroups with processes stay."""
         self._destroyed.close()
         self.diag.close()
+        self._walks.shutdown(wait=False, cancel_futures=True)
+        self._moves.shutdown(wait=False, cancel_futures=True)
         if self._tree is not None:
             self._tree.sweep()
 
-    def opt_in(self, pid: int, start_time: int | None = None) -> Cgroup:
-        """A process and its future children.  Raises KernelError."""
-        if self._tree is None:
-            self._tree = CgroupTree()
-        cgroup = self._tree.opt_in(pid, start_time=start_time)
-        self._groups[cgroup.id] = _Group(cgroup, asyncio.get_running_loop().time())
+    async def opt_in(self, pid: int, process: Pidfd | None = None) -> Cgroup:
+        """A process (``process``, whoever has the number by now) and its future children.  Raises KernelError."""
+        tree = self._tree = self._tree or CgroupTree()
+        held = process.copy() if process is not None else None
+
+        def move() -> tuple[Cgroup, int | None]:
+            try:
+                cgroup = tree.opt_in(pid, process=held)
+            finally:
+                if held is not None:
+                    held.close()
+            return cgroup, _made_for(tree, cgroup)
+
+        loop = asyncio.get_running_loop()
+        # Who asked may go away meanwhile: it is done all the same.
+        cgroup, made_for = await asyncio.shield(loop.run_in_executor(self._moves, move))
+        known = self._groups.get(cgroup.id)
+        if known is None:
+            self._groups[cgroup.id] = _Group(cgroup, loop.time(), made_for)
+        else:
+            known.last_seen = loop.time()
         self._wake.set()
         return cgroup
 
@@ -106,13 +139,14 @@ class Finder:
         group = self._groups.get(cgroup.id) if cgroup is not None else None
         if cgroup is None or group is None:
             return []
-        whole = uid == 0 or cgroup.path.name == f"{CGROUP_PREFIX}{pid}"
+        made_for = cgroup.path.name == f"{CGROUP_PREFIX}{pid}" and group.made_for is not None
+        whole = uid == 0 or (made_for and group.made_for == procs.start_time(pid))
         return [socket for socket, owner in group.sockets.items() if whole or owner == uid]
 
-    def opt_in_sockets(self, sockets: Iterable[SocketInfo]) -> list[FourTuple]:
+    async def opt_in_sockets(self, sockets: Iterable[SocketInfo]) -> list[FourTuple]:
         """Connections that are open already; those that cannot be protected are left out."""
         taken = [s for s in sockets if self._eligible(s.tuple)]
-        self._tell(taken, age=self.settings.long_lived_after)  # somebody asked: no waiting for the threshold
+        await self._tell(taken, age=self.settings.long_lived_after)  # somebody asked: no waiting for the threshold
         return [s.tuple for s in taken]
 
     def eligible(self, socket: FourTuple) -> bool:
@@ -128,15 +162,15 @@ class Finder:
                 self._wake.clear()
                 await self._wake.wait()
             began = loop.time()
-            self._look(began)
+            await self._look(began)
             if loop.time() - last_audit >= AUDIT:
                 last_audit = loop.time()
                 self._audit()
-                self._sweep(loop.time())
+                await self._sweep()
             # With scope = "all" and tens of thousands of sockets a look takes a third of a second.
             await asyncio.sleep(max(BEAT, BUSY * (loop.time() - began)))
 
-    def _look(self, now: float) -> None:
+    async def _look(self, now: float) -> None:
         if self.settings.scope == "all":
             wanted = SocketFilter()
         elif self._groups or self.settings.ports:
@@ -150,18 +184,24 @@ class Finder:
             if one.cgroup_id in self._groups:
                 self._groups[one.cgroup_id].last_seen = now
                 self._groups[one.cgroup_id].sockets[one.tuple] = one.uid
-        self._tell([s for s in found if self._engine.table.at(s.tuple) is None and self._eligible(s.tuple)])
+        fresh = [s for s in found if self._engine.table.at(s.tuple) is None and self._eligible(s.tuple)]
+        await self._tell(shared_out(fresh, self._engine.table))
 
-    def _tell(self, fresh: list[SocketInfo], age: float = 0.0) -> None:
+    async def _tell(self, fresh: list[SocketInfo], age: float = 0.0) -> None:
         if not fresh:
             return
+        owners = await self._owners([s.inode for s in fresh], likely=True)
+        present = self.present(s.tuple for s in fresh)  # some may have ended meanwhile, and nobody would tell
         now = asyncio.get_running_loop().time()
-        owners = procs.owners([s.inode for s in fresh], likely=self._likely())
         for one in fresh:
+            if one.tuple not in present:
+                continue
             owner = owners.get(one.inode)
             pid, command = (owner.pid, owner.command) if owner is not None else (None, None)
             device, unfit = fitness(self._interface(one.ifindex) if one.ifindex else None)
-            self._engine.found(now, one.tuple, age=age, pid=pid, command=command, device=device, unfit=unfit)
+            self._engine.found(
+                now, one.tuple, age=age, pid=pid, command=command, uid=one.uid, device=device, unfit=unfit
+            )
         self._changed()
 
     def bound(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, str]:
@@ -170,15 +210,20 @@ class Finder:
         found = ((s, self._interface(index)) for s, index in indices.items())
         return {s: interface.name for s, interface in found if interface is not None}
 
-    def _likely(self) -> list[int]:
-        if self._tree is None:
-            return []
-        return [pid for group in self._groups.values() for pid in self._tree.processes(group.cgroup)]
+    async def _owners(self, inodes: Collection[int], *, likely: bool = False) -> dict[int, procs.Process]:
+        """Which processes have these sockets.  Looks at every process, unless those that are likely have them all."""
+        tree, groups = self._tree, [group.cgroup for group in self._groups.values()]
 
-    def name(self, connections: Collection[Connection]) -> None:
+        def walk() -> dict[int, procs.Process]:
+            members = (pid for group in groups for pid in tree.processes(group)) if likely and tree is not None else ()
+            return procs.owners(inodes, likely=members)
+
+        return await asyncio.get_running_loop().run_in_executor(self._walks, walk)
+
+    async def name(self, connections: Collection[Connection]) -> None:
         """Find out which programs have connections that a peer asked us to protect.  One look for all: it is slow."""
         infos = self.look_up(c.socket for c in connections)
-        found = procs.owners([info.inode for info in infos.values()])
+        found = await self._owners([info.inode for info in infos.values()]) if infos else {}
         for connection in connections:
             info = infos.get(connection.socket)
             owner = found.get(info.inode) if info is not None else None
@@ -232,13 +277,53 @@ class Finder:
                 self._engine.gone(now, socket)
         self._changed()
 
-    def _sweep(self, now: float) -> None:
+    async def _sweep(self) -> None:
         if self._tree is None:
             return
-        self._tree.sweep()
-        for number, group in list(self._groups.items()):
-            if not group.cgroup.path.exists() and now - group.last_seen > KEEP_ID:
-                del self._groups[number]
+        loop, groups = asyncio.get_running_loop(), dict(self._groups)
+        tree = self._tree
+
+        def walk() -> list[int]:
+            tree.sweep()
+            return [number for number, group in groups.items() if not group.cgroup.path.exists()]
+
+        for number in await loop.run_in_executor(self._walks, walk):
+            if loop.time() - groups[number].last_seen > KEEP_ID:
+                self._groups.pop(number, None)
+
+
+def _made_for(tree: CgroupTree, cgroup: Cgroup) -> int | None:
+    """Of a cgroup that is met for the first time: when the process began that it was made for, if that is in it."""
+    pid = int(cgroup.path.name.removeprefix(CGROUP_PREFIX))
+    return procs.start_time(pid) if tree.group_of(pid) == cgroup else None
+
+
+def shared_out(fresh: Iterable[SocketInfo], known: Iterable[Connection]) -> list[SocketInfo]:
+    """Those of new sockets that may be taken on now; the others are found again.
+
+    Connections, and handshakes with hosts that may not have a daemon, are for all users together: nobody gets more of
+    either than is left for the others.  Root is not counted.
+    """
+    connections: Counter[int] = Counter()
+    asked: defaultdict[int, set[IPAddress]] = defaultdict(set)
+    for one in known:
+        if one.uid and one.state is not State.CLOSED:
+            connections[one.uid] += 1
+            if one.state in (State.SHORT, State.NEGOTIATING) and one.peer is None:
+                asked[one.uid].add(one.socket.remote.host)
+    taken = []
+    for socket in fresh:
+        hosts, host = asked[socket.uid], socket.tuple.remote.host
+        if socket.uid:
+            left = MAX_ASKED - sum(map(len, asked.values()))
+            if connections[socket.uid] >= MAX_OF_USERS - connections.total() or (
+                host not in hosts and len(hosts) >= left
+            ):
+                continue
+            connections[socket.uid] += 1
+            hosts.add(host)
+        taken.append(socket)
+    return taken
 
 
 def fitness(bound_to: Interface | None) -> tuple[str, str | None]:

@@ -18,10 +18,11 @@ from redirectctl.daemon.apiserver import ApiError, ApiServer
 from redirectctl.daemon.notify import keep_watchdog_quiet, notify
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.daemon.service import DaemonService
+from redirectctl.daemon.stderr import complain, start_logging
 from redirectctl.daemon.udp import ControlPortError
 from redirectctl.daemon.waking import BoottimeLoop
 from redirectctl.flows.constants import MAX_CONNECTIONS
-from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.errors import KernelError, used_up
 from redirectctl.store.records import StoreError
 
 STATE_DIRECTORY = Path("/var/lib/redirectctl")
@@ -33,24 +34,23 @@ _log = logging.getLogger("redirectd")
 def main() -> int:
     """Entry point.  Exit status: 0 stopped, 1 cannot start, 2 usage or configuration."""
     args = make_parser().parse_args()
-    logging.basicConfig(level=args.log_level.upper(), format="redirectd: %(levelname)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("pyroute2").setLevel(logging.INFO)  # else each netlink message is several lines
+    start_logging(args.log_level)
     try:
         settings = config.load(args.config)
     except ConfigError as error:
-        print(f"redirectd: {error}", file=sys.stderr)
+        complain(error)
         return 2
     if args.check:
         return 0
     if os.geteuid() != 0:
-        print("redirectd: start: needs to rewrite packets of other programs; run it as root", file=sys.stderr)
+        complain("start: needs to rewrite packets of other programs; run it as root")
         return 1
     _allow_descriptors()
     try:
         with asyncio.Runner(loop_factory=BoottimeLoop) as runner:
             runner.run(_run(settings, args))
     except (KernelError, StoreError, ControlPortError, ApiError, OSError) as error:
-        print(f"redirectd: {error}", file=sys.stderr)
+        complain(_last_words(error))
         return 1
     return 0
 
@@ -88,6 +88,16 @@ async def _run(settings: Config, args: argparse.Namespace) -> None:
     runtime.announce_stop()
     await server.close()
     await runtime.stop()
+
+
+def _last_words(error: Exception) -> str:
+    """Why it cannot start.  Whoever reports that something is used up has perhaps thought of another cause."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    hint = used_up(cause)
+    if isinstance(cause, OSError) and hint is not None:
+        what = "start" if error is cause else str(error).partition(": ")[0]
+        return f"{what}: {cause.strerror or cause}; {hint}"
+    return str(error)
 
 
 def _allow_descriptors() -> None:

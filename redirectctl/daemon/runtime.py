@@ -20,8 +20,8 @@ from redirectctl.api import schema
 from redirectctl.config import Config
 from redirectctl.daemon import records
 from redirectctl.daemon.bindings import Bindings
-from redirectctl.daemon.eventlog import EventFields, EventLog
-from redirectctl.daemon.finder import Finder
+from redirectctl.daemon.eventlog import AT_WILL, STRANGERS, Cause, EventFields, EventLog, network_of
+from redirectctl.daemon.finder import BUSY, Finder
 from redirectctl.daemon.logind import SleepSignals
 from redirectctl.daemon.namebook import NameBook
 from redirectctl.daemon.network import NetworkView
@@ -119,6 +119,8 @@ class Runtime:
         self._held: dict[int, QueuedPacket] = {}
         self._held_number = 0
         self._unstudied: set[FourTuple] = set()
+        self._nameless: set[FourTuple] = set()
+        self._naming: asyncio.Task[None] | None = None
         self._proofs: dict[FourTuple, commands.Proof] = {}
         self._refused_at = float("-inf")  # when the event log was last told that sockets cannot be borrowed
         self._contacts: dict[asyncio.Future[str | None], tuple[SockAddr, IPAddress | None, bytes]] = {}
@@ -169,6 +171,7 @@ class Runtime:
         self.tasks.start(self._carry_out_all(), "commands")
         self.tasks.start(self.network.run(), "network")
         self.tasks.start(self.finder.run(), "finder")
+        self.tasks.start(self.log.run(), "event log")
         self.tasks.start(self._prune(), "prune")
         self.tasks.start(self.repairs.run(), "repairs")
         self.tasks.start(self._count_untagged(), "untagged")
@@ -487,11 +490,26 @@ class Runtime:
             fields["reason"] = notice.reason
         if notice.address is not None:
             fields["address"] = str(notice.address)
-        self.log.record(schema.EventName(notice.name), **fields)
+        self.log.record(schema.EventName(notice.name), **self._cause(notice), **fields)
         if notice.name == "connection.protected" and notice.connection is not None:
             connection = self.engine.table.get(notice.connection)
             if connection is not None:
                 self._study(connection)
+
+    def _cause(self, notice: commands.Notice) -> Cause:
+        """Whose share of the log an event is written on."""
+        connection = self.engine.table.get(notice.connection) if notice.connection is not None else None
+        if notice.name in ("peer.approved", "peer.rejected") and notice.reason is None:
+            return Cause(who=None)  # a person has
+        if notice.peer is not None and notice.name not in ("peer.first_contact", "peer.key_changed", "peer.approved"):
+            return Cause(who=fingerprint(notice.peer))
+        if connection is not None and connection.uid is not None:
+            return Cause(who=f"user {connection.uid}")
+        if notice.name.startswith("connection."):
+            return Cause(who="users")
+        if notice.name in AT_WILL and notice.reason != "kernel":
+            return Cause(who=STRANGERS, where=network_of(notice.address))
+        return Cause(who=None)
 
     def _study(self, connection: Connection) -> None:
         """What is good to know of a newly protected connection before it moves: its program, its sequence numbers."""
@@ -503,14 +521,26 @@ class Runtime:
         await asyncio.sleep(LEARN_AFTER)
         sockets, self._unstudied = self._unstudied, set()
         studied = [c for socket in sockets if (c := self.engine.table.at(socket)) is not None]
-        self.finder.name([c for c in studied if c.pid is None])
-        self.names.study(studied)
+        self.names.study([c for c in studied if c.pid is not None])
+        self._nameless |= {c.socket for c in studied if c.pid is None}
+        if self._nameless and (self._naming is None or self._naming.done()):
+            self._naming = self.tasks.start(self._name(), "name")
         busy: Collection[FourTuple] = sockets
         for pause in LEARN_AGAIN:
             busy = await self.kicker.learn(busy)
             if not busy:
                 break
             await asyncio.sleep(pause)
+
+    async def _name(self) -> None:
+        """Programs that have connections that peers asked for: a walk over all processes, for however many."""
+        while self._nameless:
+            began = self.now
+            sockets, self._nameless = self._nameless, set()
+            connections = [c for socket in sockets if (c := self.engine.table.at(socket)) is not None]
+            await self.finder.name(connections)
+            self.names.study(connections)
+            await asyncio.sleep(BUSY * (self.now - began))  # peers ask as often as they like
 
     def _set_timer(self) -> None:
         if self._timer is not None:

@@ -141,15 +141,15 @@ class DaemonService:
         r, what = self._r, f"protect {request.target}"
         try:
             if request.target.isascii() and request.target.isdigit():
-                found = self._sockets_of(int(request.target))
-                r.finder.opt_in(int(request.target))
+                found = await self._sockets_of(int(request.target))
+                await r.finder.opt_in(int(request.target))
             else:
                 found = [s for s in [r.finder.diag.get(_connection(what, request.target))] if s is not None]
                 if not found:
                     raise RequestError(what, "no such connection", "see `ss -tn` for LOCAL-REMOTE, or name a process")
         except KernelError as error:
             raise RequestError(what, f"{error.what}: {error.why}", error.hint) from error
-        taken = r.finder.opt_in_sockets(found)
+        taken = await r.finder.opt_in_sockets(found)
         if found and not taken:
             raise RequestError(
                 what, "the connection does not leave this host", "only connections to other hosts can move"
@@ -180,13 +180,10 @@ class DaemonService:
     async def opt_in(self, request: schema.OptInRequest, caller: Caller) -> schema.OptedIn:
         """Opt the calling process in: the kernel says which it is."""
         what = "opt in"
-        if caller.pid <= 0:
-            raise RequestError(what, "the caller is in a process namespace that redirectd does not see")
-        started = procs.start_time(caller.pid)
         if procs.in_our_network(caller.pid) is False:
             raise RequestError(what, "the caller is in another network namespace", "run redirectd there as well")
         try:
-            self._r.finder.opt_in(caller.pid, started)
+            await self._r.finder.opt_in(caller.pid, caller.process)
         except KernelError as error:
             raise RequestError(what, f"{error.what}: {error.why}", error.hint) from error
         return schema.OptedIn(asks=self._r.config.trust.first_contact == "ask")
@@ -238,13 +235,13 @@ class DaemonService:
         alive = [c.socket for c in connections if c.state is not State.CLOSED]
         return {s: records.listed_counters(info) for s, info in self._r.finder.measured(alive).items()}
 
-    def _sockets_of(self, pid: int) -> list[SocketInfo]:
+    async def _sockets_of(self, pid: int) -> list[SocketInfo]:
         if procs.start_time(pid) is None:
             raise RequestError(f"protect {pid}", "no such process", "see `ps`")
         if procs.in_our_network(pid) is False:
             raise RequestError(f"protect {pid}", "it is in another network namespace", "run redirectd there as well")
         everything = self._r.finder.diag.dump(SocketFilter())
-        owned = procs.sockets_of(pid)
+        owned = await asyncio.to_thread(procs.sockets_of, pid)
         return [s for s in everything if s.inode in owned]
 
     def _listed_connection(self, c: Connection, counters: schema.Counters | None = None) -> schema.Connection:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import struct
 from collections.abc import Callable, Container, Iterable
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
+from redirectctl.api.text import shortened
+from redirectctl.kernel import procs
 from redirectctl.kernel.carrier import share_port
 from redirectctl.kernel.errors import KernelError
 from redirectctl.wire.addr import IPAddress, SockAddr, parse_ip
@@ -28,6 +32,7 @@ _BUFFER = 4 << 20  # bytes, of which a small datagram takes 768: some thousand c
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h; beyond net.core.rmem_max, with CAP_NET_ADMIN
 _BATCH = 64  # datagrams before the event loop gets its turn
 
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL)
 OTHERS = 32  # such ports at a time
 
 OnDatagram = Callable[[bytes, SockAddr, IPAddress, int], None]
@@ -60,10 +65,7 @@ class ControlPort:
                     self._bind_v6_if_there_is()
         except OSError as error:
             self.close()
-            why = error.strerror or str(error)
-            raise ControlPortError(
-                f"control port {port}/udp: {why}; is another redirectd running? else set control.port or control.listen"
-            ) from error
+            raise ControlPortError(f"control port {port}/udp: {_why(port, error)}") from error
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to call back."""
@@ -172,6 +174,8 @@ class ControlPort:
         try:
             self._bind(6, "::", None)
         except OSError as error:
+            if error.errno not in _NO_IPV6:  # there is IPv6, and somebody else would have the port
+                raise
             _log.info("no IPv6 control port: %s", error)
 
     def _read(self, sock: socket.socket, bound: IPAddress | None, number: int) -> None:
@@ -187,6 +191,35 @@ class ControlPort:
             if local is not None:
                 host = sender[0].partition("%")[0]  # link-local addresses carry their interface
                 self._on_datagram(data, SockAddr(parse_ip(host), sender[1]), local, number)
+
+
+def _why(port: int, error: OSError) -> str:
+    """Why it cannot be bound, and what to do."""
+    why = error.strerror or str(error)
+    if error.errno != errno.EADDRINUSE:
+        return f"{why}; see control.listen, and `ip address`"
+    hint = "end it, or set another control.port on all hosts"
+    holders = holders_of(port)
+    if not holders:
+        return f"{why}; is another redirectd running? else set control.port or control.listen"
+    if any("redirectd" in one.command for one in holders):
+        hint = "stop it first"
+    said = " and ".join(f"process {one.pid} of user {one.uid} ({shortened(one.command, 80)})" for one in holders)
+    return f"{said} has it; {hint}"
+
+
+def holders_of(port: int, *, proc: Path = procs.PROC) -> list[procs.Process]:
+    """Processes that have a UDP port of this network namespace; those that cannot be found are left out."""
+    inodes = set()
+    for name in ("udp", "udp6"):
+        with contextlib.suppress(OSError):
+            for line in (proc / "thread-self/net" / name).read_text().splitlines()[1:]:
+                # sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode ...
+                fields = line.split()
+                if int(fields[1].rpartition(":")[2], 16) == port:
+                    inodes.add(int(fields[9]))
+    found = procs.owners(inodes, proc=proc) if inodes else {}
+    return sorted(set(found.values()))
 
 
 def _version(sock: socket.socket) -> int:

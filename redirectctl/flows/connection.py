@@ -77,6 +77,7 @@ class Connection:
     before: Before | None = None  # what is to be given back to its socket; None: nothing has been changed
     peer_closed: bool = False  # the peer's socket is gone
     pid: int | None = None
+    uid: int | None = None  # the user of this host whose socket it is; None: not known
     command: str | None = None
     guarded: bool = False  # the kernel holds a Flow for it, or has been asked to
     installed: Flow | None = None  # what the kernel has said it holds

@@ -215,6 +215,7 @@ class Engine:
         age: float = 0.0,
         pid: int | None = None,
         command: str | None = None,
+        uid: int | None = None,
         device: str = "",
         unfit: str | None = None,
     ) -> None:
@@ -222,7 +223,7 @@ class Engine:
 
         ``device``: the interface that its socket is bound to; ``unfit``: why it cannot be protected.
         """
-        self.protection.found(now, socket, age, pid, command, device, unfit)
+        self.protection.found(now, socket, age, pid, command, uid, device, unfit)
         self._relay(now)
 
     def bound(self, sockets: Mapping[FourTuple, str]) -> None:

@@ -54,6 +54,7 @@ class Protection:
         age: float,
         pid: int | None,
         command: str | None,
+        uid: int | None,
         device: str,
         unfit: str | None,
     ) -> None:
@@ -61,6 +62,7 @@ class Protection:
         known = self._e.table.at(socket)
         if known is not None:
             known.pid, known.command = known.pid or pid, known.command or command
+            known.uid = uid if known.uid is None else known.uid
             return
         if len(self._e.table) >= constants.MAX_CONNECTIONS:
             self._e.notice(
@@ -68,7 +70,7 @@ class Protection:
             )
             return
         self.clear(socket)
-        connection = Connection(self._e.rng(8), socket, socket, now - age, pid=pid, command=command)
+        connection = Connection(self._e.rng(8), socket, socket, now - age, pid=pid, uid=uid, command=command)
         connection.device, connection.bound = device, bool(device)
         connection.history.append((now, State.SHORT))
         self._e.table.add(connection)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import select
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import NamedTuple, Protocol
 from redirectctl.kernel import procs
 from redirectctl.kernel.constants import CGROUP_PREFIX
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.pidfd import Pidfd
 
 MAX_DIRECTORIES = 100_000  # looked at by find_all
 
@@ -41,7 +41,7 @@ class Cgroup(NamedTuple):
 class Cgroups(Protocol):
     """What others use of CgroupTree: tests give a fake of this."""
 
-    def opt_in(self, pid: int, *, start_time: int | None = None) -> Cgroup:
+    def opt_in(self, pid: int, *, process: Pidfd | None = None) -> Cgroup:
         """Opt a process in."""
 
     def find_all(self) -> list[Cgroup]:
@@ -67,35 +67,38 @@ class CgroupTree:
         self.mount = mount
         self._root = root
 
-    def opt_in(self, pid: int, *, start_time: int | None = None) -> Cgroup:
+    def opt_in(self, pid: int, *, process: Pidfd | None = None) -> Cgroup:
         """Move a process, not its children, into a cgroup of ours and return that; if it is in one, return it.
 
-        ``start_time`` (procs.start_time): refuse if the pid belongs to another process by now. A process that ends
-        while it is moved is reported as ended and nobody else has been moved. Raises KernelError.
+        ``process``: the one that is meant, whoever has the number by now. A process that ends while it is moved is
+        reported as ended and nobody else has been moved. Raises KernelError.
         """
         what = f"opting in process {pid}"
         if pid <= 0:
             raise KernelError(what, "not a process number", "name a running process")
         if pid == 1:  # what `protect $PPID` names when the parent has ended; init's cgroup is the service manager's
             raise KernelError(what, "it is init: all that it starts would be opted in", "name the command's process")
+        if process is not None:
+            return self._opt_in(what, process)
         try:
-            pidfd = os.pidfd_open(pid)
+            process = Pidfd.open(pid)
         except OSError as error:
             raise KernelError(what, _ended(error), "start the command again") from error
         try:
-            if start_time is not None and procs.start_time(pid, proc=self._proc) != start_time:
-                raise KernelError(what, "the number belongs to another process by now", "start the command again")
-            for _ in range(_ATTEMPTS):
-                try:
-                    return self._move(what, pid, pidfd)
-                except OSError as error:
-                    if error.errno not in _RACED:
-                        raise KernelError(what, _why(error), _hint(error)) from error
-                    if _has_ended(pidfd):
-                        break
-            raise KernelError(what, "the process ended, or its cgroup keeps changing", "start the command again")
+            return self._opt_in(what, process)
         finally:
-            os.close(pidfd)
+            process.close()
+
+    def _opt_in(self, what: str, process: Pidfd) -> Cgroup:
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._move(what, process)
+            except OSError as error:
+                if error.errno not in _RACED:
+                    raise KernelError(what, _why(error), _hint(error)) from error
+                if process.ended:
+                    raise KernelError(what, "the process has ended", "start the command again") from error
+        raise KernelError(what, "its cgroup keeps changing", "start the command again")
 
     def find_all(self) -> list[Cgroup]:
         """All of ours in the hierarchy, of other daemons as well."""
@@ -158,9 +161,10 @@ class CgroupTree:
             raise KernelError(what, f"{path} cannot be reached", "run the daemon in the cgroup namespace of the host")
         return parts
 
-    def _move(self, what: str, pid: int, pidfd: int) -> Cgroup:
+    def _move(self, what: str, process: Pidfd) -> Cgroup:
+        pid = process.pid
         parts = self._path_of(pid)
-        if _has_ended(pidfd):
+        if process.ended:
             raise ProcessLookupError(errno.ENOENT, "ended")
         with _walk(self.mount, parts) as parent:
             if parts and _OURS.fullmatch(parts[-1]):
@@ -171,12 +175,14 @@ class CgroupTree:
             child = os.open(name, _DIRECTORY, dir_fd=parent)
             try:
                 try:
+                    if process.ended:  # asked again: making the directory takes long enough to start a process
+                        raise ProcessLookupError(errno.ENOENT, "ended")
                     _add(child, pid)
-                    if _has_ended(pidfd):
+                    if process.ended:
                         # The number may have been given to another process before we wrote it: put that back.
                         with suppress(OSError):
                             _add(parent, pid)
-                        raise KernelError(what, "the process ended", "start the command again")
+                        raise KernelError(what, "the process has ended", "start the command again")
                 except (OSError, KernelError):
                     with suppress(OSError):
                         os.rmdir(name, dir_fd=parent)
@@ -239,12 +245,6 @@ def _add(directory: int, pid: int) -> None:
         raise OSError(errno.ENOENT, "the process ended") from error
     finally:
         os.close(file)
-
-
-def _has_ended(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _ended(error: OSError) -> str:

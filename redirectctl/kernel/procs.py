@@ -39,13 +39,23 @@ def start_time(pid: int, *, proc: Path = PROC) -> int | None:
 
 def user(pid: int, *, proc: Path = PROC) -> int | None:
     """The real user id of the process; None: there is no such process."""
+    uids = _uids(pid, proc)
+    return uids[0] if uids else None
+
+
+def users(pid: int, *, proc: Path = PROC) -> frozenset[int]:
+    """All its user ids: real, effective, saved, of the file system; empty: there is no such process."""
+    return frozenset(_uids(pid, proc))
+
+
+def _uids(pid: int, proc: Path) -> list[int]:
     try:
         for line in (proc / str(pid) / "status").read_bytes().splitlines():
             if line.startswith(b"Uid:"):
-                return int(line.split()[1])
-    except (OSError, ValueError, IndexError):
+                return [int(word) for word in line.split()[1:]]
+    except (OSError, ValueError):
         pass
-    return None
+    return []
 
 
 def command_line(pid: int, *, proc: Path = PROC) -> str:

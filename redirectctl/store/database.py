@@ -30,6 +30,8 @@ def explained(path: Path) -> Iterator[None]:
         hint = (
             "put back a copy, or remove it and let peers approve the new key" if damaged else "see to disk and rights"
         )
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:  # SQLite does not say why
+            hint = "see to its rights, and to the limit of open files (LimitNOFILE= of the unit, ulimit -n)"
         raise StoreError(str(path), str(error), hint) from error
     except OSError as error:
         raise StoreError(str(path), error.strerror or str(error), "see to the directory's owner and rights") from error

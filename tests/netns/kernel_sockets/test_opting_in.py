@@ -18,6 +18,7 @@ from redirectctl.kernel.constants import CGROUP_PREFIX
 from redirectctl.kernel.diag import SockDiag
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.inet_filter import SocketFilter
+from redirectctl.kernel.pidfd import Pidfd
 from tests.netns.kernel_sockets.socket_lab import Wire, inside, until
 
 # Waits for a line, connects, and has a child connect that lives until its standard input is closed.
@@ -93,7 +94,9 @@ def found_by(wire: Wire, cgroup: Cgroup) -> list[int]:
 def test_exactly_the_sockets_of_the_command_and_its_children(wire: Wire, tree: CgroupTree, start: Start) -> None:
     opted_in, other = start(), start()
     bystander = wire.connect()
-    cgroup = tree.opt_in(opted_in.pid, start_time=procs.start_time(opted_in.pid))
+    held = Pidfd.open(opted_in.pid)
+    cgroup = tree.opt_in(opted_in.pid, process=held)
+    held.close()
     assert cgroup.path.name == f"{CGROUP_PREFIX}{opted_in.pid}"
     assert cgroup in tree.find_all()
     connect(opted_in)
@@ -153,12 +156,17 @@ def test_one_inside_another(tree: CgroupTree, start: Start) -> None:
 
 
 def test_another_process_with_the_number_is_refused(tree: CgroupTree, start: Start) -> None:
+    meant = subprocess.Popen(["sleep", "100"])
+    held = Pidfd.open(meant.pid)
+    meant.kill()
+    meant.wait()
     process = start()
-    started = procs.start_time(process.pid)
-    assert started is not None
-    with pytest.raises(KernelError, match="belongs to another process"):
-        tree.opt_in(process.pid, start_time=started - 1)
-    assert not (tree.mount / f"{CGROUP_PREFIX}{process.pid}").exists()
+    held.pid = process.pid  # as if the kernel had given it the same one
+    with pytest.raises(KernelError, match="the process has ended"):
+        tree.opt_in(process.pid, process=held)
+    held.close()
+    assert not any(one.path.name == f"{CGROUP_PREFIX}{process.pid}" for one in tree.find_all())
+    assert not procs.users(meant.pid)
 
 
 def test_a_process_that_has_ended_is_refused(tree: CgroupTree) -> None:

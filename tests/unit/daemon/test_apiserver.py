@@ -21,6 +21,8 @@ from redirectctl.api.optin import OptInError, opt_in
 from redirectctl.daemon import apiserver
 from redirectctl.daemon.apiserver import ROUTES, ApiError, ApiServer, Caller, Refusal, Right, Service
 from redirectctl.daemon.eventlog import QUEUE, EventLog
+from redirectctl.daemon.slots import Slots
+from redirectctl.kernel.pidfd import Pidfd
 
 NOBODY = 65534
 
@@ -127,6 +129,15 @@ async def as_nobody(program: str, *arguments: str) -> tuple[int, str]:
     assert process.returncode is not None
     return process.returncode, output.decode()
 
+
+SAY = """
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+lines = s.makefile()
+lines.readline()  # hello
+s.sendall(json.dumps({"type": sys.argv[2]}).encode() + b"\\n")
+print(lines.readline().strip())
+"""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
@@ -257,26 +268,55 @@ def test_client_that_does_not_read(bench: Bench, monkeypatch: pytest.MonkeyPatch
                 sock.send(b'{"type":"identity"}\n')
                 await until(lambda: Refusal.NOT_READING in refusals(caplog))
             await until(lambda: not server._clients)
-            assert not server._users
+            assert not len(server._slots)
 
     asyncio.run(asyncio.wait_for(check(), 60))
 
 
-def test_too_many_clients_of_one_user(bench: Bench, caplog: pytest.LogCaptureFixture):
+def test_an_idle_client_makes_room_for_a_new_one_of_its_user(bench: Bench, caplog: pytest.LogCaptureFixture):
+    async def check() -> None:
+        async with bench.serving(max_clients_per_user=2) as server:
+            first, one = await bench.connect()
+            second, two = await bench.connect()
+            two.write(b'{"type":"announce"}\n')
+            await second.readline()  # used later than the first
+            assert await bench.say(b'{"type":"announce"}\n') == [{"type": "announce", "peers": 2}]
+            why = "it was idle, and another program needed its place"
+            assert [json.loads(line)["why"] for line in (await first.read()).splitlines()] == [why]
+            two.write(b'{"type":"announce"}\n')
+            assert json.loads(await second.readline())["type"] == "announce"
+            await until(lambda: len(server._clients) == 1)
+            one.close()
+            two.close()
+
+    asyncio.run(check())
+    assert refusals(caplog) == [Refusal.IDLE]
+
+
+def test_too_many_busy_clients_of_one_user(bench: Bench, caplog: pytest.LogCaptureFixture):
     def ask() -> None:
         with Client(str(bench.path)):
             pass
 
     async def check() -> None:
+        answered = asyncio.Event()
+
+        async def slowly(request: Any, caller: Caller) -> Any:
+            await answered.wait()
+            return schema.AnnounceReply(2)
+
+        bench.service.announce = slowly  # type: ignore[attr-defined]
         async with bench.serving(max_clients_per_user=2) as server:
-            _, one = await bench.connect()
-            two = await bench.connect()
+            busy = [await bench.connect() for _ in range(2)]
+            for _, writer in busy:
+                writer.write(b'{"type":"announce"}\n')
+            await until(lambda: all(slot.idle_since is None for slot in server._slots._taken))
             with pytest.raises(schema.RequestError, match="too many programs talk to it at once; end some or wait"):
                 await asyncio.to_thread(ask)
-            one.close()
-            await until(lambda: len(server._clients) == 1)
-            await asyncio.to_thread(ask)
-            two[1].close()
+            answered.set()
+            for reader, writer in busy:
+                assert json.loads(await reader.readline())["type"] == "announce"
+                writer.close()
 
     asyncio.run(check())
     assert refusals(caplog) == [Refusal.TOO_MANY]
@@ -324,7 +364,8 @@ opt_in(sys.argv[1])
                 assert line.endswith(": not permitted; ask as root or as a member of the group redirectctl")
 
         asyncio.run(check())
-        assert refusals(caplog) == [Refusal.NO_RIGHT] * 13
+        assert refusals(caplog) == [Refusal.NO_RIGHT] * 2  # the first, and the others, counted
+        assert caplog.messages[-1].endswith(" (12 times)")
         assert [(name, caller.uid) for name, _, caller in bench.service.asked] == [
             ("status", NOBODY),
             ("opt_in", NOBODY),
@@ -362,6 +403,47 @@ with Client({str(bench.path)!r}) as client:
 
         asyncio.run(check())
         assert bench.service.asked == []
+
+    @needs_root
+    @pytest.mark.parametrize("request_type", ["opt-in", "watch"])
+    def test_a_process_that_is_not_the_users_is_not_his_to_opt_in(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, request_type: str
+    ):
+        """As before Linux 6.5, where the number that the kernel noted may be another process's by now."""
+        monkeypatch.setattr(apiserver, "of_peer", lambda sock, pid: Pidfd.open(os.getpid()))  # root's
+
+        async def check() -> None:
+            async with bench.serving():
+                _, answer = await as_nobody(SAY, str(bench.path), request_type)
+                assert json.loads(answer)["why"].endswith(f"is not, or not only, user {NOBODY}'s")
+
+        asyncio.run(check())
+        assert bench.service.asked == []
+        assert bench.service.watchers == []
+        assert refusals(caplog) == [Refusal.NO_RIGHT]
+
+    def test_a_watcher_whose_process_has_ended_hears_nothing_more(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ):
+        monkeypatch.setattr(apiserver, "WATCH_PAUSE", 0.0)
+
+        async def check() -> None:
+            async with bench.serving():
+                process = await asyncio.create_subprocess_exec("sleep", "1000")
+                monkeypatch.setattr(apiserver, "of_peer", lambda sock, pid: Pidfd.open(process.pid))
+                reader, writer = await bench.connect()
+                writer.write(b'{"type":"watch"}\n')
+                assert json.loads(await reader.readline())["type"] == "watch"
+                process.kill()
+                await process.wait()
+                bench.service.watch = lost(1.0)
+                bench.log.record(schema.EventName.CONNECTION_SUSPENDED)
+                (answer,) = (json.loads(line) for line in (await reader.read()).splitlines())
+                assert answer["why"] == "the process that connected has ended"
+                writer.close()
+
+        asyncio.run(check())
+        assert refusals(caplog) == [Refusal.NO_RIGHT]
 
 
 class TestSocketFile:
@@ -519,16 +601,15 @@ def test_watching(bench: Bench, monkeypatch: pytest.MonkeyPatch):
             (caller, may_decide) = bench.service.watchers[-1]
             assert (caller.pid, may_decide) == (os.getpid(), True)
             writer.close()
-            await until(lambda: not server._watchers)
+            await until(lambda: not len(server._watching))
 
     asyncio.run(check())
 
 
-def test_watchers_do_not_shut_out_others(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(apiserver, "MAX_WATCHERS_PER_USER", 3)
-
+def test_watchers_do_not_shut_out_others(bench: Bench):
     async def check() -> None:
-        async with bench.serving(max_clients_per_user=2):
+        async with bench.serving(max_clients_per_user=2) as server:
+            server._watching = Slots(100, 3)
             writers = []
             for _ in range(3):
                 reader, writer = await bench.connect()

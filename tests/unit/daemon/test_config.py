@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,41 @@ def test_directory_and_binary(tmp_path: Path):
     (tmp_path / "b").write_bytes(b"[control]\n\xff\xfe")
     with pytest.raises(ConfigError, match=r"b:2: not UTF-8 text; save it as UTF-8"):
         config.load(tmp_path / "b")
+
+
+@pytest.mark.parametrize(("mode", "trusted"), [(0o644, True), (0o600, True), (0o664, False), (0o646, False)])
+def test_a_file_that_others_can_change_is_refused(tmp_path: Path, mode: int, trusted: bool):
+    file = tmp_path / "redirectd.toml"
+    file.write_text("[control]\nport = 1234\n")
+    file.chmod(mode)
+    if trusted:
+        assert config.load(file).control.port == 1234
+    else:
+        with pytest.raises(ConfigError, match=rf"^{file}: others can change it; chmod go-w {file}$"):
+            config.load(file)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_another_user_is_refused(tmp_path: Path):
+    file = tmp_path / "redirectd.toml"
+    file.write_text("")
+    os.chown(file, 1000, 0)
+    with pytest.raises(ConfigError, match=rf"^{file}: user 1000 owns it, and can change it; chown root {file}$"):
+        config.load(file)
+
+
+@pytest.mark.parametrize(
+    "deep",
+    [
+        "ports = " + "[" * 100_000,
+        "ports = " + "[" * 100_000 + "]" * 100_000,
+        "ports = " + "{ a = " * 100_000,
+        "ports" + ".a" * 2_000 + " = 1",
+        "[protect.ports" + ".a" * 2_000 + "]",
+    ],
+    ids=["lists", "closed-lists", "tables", "dots", "header"],
+)
+def test_what_is_nested_without_end_is_an_error_of_its_line(deep: str):
+    refusal = refused(f"[protect]\nlong_lived_after = '1s'\n{deep}\n")
+    assert refusal.startswith("f.toml:3: ")
+    assert len(refusal) < 300

@@ -1,14 +1,15 @@
 import asyncio
 import os
 import stat
+from ipaddress import ip_address
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from redirectctl.api.schema import Event, EventName
-from redirectctl.daemon import eventlog
-from redirectctl.daemon.eventlog import FILES, FLOOD_BURST, QUEUE, EventLog
+from redirectctl.daemon import eventlog, repeats
+from redirectctl.daemon.eventlog import FILES, QUEUE, EventLog, network_of
 
 
 class Clock:
@@ -97,22 +98,93 @@ def test_lines_of_another_version_are_passed_over(tmp_path: Path, clock: Clock):
     log.close()
 
 
+def counted(events: list[Event], reason: str) -> int:
+    return sum(event.count or 1 for event in events if event.reason == reason)
+
+
 def test_a_flood_of_refused_packets_is_counted_not_logged(tmp_path: Path, clock: Clock):
+    """11 s of 90,000 refusals: a few lines, which say how many; what was there before stays."""
     log = EventLog(tmp_path, clock)
-    taken = [log.record(EventName.PACKET_REFUSED, reason="mac1") is not None for _ in range(1000)]
-    assert taken == [True] * FLOOD_BURST + [False] * (1000 - FLOOD_BURST)
-    other = log.record(EventName.PACKET_REFUSED, reason="truncated")
-    assert other is not None
-    assert other.count is None
+    log.record(EventName.DAEMON_STARTED)
+    for number in range(90_000):
+        clock.now = 1000.0 + number * 11 / 90_000
+        log.record(EventName.REDIRECT_REFUSED, who="SHA256:mallory", reason="replayed", source="192.0.2.66:7747")
+        if number % 8000 == 0:
+            log.flush()
+    assert log.record(EventName.REDIRECT_REFUSED, who="SHA256:bob", reason="replayed") is not None
+    assert log.record(EventName.RST_HELD, who="SHA256:mallory") is not None
+    log.close()
+    log = EventLog(tmp_path, clock)
+    kept = everything(log)
+    assert kept[0].event is EventName.DAEMON_STARTED
+    assert counted(kept, "replayed") == 90_001
+    assert len(kept) == 1 + 4 + 1 + 1 + 1  # after 0, 1, 3 and 7 s; bob's; the RST; what was left at the end
+    assert {event.source for event in kept if event.reason == "replayed"} == {"192.0.2.66:7747", None}
+    log.close()
+
+
+def test_what_was_left_out_is_logged_without_another(tmp_path: Path, clock: Clock):
+    log = EventLog(tmp_path, clock)
+    for source in ("192.0.2.1:1", "192.0.2.1:2", "192.0.2.1:3"):
+        log.record(EventName.PACKET_REFUSED, who=eventlog.STRANGERS, reason="too-short", source=source)
+    log.flush()
+    assert [event.source for event in everything(log)] == ["192.0.2.1:1"]
     clock.now += 1
-    after = log.record(EventName.PACKET_REFUSED, reason="mac1")
-    assert after is not None
-    assert after.count == 1000 - FLOOD_BURST + 1
-    assert log.record(EventName.PACKET_REFUSED, reason="mac1") is None
-    assert log.record(EventName.RST_HELD) is not None
-    for number in range(10 * eventlog.FLOOD_REASONS):
-        log.record(EventName.PACKET_REFUSED, reason=str(number))
-    assert len(log._flood) <= eventlog.FLOOD_REASONS
+    log.flush()
+    assert [(event.source, event.count) for event in everything(log)] == [("192.0.2.1:1", None), ("192.0.2.1:3", 2)]
+    log.close()
+
+
+def test_a_stranger_is_told_of_beside_another_networks_flood(tmp_path: Path, clock: Clock):
+    log = EventLog(tmp_path, clock)
+    for number in range(10_000):
+        where = network_of(ip_address(f"10.{number % 250}.{number // 250}.1"))
+        log.record(EventName.PACKET_REFUSED, who=eventlog.STRANGERS, where=where, reason="too-short")
+        log.record(EventName.PACKET_REFUSED, who=eventlog.STRANGERS, where=where, reason="bad-mac1")
+    assert len(everything(log)) <= repeats.MAX_KINDS + 2
+    assert network_of(ip_address("192.0.2.7")) == "192.0.2.0/24"
+    assert network_of(ip_address("2001:db8:1:2::3")) == "2001:db8:1::/48"
+    other = log.record(EventName.PACKET_REFUSED, who=eventlog.STRANGERS, where="192.0.2.0/24", reason="unknown-peer")
+    assert other is not None
+    log.close()
+
+
+def test_nobody_has_more_of_a_days_log_than_is_left_for_others(tmp_path: Path, clock: Clock):
+    """Events that are no refusals, and each says something: nobody can have more than half."""
+    log = EventLog(tmp_path, clock, budget=100_000)
+    logged = {}
+    for who in ("SHA256:mallory", "SHA256:minion", "SHA256:bob"):
+        logged[who] = sum(
+            log.record(EventName.CONNECTION_PROTECTED, who=who, peer=who, connection=f"{number:016x}") is not None
+            for number in range(2000)
+        )
+    assert logged["SHA256:mallory"] > logged["SHA256:minion"] > logged["SHA256:bob"] > 50
+    assert all(log.record(EventName.ADDRESS_ADDED, address="192.0.2.1") for _ in range(1000))  # our own
+    assert log.record(EventName.PACKET_REFUSED, who="SHA256:anna", reason="forged") is not None
+    assert log.record(EventName.PACKET_REFUSED, who="SHA256:mallory", reason="forged") is None
+    clock.now += repeats.DAY
+    log.flush()
+    left_out = [event for event in everything(log) if event.count]
+    assert {(event.peer, event.count) for event in left_out} == {(who, 2000 - lines) for who, lines in logged.items()}
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "logged"),
+    [
+        ("scp \x1b[2J", "scp \\x1b[2J"),
+        ("scp\nredirectd: INFO: all is well", "scp\\nredirectd: INFO: all is well"),
+        ("scp \u202etxt.exe", "scp \\u202etxt.exe"),
+        ("scp " + 5000 * "x", "scp " + 1019 * "x" + "…"),
+        ("scp größe.txt", "scp größe.txt"),
+    ],
+)
+def test_text_of_others_is_logged_escaped_and_cut(tmp_path: Path, clock: Clock, text: str, logged: str):
+    log = EventLog(tmp_path, clock)
+    entry = log.record(EventName.CONNECTION_FOUND, command=text, detail=text)
+    assert entry is not None
+    assert (entry.command, entry.detail) == (logged, logged)
+    assert everything(log) == [entry]
     log.close()
 
 
@@ -177,7 +249,7 @@ def test_a_slow_subscriber_is_told_what_it_missed(tmp_path: Path, clock: Clock):
 def test_a_command_that_is_not_utf8(tmp_path: Path, clock: Clock):
     log = EventLog(tmp_path, clock)
     entry = log.record(EventName.CONNECTION_FOUND, command="scp \udcff", pid=5)
-    assert entry == Event(time=1000.0, event=EventName.CONNECTION_FOUND, command="scp ?", pid=5)
+    assert entry == Event(time=1000.0, event=EventName.CONNECTION_FOUND, command="scp \\udcff", pid=5)
     assert everything(log) == [entry]
     log.close()
 

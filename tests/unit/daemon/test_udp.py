@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from ipaddress import ip_address
 
 import pytest
 
-from redirectctl.daemon.udp import OTHERS, ControlPort, ControlPortError
+from redirectctl.daemon import udp
+from redirectctl.daemon.udp import OTHERS, ControlPort, ControlPortError, holders_of
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.tunnel import Type
 
@@ -85,6 +87,24 @@ def test_other_ports_are_opened_and_closed(listen: list[str]) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_port_that_is_taken_is_explained(address: str) -> None:
+    """The holder is named, whichever family it is; the daemon does not start with the other one alone."""
+    me = f"process {os.getpid()} of user {os.getuid()} (.*) has it; end it, or set another control.port on all hosts"
+
+    async def story() -> None:
+        first = ControlPort(PORT, [address], lambda *_: None)
+        try:
+            for listen in ([address], []):
+                with pytest.raises(ControlPortError, match=rf"^control port 47747/udp: {me}$"):
+                    ControlPort(PORT, listen, lambda *_: None)
+        finally:
+            first.close()
+        assert holders_of(PORT) == []
+
+    asyncio.run(story())
+
+
 def test_there_are_not_more_other_ports_than_may_be() -> None:
     async def story() -> None:
         port = ControlPort(PORT, ["127.0.0.1"], lambda *_: None)
@@ -104,15 +124,23 @@ def test_there_are_not_more_other_ports_than_may_be() -> None:
     asyncio.run(story())
 
 
-def test_a_port_that_is_taken_is_explained() -> None:
+def test_a_holder_that_cannot_be_found_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(udp, "holders_of", lambda port: [])
+
     async def story() -> None:
         first = ControlPort(PORT, ["127.0.0.1"], lambda *_: None)
         try:
-            with pytest.raises(
-                ControlPortError, match=r"control port 47747/udp: Address already in use; .*control\.port"
-            ):
+            with pytest.raises(ControlPortError, match=r"udp: Address already in use; is another redirectd running\?"):
                 ControlPort(PORT, ["127.0.0.1"], lambda *_: None)
         finally:
             first.close()
+
+    asyncio.run(story())
+
+
+def test_an_address_to_listen_on_that_is_not_there_is_explained() -> None:
+    async def story() -> None:
+        with pytest.raises(ControlPortError, match=r"Cannot assign requested address; see control\.listen"):
+            ControlPort(PORT, ["203.0.113.99"], lambda *_: None)
 
     asyncio.run(story())
