@@ -88,6 +88,8 @@ class EventName(StrEnum):
     RENDEZVOUS_LOST = "rendezvous.lost"  # it does not answer, or does not have us
     KERNEL_REPAIRED = "kernel.repaired"  # somebody had removed it: put back
     KERNEL_CONTESTED = "kernel.contested"  # it is removed again and again: left alone for a while
+    STORE_FAILED = "store.failed"  # nothing can be stored, `detail` says why; connections go on and move
+    STORE_RESTORED = "store.restored"  # all is stored again
     EVENTS_MISSED = "events.missed"  # to one follower that read too slowly: `count` were left out.  Never in the log
 
 

@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self, TypedDict, Unpack
@@ -22,6 +22,7 @@ from redirectctl.api.schema import ConnectionState, Event, EventName, PathName
 
 MAX_FILE: Final = 2 * 1024 * 1024  # bytes before rotation
 FILES: Final = 4  # kept in all; with MAX_FILE some 40,000 events, months of them
+UNWRITTEN: Final = 4096  # events, the latest, that wait for room on the disk: some hours of them
 QUEUE: Final = 1024  # events that wait for one subscriber; a move of 1,000 connections fits
 # Strangers cause packet.refused at will: of one reason, this many at once and then one a second are logged, so that
 # they cannot push everything else out of the log.
@@ -67,21 +68,23 @@ class EventLog:
         self._max_file = max_file
         self._subscriptions: set[Subscription] = set()
         self._flood: dict[str | None, _Bucket] = {}
-        self._writable = True
+        self._unwritten: deque[bytes] = deque(maxlen=UNWRITTEN)  # lines
         self._descriptor = _open(self._path)
         self._size = os.fstat(self._descriptor).st_size
         if self._size and os.pread(self._descriptor, 1, self._size - 1) != b"\n":
-            self._size += os.write(self._descriptor, b"\n")  # end the line that a crash cut short
+            self._unwritten.append(b"\n")  # end the line that a crash cut short
+            self.flush()
 
     def close(self) -> None:
         """Close the file; subscribers get nothing more."""
+        self.flush()
         os.close(self._descriptor)
 
     def record(self, event: EventName, **fields: Unpack[EventFields]) -> Event | None:
         """Log an event that happens now.
 
         None if it was left out because many of its kind came at once; the next that is logged says how many in `count`.
-        A full disk is reported once and does not stop the daemon: subscribers still get the event.
+        A full disk is reported once and stops nobody: what does not fit is kept until there is room.
         """
         now = self._now()
         if event is EventName.PACKET_REFUSED:
@@ -96,14 +99,15 @@ class EventLog:
         except UnicodeEncodeError:  # a command line may hold bytes that are not UTF-8
             entry = Event(**{key: _utf8(value) for key, value in msgspec.structs.asdict(entry).items()})
             line = _encode(entry)
-        self._write(line + b"\n")
+        self._unwritten.append(line + b"\n")
+        self.flush()
         for subscription in self._subscriptions:
             subscription.put(entry)
         return entry
 
     def history(self, since: float | None) -> History:
         """What was logged up to now, from `since` (epoch seconds) on."""
-        return History(self._path, since)
+        return History(self._path, since, self._unwritten)
 
     def subscribe(self) -> Subscription:
         """Events from now on.  Together with history(), with no await between, nothing is missed or doubled."""
@@ -120,21 +124,25 @@ class EventLog:
             bucket = self._flood[reason] = _Bucket(now)
         return bucket.admit(now)
 
-    def _write(self, line: bytes) -> None:
+    def flush(self) -> None:
+        """Write what could not be written before.  No error where it still cannot: that has been said."""
+        waiting = len(self._unwritten)
         try:
-            if self._size and self._size + len(line) > self._max_file:
-                self._rotate()
-            written = os.write(self._descriptor, line)
-            if written < len(line):
-                os.ftruncate(self._descriptor, self._size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._size += written
+            while self._unwritten:
+                self._write(self._unwritten[0])
+                self._unwritten.popleft()
         except OSError as error:
-            if self._writable:
-                _log.error("event log %s: %s; events are not kept until there is room again", self._path, error)
-            self._writable = False
-        else:
-            self._writable = True
+            if waiting == 1:  # this one was the first
+                _log.error("event log %s: %s; the latest %d events are kept", self._path, error, UNWRITTEN)
+
+    def _write(self, line: bytes) -> None:
+        if self._size and self._size + len(line) > self._max_file:
+            self._rotate()
+        written = os.write(self._descriptor, line)
+        if written < len(line):
+            os.ftruncate(self._descriptor, self._size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._size += written
 
     def _rotate(self) -> None:
         fresh = self._path.with_suffix(".new")
@@ -171,8 +179,10 @@ class _Bucket:
 class History:
     """The log as it was when this was made, whatever is rotated or written meanwhile.  May be read in a thread."""
 
-    def __init__(self, path: Path, since: float | None) -> None:
+    def __init__(self, path: Path, since: float | None, unwritten: Iterable[bytes] = ()) -> None:
+        """``unwritten``: lines that are not in the file yet."""
         self._since = since
+        self._unwritten = list(unwritten)
         self._files: list[tuple[BinaryIO, int]] = []  # oldest first, with the size to read
         for number in range(FILES - 1, -1, -1):
             try:
@@ -202,12 +212,17 @@ class History:
                 left -= len(line)
                 if left < 0:
                     break
-                try:
-                    event = _decode(line)
-                except (msgspec.MsgspecError, UnicodeDecodeError):
-                    continue  # cut short by a crash, or written by a version with other fields
-                if self._since is None or event.time >= self._since:
-                    yield event
+                yield from self._event(line)
+        for line in self._unwritten:
+            yield from self._event(line)
+
+    def _event(self, line: bytes) -> Iterator[Event]:
+        try:
+            event = _decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return  # cut short by a crash, or written by a version with other fields
+        if self._since is None or event.time >= self._since:
+            yield event
 
 
 class Subscription:

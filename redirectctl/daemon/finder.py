@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from redirectctl.config import Protect
+from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine
 from redirectctl.flows.state import State
@@ -116,14 +117,14 @@ class Finder:
         """Whether a connection leaves this host, so that it could be protected."""
         return self._eligible(socket)
 
-    async def run(self) -> None:
+    async def run(self, pulse: Pulse) -> None:
         """The beat, until cancelled."""
         loop = asyncio.get_running_loop()
         last_audit = loop.time()
         while True:
             if not (self._groups or self.settings.ports or self.settings.scope == "all" or len(self._engine.table)):
                 self._wake.clear()
-                await self._wake.wait()
+                await pulse.wait(self._wake)
             began = loop.time()
             self._look(began)
             if loop.time() - last_audit >= AUDIT:
@@ -131,7 +132,7 @@ class Finder:
                 self._audit()
                 self._sweep(loop.time())
             # With scope = "all" and tens of thousands of sockets a look takes a third of a second.
-            await asyncio.sleep(max(BEAT, BUSY * (loop.time() - began)))
+            await pulse.sleep(max(BEAT, BUSY * (loop.time() - began)))
 
     def _look(self, now: float) -> None:
         if self.settings.scope == "all":
@@ -153,7 +154,11 @@ class Finder:
         if not fresh:
             return
         now = asyncio.get_running_loop().time()
-        owners = procs.owners([s.inode for s in fresh], likely=self._likely())
+        try:
+            owners = procs.owners([s.inode for s in fresh], likely=self._likely())
+        except OSError as error:  # no descriptor is left: to be protected is more than to be named
+            _log.error("programs of connections: %s", error)
+            owners = {}
         for one in fresh:
             owner = owners.get(one.inode)
             pid, command = (owner.pid, owner.command) if owner is not None else (None, None)

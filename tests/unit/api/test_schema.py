@@ -101,6 +101,8 @@ def test_names_are_the_documented_ones():
         "rendezvous.lost",
         "kernel.repaired",
         "kernel.contested",
+        "store.failed",
+        "store.restored",
     }
 
 
