@@ -89,6 +89,8 @@ class EventName(StrEnum):
     KERNEL_REPAIRED = "kernel.repaired"  # somebody had removed it: put back
     KERNEL_CONTESTED = "kernel.contested"  # it is removed again and again: left alone for a while
     KERNEL_REFUSED = "kernel.refused"  # what suspended connections need
+    STORE_FAILED = "store.failed"  # nothing can be stored, `detail` says why; connections go on and move
+    STORE_RESTORED = "store.restored"  # all is stored again
     EVENTS_MISSED = "events.missed"  # to one follower that read too slowly: `count` were left out.  Never in the log
 
 

@@ -14,7 +14,7 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_network
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +24,13 @@ import msgspec
 
 from redirectctl.api.schema import ConnectionState, Event, EventName, PathName
 from redirectctl.api.text import clean, shortened
+from redirectctl.daemon.loops import Pulse
 from redirectctl.daemon.repeats import Repeats, Shares
 from redirectctl.wire.addr import IPAddress
 
 MAX_FILE: Final = 4 * 1024 * 1024  # bytes before rotation
 FILES: Final = 4  # kept in all; with MAX_FILE some 80,000 events, months of them
+UNWRITTEN: Final = 4096  # events, the latest, that wait for room on the disk: some hours of them
 QUEUE: Final = 1024  # events that wait for one subscriber; a move of 1,000 connections fits
 # Of all that others cause in a day: some 10,000 events.  Whatever they do, what is not theirs is kept for a week.
 BUDGET: Final = (FILES - 1) * MAX_FILE // 7
@@ -102,21 +104,22 @@ class EventLog:
         self._subscriptions: set[Subscription] = set()
         self._repeats: Repeats[tuple[EventName, EventFields]] = Repeats()
         self._shares = Shares(budget)
-        self._writable = True
+        self._unwritten: deque[bytes] = deque(maxlen=UNWRITTEN)  # lines
         self._descriptor = _open(self._path)
         self._size = os.fstat(self._descriptor).st_size
         if self._size and os.pread(self._descriptor, 1, self._size - 1) != b"\n":
-            self._size += os.write(self._descriptor, b"\n")  # end the line that a crash cut short
+            self._unwritten.append(b"\n")  # end the line that a crash cut short
+            self.write_waiting()
 
     def close(self) -> None:
         """Close the file; subscribers get nothing more."""
         self.flush(float("inf"))
         os.close(self._descriptor)
 
-    async def run(self) -> None:
+    async def run(self, pulse: Pulse) -> None:
         """Log now and then what was left out, until cancelled."""
         while True:
-            await asyncio.sleep(BEAT)
+            await pulse.sleep(BEAT)
             self.flush()
 
     def record(
@@ -126,7 +129,7 @@ class EventLog:
 
         None if it was left out because many of its kind came, or he has used up his share; the next of its kind that is
         logged, soon (flush), says how many in `count`.
-        A full disk is reported once and does not stop the daemon: subscribers still get the event.
+        A full disk is reported once and stops nobody: what does not fit is kept until there is room.
         """
         now = self._now()
         if who is not None:
@@ -151,20 +154,22 @@ class EventLog:
             if count > 1:
                 fields["count"] = count
             self._log(at, event, who, fields)
+        self.write_waiting()
 
     def _log(self, now: float, event: EventName, who: str | None, fields: EventFields) -> Event:
         entry = Event(time=round(now, 6), event=event, **{key: _text(value) for key, value in fields.items()})
         line = _encode(entry) + b"\n"
         if who is not None:
             self._shares.take(who, len(line))
-        self._write(line)
+        self._unwritten.append(line)
+        self.write_waiting()
         for subscription in self._subscriptions:
             subscription.put(entry)
         return entry
 
     def history(self, since: float | None) -> History:
         """What was logged up to now, from `since` (epoch seconds) on."""
-        return History(self._path, since)
+        return History(self._path, since, self._unwritten)
 
     def subscribe(self) -> Subscription:
         """Events from now on.  Together with history(), with no await between, nothing is missed or doubled."""
@@ -172,21 +177,25 @@ class EventLog:
         self._subscriptions.add(subscription)
         return subscription
 
-    def _write(self, line: bytes) -> None:
+    def write_waiting(self) -> None:
+        """Write what could not be written before.  No error where it still cannot: that has been said."""
+        waiting = len(self._unwritten)
         try:
-            if self._size and self._size + len(line) > self._max_file:
-                self._rotate()
-            written = os.write(self._descriptor, line)
-            if written < len(line):
-                os.ftruncate(self._descriptor, self._size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._size += written
+            while self._unwritten:
+                self._write(self._unwritten[0])
+                self._unwritten.popleft()
         except OSError as error:
-            if self._writable:
-                _log.error("event log %s: %s; events are not kept until there is room again", self._path, error)
-            self._writable = False
-        else:
-            self._writable = True
+            if waiting == 1:  # this one was the first
+                _log.error("event log %s: %s; the latest %d events are kept", self._path, error, UNWRITTEN)
+
+    def _write(self, line: bytes) -> None:
+        if self._size and self._size + len(line) > self._max_file:
+            self._rotate()
+        written = os.write(self._descriptor, line)
+        if written < len(line):
+            os.ftruncate(self._descriptor, self._size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._size += written
 
     def _rotate(self) -> None:
         fresh = self._path.with_suffix(".new")
@@ -204,8 +213,10 @@ class EventLog:
 class History:
     """The log as it was when this was made, whatever is rotated or written meanwhile.  May be read in a thread."""
 
-    def __init__(self, path: Path, since: float | None) -> None:
+    def __init__(self, path: Path, since: float | None, unwritten: Iterable[bytes] = ()) -> None:
+        """``unwritten``: lines that are not in the file yet."""
         self._since = since
+        self._unwritten = list(unwritten)
         self._files: list[tuple[BinaryIO, int]] = []  # oldest first, with the size to read
         for number in range(FILES - 1, -1, -1):
             try:
@@ -235,12 +246,17 @@ class History:
                 left -= len(line)
                 if left < 0:
                     break
-                try:
-                    event = _decode(line)
-                except (msgspec.MsgspecError, UnicodeDecodeError):
-                    continue  # cut short by a crash, or written by a version with other fields
-                if self._since is None or event.time >= self._since:
-                    yield event
+                yield from self._event(line)
+        for line in self._unwritten:
+            yield from self._event(line)
+
+    def _event(self, line: bytes) -> Iterator[Event]:
+        try:
+            event = _decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return  # cut short by a crash, or written by a version with other fields
+        if self._since is None or event.time >= self._since:
+            yield event
 
 
 class Subscription:

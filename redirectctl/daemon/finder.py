@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from redirectctl.config import Protect
+from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.constants import MAX_CONNECTIONS
 from redirectctl.flows.devices import Interface
@@ -153,14 +154,14 @@ class Finder:
         """Whether a connection leaves this host, so that it could be protected."""
         return self._eligible(socket)
 
-    async def run(self) -> None:
+    async def run(self, pulse: Pulse) -> None:
         """The beat, until cancelled."""
         loop = asyncio.get_running_loop()
         last_audit = loop.time()
         while True:
             if not (self._groups or self.settings.ports or self.settings.scope == "all" or len(self._engine.table)):
                 self._wake.clear()
-                await self._wake.wait()
+                await pulse.wait(self._wake)
             began = loop.time()
             await self._look(began)
             if loop.time() - last_audit >= AUDIT:
@@ -168,7 +169,7 @@ class Finder:
                 self._audit()
                 await self._sweep()
             # With scope = "all" and tens of thousands of sockets a look takes a third of a second.
-            await asyncio.sleep(max(BEAT, BUSY * (loop.time() - began)))
+            await pulse.sleep(max(BEAT, BUSY * (loop.time() - began)))
 
     async def _look(self, now: float) -> None:
         if self.settings.scope == "all":
@@ -218,7 +219,11 @@ class Finder:
             members = (pid for group in groups for pid in tree.processes(group)) if likely and tree is not None else ()
             return procs.owners(inodes, likely=members)
 
-        return await asyncio.get_running_loop().run_in_executor(self._walks, walk)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._walks, walk)
+        except OSError as error:  # no descriptor is left: to be protected is more than to be named
+            _log.error("programs of connections: %s", error)
+            return {}
 
     async def name(self, connections: Collection[Connection]) -> None:
         """Find out which programs have connections that a peer asked us to protect.  One look for all: it is slow."""

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from redirectctl.daemon.loops import BEAT, Pulse
+
 if TYPE_CHECKING:
     from dbus_fast import Message
     from dbus_fast.aio import MessageBus
@@ -46,7 +48,7 @@ class SleepSignals:
         self._bus: MessageBus | None = None
         self._why = "not asked yet"
 
-    async def run(self) -> None:
+    async def run(self, pulse: Pulse) -> None:
         """Until cancelled."""
         try:
             await asyncio.to_thread(importlib.import_module, "dbus_fast.aio")
@@ -56,7 +58,7 @@ class SleepSignals:
             return
         while True:
             try:
-                await self._listen()
+                await self._listen(pulse)
                 why = "the bus has ended"
             except Exception as error:  # its own, OSError, ValueError: whatever is wrong with the bus
                 why = f"no system bus: {error}" if str(error) else "the system bus does not answer"
@@ -64,7 +66,7 @@ class SleepSignals:
             if why != self._why:
                 self._why = why
                 _log.debug("waking is noticed by the clocks: %s", why)
-            await asyncio.sleep(RETRY)
+            await pulse.sleep(RETRY)
 
     async def found(self) -> str | None:
         """For doctor: None where logind tells of sleep, else why it does not."""
@@ -75,7 +77,7 @@ class SleepSignals:
         except Exception as error:
             return f"the system bus does not answer: {error}"
 
-    async def _listen(self) -> None:
+    async def _listen(self, pulse: Pulse) -> None:
         """Returns when the bus goes."""
         from dbus_fast import BusType
         from dbus_fast.aio import MessageBus
@@ -99,7 +101,8 @@ class SleepSignals:
             ended.add_done_callback(_retrieve)  # however it goes
             while not ended.done():
                 signal = asyncio.ensure_future(signals.get())
-                await asyncio.wait({signal, ended}, return_when=asyncio.FIRST_COMPLETED)
+                pulse.beat()
+                await asyncio.wait({signal, ended}, timeout=BEAT, return_when=asyncio.FIRST_COMPLETED)
                 if not signal.done():
                     signal.cancel()
                 elif signal.result().body == [False] and await self._is_logind(bus, signal.result()):

@@ -81,7 +81,7 @@ async def _run(settings: Config, args: argparse.Namespace) -> None:
     await runtime.start()
     await server.start(Path(socket_path(args.socket)))
     notify("READY=1")
-    runtime.tasks.start(keep_watchdog_quiet(), "watchdog")
+    runtime.tasks.start(keep_watchdog_quiet(runtime.loops.dead), "watchdog")
     _log.info("serving; control port %d/udp", settings.control.port)
     await stop.wait()
     notify("STOPPING=1")

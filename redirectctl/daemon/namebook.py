@@ -22,6 +22,7 @@ from redirectctl.names.resolver import Found, NoAnswerError
 from redirectctl.names.words import host_words
 from redirectctl.proto.fingerprint import fingerprint, matches
 from redirectctl.store.records import PeerRecord
+from redirectctl.store.store import MAX_NAMES as MAX_LEARNT
 from redirectctl.store.store import Store
 from redirectctl.wire.addr import IPAddress, SockAddr
 
@@ -94,7 +95,7 @@ class NameBook:
             elif isinstance(answer, NoAnswerError):
                 _log.debug("%s: %s", name, answer)
             else:
-                raise answer
+                _log.error("%s could not be looked up", name, exc_info=answer)
         if found:
             port = self._engine.policy.control_port
             places = [SockAddr(address, port) for each in found for address in each.addresses]
@@ -130,14 +131,24 @@ class NameBook:
 
     async def _study(self) -> None:
         while self._waiting:
-            key, address, words = self._waiting[0]
-            name, certain = await _leading_to(address, words)
+            sight = self._waiting[0]
+            try:
+                certain = await self._learn(*sight)
+            except Exception:
+                _log.exception("names of %s", fingerprint(sight[0]))
+                certain = False
             if not certain:
-                self._studied.discard((key, address, words))  # the next connection gives another opportunity
-            if name is not None and key in self._records:
-                self._learnt[key] = self._store.put_name(key, name, time.time())
-                _log.info("%s is called %s", fingerprint(key), name)
+                self._studied.discard(sight)  # the next connection gives another opportunity
             self._waiting.pop(0)
+
+    async def _learn(self, key: bytes, address: IPAddress, words: tuple[str, ...]) -> bool:
+        """Which of the words leads to the peer?  False: it is worth asking once more."""
+        name, certain = await _leading_to(address, words)
+        if name is not None and key in self._records:
+            self._learnt[key] = [name, *(n for n in self._learnt.get(key, []) if n != name)][:MAX_LEARNT]
+            _log.info("%s is called %s", fingerprint(key), name)
+            self._store.put_name(key, name, time.time())
+        return certain
 
 
 async def _leading_to(address: IPAddress, words: Collection[str]) -> tuple[str | None, bool]:

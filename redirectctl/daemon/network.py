@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from redirectctl.api.schema import EventName
 from redirectctl.daemon.eventlog import EventLog
+from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Network
 from redirectctl.kernel.netlink import Link, NetChange, NetState, NetWatch
@@ -72,13 +73,18 @@ class NetworkView:
         """Look up routes again: the remotes are others now."""
         self._dirty.set()
 
-    async def run(self) -> None:
+    async def run(self, pulse: Pulse) -> None:
         """Report each change, until cancelled."""
         while True:
-            await self._dirty.wait()
+            await pulse.wait(self._dirty)
             self._dirty.clear()
             since, self._since = self._since, None
-            network = await self._look()
+            try:
+                network = await self._look()
+            except BaseException:
+                self._dirty.set()  # it is not reported yet
+                self._since = since if since is not None else self._since
+                raise
             self._on_network(since if since is not None else asyncio.get_running_loop().time(), network)
 
     async def _look(self) -> Network:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
+from collections.abc import Callable
 from typing import Final
+
+_log = logging.getLogger(__name__)
 
 PINGS: Final = 3  # in the time after which systemd restarts us: one may be late (sd_watchdog_enabled(3) asks for two)
 
@@ -34,11 +38,14 @@ def watchdog_timeout() -> float | None:
     return timeout if timeout > 0 else None
 
 
-async def keep_watchdog_quiet() -> None:
-    """Give signs of life for as long as the event loop turns; returns at once where nobody waits for them."""
+async def keep_watchdog_quiet(dead: Callable[[], list[str]]) -> None:
+    """Give signs of life for as long as nothing is dead, in words; returns at once where nobody waits for them."""
     timeout = watchdog_timeout()
     if timeout is None:
         return
     while True:
-        notify("WATCHDOG=1")
+        if words := dead():
+            _log.error("systemd is to restart this process: %s", "; ".join(words))
+        else:
+            notify("WATCHDOG=1")
         await asyncio.sleep(timeout / PINGS)

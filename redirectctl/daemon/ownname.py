@@ -12,6 +12,7 @@ from pathlib import Path
 from redirectctl.api.schema import EventName
 from redirectctl.config import Dns
 from redirectctl.daemon.eventlog import EventLog
+from redirectctl.daemon.loops import Pulse
 from redirectctl.names import update
 from redirectctl.names.tsigkey import KeyFileError, TsigKey, read
 from redirectctl.names.update import OwnName, UpdateError
@@ -65,10 +66,11 @@ class OwnNameKeeper:
         """What the name should lead to."""
         return update.publishable(self._addresses(), private=self._settings.private)
 
-    async def run(self) -> None:
+    async def run(self, pulse: Pulse) -> None:
         """Until cancelled."""
         failures = 0
         while True:
+            pulse.beat()
             self._changed.clear()
             own, wanted = self.own, self.wanted()
             pause: float | None = AFRESH if own is not None else None
@@ -79,18 +81,10 @@ class OwnNameKeeper:
                 elif not self._changed.is_set():
                     pause = RETRIES[min(failures, len(RETRIES) - 1)]
                     failures += 1
-            if not self._changed.is_set() and await self._unchanged_for(pause) and pause == AFRESH:
+            if not self._changed.is_set() and not await pulse.wait(self._changed, pause) and pause == AFRESH:
                 self._done = None
             elif self._changed.is_set():
                 failures = 0
-
-    async def _unchanged_for(self, seconds: float | None) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            return True
-        return False
 
     async def _attempt(self, own: OwnName, wanted: frozenset[IPAddress]) -> UpdateError | None:
         """One update, given up when the addresses are others meanwhile."""

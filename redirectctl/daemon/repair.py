@@ -18,10 +18,11 @@ import asyncio
 import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
 from redirectctl.api.schema import EventName
+from redirectctl.daemon.loops import Pulse
 from redirectctl.daemon.rewriting import Rewriting
 from redirectctl.kernel.carrier import Carrier
 from redirectctl.kernel.errors import KernelError
@@ -84,7 +85,7 @@ class Repairs:
         self._routing = True
         self._hint.set()
 
-    async def run(self) -> None:
+    async def run(self, pulse: Pulse) -> None:
         """Until cancelled."""
         loop, watch = asyncio.get_running_loop(), self._rewriting.rewriter.watch
         watch.heed()
@@ -92,10 +93,8 @@ class Repairs:
         slow = loop.time()
         try:
             while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(BEAT):
-                        await self._hint.wait()
-                        await asyncio.sleep(SETTLE)
+                if await pulse.wait(self._hint, BEAT):
+                    await pulse.sleep(SETTLE)
                 self._hint.clear()
                 if loop.time() - slow >= SLOW:
                     slow = loop.time()
@@ -170,5 +169,5 @@ def _logged() -> Iterator[None]:
     """One thing that cannot be put back is no reason to leave the others."""
     try:
         yield
-    except KernelError as error:
+    except (KernelError, OSError) as error:
         _log.error("%s", error)

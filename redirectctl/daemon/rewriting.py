@@ -6,6 +6,7 @@ Everything here is a function of the set of flows, so that a restarted daemon ar
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -14,10 +15,13 @@ from pathlib import Path
 
 from redirectctl.daemon.needs import needs
 from redirectctl.flows.connection import Flow
+from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.keep import Keeper
 from redirectctl.kernel.ports import ReservedPorts
 from redirectctl.kernel.rewrite import KernelFlow, Rewriter
 from redirectctl.wire.addr import FourTuple, IPAddress
+
+_log = logging.getLogger(__name__)
 
 InterfaceTo = Callable[[IPAddress, IPAddress], Awaitable[int | None]]
 
@@ -36,6 +40,7 @@ class Rewriting:
         self._kept: Counter[IPAddress] = Counter()
         self._fallbacks: Counter[IPAddress] = Counter()
         self._reserved: Counter[int] = Counter()
+        self._late = False  # what is reserved is not what is to be
         self._arrivals: dict[IPv4Address, int] = {}
         self._sockets: dict[FourTuple, FourTuple] = {}  # by wire tuple, of rewritten connections
 
@@ -49,10 +54,17 @@ class Rewriting:
         return self._sockets.get(wire)
 
     def restore_ports(self) -> set[int]:
-        """Reserve again what somebody has set free, and return it.  Raises KernelError."""
-        if not self._reserved or self._changing.locked():  # it may be about to reserve them
+        """Reserve again what somebody has set free, and return it.  Raises KernelError, OSError.
+
+        Besides, do what could not be done when it was due.
+        """
+        if self._changing.locked():  # it may be about to reserve them
             return set()
-        return self._ports.restore(self._reserved)
+        if self._late:
+            self._ports.reconcile(self._reserved)
+            self._late = False
+            return set()
+        return self._ports.restore(self._reserved) if self._reserved else set()
 
     async def missing(self) -> dict[str, list[str]]:
         """What somebody has taken out of the kernel's routing, by kind (keep.py).  Raises KernelError."""
@@ -81,7 +93,7 @@ class Rewriting:
             await self._find_arrival(flow, arrivals)
         await self.keeper.reconcile(+self._kept, +self._fallbacks, arrivals)
         self._arrivals = arrivals
-        self._ports.reconcile(+self._reserved)
+        self._reserve(lambda: self._ports.reconcile(+self._reserved))
         self.rewriter.setup(KernelFlow(*flow) for flow in flows)
         self._index(flows, ())
 
@@ -100,14 +112,26 @@ class Rewriting:
                 await self.keeper.fallback(address)
             for flow in {(f.socket.remote.host, f.wire.remote.host): f for f in add}.values():
                 await self._arrive(flow)
-            if set(self._reserved) - before[2]:
-                self._ports.reserve(set(self._reserved) - before[2])
+            if new := set(self._reserved) - before[2]:
+                self._reserve(lambda: self._ports.reserve(new))
             self.rewriter.apply([KernelFlow(*flow) for flow in add], [KernelFlow(*flow) for flow in remove])
         except BaseException:
             await self._release(add)
             raise
         self._index(add, remove)
-        await self._release(remove)
+        try:
+            await self._release(remove)
+        except (KernelError, OSError) as error:  # the packets of these travel as they should
+            _log.error("what connections needed before stays for now: %s", error)
+            self._late = True
+
+    def _reserve(self, change: Callable[[], None]) -> None:
+        """A move does not wait for it: until then chain `out` refuses a new connection with one of them."""
+        try:
+            change()
+        except (KernelError, OSError) as error:
+            _log.error("ports of moved connections are reserved later: %s", error)
+            self._late = True
 
     async def _release(self, flows: Iterable[Flow]) -> None:
         held = self._needed()

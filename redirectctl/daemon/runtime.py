@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from redirectctl.daemon.bindings import Bindings
 from redirectctl.daemon.eventlog import AT_WILL, STRANGERS, Cause, EventFields, EventLog, network_of
 from redirectctl.daemon.finder import BUSY, Finder
 from redirectctl.daemon.logind import SleepSignals
+from redirectctl.daemon.loops import Loops, Pulse
 from redirectctl.daemon.namebook import NameBook
 from redirectctl.daemon.network import NetworkView
 from redirectctl.daemon.ownname import OwnNameKeeper
 from redirectctl.daemon.repair import Repairs
 from redirectctl.daemon.rewriting import Rewriting
+from redirectctl.daemon.saving import Saving
 from redirectctl.daemon.servers import ServerNames
 from redirectctl.daemon.stalls import StallWatch
 from redirectctl.daemon.suspending import Suspending
@@ -63,6 +65,7 @@ UNTAGGED = 1.0  # seconds between looks how many plain packets of connections wi
 PROVE_AFTER = 0.005  # seconds in which other connections are to be proven too: one batch for all
 LEARN_AFTER = 0.2  # seconds in which other connections become protected too: one batch for all
 LEARN_AGAIN = (1.0, 3.0, 10.0, 30.0, 0.0)  # seconds: a busy connection may have a quiet moment
+AGAIN = 1.0  # seconds until what failed, and is needed, is tried again
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SOON = 1.0  # seconds of silence that say nothing yet, however little TCP bears: announcements are repeated meanwhile
 EARLY = 4.0  # part of the time after which TCP gives up: before that, connections must be suspended
@@ -84,6 +87,8 @@ class Runtime:
         self.started_boottime = time.clock_gettime(time.CLOCK_BOOTTIME)
         self.pid = os.getpid()
         self.tasks = Tasks()
+        self.loops = Loops(self.tasks)
+        self.saving = Saving(self.store, self.log, self._on_evicted)
         self.peer_records: dict[bytes, PeerRecord] = {r.public: r for r in self.store.peers()}
         self.forget_old_peers()
         peers = [records.restored_peer(r, config.control.port) for r in self.peer_records.values()]
@@ -124,6 +129,8 @@ class Runtime:
         self._proofs: dict[FourTuple, commands.Proof] = {}
         self._refused_at = float("-inf")  # when the event log was last told that sockets cannot be borrowed
         self._contacts: dict[asyncio.Future[str | None], tuple[SockAddr, IPAddress | None, bytes]] = {}
+        self._not_carried: dict[FourTuple, str] = {}  # why the tunnel does not have them as it should
+        self._listening = False
         self._awake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -168,19 +175,21 @@ class Runtime:
         ]
         for queue in self._queues:
             queue.start(loop)
-        self.tasks.start(self._carry_out_all(), "commands")
-        self.tasks.start(self.network.run(), "network")
-        self.tasks.start(self.finder.run(), "finder")
-        self.tasks.start(self.log.run(), "event log")
-        self.tasks.start(self._prune(), "prune")
-        self.tasks.start(self.repairs.run(), "repairs")
-        self.tasks.start(self._count_untagged(), "untagged")
-        self.tasks.start(self._stalls.run(), "stalls")
-        self.tasks.start(self.own_name.run(), "own name")
-        self.tasks.start(self._servers.run(self._met), "rendezvous")
-        self.tasks.start(self._suspending.run(), "suspended")
-        self.tasks.start(self._waking.run(), "waking")
-        self.tasks.start(self.sleep_signals.run(), "logind")
+        self.loops.start("commands", self._carry_out_all)
+        self.loops.start("network", self.network.run)
+        self.loops.start("finder", self.finder.run)
+        self.loops.start("event log", self.log.run)
+        self.loops.start("prune", self._prune)
+        self.loops.start("repairs", self.repairs.run)
+        self.loops.start("untagged", self._count_untagged)
+        self.loops.start("stalls", self._stalls.run)
+        self.loops.start("own name", self.own_name.run)
+        self.loops.start("rendezvous", lambda pulse: self._servers.run(pulse, self._met))
+        self.loops.start("suspended", self._suspending.run)
+        self.loops.start("waking", self._waking.run)
+        self.loops.start("logind", self.sleep_signals.run)
+        self.loops.start("saving", self.saving.run)
+        self.loops.watch("tunnel", lambda: self.carrier.alive)
         self.port.start(loop)
         self._mtu.start(loop)
         self.finder.start(loop)
@@ -352,16 +361,20 @@ class Runtime:
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
-    async def _carry_out_all(self) -> None:
+    async def _carry_out_all(self, pulse: Pulse) -> None:
         while True:
-            await self._awake.wait()
+            await pulse.wait(self._awake)
             self._awake.clear()
             while todo := self.engine.drain():
                 for command in todo:
+                    pulse.beat()
                     try:
                         await self._carry_out(command)
-                    except Exception:
-                        _log.exception("could not carry out %s", type(command).__name__)
+                    except Exception as error:
+                        expected = isinstance(error, KernelError)
+                        name = type(command).__name__
+                        _log.error("could not carry out %s: %s", name, error, exc_info=None if expected else error)
+                        self._failed(command, error)
             self._set_timer()
 
     async def _carry_out(self, command: commands.Command) -> None:
@@ -371,19 +384,18 @@ class Runtime:
                     self._open_port(port)
                 self.port.send(source, to, data, port)
             case commands.Rewrite(token, add, remove):
-                error = None
                 if token[0] == "guard":
                     self.engine.bound(self.finder.bound(flow.socket for flow in add))
-                try:
-                    async with self._bindings.follow(add, remove):
-                        await self.rewriting.apply(add, remove)
-                except KernelError as refused:
-                    error = str(refused)
-                self.engine.rewritten(self.now, token, error)
+                if why := next((self._not_carried[f.socket] for f in add if f.tunnel and f.socket in self._not_carried),
+                               None):  # fmt: skip
+                    raise KernelError("tunnel", why, "redirectctl doctor")  # it would be a black hole
+                async with self._bindings.follow(add, remove):
+                    await self.rewriting.apply(add, remove)
+                self.engine.rewritten(self.now, token)
             case commands.SaveConnections(connections):
-                self.store.put_connections(records.connection_records(connections, self.offset))
+                self.saving.put_connections(records.connection_records(connections, self.offset))
             case commands.DropConnections(cids):
-                self.store.delete_connections(cids)
+                self.saving.delete_connections(cids)
             case commands.CheckSockets(token, sockets):
                 self.engine.checked(self.now, token, self.finder.present(sockets))
             case commands.Kick(sockets):
@@ -403,7 +415,7 @@ class Runtime:
                     self.tasks.start(self._prove(), "prove")
                 self._proofs |= {proof.socket: proof for proof in proofs}
             case commands.Listen(on):
-                self.rewriting.rewriter.listen(on)
+                self._listen(on)
             case commands.AskNumbers(token, sockets):
                 self.tasks.start(self._numbers(token, sockets), "numbers")
             case commands.FindNumbers(token, port, remote):
@@ -411,9 +423,10 @@ class Runtime:
                 self.tasks.start(self._numbers(token, found), "numbers")
             case commands.Carry(carried):
                 for each in carried:
-                    self.carrier.carry(each)
+                    self._carry(each)
             case commands.Uncarry(sockets):
                 for socket in sockets:
+                    self._not_carried.pop(socket, None)
                     self.carrier.uncarry(socket)
             case commands.Relays(guest, source, routes):
                 rate = self.config.rendezvous.relay_limit * 125_000.0
@@ -430,11 +443,11 @@ class Runtime:
                     (packet.accept if accept else packet.drop)()
             case commands.Destroy(sockets):
                 for socket in sockets:
-                    self.finder.diag.destroy(socket)
+                    self._destroy(socket)
             case commands.SavePeer(peer):
                 self.save_peer(peer.key)
             case commands.DropPeer(key):
-                self.store.delete_peer(key)
+                self.saving.delete_peer(key)
                 self.peer_records.pop(key, None)
                 self.names.forget(key)
             case commands.Contacted(to, key, reason, source):
@@ -451,8 +464,45 @@ class Runtime:
         await self._inband.prove(proofs.values())
 
     async def _numbers(self, token: tuple[Any, ...], sockets: Collection[FourTuple]) -> None:
-        self.engine.numbers(self.now, token, await self._inband.numbers(sockets))
-        self.wake()
+        found: Mapping[FourTuple, tuple[int, int]] = {}
+        try:
+            found = await self._inband.numbers(sockets)
+        finally:
+            self.engine.numbers(self.now, token, found)
+            self.wake()
+
+    def _failed(self, command: commands.Command, error: Exception) -> None:
+        """Who waits for an outcome is told of every one: what is waited for in vain blocks what follows."""
+        match command:
+            case commands.Rewrite(token):
+                self.engine.rewritten(self.now, token, str(error))
+            case commands.CheckSockets(token):
+                self.engine.checked(self.now, token, None)
+            case commands.AskNumbers(token) | commands.FindNumbers(token):
+                self.engine.numbers(self.now, token, {})
+
+    def _carry(self, carried: commands.Carried) -> None:
+        try:
+            self.carrier.carry(carried)
+        except Exception as error:
+            _log.exception("the tunnel cannot take %s", carried.socket)
+            self._not_carried[carried.socket] = str(error)
+        else:
+            self._not_carried.pop(carried.socket, None)
+
+    def _listen(self, on: bool) -> None:
+        self._listening = on
+        try:
+            self.rewriting.rewriter.listen(on)
+        except Exception as error:
+            _log.error("listening for tokens: %s", error)
+            asyncio.get_running_loop().call_later(AGAIN, lambda: self._listen(on) if on == self._listening else None)
+
+    def _destroy(self, socket: FourTuple) -> None:
+        try:
+            self.finder.diag.destroy(socket)
+        except KernelError as error:  # the others are to be closed all the same
+            _log.error("%s: %s", socket, error)
 
     def _open_port(self, number: int) -> None:
         """One more for a peer that does not answer at the others."""
@@ -468,9 +518,13 @@ class Runtime:
         relayed = self.engine.meeting.by_way_of(key, peer.remote)
         record = records.peer_record(peer, self.peer_records.get(key), time.time(), relayed=relayed)
         self.peer_records[key] = record
-        for evicted in self.store.put_peer(record):
-            self.peer_records.pop(evicted, None)
-            self.engine.forget(self.now, evicted)
+        self.saving.put_peer(record)
+
+    def _on_evicted(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            self.peer_records.pop(key, None)
+            self.engine.forget(self.now, key)
+        self.wake()
 
     def rename(self, key: bytes, name: str | None) -> None:
         """What a person calls this peer."""
@@ -565,18 +619,15 @@ class Runtime:
     def _on_repair(self, event: schema.EventName, reason: str, detail: str) -> None:
         self.log.record(event, reason=reason, detail=detail)
 
-    async def _count_untagged(self) -> None:
+    async def _count_untagged(self, pulse: Pulse) -> None:
         while True:
-            await asyncio.sleep(UNTAGGED)
-            try:
-                if dropped := self.rewriting.rewriter.untagged():
-                    self._record(commands.Notice("packet.refused", None, None, "not-tagged", None, {"count": dropped}))
-            except KernelError as error:
-                _log.error("%s", error)
+            await pulse.sleep(UNTAGGED)
+            if dropped := self.rewriting.rewriter.untagged():
+                self._record(commands.Notice("packet.refused", None, None, "not-tagged", None, {"count": dropped}))
 
-    async def _prune(self) -> None:
+    async def _prune(self, pulse: Pulse) -> None:
         while True:
-            await asyncio.sleep(PRUNE)
+            await pulse.sleep(PRUNE)
             self.forget_old_peers()
             for key in set(self.engine.peers) - set(self.peer_records):
                 self.engine.forget(self.now, key)

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from redirectctl.daemon.loops import Pulse
 from redirectctl.wire.addr import SockAddr, parse_ip
 
 _log = logging.getLogger(__name__)
@@ -44,20 +45,17 @@ class ServerNames:
             self._on_servers(dict(wanted))
             self._again.set()
 
-    async def run(self, met: Callable[[], bool]) -> None:
+    async def run(self, pulse: Pulse, met: Callable[[], bool]) -> None:
         """``met``: all of them answer.  Until cancelled."""
         while True:
             self._again.clear()
             for name in [name for name in self._found if not literal(name)]:
+                pulse.beat()
                 found = await _look_up(name)
                 if found and name in self._found and found != self._found[name]:
                     self._found[name] = found
                     self._on_servers(dict(self._found))
-            try:
-                async with asyncio.timeout(LOOK_UP if met() else LOOK_UP_LOST):
-                    await self._again.wait()
-            except TimeoutError:
-                continue
+            await pulse.wait(self._again, LOOK_UP if met() else LOOK_UP_LOST)
 
 
 def _split(name: str) -> tuple[str, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable
 
+from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.engine import Engine
 from redirectctl.flows.state import State
 from redirectctl.kernel.diag import SocketInfo
@@ -37,7 +38,7 @@ class StallWatch:
             FourTuple, tuple[int, int]
         ] = {}  # what the peer had acknowledged and sent, at the last look
 
-    async def run(self) -> None:
+    async def run(self, pulse: Pulse) -> None:
         """The beat, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
@@ -49,7 +50,7 @@ class StallWatch:
             if stalled := self.stalled(found):
                 self._engine.stalled(began, stalled)
                 self._changed()
-            await asyncio.sleep(max(BEAT, BUSY * (loop.time() - began)))
+            await pulse.sleep(max(BEAT, BUSY * (loop.time() - began)))
 
     def stalled(self, sockets: Collection[SocketInfo]) -> list[FourTuple]:
         """Those that have sent the same segment several times, and nothing new was acknowledged since the last look."""

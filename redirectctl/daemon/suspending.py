@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Final, TypeVar
 
+from redirectctl.daemon.loops import Pulse
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.flows.connection import Before
 from redirectctl.flows.engine import Engine
-from redirectctl.kernel import suspend
+from redirectctl.kernel import suspend as kernel
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.suspend import Suspender
 from redirectctl.wire.addr import FourTuple
 
 _log = logging.getLogger(__name__)
 
-BEAT = 1.0  # seconds between looks at what suspended connections need
+BEAT: Final = 1.0  # seconds between looks at what suspended connections need
+ATTEMPTS: Final = 600  # at what the kernel refuses, a BEAT apart
+
+T = TypeVar("T")
 
 
 class Suspending:
@@ -28,6 +33,7 @@ class Suspending:
         self._suspender = suspender
         self._tasks = tasks
         self._changed = changed
+        self._suspended: set[FourTuple] = set()  # what was asked last about them
 
     def prepare(self, sockets: Iterable[FourTuple]) -> None:
         """See commands.Prepare."""
@@ -35,42 +41,67 @@ class Suspending:
 
     def suspend(self, before: Mapping[FourTuple, Before]) -> None:
         """See commands.Suspend."""
-        self._tasks.start(self._suspender.borrow(self._suspender.shut(_befores(before))), "suspend")
+        self._suspended.update(before)
+        entries = _befores(before)
+        try:
+            self._tasks.start(self._suspender.borrow(self._suspender.shut(entries)), "suspend")
+        except KernelError as error:
+            _log.error("suspend: %s", error)
+            self._tasks.start(self._until_done(lambda: self._suspend(entries)), "suspend")
 
     def resume(self, sockets: Iterable[FourTuple]) -> None:
         """See commands.Resume."""
-        self._tasks.start(self._suspender.follow_up(self._suspender.wake(list(sockets))), "resume")
+        wanted = list(sockets)
+        self._suspended.difference_update(wanted)
+        try:
+            self._tasks.start(self._suspender.follow_up(self._suspender.wake(wanted)), "resume")
+        except KernelError as error:
+            _log.error("resume: %s", error)
+            self._tasks.start(self._until_done(lambda: self._resume(wanted)), "resume")
 
     def give_back(self, before: Mapping[FourTuple, Before]) -> None:
         """See commands.GiveBack."""
-        self._tasks.start(self._suspender.give_back(_befores(before)), "give back")
+        entries = _befores(before)
+        self._tasks.start(self._until_done(lambda: self._suspender.give_back(entries)), "give back")
 
     def forget(self, sockets: Iterable[FourTuple]) -> None:
         """See commands.Forget."""
-        self._suspender.forget(sockets)
+        ended = list(sockets)
+        self._suspended.difference_update(ended)
+        self._suspender.forget(ended)
 
-    async def run(self) -> None:
+    async def run(self, pulse: Pulse) -> None:
         """The beat, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(BEAT)
-            if not self._suspender.busy:
-                continue
-            try:
-                restored = await self._suspender.tend()
-            except KernelError as error:
-                _log.error("%s", error)
-                continue
-            if restored:
+            await pulse.sleep(BEAT)
+            if self._suspender.busy and (restored := await self._suspender.tend()):
                 self._engine.restored(loop.time(), restored)
                 self._changed()
 
     async def _prepare(self, sockets: list[FourTuple]) -> None:
-        found = await self._suspender.prepare(sockets)
+        found = await self._until_done(lambda: self._suspender.prepare(sockets))
         has = {one.socket: Before(one.window, one.user_timeout) for one in found}
         self._engine.prepared(asyncio.get_running_loop().time(), has)
         self._changed()
 
+    async def _suspend(self, entries: list[kernel.Before]) -> None:
+        await self._suspender.suspend([one for one in entries if one.socket in self._suspended])
 
-def _befores(before: Mapping[FourTuple, Before]) -> list[suspend.Before]:
-    return [suspend.Before(socket, one.window, one.user_timeout) for socket, one in before.items()]
+    async def _resume(self, sockets: list[FourTuple]) -> int:
+        return await self._suspender.resume([one for one in sockets if one not in self._suspended])
+
+    @staticmethod
+    async def _until_done(attempt: Callable[[], Awaitable[T]]) -> T:
+        """What the kernel refuses now is tried again: a socket with a closed window waits for ever."""
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await attempt()
+            except KernelError as error:
+                _log.error("%s; again in %g s", error, BEAT)
+                await asyncio.sleep(BEAT)
+        return await attempt()
+
+
+def _befores(before: Mapping[FourTuple, Before]) -> list[kernel.Before]:
+    return [kernel.Before(socket, one.window, one.user_timeout) for socket, one in before.items()]

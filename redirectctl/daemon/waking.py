@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from redirectctl.daemon.loops import Pulse
+
 BEAT: Final = 0.5  # seconds between looks at the clocks: so long it may take until a waking is noticed
 SLEEP: Final = 1.0  # seconds that the clocks must have come apart: less is nothing that a peer would notice
 SAME: Final = 5.0  # seconds awake in which the clocks and logind speak of the same waking
@@ -60,8 +62,8 @@ class WakeWatch:
             self._said = awake
             self._woke(max(0.0, slept))
 
-    async def run(self) -> None:
+    async def run(self, pulse: Pulse) -> None:
         """The beat, until cancelled."""
         while True:
-            await asyncio.sleep(BEAT)
+            await pulse.sleep(BEAT)
             self.look()

@@ -237,10 +237,16 @@ class Claims:
         self._looking[self._number] = claimed, place
         self._e.emit(commands.CheckSockets((kind, self._number), (place,)))
 
-    def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple]) -> None:
+    def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple] | None) -> None:
         """The socket table has been read: send a token back."""
         claimed, place = self._looking.pop(token[1], (None, None))
-        if claimed is None or place not in present or place in claimed.places or claimed.refusal is not None:
+        if (
+            claimed is None
+            or present is None
+            or place not in present
+            or place in claimed.places
+            or claimed.refusal is not None
+        ):
             return
         peer = self._e.peers.get(claimed.key)
         status = self._judge_at(peer, claimed.claim, place) if peer is not None else Status.REJECTED

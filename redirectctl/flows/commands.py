@@ -14,7 +14,7 @@ from redirectctl.wire.tunnel import Offer
 
 @dataclass(frozen=True, slots=True)
 class SavePeer:
-    """Store before anything that follows."""
+    """Store before anything that follows; where that fails, what follows is done all the same."""
 
     peer: Peer
 
@@ -28,7 +28,7 @@ class DropPeer:
 
 @dataclass(frozen=True, slots=True)
 class SaveConnections:
-    """Store before anything that follows.."""
+    """As SavePeer."""
 
     connections: tuple[Connection, ...]
 
@@ -42,7 +42,7 @@ class DropConnections:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """Change the kernel's flows in one transaction, then call rewritten(token)."""
+    """Change the kernel's flows in one transaction, then call rewritten(token, why not)."""
 
     token: tuple[Any, ...]
     add: tuple[Flow, ...] = ()
@@ -108,7 +108,7 @@ class Forget:
 
 @dataclass(frozen=True, slots=True)
 class CheckSockets:
-    """Are these open TCP connections of this host?  Then call checked(token, those that are)."""
+    """Are these open TCP connections of this host?  Then call checked(token, those that are, or None: not known)."""
 
     token: tuple[Any, ...]
     sockets: tuple[FourTuple, ...]

@@ -254,8 +254,8 @@ class Engine:
         owner.rewritten(now, token, error)
         self._relay(now)
 
-    def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple]) -> None:
-        """Answer to CheckSockets."""
+    def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple] | None) -> None:
+        """Answer to CheckSockets; None: the kernel could not be asked."""
         if token[0] == "rst":
             self.resets.checked(now, token, present)
         else:

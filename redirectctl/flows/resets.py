@@ -92,9 +92,9 @@ class Resets:
         self._asked[self._number] = (event.key, event.source, event.local, message.request)
         self._e.emit(commands.CheckSockets(("rst", self._number), (connection.socket,)))
 
-    def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple]) -> None:
-        """The socket table has been read."""
+    def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple] | None) -> None:
+        """The socket table has been read.  Where it could not be there is no answer: the peer keeps the RST back."""
         asked = self._asked.pop(token[1], None)
-        if asked is not None:
+        if asked is not None and present is not None:
             key, source, local, request = asked
             self._e.send(now, key, messages.RstReply(request, alive=bool(present)), source, local)

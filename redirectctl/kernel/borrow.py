@@ -132,16 +132,20 @@ def refusal(code: int) -> KernelError:
 def borrow(
     inodes: Collection[int], *, proc: Path = PROC, on_refused: Callable[[KernelError], None] = lambda _: None
 ) -> dict[int, Handle]:
-    """A descriptor of each of these sockets; what no program has, or we may not have, is left out.
+    """A descriptor of each of these sockets; what no program has, or we may not or cannot have, is left out.
 
     ``on_refused`` hears of it when we may not.
     Reads /proc, newest process first: some 2 microseconds for each open descriptor of the host.  Thread-safe.
     """
     wanted = {f"socket:[{inode}]": inode for inode in inodes if inode}
     found: dict[int, Handle] = {}
-    room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS - len(os.listdir("/proc/self/fd"))
+    try:
+        room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS - len(os.listdir("/proc/self/fd"))
+        pids = sorted((int(name) for name in os.listdir(proc) if name.isdigit()), reverse=True)
+    except OSError:  # not even one descriptor is left
+        return {}
     left = MAX_DESCRIPTORS
-    for pid in sorted((int(name) for name in os.listdir(proc) if name.isdigit()), reverse=True):
+    for pid in pids:
         if not wanted or left <= 0 or len(found) >= room:
             break
         directory = proc / str(pid) / "fd"

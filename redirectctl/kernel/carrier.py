@@ -179,6 +179,11 @@ class Carrier:
         self._thread.start()
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread that carries is there; when closed, nobody misses it."""
+        return self._closing or self._thread.is_alive()
+
+    @property
     def attached(self) -> bool:
         """Whether the device that packets come from is still there."""
         return self._attached
@@ -644,14 +649,14 @@ def _answer_from(info: bytes) -> tuple[int, int, bytes]:
 
 
 def _interface_mtu(local: IPAddress | None, remote: SockAddr) -> int:
-    """What the kernel believes to fit to there; SAFE_MTU when it has no route."""
+    """What the kernel believes to fit to there; SAFE_MTU when it has no route, or cannot be asked."""
     v4 = remote.host.version == 4
-    with socket.socket(socket.AF_INET if v4 else socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        with socket.socket(socket.AF_INET if v4 else socket.AF_INET6, socket.SOCK_DGRAM) as sock:
             if local is not None:
                 sock.bind((str(local), 0))
             sock.connect((str(remote.host), remote.port))
             level, option = (socket.IPPROTO_IP, _IP_MTU) if v4 else (socket.IPPROTO_IPV6, _IPV6_MTU)
             return sock.getsockopt(level, option)
-        except OSError:
-            return SAFE_MTU
+    except OSError:  # also where no descriptor is left
+        return SAFE_MTU

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import socket
 import struct
@@ -29,9 +30,12 @@ from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.nlmsg import HEADER, split
 from redirectctl.wire.addr import IPAddress
 
+_log = logging.getLogger(__name__)
+
 # RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_RULE and RTNLGRP_IPV6_RULE (19)
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400 | 0x80 | 1 << 18
 _RECEIVE_BUFFER = 1 << 20  # bytes: some thousand events; what does not fit costs one new snapshot
+_AGAIN = 1.0  # seconds until a snapshot that failed is tried again
 _DATAGRAMS_A_TURN = 256  # then others on the event loop have their turn
 _SO_RCVBUFFORCE = 33
 
@@ -288,7 +292,13 @@ class NetWatch:
                     raise
 
     async def _read_anew(self) -> None:
-        state = await self.snapshot()
+        while True:
+            try:
+                state = await self.snapshot()
+                break
+            except KernelError as error:
+                _log.error("%s; again in %g s", error, _AGAIN)
+                await asyncio.sleep(_AGAIN)
         self._watch(True)
         self._become(state, routes=True)
         self._on_loss()

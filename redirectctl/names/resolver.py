@@ -44,8 +44,11 @@ async def prepare() -> None:
 
 async def look_up(name: str) -> Found:
     """A and AAAA records.  Raises NoAnswerError if there is none of either."""
-    await prepare()
-    resolver = _resolver()
+    try:
+        await prepare()
+        resolver = _resolver()
+    except (OSError, ImportError) as error:  # no descriptor is left, for example
+        raise NoAnswerError(type(error).__name__) from error
     if "." not in name and not any(map(len, resolver.search)):
         raise NoAnswerError("no search list", final=True)  # the question would go to the root servers
     answers = await asyncio.gather(*(_ask(resolver, name, kind) for kind in ("A", "AAAA")), return_exceptions=True)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from redirectctl.store.records import StoreError
+from redirectctl.store.records import RecordError, StoreError
 
 DATABASE: Final = "state.db"
 LOCK: Final = "lock"
@@ -25,6 +25,8 @@ def explained(path: Path) -> Iterator[None]:
     """What SQLite and the file system say, as StoreError."""
     try:
         yield
+    except (sqlite3.IntegrityError, sqlite3.DataError) as error:
+        raise RecordError(str(path), str(error), "this is a mistake in redirectctl, please report it") from error
     except sqlite3.DatabaseError as error:
         damaged = type(error) is sqlite3.DatabaseError  # what SQLITE_CORRUPT and SQLITE_NOTADB become
         hint = (

@@ -19,6 +19,10 @@ class StoreError(Exception):
         self.hint = hint
 
 
+class RecordError(StoreError):
+    """The database refuses a record for what is in it: trying again is no use."""
+
+
 class PeerState(StrEnum):
     """What was decided about a peer's key."""
 

@@ -40,10 +40,12 @@ CONNECT = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.arg
 class Pair:
     """A lab with a daemon on the client and one on the server, started."""
 
-    def __init__(self, lab: Lab, client: str = FAST, server: str = FAST) -> None:
+    def __init__(
+        self, lab: Lab, client: str = FAST, server: str = FAST, *, daemons: tuple[Daemon, Daemon] | None = None
+    ) -> None:
+        """``daemons``: instead of those that are installed, with these configurations."""
         self.lab = lab
-        self.client = Daemon(lab.client, client)
-        self.server = Daemon(lab.server, server)
+        self.client, self.server = daemons or (Daemon(lab.client, client), Daemon(lab.server, server))
         self.daemons = (self.client, self.server)
         for daemon in self.daemons:
             daemon.start()

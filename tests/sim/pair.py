@@ -171,6 +171,7 @@ class Host:
         self.stored: dict[bytes, Connection] = {}
         self.generation = 0
         self.kernel_error: str | None = None
+        self.socket_table_fails = False
         self.kernel_delay = 0.0
         self.sent: list[tuple[SockAddr, bytes]] = []
         self.messages: list[tuple[messages.Message, SockAddr | None, IPAddress | None]] = []  # as given to sessions
@@ -413,7 +414,8 @@ class Host:
                     self.applied[token[1], flow.socket] = token[2]
                 self.engine.rewritten(now, token, error)
             case commands.CheckSockets(token, sockets):
-                self.engine.checked(now, token, frozenset(s for s in sockets if s in self.sockets))
+                present = frozenset(s for s in sockets if s in self.sockets)
+                self.engine.checked(now, token, None if self.socket_table_fails else present)
             case commands.Prove(proofs):
                 for socket, sent, wire in proofs:
                     there = wire or self.flows.get(socket, socket)

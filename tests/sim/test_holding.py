@@ -300,3 +300,19 @@ def test_not_more_announcements_than_a_silent_path_bears() -> None:
     (key,) = bob.engine.peers
     assert bob.engine.holding.pause(world.now + DAY, key) == pytest.approx(DAY / constants.PROBE_PART, rel=0.1)
     assert bob.engine.holding.pause(world.now + 10 * DAY, key) == constants.PROBE_PAUSE_MAX
+
+
+def test_a_socket_table_that_cannot_be_read_ends_nothing() -> None:
+    """bob cannot say whether his socket is there: alice keeps the RST back, as if he had not answered."""
+    world, alice, bob, socket = started()
+    bob.socket_table_fails = True
+    alice.engine.rst(world.now, socket.mirrored, 1)
+    alice.run()
+    world.run(30)
+    assert alice.verdicts == {1: False}
+    bob.socket_table_fails = False
+    bob.sockets.discard(socket)
+    alice.engine.rst(world.now, socket.mirrored, 2)
+    alice.run()
+    world.run(30)
+    assert alice.verdicts == {1: False, 2: True}

@@ -38,8 +38,14 @@ RESTART = "systemctl restart redirectd"
 
 
 def daemon(r: Runtime) -> Check:
-    """That it runs."""
-    return ok("daemon", f"redirectd {__version__}, process {r.pid}")
+    """That it runs, each part of it."""
+    name = "daemon"
+    if dead := r.loops.dead():
+        return fail(name, several(dead), f"{RESTART}; redirectd's log may say why")
+    if failing := [f"{pulse.name}: {pulse.error}" for pulse in r.loops.pulses if pulse.failing]:
+        return fail(name, f"{several(failing)}: tried again each second", "redirectd's log has the details")
+    before = [f"{p.name} failed {p.since_failure:.0f} s ago: {p.error}" for p in r.loops.pulses if p.error is not None]
+    return ok(name, several([f"redirectd {__version__}, process {r.pid}", *before]))
 
 
 def state_directory(r: Runtime) -> Check:
@@ -53,8 +59,12 @@ def state_directory(r: Runtime) -> Check:
     if wrong:
         text = several([f"{path} has mode {stat.S_IMODE(path.stat().st_mode):04o}" for path in wrong])
         return fail(name, text, f"chmod go= {' '.join(map(str, wrong))}")
+    if r.saving.failure is not None:
+        peers, connections = r.saving.waiting
+        left = f"{count(peers, 'peer')} and {count(connections, 'connection')} since {r.saving.failed_for:.0f} s"
+        return fail(name, f"not stored, {left}: {r.saving.failure}", "it is tried again each second, and moves go on")
     if room.f_bavail * room.f_frsize < 1 << 20:
-        return fail(name, f"no room left for {r.state}", "free some: moves are stored before they are made")
+        return fail(name, f"no room left for {r.state}", "free some: what cannot be stored is lost when redirectd ends")
     return ok(name, f"{r.state}, only for root")
 
 

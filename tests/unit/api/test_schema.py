@@ -102,6 +102,8 @@ def test_names_are_the_documented_ones():
         "kernel.repaired",
         "kernel.contested",
         "kernel.refused",
+        "store.failed",
+        "store.restored",
     }
 
 

@@ -198,16 +198,35 @@ def test_a_full_disk_does_not_stop_events(tmp_path: Path, clock: Clock, caplog: 
             os.dup2(full, log._descriptor)
             first = log.record(EventName.DAEMON_STARTED)
             second = log.record(EventName.RST_HELD)
+            assert everything(log) == [first, second]  # kept, though not in the file
+            assert not (tmp_path / "events.jsonl").read_bytes()
             os.dup2(real, log._descriptor)
             third = log.record(EventName.MOVE_STARTED)
             assert subscription.take() == [first, second, third]
-            assert everything(log) == [third]
         assert len([line for line in caplog.messages if "No space left" in line]) == 1
+        assert everything(log) == [first, second, third]
         os.close(full)
         os.close(real)
         log.close()
 
     asyncio.run(check())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_what_waits_for_room_is_bounded(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(eventlog, "UNWRITTEN", 5)
+    log = EventLog(tmp_path, clock)
+    full, real = os.open("/dev/full", os.O_RDWR), os.dup(log._descriptor)
+    os.dup2(full, log._descriptor)
+    recorded = [log.record(EventName.RST_HELD, connection=str(number)) for number in range(9)]
+    os.dup2(real, log._descriptor)
+    log.flush()
+    log.close()
+    for descriptor in (full, real):
+        os.close(descriptor)
+    again = EventLog(tmp_path, clock)
+    assert everything(again) == recorded[-5:]
+    again.close()
 
 
 def test_subscribers(tmp_path: Path, clock: Clock):

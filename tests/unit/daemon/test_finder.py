@@ -28,7 +28,7 @@ def tuple_to(host: int, port: int = 40000) -> FourTuple:
 
 
 def found(uid: int, sockets: list[FourTuple]) -> list[SocketInfo]:
-    return [SimpleNamespace(tuple=each, uid=uid, inode=n) for n, each in enumerate(sockets, 1)]  # type: ignore[misc]
+    return [SimpleNamespace(tuple=each, uid=uid, inode=n, ifindex=0) for n, each in enumerate(sockets, 1)]  # type: ignore[misc]
 
 
 def known(uid: int, socket: FourTuple, state: State, peer: bytes | None = None) -> Connection:

@@ -14,6 +14,7 @@ from dbus_fast.aio import MessageBus
 
 from redirectctl.daemon import logind
 from redirectctl.daemon.logind import INTERFACE, NAME, PATH, SIGNAL, SleepSignals
+from redirectctl.daemon.loops import Pulse
 
 PATIENCE = 30.0  # seconds
 
@@ -62,7 +63,7 @@ class Listener:
         self._changed.set()
 
     async def __aenter__(self) -> Listener:
-        self._task = asyncio.create_task(self.signals.run())
+        self._task = asyncio.create_task(self.signals.run(Pulse("logind")))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -165,7 +166,7 @@ def test_without_the_package_the_clocks_are_enough(monkeypatch: pytest.MonkeyPat
     signals = SleepSignals(lambda: None)
 
     async def story() -> str | None:
-        await signals.run()
+        await signals.run(Pulse("logind"))
         return await signals.found()
 
     assert asyncio.run(story()) == "the Python package dbus-fast is not installed"

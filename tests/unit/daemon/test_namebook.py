@@ -18,7 +18,7 @@ from redirectctl.daemon.tasks import Tasks
 from redirectctl.flows.connection import Connection
 from redirectctl.names.resolver import Found, NoAnswerError
 from redirectctl.proto.fingerprint import fingerprint
-from redirectctl.store.records import PeerRecord, PeerState
+from redirectctl.store.records import PeerRecord, PeerState, StoreError
 from redirectctl.store.store import MAX_NAMES, Store
 from redirectctl.wire.addr import FourTuple, SockAddr
 
@@ -214,3 +214,33 @@ def test_forgotten_with_the_peer(world: World) -> None:
     world.store.delete_peer(KEY)
     book.forget(KEY)
     assert book.names(KEY) == world.book().names(KEY) == []
+
+
+def test_one_look_that_fails_ends_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(name: str) -> Found:
+        raise OSError(24, "Too many open files")
+
+    book = world.book()
+    with monkeypatch.context() as patch:
+        patch.setattr(namebook.resolver, "look_up", fail)
+        world.studied(book, connection())
+        book.settings = Dns(names={"office": HostName("server.example")})
+        world.sought(book)
+    assert world.told == []
+    world.studied(book, connection())
+    assert book.names(KEY)[-1] == "server.example."
+    world.sought(book)
+    assert world.told
+
+
+def test_a_name_that_cannot_be_stored_is_known_for_now(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise StoreError("state.db", "database or disk is full", "see to disk and rights")
+
+    book = world.book()
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "put_name", full)
+        world.studied(book, connection())
+    assert book.names(KEY) == ["server.example."]
+    world.studied(book, connection())
+    assert world.store.names() == {KEY: ["server.example."]}

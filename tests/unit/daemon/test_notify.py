@@ -74,7 +74,7 @@ def test_signs_of_life_go_on_and_on(manager: socket.socket, monkeypatch: pytest.
     monkeypatch.setenv("WATCHDOG_USEC", "3000")
 
     async def watched() -> list[bytes]:
-        task = asyncio.create_task(keep_watchdog_quiet())
+        task = asyncio.create_task(keep_watchdog_quiet(list))
         signs = [await asyncio.to_thread(manager.recv, 100) for _ in range(3)]
         task.cancel()
         return signs
@@ -82,8 +82,27 @@ def test_signs_of_life_go_on_and_on(manager: socket.socket, monkeypatch: pytest.
     assert asyncio.run(watched()) == [b"WATCHDOG=1"] * 3
 
 
+def test_no_sign_of_life_while_a_part_is_dead(manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "3000")
+    dead = ["network: no sign of life for 61 s"]
+
+    async def watched() -> bytes:
+        task = asyncio.create_task(keep_watchdog_quiet(lambda: dead))
+        await asyncio.sleep(0.05)
+        manager.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            manager.recv(100)
+        manager.setblocking(True)
+        dead.clear()
+        sign = await asyncio.to_thread(manager.recv, 100)
+        task.cancel()
+        return sign
+
+    assert asyncio.run(watched()) == b"WATCHDOG=1"
+
+
 def test_no_signs_of_life_where_nobody_waits_for_them(manager: socket.socket) -> None:
-    asyncio.run(asyncio.wait_for(keep_watchdog_quiet(), 10))
+    asyncio.run(asyncio.wait_for(keep_watchdog_quiet(list), 10))
     manager.setblocking(False)
     with pytest.raises(BlockingIOError):
         manager.recv(100)

@@ -13,6 +13,7 @@ from redirectctl.api.schema import EventName
 from redirectctl.config import Dns, HostName, HostPort
 from redirectctl.daemon import ownname
 from redirectctl.daemon.eventlog import EventLog
+from redirectctl.daemon.loops import Pulse
 from redirectctl.daemon.ownname import OwnNameKeeper
 from redirectctl.names.tsigkey import TsigKey
 from redirectctl.names.update import OwnName, UpdateError
@@ -74,7 +75,7 @@ class Server:
 
     def run(self, story: Callable[[], object]) -> None:
         async def main() -> None:
-            running = asyncio.ensure_future(self.keeper.run())
+            running = asyncio.ensure_future(self.keeper.run(Pulse("own name")))
             try:
                 await story()  # type: ignore[misc]
                 for _ in range(50):

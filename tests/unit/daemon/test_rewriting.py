@@ -79,8 +79,11 @@ class FakePorts:
         self.reconcile(self.ours - set(ports))
 
     def reconcile(self, ports: Iterable[int]) -> None:
+        self.note(set(ports))
         self.ours = set(ports)
-        self.note(self.ours)
+
+    def restore(self, ports: Iterable[int]) -> set[int]:
+        return set(ports) - self.ours
 
 
 def flow(old: str, wire: str, port: int = 40000, peer: str = "192.0.2.1", peer_wire: str = "192.0.2.1") -> Flow:
@@ -206,5 +209,36 @@ def test_a_restarted_daemon_knows_which_reserved_ports_are_its_own(tmp_path: Pat
         await again.apply([], [flow(OLD, NEW, 40001)])
         assert again._ports.ours == set()
         assert made(tmp_path)._ports.ours == set()
+
+    asyncio.run(story())
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_port_that_cannot_be_noted_now_is_reserved_later_and_holds_up_nothing(tmp_path: Path) -> None:
+    async def story() -> None:
+        it = made(tmp_path)
+        note, room = it._ports.note, False
+
+        def noted(ports: Collection[int]) -> None:
+            if not room:
+                raise OSError(28, "No space left on device")
+            note(ports)
+
+        it._ports.note = noted
+        before = flow(OLD, OLD, 40001)
+        await it.apply([before], [])
+        await it.apply([flow(OLD, NEW, 40001)], [before])
+        assert it.rewriter.flows == {KernelFlow(*flow(OLD, NEW, 40001))}
+        with pytest.raises(OSError, match="No space left"):
+            it.restore_ports()
+        room = True
+        assert it.restore_ports() == set()  # nobody had removed it
+        assert it._ports.ours == made(tmp_path)._ports.ours == {40001}
+        room = False
+        await it.apply([], [flow(OLD, NEW, 40001)])
+        assert it.rewriter.flows == set()
+        room = True
+        it.restore_ports()
+        assert it._ports.ours == made(tmp_path)._ports.ours == set()
 
     asyncio.run(story())

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from redirectctl.daemon import servers
+from redirectctl.daemon.loops import Pulse
 from redirectctl.daemon.servers import ServerNames, literal
 from redirectctl.wire.addr import SockAddr
 
@@ -52,7 +53,7 @@ def test_names_are_looked_up_until_they_lead_somewhere_and_changes_are_told(monk
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
         names = ServerNames(told.append, ["r.example.net:7747"])
         names.start()
-        task = asyncio.ensure_future(names.run(lambda: False))
+        task = asyncio.ensure_future(names.run(Pulse("rendezvous"), lambda: False))
         await done.wait()
         task.cancel()
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redirectctl.kernel.probing import CANDIDATES, RAISE, RETRY, Path
+from redirectctl.kernel import carrier
+from redirectctl.kernel.probing import CANDIDATES, RAISE, RETRY, SAFE_MTU, Path
 from redirectctl.kernel.reports import Report, Reporter, Sight
 from redirectctl.kernel.segments import LARGEST_SEND, WINDOW, Inbound, Outbound, Window, continues
 from redirectctl.kernel.tun import GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, VNET_HEADER
@@ -448,3 +449,11 @@ def test_reports_come_at_once_and_then_once_a_second_with_a_count(monkeypatch: p
     reporter.flush(13.0)
     assert not reporter.pending
     assert len(seen) == 3
+
+
+def test_a_path_begins_without_a_descriptor_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(carrier.socket, "socket", none_left)
+    assert carrier._interface_mtu(None, SockAddr(IPv4Address("192.0.2.1"), 7747)) == SAFE_MTU

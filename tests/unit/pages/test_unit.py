@@ -32,6 +32,15 @@ def test_it_is_as_well_shut_in_as_the_documentation_says() -> None:
     assert float(score) <= float(documented) + OTHER_VERSION
 
 
+def test_it_is_started_until_it_starts_but_not_with_a_wrong_configuration() -> None:
+    unit = read(UNIT.read_text())
+    assert (unit["StartLimitIntervalSec"], unit["Restart"], unit["RestartPreventExitStatus"]) == (
+        "0",
+        "on-failure",
+        "2",
+    )
+
+
 def test_its_folders_are_those_of_the_daemon() -> None:
     unit = read(UNIT.read_text())
     assert f"/var/lib/{unit['StateDirectory']}" == str(STATE_DIRECTORY)
