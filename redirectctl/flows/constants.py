@@ -24,6 +24,7 @@ ACM_REHANDSHAKE: Final = 2  # unanswered ACMs after which a handshake is tried t
 ACM_WIDEN: Final = 3  # unanswered ACMs after which all known addresses of the peer are tried
 CHALLENGE_RETRIES: Final = (0.1, 0.2, 0.4, 0.8, 1.6)  # 3.1 s in all, then the last validated address stays
 FAMILY_TIME: Final = 0.25  # seconds that challenges to the other address family have to wait for those to our own
+READY_TIME: Final = 0.2  # seconds that a peer has to become ready for us: TCP's least time-out (TCP_RTO_MIN)
 CHOICE_TIME: Final = 1.0  # seconds after which a move that got no further answers challenges on its other addresses
 PLAIN_RETRIES: Final = (0.2, 0.5, 1.0, 2.0, 4.0)  # seconds after each attempt to prove that plain packets get through
 PLAIN_PAUSE: Final = 60.0  # seconds that a route is left to the tunnel after that; twice as long each time

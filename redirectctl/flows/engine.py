@@ -157,7 +157,7 @@ class Engine:
             match kind:
                 case "request":
                     self.requests.retry(now, *rest)
-                case "acm" | "challenge":
+                case "acm" | "challenge" | "ready":
                     self.mobility.timer(now, kind, *rest)
                 case "bind" | "gather":
                     self.binding.timer(now, kind, *rest)

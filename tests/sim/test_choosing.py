@@ -6,7 +6,7 @@ import dataclasses
 
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
-from redirectctl.wire.addr import FourTuple
+from redirectctl.wire.addr import FourTuple, SockAddr
 from tests.sim.pair import Host, World, ip
 
 AUTO = Policy(prefer="auto", first_contact="accept-new", long_lived_after=1.0)
@@ -65,6 +65,23 @@ def test_a_move_begins_in_the_tunnel_and_goes_on_plainly_when_that_is_proven() -
     for socket in sockets:
         assert bob.flows[socket].local.host == ip("203.0.113.9")
         assert alice.flows[socket.mirrored] == bob.flows[socket].mirrored
+
+
+def test_what_is_sent_before_the_peer_is_ready_waits_for_a_moment_only() -> None:
+    """TCP would learn the wait as its round-trip time."""
+    world, _, bob, (socket,), _ = started()
+    world.tap = lambda source, to, data: source.host != ip("203.0.113.9") or paths(bob) != {Path.TUNNEL}
+    bob.move("203.0.113.9")
+    world.run(0.15)  # it is challenged, and what it sends then is lost
+    assert paths(bob) == {Path.TUNNEL}
+    assert bob.carried[socket].remote is None
+    world.run(0.2)
+    assert bob.carried[socket].remote == SockAddr(ip("192.0.2.1"), 7747)
+    before = len(bob.kicked)
+    world.tap = None
+    world.run(2)
+    assert bob.named("move.finished")
+    assert (socket,) in bob.kicked[before:]  # what it sent in vain at the challenge
 
 
 def test_where_plain_packets_do_not_get_through_the_tunnel_stays_and_few_tokens_are_sent() -> None:
