@@ -204,9 +204,10 @@ class Engine:
 
     def network_changed(self, now: float, network: Network) -> None:
         """Addresses or routes changed, or may have."""
-        self.network = network
+        before, self.network = self.network, network
         self.meeting.network_changed(now)
         self.mobility.network_changed(now)
+        self.choosing.network_changed(now, before)
         if network.usable:
             self.protection.tell_again(now)
         self._relay(now)
@@ -266,7 +267,9 @@ class Engine:
 
     def heard(self, now: float, sockets: Iterable[FourTuple]) -> None:
         """Something of the peers' programs has arrived on these."""
-        self.holding.heard(now, [c for s in sockets if (c := self.table.at(s)) is not None])
+        connections = [c for s in sockets if (c := self.table.at(s)) is not None]
+        self.holding.heard(now, connections)
+        self.choosing.heard(now, connections)
         self._relay(now)
 
     def prepared(self, now: float, found: Mapping[FourTuple, Before]) -> None:

@@ -612,7 +612,7 @@ class Mobility:
             self._e.choosing.tell([connection])
         if connections:
             self._e.emit(commands.SaveConnections(tuple(connections)))
-            self._e.choosing.arrived(now, connections)
+            self._e.choosing.arrived(now, connections, elsewhere)
 
     def kick(self, connections: list[Connection]) -> None:
         """Undo the back-off of these, before anything else happens to them.
