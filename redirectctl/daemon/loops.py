@@ -65,8 +65,7 @@ class Pulse:
                     async with asyncio.timeout(left):
                         await event.wait()
             self.beat()
-        else:
-            await asyncio.sleep(0)  # an event that is set all the time must not keep others from their turn
+        await asyncio.sleep(0)  # an event that is set all the time, or no time at all, keeps nobody from his turn
         return event is not None and event.is_set()
 
     def fail(self, error: Exception) -> bool:

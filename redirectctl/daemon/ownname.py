@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection
@@ -97,8 +96,7 @@ class OwnNameKeeper:
         finally:
             for task in (attempt, change):
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await change
+            await asyncio.wait({change})  # not awaited itself: that we are cancelled must not be taken for its end
         if attempt.cancelled() or not attempt.done():
             return UpdateError("superseded", "the addresses have changed again")
         error = attempt.result()

@@ -11,7 +11,8 @@ while the tunnel carries the traffic:
       sends plainly from now on
 
 Both hosts receive both kinds at any time, so a change loses nothing.  A connection that makes no progress afterwards
-goes back to the tunnel, and its route is left alone for a while.
+goes back to the tunnel.  If the peer's daemon answers at once, the plain way is at fault, and left alone for a while.
+If not, it was an outage, of which the end says that it may be tried again.
 
 One or two connections stand for all that take the same route: whatever is in the way treats them alike.
 """
@@ -19,7 +20,7 @@ One or two connections stand for all that take the same route: whatever is in th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,12 +28,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection, Flow, Path
 from redirectctl.flows.devices import may_use
+from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress
 
 if TYPE_CHECKING:
-    from redirectctl.flows.engine import Engine
+    from redirectctl.flows.engine import Engine, Network
 
 _TRIALS = "trials"  # why we listen for tokens: a peer may be proving its direction
 
@@ -66,6 +68,10 @@ class Trial:
     tries: int = -1  # -1: the peer has to be told first
     failures: int = 0  # times that no token was seen, or that it was proven and carried nothing afterwards
     stalled: bool = False  # the latest of them: it carried nothing afterwards
+    suspected: float | None = None  # when it was seen to carry nothing, as long as that may have been an outage
+    began: float = float("-inf")  # when it was last tried
+    proven: float | None = None  # when it was last seen to carry something
+    active: float = float("-inf")  # when something last arrived on its connections
     tokens: list[bytes] = field(default_factory=list)  # the latest, any of which proves it
 
 
@@ -148,20 +154,54 @@ class Choosing:
 
     # -- proving ------------------------------------------------------------------------------------------------------
 
-    def arrived(self, now: float, connections: Iterable[Connection]) -> None:
-        """These have a path again: try the plain way for those that are in the tunnel."""
+    def arrived(self, now: float, connections: Iterable[Connection], elsewhere: Container[bytes] = frozenset()) -> None:
+        """These have a path again, some from or to another address: try the plain way for what is in the tunnel."""
         connections = list(connections)
         if any(c.tunnel and not c.integrity for c in connections):
             self._listen(now)
+        stayed = {self._route(c) for c in connections if c.cid not in elsewhere}
         for route in {self._route(c) for c in connections if self._may_be_plain(c)}:
             trial = self._trials.get(route)
-            if trial is not None and trial.failures and self._e.timers.armed(("plain", route)):
-                continue  # it failed a while ago, and is tried again later
+            if trial is not None and trial.suspected is not None:
+                if route in stayed and now - trial.suspected < constants.STALL_ANSWER:
+                    self._pause(now, route, trial, stalled=True)
+                else:
+                    trial.stalled = False
+                trial.suspected = None
+            if trial is not None and trial.stalled and self._e.timers.armed(("plain", route)):
+                continue  # each time that it is taken, and does not carry, costs its connections a moment
             for old in [r for r in self._trials if r.local not in self._e.network.usable]:
                 self._drop(old)
             if trial is None and len(self._trials) >= constants.MAX_TRIALS:
                 continue
-            self._trials[route] = Trial(0, trial.failures if trial is not None else 0)
+            self._trials[route] = trial = trial or Trial()
+            trial.tries, trial.stalled = 0, False
+            trial.began = trial.active = now
+            self._try(now, route)
+
+    def heard(self, now: float, connections: Iterable[Connection]) -> None:
+        """Something has arrived on these: where all was silent before, much may have changed meanwhile."""
+        if not self._trials:
+            return
+        for route in {self._route(c) for c in connections if self._may_be_plain(c)}:
+            if (trial := self._trials.get(route)) is not None:
+                silent = now - trial.active >= constants.PLAIN_AGAIN
+                trial.active = now
+                if silent:
+                    self._again(now, route, trial)
+
+    def network_changed(self, now: float, before: Network) -> None:
+        """This host's addresses or routes may have changed."""
+        network = self._e.network
+        for route, trial in list(self._trials.items()):
+            sources = network.sources.get(route.remote)
+            if network.usable != before.usable or sources != before.sources.get(route.remote):
+                self._again(now, route, trial)
+
+    def _again(self, now: float, route: Route, trial: Trial) -> None:
+        """Try it before its time, if it was only never seen to carry anything."""
+        paused = trial.tries < 0 and self._e.timers.armed(("plain", route))
+        if paused and not trial.stalled and now - trial.began >= constants.PLAIN_AGAIN:
             self._try(now, route)
 
     def _listen(self, now: float) -> None:
@@ -180,13 +220,13 @@ class Choosing:
 
     def _try(self, now: float, route: Route) -> None:
         trial = self._trials[route]
-        members = self._members(route)
-        if not members:
+        members = [c for c in self._members(route) if c.state is State.PROTECTED]
+        if not members:  # or no path, which comes with news
             self._drop(route)
             return
         if trial.tries < 0:
             self._e.send(now, route.peer, messages.Seen(()))
-            trial.tries = 0
+            trial.tries, trial.began = 0, now
             self._e.timers.set(("plain", route), now + constants.PLAIN_RETRIES[0])
             return
         # A socket answers a provocation once in half a second: others stand in for it, where there are some.
@@ -206,8 +246,20 @@ class Choosing:
     def _pause(self, now: float, route: Route, trial: Trial, *, stalled: bool = False) -> None:
         """Leave it alone, each time for longer."""
         trial.stalled = stalled
-        pause = min(constants.PLAIN_PAUSE * 2**trial.failures, constants.PLAIN_PAUSE_MAX)
-        trial.tries, trial.failures = -1, trial.failures + 1
+        self._wait(now, route, trial)
+        trial.failures += 1
+
+    def _suspect(self, now: float, route: Route) -> None:
+        """It carries nothing.  Whether that is its fault, the peer's answer to our announcement tells."""
+        trial = self._trials.setdefault(route, Trial())
+        if trial.proven is not None and now - trial.proven > constants.PLAIN_FORGIVEN:
+            trial.failures = 0
+        trial.stalled, trial.suspected = True, now
+        self._wait(now, route, trial)
+
+    def _wait(self, now: float, route: Route, trial: Trial) -> None:
+        trial.tries = -1
+        pause = constants.PLAIN_PAUSES[min(trial.failures, len(constants.PLAIN_PAUSES) - 1)]
         self._e.timers.set(("plain", route), now + pause)
 
     def _drop(self, route: Route) -> None:
@@ -232,6 +284,7 @@ class Choosing:
         for route, trial in list(self._trials.items()):
             if route.peer == event.key and not set(trial.tokens).isdisjoint(tokens):
                 trial.tokens.clear()
+                trial.proven, trial.stalled, trial.suspected = now, False, None
                 self._e.timers.cancel(("plain", route))
                 members = self._members(route)
                 self._change(members, tunnel=False)
@@ -323,7 +376,7 @@ class Choosing:
                 unread.append(connection)
             peers[connection.peer].append(connection)
         for route in {self._route(c) for c in back}:
-            self._pause(now, route, self._trials.setdefault(route, Trial()), stalled=True)
+            self._suspect(now, route)
         self._change(back, tunnel=True)
         if unread:
             self._unread.update((c.peer, now) for c in unread if c.peer is not None)

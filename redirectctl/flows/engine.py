@@ -172,7 +172,7 @@ class Engine:
             match kind:
                 case "request":
                     self.requests.retry(now, *rest)
-                case "acm" | "challenge" | "patience":
+                case "acm" | "challenge" | "patience" | "ready":
                     self.mobility.timer(now, kind, *rest)
                 case "hint" | "better":
                     self.better.timer(now, kind, *rest)
@@ -244,6 +244,7 @@ class Engine:
         self.endpoint.is_ours = network.is_ours
         self.meeting.network_changed(now)
         self.mobility.network_changed(now, before)
+        self.choosing.network_changed(now, before)
         if network.usable:
             self.protection.tell_again(now)
         self._relay(now)
@@ -308,7 +309,9 @@ class Engine:
 
     def heard(self, now: float, sockets: Iterable[FourTuple]) -> None:
         """Something of the peers' programs has arrived on these."""
-        self.holding.heard(now, [c for s in sockets if (c := self.table.at(s)) is not None])
+        connections = [c for s in sockets if (c := self.table.at(s)) is not None]
+        self.holding.heard(now, connections)
+        self.choosing.heard(now, connections)
         self._relay(now)
 
     def prepared(self, now: float, found: Mapping[FourTuple, Before]) -> None:

@@ -414,7 +414,10 @@ class Mobility:
                 self._e.timers.set(("acm", move.epoch), move.everywhere_at)
 
     def timer(self, now: float, kind: str, *rest: Any) -> None:
-        """An ACM or a challenge was not answered; or a better pair has had its time to answer."""
+        """An ACM, a challenge or a response was not answered; or a better pair has had its time to answer."""
+        if kind == "ready":
+            self._release(self._e.table.select(rest[0]))
+            return
         if kind == "challenge":
             self._e.redirects.timer(now, rest[0], rest[1])
             return
@@ -543,6 +546,8 @@ class Mobility:
             # What is sent before the peer is ready would arrive, but its answer would not.
             c.holding = change[2] and (c.holding or elsewhere or not tunnelled or c.state is State.SUSPENDED)
             changes.append(change)
+        # Not for longer: TCP would learn the wait as the round-trip time, from the timestamps in what is held.
+        self._e.timers.set(("ready", tuple(c.cid for c in connections if c.holding)), now + constants.READY_TIME)
         # Without the tunnel, which keeps what is sent too soon, the kernel holds it back until the peer is ready.
         self.reroute(("move", move.epoch, pair), changes, lift={c.cid for c, _, tunnel in changes if tunnel})
         self._e.holding.hold_again(now, connections)
@@ -670,7 +675,9 @@ class Mobility:
         elif applied:
             if not all(self._installed(c, pair.local) for c in connections):
                 return  # the kernel is at it; the next acknowledgement finds it done
-            ready = [c for c in connections if c.held or not c.holding]  # others were set going at the challenge
+            # Others were set going at the challenge; what they sent then is lost if it was long ago.
+            late = now - move.chosen_at >= constants.READY_TIME
+            ready = [c for c in connections if c.held or not c.holding or late]
             self._e.holding.lift(ready)
             self.kick(ready)
             self._release(connections)
@@ -716,7 +723,7 @@ class Mobility:
             self._e.choosing.tell([connection])
         if connections:
             self._e.emit(commands.SaveConnections(tuple(connections)))
-            self._e.choosing.arrived(now, connections)
+            self._e.choosing.arrived(now, connections, elsewhere)
 
     def kick(self, connections: list[Connection]) -> None:
         """Undo the back-off of these, before anything else happens to them.

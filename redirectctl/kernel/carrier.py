@@ -46,6 +46,7 @@ _log = logging.getLogger(__name__)
 
 HOLD_FLOW: Final = 1 << 20  # bytes that wait for a remote address: some ten full super-segments
 HOLD_ALL: Final = 16 << 20
+HOLD_TIME: Final = 0.3  # seconds: more than flows.constants.READY_TIME, also when the event loop is busy
 LARGE: Final = 1 << 15  # bytes of a packet after which more of the same is to be expected
 READ_AT_ONCE: Final = 4 << 16
 
@@ -83,6 +84,7 @@ class Traffic:
     unsent: int = 0  # datagrams
     held: int = 0  # bytes that wait
     overflowed: int = 0  # packets that were held and had to go
+    outdated: int = 0  # packets that were held for too long
     refused: Counter[Refused] = field(default_factory=Counter)
 
 
@@ -108,6 +110,14 @@ class _Route:
         return found
 
 
+class _Held(NamedTuple):
+    """A packet that waits for a remote address."""
+
+    since: float
+    packet: bytes
+    cwr_once: bool
+
+
 class _Flow:
     """A connection that is carried."""
 
@@ -130,7 +140,7 @@ class _Flow:
         self.inbound = inbound
         self.route = route
         self.traffic = Traffic()
-        self.held: deque[tuple[bytes, bool]] = deque()  # IP packets, and whether they are to be cut
+        self.held: deque[_Held] = deque()
         self.probes: dict[int, int] = {}  # counter: size
         self.high: int | None = None  # the sequence number after the highest that was sent
         self.suspicion = 0  # retransmissions since large segments have been seen to arrive
@@ -406,24 +416,38 @@ class Carrier:
 
     def _hold(self, flow: _Flow, packet: memoryview, cwr_once: bool) -> None:
         self._holders.add(flow)
-        flow.held.append((bytes(packet), cwr_once))
+        self._drop_outdated(flow)
+        flow.held.append(_Held(time.monotonic(), bytes(packet), cwr_once))
         flow.traffic.held += len(packet)
         self._holding += len(packet)
         while flow.traffic.held > HOLD_FLOW or (self._holding > HOLD_ALL and flow.held):
-            oldest, _ = flow.held.popleft()
-            flow.traffic.held -= len(oldest)
-            self._holding -= len(oldest)
+            self._take_held(flow)
             flow.traffic.overflowed += 1
 
     def _release(self, flow: _Flow, route: _Route) -> None:
+        self._drop_outdated(flow)
         while flow.held:
-            packet, cwr_once = flow.held.popleft()
-            flow.traffic.held -= len(packet)
-            self._holding -= len(packet)
-            found = _locate(memoryview(packet))
+            held = self._take_held(flow)
+            found = _locate(memoryview(held.packet))
             if found is not None:
-                self._send(flow, route, memoryview(packet), found, cwr_once)
+                self._send(flow, route, memoryview(held.packet), found, held.cwr_once)
         self._holders.discard(flow)
+
+    def _take_held(self, flow: _Flow) -> _Held:
+        held = flow.held.popleft()
+        flow.traffic.held -= len(held.packet)
+        self._holding -= len(held.packet)
+        return held
+
+    def _drop_outdated(self, flow: _Flow) -> None:
+        """What is sent late is a lie: its timestamp comes back, and TCP takes the time since for the round trip.
+
+        TCP has sent it again meanwhile, or does when it is kicked: this is more than its least time-out.
+        """
+        oldest_wanted = time.monotonic() - HOLD_TIME
+        while flow.held and flow.held[0].since < oldest_wanted:
+            self._take_held(flow)
+            flow.traffic.outdated += 1
 
     def _send(self, flow: _Flow, route: _Route, packet: memoryview, found: _Found, cwr_once: bool) -> None:
         """A packet of the flow's socket goes to the peer."""

@@ -110,6 +110,7 @@ class TcpInfo(NamedTuple):
     retransmits: int  # time-outs since the last progress
     probes: int
     backoff: int  # times the retransmission time-out was doubled
+    options: int  # bits, see has_timestamps
     scales: int  # two bit fields of four bits
     rto: int  # microseconds
     send_mss: int
@@ -127,6 +128,11 @@ class TcpInfo(NamedTuple):
     send_window: int  # bytes, as the peer last said; 0 before Linux 5.4
 
     @property
+    def has_timestamps(self) -> bool:
+        """Both ends put timestamps into each segment (TCPI_OPT_TIMESTAMPS)."""
+        return bool(self.options & 1)
+
+    @property
     def send_scale(self) -> int:
         """The peer's window scale: a window field of its packets counts units of 2 to this power."""
         return self.scales & 0xF if sys.byteorder == "little" else self.scales >> 4
@@ -137,7 +143,7 @@ class TcpInfo(NamedTuple):
         return self.scales >> 4 if sys.byteorder == "little" else self.scales & 0xF
 
 
-_TCP_INFO = struct.Struct("=BxBBBxBxI4xI4xI24xI12xI28xI16xQQ8xII8xQ32xQQ12xI")
+_TCP_INFO = struct.Struct("=BxBBBBBxI4xI4xI24xI12xI28xI16xQQ8xII8xQ32xQQ12xI")
 _TCP_INFO_ZEROS = bytes(_TCP_INFO.size)
 _TCP_INFO_WHOLE = ATTRIBUTE.size + _TCP_INFO.size
 

@@ -8,7 +8,8 @@ caught in NFQUEUE on its way out. One of them is enough: a bulk transfer's other
   section 3.1), and a router that strips options leaves a plain ACK.
 - A token for a wire tuple on trial goes in a packet of our own there, as large as the socket's segments. The data in it
   must never be taken for the program's, not by a host that does not catch it either: its sequence numbers are those of
-  bytes that the peer has acknowledged. For a firewall on the way it is a retransmission.
+  bytes that the peer has acknowledged. For a firewall on the way it is a retransmission. A socket that a kick has just
+  asked is silent for half a second: then what is known of its numbers must do, and there is no timestamp.
 
 Tokens that arrive are caught in prerouting before anything is rewritten, and never reach a socket.
 """
@@ -21,7 +22,7 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from redirectctl.flows.commands import Proof
 from redirectctl.kernel.constants import MARK_TOKEN
@@ -52,6 +53,8 @@ _SO_MARK = 36
 _IP_PKTINFO = 8
 _IPV6_PKTINFO = 50
 _NO_INTERFACE = 0
+_TIMESTAMPS = 12  # bytes of that option, padded (RFC 7323 appendix A)
+_ANY_WINDOW = 0xFFFF  # a firewall on the way must not think that less may come
 
 OnToken = Callable[[FourTuple, bytes, tuple[int, int]], None]
 OnRefused = Callable[[str, FourTuple | None], None]
@@ -108,6 +111,16 @@ class RawSender:
             raw.close()
 
 
+class Position(NamedTuple):
+    """Where a connection is, for a segment of our own."""
+
+    snd_una: int  # or less
+    rcv_nxt: int
+    window: int  # as it stands in the header
+    options: bytes
+    missing: int = 0  # bytes of options that the socket's own segments have besides
+
+
 class Inband:
     """Sends tokens and hands over those that arrive; lives as long as the daemon."""
 
@@ -146,9 +159,9 @@ class Inband:
                 break
             await asyncio.sleep(wait)
             attempt = _Attempt(self, left)
-            for caught in await self._kicker.catch(left, attempt.take, attempt.finish):
-                del left[caught]
+            caught = await self._kicker.catch(left, attempt.take, attempt.finish)
             sent |= attempt.sent
+            left = {one: proof for one, proof in left.items() if one not in caught | sent}
         return sent
 
     async def numbers(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, tuple[int, int]]:
@@ -185,20 +198,25 @@ class Inband:
         self.refused[str(reason)] += 1
         self._on_refused(str(reason), connection)
 
-    def send_plain(self, proof: Proof, wire: FourTuple, ack: TcpSegment, now: SocketInfo) -> None:
+    def known(self, one: SocketInfo) -> Position | None:
+        """Where a socket is that did not answer, if its numbers are known."""
+        numbers = self._kicker.numbers(one)
+        if numbers is None or one.info is None:
+            return None
+        without = _TIMESTAMPS if one.info.has_timestamps else 0
+        return Position(numbers.snd_una(one), numbers.rcv_nxt(one), _ANY_WINDOW, b"", without)
+
+    def send_plain(self, proof: Proof, wire: FourTuple, at: Position, now: SocketInfo) -> None:
         """Send a full-size segment of acknowledged bytes with the token on a wire tuple."""
         mss = now.info.send_mss if now.info else 0  # besides the options that every segment has (`tcp_current_mss`)
-        data = bytes(max(mss - TOKEN_OPTION, 0))
-        # snd_una was at least this when the socket was looked at, after the ACK: snd_nxt then <= write_seq now, and the
-        # write queue is write_seq - snd_una.
-        end = ack.seq - now.write_queue
+        data = bytes(max(mss + at.missing - TOKEN_OPTION, 0))
         packet = build_tcp(
             *wire,
-            seq=end - len(data),
-            ack=ack.ack,
+            seq=at.snd_una - len(data),
+            ack=at.rcv_nxt,
             flags=TcpFlags.ACK,
-            window=ack.window,
-            options=options_with_token(ack.options, proof.token, sack=False),
+            window=at.window,
+            options=options_with_token(at.options, proof.token, sack=False),
             data=data,
         )
         self._sender.send(wire, packet)
@@ -230,14 +248,18 @@ class _Attempt:
         packet.accept(instead)
         self.sent.add(proof.socket)
 
-    def finish(self, found: list[SocketInfo]) -> None:
-        """All ACKs have come; ``found``: the sockets as they are now."""
-        for now in found:
+    def finish(self, found: list[SocketInfo], silent: list[SocketInfo]) -> None:
+        """All ACKs have come that will; the sockets as they are now."""
+        for now in (*found, *silent):
             proof, ack = self._proofs[now.tuple], self._acks.get(now.tuple)
-            if proof.wire is None or ack is None:
+            # snd_una was at least this when the socket was looked at, after the ACK: snd_nxt then <= write_seq now, and
+            # the write queue is write_seq - snd_una.
+            caught = None if ack is None else Position(ack.seq - now.write_queue, ack.ack, ack.window, ack.options)
+            at = caught or self._inband.known(now)
+            if proof.wire is None or at is None:
                 continue
             try:
-                self._inband.send_plain(proof, proof.wire, ack, now)
+                self._inband.send_plain(proof, proof.wire, at, now)
             except PacketError as error:
                 self._inband.refuse(error.reason, proof.socket)
             except KernelError:

@@ -68,7 +68,7 @@ class Numbers(NamedTuple):
 
 
 Take = Callable[[QueuedPacket, TcpSegment], None]  # decides about an ACK that was caught
-Finish = Callable[[list[SocketInfo]], None]
+Finish = Callable[[list[SocketInfo], list[SocketInfo]], None]  # those that were caught, those that were not
 
 
 class Kicker:
@@ -185,8 +185,10 @@ class Kicker:
     ) -> set[FourTuple]:
         """Make sockets send an ACK, and let ``take`` decide about the first that each sends, be it this one or another.
 
-        ``finish`` is called with the sockets whose ACKs were caught, as they are afterwards.  Returns the tuples of
-        those: a socket that was asked less than half a second ago does not answer.  Raises KernelError.
+        ``finish`` is called with the sockets whose ACKs were caught, and with the others, as they are afterwards: one
+        that was asked less than half a second ago does not answer.  Returns the tuples of the former.
+
+        Raises KernelError.
         """
         return await self._catch(self.look(connections), take, finish)
 
@@ -231,7 +233,8 @@ class Kicker:
                 for now in found:
                     self._compare(before[now.tuple], now, self._answers[now.tuple])
                 if finish is not None:
-                    finish(found)
+                    silent = before.keys() - self._answers.keys()
+                    finish(found, self.look(silent) if silent else [])
                 return set(self._answers)
             finally:
                 self._wanted.clear()

@@ -25,7 +25,7 @@ long_lived_after = "2s"   # 10 s by default; the demo is in a hurry
 """
 COPY_KBIT_PER_S = 120_000  # so that the copy lasts through all the moves
 TICK = 0.005  # seconds between two records of the program that measures
-PROVING = 90.0  # seconds: on a busy machine the first attempt may fail, and the next is a minute later
+PROVING = 90.0  # seconds: on a busy machine the first attempts may fail
 PATIENCE = 60.0  # seconds for one thing to happen before the demo gives up
 SHORT = len("SHA256:") + 8  # characters of a fingerprint that are enough to name a peer
 COMPARISON = 1.5  # seconds that the ordinary session has for its answer

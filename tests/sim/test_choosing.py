@@ -6,7 +6,7 @@ import dataclasses
 
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
-from redirectctl.wire.addr import FourTuple
+from redirectctl.wire.addr import FourTuple, SockAddr
 from tests.sim.pair import Host, World, ip
 
 AUTO = Policy(prefer="auto", first_contact="accept-new", long_lived_after=1.0)
@@ -67,6 +67,23 @@ def test_a_move_begins_in_the_tunnel_and_goes_on_plainly_when_that_is_proven() -
         assert alice.flows[socket.mirrored] == bob.flows[socket].mirrored
 
 
+def test_what_is_sent_before_the_peer_is_ready_waits_for_a_moment_only() -> None:
+    """TCP would learn the wait as its round-trip time."""
+    world, _, bob, (socket,), _ = started()
+    world.tap = lambda source, to, data: source.host != ip("203.0.113.9") or paths(bob) != {Path.TUNNEL}
+    bob.move("203.0.113.9")
+    world.run(0.15)  # it is challenged, and what it sends then is lost
+    assert paths(bob) == {Path.TUNNEL}
+    assert bob.carried[socket].remote is None
+    world.run(0.2)
+    assert bob.carried[socket].remote == SockAddr(ip("192.0.2.1"), 7747)
+    before = len(bob.kicked)
+    world.tap = None
+    world.run(2)
+    assert bob.named("move.finished")
+    assert (socket,) in bob.kicked[before:]  # what it sent in vain at the challenge
+
+
 def test_where_plain_packets_do_not_get_through_the_tunnel_stays_and_few_tokens_are_sent() -> None:
     world, alice, bob, _, tokens = started(3)
     tokens.plain = False
@@ -89,10 +106,120 @@ def test_a_stall_leads_back_into_the_tunnel_and_the_way_is_tried_again_later() -
     assert paths(bob) == {Path.TUNNEL}
     assert paths(alice) == {Path.TUNNEL}  # told by the announcement
     tokens.plain = True
-    world.run(30)
+    world.run(1)
     assert paths(bob) == {Path.TUNNEL}
-    world.run(120)
+    world.run(10)
     assert paths(bob) == paths(alice) == {Path.REWRITTEN}
+
+
+def test_a_way_that_stalls_each_time_is_left_alone_for_longer_each_time() -> None:
+    world, _, bob, (socket,), _ = started()
+    bob.move("203.0.113.9")
+    world.run(2)
+    plain = 0
+    for _ in range(7200):
+        plain += paths(bob) == {Path.REWRITTEN}
+        if paths(bob) == {Path.REWRITTEN}:
+            stall(world, bob, socket)
+        world.run(0.5)
+    assert plain < 10
+
+
+def test_an_outage_is_no_fault_of_the_plain_way() -> None:
+    """The one that stays sees nothing but retransmissions, and its announcement is not answered either."""
+    world, alice, bob, (socket,), _ = started()
+    for number in range(5):
+        for address, path in (("203.0.113.9", Path.REWRITTEN), ("198.51.100.2", Path.ORIGINAL)):
+            bob.move()
+            world.run(1)
+            stall(world, alice, socket.mirrored, 3)
+            bob.move(address)
+            world.run(2)
+            assert paths(alice) == paths(bob) == {path}, number
+
+
+def test_an_outage_at_the_same_address_is_none_either() -> None:
+    world, alice, bob, (socket,), _ = started()
+    bob.move("203.0.113.9")
+    world.run(2)
+    for number in range(10):
+        world.link.cut = True
+        world.run(1)
+        for host, end in ((alice, socket.mirrored), (bob, socket)):
+            stall(world, host, end)
+        world.run(30)
+        world.link.cut = False
+        world.run(20)
+        assert paths(alice) == paths(bob) == {Path.REWRITTEN}, number
+
+
+def closed(world: World, bob: Host, tokens: Tokens) -> None:
+    """Plain packets have not got through for so long that they are tried once in some minutes, when they do again."""
+    tokens.plain = False
+    bob.move("203.0.113.9")
+    world.run(300)
+    tokens.plain = True
+    world.run(2)
+    assert paths(bob) == {Path.TUNNEL}
+
+
+def test_what_is_not_seen_at_first_is_tried_again_soon() -> None:
+    world, alice, bob, _, tokens = started()
+    tokens.plain = False
+    bob.move("203.0.113.9")
+    world.run(9)
+    assert paths(alice) == paths(bob) == {Path.TUNNEL}
+    tokens.plain = True
+    world.run(5)
+    assert paths(alice) == paths(bob) == {Path.REWRITTEN}
+
+
+def test_a_way_that_failed_is_tried_again_when_its_host_comes_back_to_it() -> None:
+    world, alice, bob, _, tokens = started()
+    closed(world, bob, tokens)
+    bob.move("203.0.113.10")
+    world.run(2)
+    bob.move("203.0.113.9")
+    world.run(2)
+    assert paths(alice) == paths(bob) == {Path.REWRITTEN}
+
+
+def test_a_way_that_failed_is_tried_again_when_there_is_traffic_after_a_silence() -> None:
+    world, alice, bob, (socket,), tokens = started()
+    closed(world, bob, tokens)
+    for host, end in ((alice, socket.mirrored), (bob, socket)):
+        host.engine.heard(world.now, [end])
+        host.run()
+    world.run(1)
+    assert paths(alice) == paths(bob) == {Path.REWRITTEN}
+
+
+def test_a_way_that_failed_is_tried_again_when_the_network_changes() -> None:
+    world, alice, bob, _, tokens = started()
+    closed(world, bob, tokens)
+    for host in (alice, bob):
+        host.addresses.append(ip(f"192.168.7.{len(host.name)}"))
+        host.network_changed()
+    world.run(1)
+    assert paths(alice) == paths(bob) == {Path.REWRITTEN}
+
+
+def test_neither_traffic_nor_changes_of_the_network_make_many_tokens() -> None:
+    world, _, bob, (socket,), tokens = started()
+    tokens.plain = False
+    bob.move("203.0.113.9")
+    world.run(300)
+    before = tokens.sent
+    for second in range(600):
+        bob.engine.heard(world.now, [socket])
+        bob.run()
+        world.run(1)
+        if second % 2:
+            bob.addresses.append(ip("192.168.7.7"))
+        else:
+            bob.addresses.remove(ip("192.168.7.7")) if second else None
+        bob.network_changed()
+    assert tokens.sent - before < 600
 
 
 def test_what_stalls_in_the_tunnel_is_sent_plainly_if_no_daemon_reads_it_there() -> None:

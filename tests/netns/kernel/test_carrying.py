@@ -14,12 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pytest
 from two_hosts import Connection, Host, Net, address, until
 
 from redirectctl.flows.commands import Carried
-from redirectctl.kernel.carrier import Carrier
+from redirectctl.kernel.carrier import HOLD_TIME, Carrier
 from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, TUN_DEVICE, TUNNEL_PRIORITY, TUNNEL_TABLE
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.keep import Keeper
@@ -64,6 +65,20 @@ def control_socket(version: int, port: int = PORT) -> socket.socket:
         raise
     sock.settimeout(5)
     return sock
+
+
+class Learnt(NamedTuple):
+    """Of a socket's tcp_info."""
+
+    retransmits: int  # of the segment in flight
+    unacked: int
+    rtt: float  # seconds
+
+
+def learnt(sock: socket.socket) -> Learnt:
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72)
+    retransmits, unacked, rtt = struct.unpack("=2xB21xI40xI", info)
+    return Learnt(retransmits, unacked, rtt / 1e6)
 
 
 class End:
@@ -363,6 +378,27 @@ def test_what_is_sent_before_there_is_an_address_waits(ends: tuple[End, End]) ->
     counted = bob.carrier.counters(tunnel.socket(bob))
     assert (counted.held, counted.overflowed) == (0, 0)
     assert alice.refused() == {}
+
+
+def test_what_has_waited_for_too_long_is_not_sent(ends: tuple[End, End]) -> None:
+    """TCP would take the wait for the round trip, and has sent it again or will."""
+    tunnel = connect(ends)
+    bob, alice = ends
+    bob.carrier.carry(tunnel.carried(bob, hold=True))
+    alice.carrier.carry(tunnel.carried(alice))
+    for end in ends:
+        end.steer()
+    sender = tunnel.connection.bob
+    sender.sendall(b"once")
+    until(lambda: learnt(sender).retransmits >= 2)
+    time.sleep(HOLD_TIME)
+    bob.carrier.carry(tunnel.carried(bob))
+    assert tunnel.connection.alice.recv(100) == b"once"
+    counted = bob.carrier.counters(tunnel.socket(bob))
+    assert counted.outdated >= 2
+    assert (counted.held, counted.overflowed) == (0, 0)
+    until(lambda: not learnt(sender).unacked)
+    assert learnt(sender).rtt < HOLD_TIME
 
 
 def test_what_waits_is_bounded_and_the_oldest_goes_first(

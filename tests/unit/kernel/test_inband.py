@@ -79,6 +79,28 @@ def test_a_token_on_a_wire_tuple_carries_only_bytes_that_the_peer_has() -> None:
     assert not any(parse_ip(packet).payload[20 + len(segment.options) :])
 
 
+def test_a_silent_socket_whose_numbers_are_known_needs_no_ack_for_a_token_on_a_wire_tuple() -> None:
+    """It was asked just before, by a kick after the very move that is followed by this."""
+    one = changed(idle(1), send_mss=1400, notsent_bytes=300, options=1)._replace(write_queue=1000)
+    some = tokens(one)
+
+    async def scenario() -> None:
+        await some.inband.prove([Proof(connection(1), TOKEN)])  # teaches the numbers
+        some.fake.silent.add(connection(1))
+        assert await some.inband.prove([Proof(connection(1), TOKEN, WIRE)]) == {connection(1)}
+        assert some.fake.count("syn", 1) == 2
+        # On the connection itself it is the socket that speaks.
+        assert await some.inband.prove([Proof(connection(1), TOKEN)]) == set()
+
+    asyncio.run(scenario())
+    (packet,) = some.sent
+    segment = parse_tcp(packet)
+    assert token_of(segment.options) == TOKEN
+    assert len(packet) == 20 + 20 + 12 + 1400  # as large as those that have timestamps
+    assert segment.seq + segment.data_length <= SND_UNA
+    assert segment.ack == RCV_NXT
+
+
 def test_a_wire_tuple_without_a_route_is_reported_and_the_others_are_sent() -> None:
     some = tokens(idle(1), idle(2), reachable=False)
     assert some.prove(Proof(connection(1), TOKEN, WIRE), Proof(connection(2), TOKEN)) == {connection(2)}
