@@ -516,7 +516,8 @@ class Engine:
             case events.PeerChanged(key):
                 self._save_peer(key)
             case events.PortChanged(key):
-                self.carry(c for c in self.table if c.peer == key or self.meeting.relayed(c))
+                theirs = (c for c in self.table.movable() if c.peer == key or self.meeting.relayed(c))
+                self.carry(c for c in theirs if c.installed is not None)
             case events.Received():
                 self._received(now, event)
             case events.Heard():

@@ -56,6 +56,23 @@ def test_another_port_gets_through_and_the_old_one_is_silent(late: float) -> Non
     assert ports_of(world, alice, 0) == {PORT}
 
 
+def test_what_has_ended_or_is_not_taken_on_yet_is_not_carried_because_of_it() -> None:
+    world, alice, bob, _ = started()
+    ended, _ = world.connect(bob, alice, 40001)
+    world.run(5)
+    nat = world.nat("203.0.113.1", bob)
+    nat.late = True
+    bob.move(PRIVATE)
+    bob.closed(ended)
+    fresh, _ = world.connect(bob, alice, 40002)
+    world.run(4)
+    nat.late = False
+    world.run(10)
+    assert bob.engine.peers[alice.static.public].port
+    assert ended not in bob.carried or ended in bob.flows
+    assert bob.engine.table.at(fresh) is not None
+
+
 def test_after_a_restart_too() -> None:
     world, _, bob, socket = started()
     nat = world.nat("203.0.113.1", bob)
