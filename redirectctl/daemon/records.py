@@ -106,7 +106,7 @@ def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
         record.wire,
         record.opened_at - offset,
         state=state,
-        reason="released" if state is State.REFUSED else record.reason if lost else None,
+        reason=record.reason or "released" if state is State.REFUSED else record.reason if lost else None,
         peer=record.peer,
         initiator=record.initiator,
         local_epoch=record.local_epoch,

@@ -163,7 +163,7 @@ class Runtime:
         restored, older = newest(c for c in restored if c.socket in present and c.peer in self.engine.peers)
         for connection in untangle(restored, self.rewriting.rewriter.flows):
             _log.warning("%s begins anew: it would be another connection on the wire", connection.socket)
-        await self.rewriting.take_over([c.flow for c in restored if c.movable or c.moved])
+        await self.rewriting.take_over([c.flow for c in restored if c.movable or c.may_come_tunnelled])
         self.store.delete_connections([c.cid for c in (*ended, *older)])
         self._carrier = Carrier(self.port.shared(), self._on_report_in_thread)
         self._queues = [

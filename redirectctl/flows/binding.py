@@ -32,6 +32,7 @@ from redirectctl.proto.peer import Peer
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.message import Arrived, Bind, BindNumbers, Claim, End, Protect, Protected, Status, Verdict
+from redirectctl.wire.tunnel import Offer
 
 if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine
@@ -44,6 +45,7 @@ class Asking:
     key: bytes
     cid: bytes
     token: bytes
+    offer: Offer  # how we want to see its tunnel datagrams, once the peer has it
     claims: int  # how often the connection has been claimed in a row
     tries: int = 0  # tokens sent
     proving: bool = False
@@ -96,11 +98,11 @@ class Binding:
                 self._ask(now, key, [c.cid for c in claims], lambda n, claims=claims: Protect(n, claims), path)  # type: ignore[misc]
 
     def _begin(self, now: float, key: bytes, c: Connection, times: int) -> Claim:
-        asking = self._asking[c.cid] = Asking(key, c.cid, self._e.rng(8), times)
+        asking = self._asking[c.cid] = Asking(key, c.cid, self._e.rng(8), self._e.offers.make(), times)
         self._active[key] += 1
         self._e.timers.set(("bind", c.cid), now + constants.CLAIM_TIME)
-        c.receiving, c.integrity = self._e.offers.make(), self._e.policy.integrity
-        return Claim(c.cid, c.local_epoch, c.socket, digest(asking.token), c.receiving, c.integrity)
+        c.integrity = self._e.policy.integrity
+        return Claim(c.cid, c.local_epoch, c.socket, digest(asking.token), asking.offer, c.integrity)
 
     def _ask(
         self,
@@ -173,7 +175,7 @@ class Binding:
             self._e.protection.refuse(now, c, "not-proven")
             return False
         c.remote_epoch = max(c.remote_epoch, verdict.epoch)
-        c.there, c.sending, c.born = verdict.there, verdict.offer, self._e.generation
+        c.there, c.sending, c.receiving, c.born = verdict.there, verdict.offer, asking.offer, self._e.generation
         return True
 
     def _refused(self, now: float, c: Connection, status: Status) -> None:

@@ -272,8 +272,10 @@ class Claims:
 
     @staticmethod
     def _may_take(peer: Peer, known: Connection, claim: Claim) -> bool:
-        if known.moved:
-            return False  # the claimant believes that nothing is rewritten: we would disagree
+        if known.moved and (known.peer != peer.key or known.there != claim.tuple):
+            return (
+                False  # its own it may take up again; it believes that nothing is rewritten until we announce ourselves
+            )
         if known.state is State.NEGOTIATING:
             return known.peer in (None, peer.key)
         # What was taken on before, and was released since or lost by the claimant, needs a new claim: a repeated one
@@ -396,7 +398,9 @@ class Claims:
                 Verdict(claim.cid, connection.local_epoch, Status.OK, place, connection.receiving, proof)
             )
         number = self._remember(asked)
-        fresh = [c for c in taken.values() if not c.guarded]
+        # One that was let go after it had moved is guarded still.
+        let_go = [c for c in taken.values() if c.state is State.NEGOTIATING and c.installed is not None]
+        fresh = [*(c for c in taken.values() if not c.guarded), *let_go]
         if fresh:
             self._e.protection.guard(fresh, number)
         elif any(c.state is State.NEGOTIATING for c in taken.values()):
@@ -404,6 +408,10 @@ class Claims:
         else:
             self.reply(now, number)
             self._e.choosing.protected(now, [c for c in taken.values() if c.movable and not c.tunnel])
+            moved = [c for c in taken.values() if c.movable and c.moved]
+            for connection in moved:
+                connection.confirmed = None
+            self._e.mobility.reconsider(now, moved)
 
     def _ours_wins(self, key: bytes, claim: Claim, place: FourTuple) -> bool:
         """Both hosts claim the same connection: the smaller id wins on both."""

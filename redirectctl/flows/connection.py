@@ -106,6 +106,11 @@ class Connection:
         return self.wire != self.socket or self.tunnel
 
     @property
+    def may_come_tunnelled(self) -> bool:
+        """The peer may send by the tunnel, whatever this host does: one of the two has announced itself."""
+        return self.moved or self.outer_remote is not None or self.announced_epoch > self.remote_epoch
+
+    @property
     def path(self) -> Path:
         """How what the socket sends travels."""
         if self.tunnel:

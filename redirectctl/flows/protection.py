@@ -102,7 +102,7 @@ class Protection:
             self.tell_end(now, connection.peer, End.CLOSED, (connection.cid,))
         linger = 0.0
         if connection.guarded:
-            if connection.moved:
+            if connection.may_come_tunnelled:
                 linger = constants.LINGER_BOTH if connection.peer_closed else constants.LINGER
             e.timers.set(("linger", connection.cid), now + linger)
             e.holding.ended(connection)
@@ -160,8 +160,8 @@ class Protection:
     def _negotiate(self, now: float, connections: Iterable[Connection]) -> None:
         ready: dict[bytes, list[Connection]] = defaultdict(list)
         for connection in connections:
-            if connection.movable or connection.moved or connection.state in (State.CLOSED, State.NEGOTIATING):
-                continue  # under way already, or rewritten without protection: nothing that could be claimed
+            if connection.movable or connection.state in (State.CLOSED, State.NEGOTIATING):
+                continue  # under way already
             change(connection, State.NEGOTIATING, now)
             address = connection.socket.remote.host
             until, why = self._unsupported.get(address, (0.0, ""))
@@ -377,7 +377,8 @@ class Protection:
         self._e.carry(c for c in connections if c.installed is not None)
         for connection in protected:
             self._e.timers.cancel(("undecided", connection.cid))
-            connection.confirmed = connection.wire.local.host
+            # Where one is that has moved before, the peer may not know.
+            connection.confirmed = None if connection.moved else connection.wire.local.host
             change(connection, State.PROTECTED, now)
             self._e.notice("connection.protected", connection)
         if len(token) > 2:
@@ -472,7 +473,7 @@ class Protection:
         self._e.send(now, event.key, messages.Done(message.request), event.source, event.local)
 
     def release(self, now: float, cid: bytes) -> None:
-        """A person wants it left alone.  A moved connection stays rewritten: it would die without."""
+        """A person wants it left alone.  One that has moved stays as it is, heard by every way: it dies without."""
         connection = self._e.table.get(cid)
         if connection is None or connection.state is State.CLOSED:
             return
@@ -496,13 +497,13 @@ class Protection:
         if connection.state is not State.REFUSED:
             self.refuse(now, connection, reason)
         connection.lost_since = None
-        if connection.moved:
+        if connection.guarded and connection.may_come_tunnelled:
             self._e.holding.lift([connection])
             self._e.holding.resume([connection])
+            self._e.emit(commands.SaveConnections((connection,)))
         else:
             self._unguard([connection])
-        self._e.emit(commands.DropConnections((connection.cid,)) if not connection.moved else
-                     commands.SaveConnections((connection,)))  # fmt: skip
+            self._e.emit(commands.DropConnections((connection.cid,)))
         self._update_keep(now, connection.peer)
 
     def tell_end(self, now: float, key: bytes, what: End, cids: tuple[bytes, ...]) -> None:
@@ -546,7 +547,7 @@ class Protection:
         keys = set()
         restored = []
         for connection in connections:
-            if not connection.movable and not connection.moved:  # stored, but the kernel was not asked yet
+            if not connection.movable and not connection.may_come_tunnelled:  # stored, but the kernel was not asked yet
                 self._e.emit(commands.DropConnections((connection.cid,)))
                 continue
             connection.guarded, connection.installed = True, connection.flow
@@ -599,7 +600,7 @@ class Protection:
         for connection in again:
             connection.lost_since = None
             change(connection, State.NEGOTIATING, now)
-        self._unguard(again)
+        self._unguard(c for c in again if not c.may_come_tunnelled)
         if again:
             self._e.emit(commands.DropConnections(tuple(c.cid for c in again)))
         self._update_keep(now, key)

@@ -218,7 +218,7 @@ class Host:
                 again.state = c.state if kept else State.PROTECTED  # as daemon/records.py has it
             else:
                 del self.stored[c.cid]
-        self.flows = {c.socket: c.wire for c in restored if c.movable or c.moved}
+        self.flows = {c.socket: c.wire for c in restored if c.movable or c.may_come_tunnelled}
         self.relaying = {}
         self.held = {c.socket for c in restored if c.held}
         self.engine.restore(self.world.now, restored)

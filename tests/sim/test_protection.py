@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from redirectctl.flows import constants
+from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.state import State
 from redirectctl.proto.peer import PeerState
 from redirectctl.wire import message as messages
-from redirectctl.wire.addr import FourTuple
+from redirectctl.wire.addr import FourTuple, SockAddr
 from tests.sim.pair import Host, World, agree, ip
 
 ASK = Policy(first_contact="ask", long_lived_after=1.0)
@@ -36,6 +39,19 @@ def protected(n: int = 1) -> tuple[World, Host, Host, list[FourTuple]]:
 def decide(host: Host, what: str, other: Host) -> None:
     getattr(host.engine, what)(host.world.now, other.static.public)
     host.run()
+
+
+def differing() -> tuple[World, Host, Host, FourTuple]:
+    """At its first address again bob sends by the tunnel, and alice plainly as at first."""
+    auto = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")
+    world, alice, bob = pair(auto, dataclasses.replace(auto, prefer="tunnel"))
+    socket, mirrored = world.connect(bob, alice, 40000)
+    world.run(5)
+    for address in (NEW, "198.51.100.2"):
+        bob.move(address)
+        world.run(3)
+    assert (alice.connection(mirrored).path, bob.connection(socket).path) == (Path.ORIGINAL, Path.TUNNEL)
+    return world, alice, bob, socket
 
 
 # -- trust -------------------------------------------------------------------------------------------------------------
@@ -246,6 +262,79 @@ def test_release(moved: bool) -> None:
     world.run(120)
     assert not bob.flows
     assert not alice.flows
+
+
+@pytest.mark.parametrize("who", ["alice", "bob"])
+@pytest.mark.parametrize("how", ["forget", "release", "release and restart"])
+def test_what_has_moved_is_heard_on_every_way_until_its_socket_is_gone(who: str, how: str) -> None:
+    world, alice, bob, socket = differing()
+    letting_go, end = (alice, socket.mirrored) if who == "alice" else (bob, socket)
+    if how == "forget":
+        decide(letting_go, "forget", bob if letting_go is alice else alice)
+    else:
+        letting_go.engine.release(world.now, letting_go.connection(end).cid)
+        letting_go.run()
+    world.run(3)
+    if how == "release and restart":
+        letting_go.crash()
+        letting_go.start()
+    world.run(300)
+    for host, here in ((alice, socket.mirrored), (bob, socket)):
+        assert host.connection(here).state is State.REFUSED
+        assert here in host.carried
+        assert host.flows[here] == here
+    assert bob.carried[socket].sending == alice.carried[socket.mirrored].receiving
+    for host, here in ((alice, socket.mirrored), (bob, socket)):
+        host.closed(here)
+    world.run(constants.LINGER + 1)
+    for host in (alice, bob):
+        assert (host.flows, host.carried, host.stored) == ({}, {}, {})
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+@pytest.mark.parametrize("who", ["alice", "bob"])
+def test_a_key_that_is_approved_again_takes_up_its_own_connections(who: str, tokens: bool) -> None:
+    world, alice, bob, socket = differing()
+    forgetting, other = (alice, bob) if who == "alice" else (bob, alice)
+    world.link.strips = not tokens  # then sequence numbers prove it
+    decide(forgetting, "forget", other)
+    forgetting.engine.policy_changed(world.now, dataclasses.replace(forgetting.policy, first_contact="ask"))
+    world.run(3)
+    forgetting.engine.contact(world.now, SockAddr(other.addresses[0], 7747))
+    forgetting.run()
+    world.run(3)
+    decide(forgetting, "approve", other)
+    world.run(10)
+    assert bob.protects(socket)
+    assert alice.protects(socket.mirrored)
+    assert not alice.named("connection.refused", "claimed-by-another")
+    bob.move(LATER)
+    world.run(3)
+    assert agree(alice, bob, socket.mirrored)
+    world.link.strips = False
+    world.run(30)
+    world.settled()
+
+
+def test_a_moved_connection_that_its_peer_has_lost_at_the_other_end_is_taken_on_anew() -> None:
+    """The peer forgets us, and we never hear of it: it claims what is protected here."""
+    world, alice, bob, socket = differing()
+    world.link.cut = True
+    decide(alice, "forget", bob)
+    world.link.cut = False
+    alice.engine.policy_changed(world.now, dataclasses.replace(alice.policy, first_contact="ask"))
+    world.run(1)
+    assert bob.protects(socket)
+    alice.engine.contact(world.now, SockAddr(bob.addresses[0], 7747))
+    alice.run()
+    world.run(3)
+    decide(alice, "approve", bob)
+    world.run(20)
+    assert alice.protects(socket.mirrored)
+    assert bob.protects(socket)
+    bob.move(LATER)
+    world.run(3)
+    assert agree(alice, bob, socket.mirrored)
 
 
 def test_kill_closes_on_both_hosts() -> None:
