@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from redirectctl.api.schema import EventName
 from redirectctl.daemon.eventlog import EventLog
 from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.engine import Network
 from redirectctl.kernel.netlink import NetChange, NetWatch
+from redirectctl.kernel.routes import Question
 from redirectctl.wire.addr import IPAddress
 
-Remotes = Callable[[], frozenset[IPAddress]]
+Remotes = Callable[[], Collection[IPAddress]]
 OnNetwork = Callable[[float, Network], None]
 
 
@@ -78,25 +79,35 @@ class NetworkView:
 
     async def _look(self) -> Network:
         usable = frozenset(a.ip for a in self._watch.state.candidates)
-        sources = {remote: await self._sources(remote, usable) for remote in self._remotes()}
-        return Network(usable, sources)
+        return Network(usable, await self._sources(list(self._remotes()), usable))
 
-    async def _sources(self, remote: IPAddress, usable: frozenset[IPAddress]) -> tuple[IPAddress, ...]:
-        """Ours with a route to ``remote``; first the one that the kernel would choose itself."""
-        preferred = await self._watch.route(remote)
-        first = preferred.source if preferred is not None else None
-        others = [a for a in usable if a.version == remote.version and a != first]
-        routed = [a for a in others if await self._watch.route(remote, source=a) is not None]
+    async def _sources(
+        self, remotes: list[IPAddress], usable: frozenset[IPAddress]
+    ) -> dict[IPAddress, tuple[IPAddress, ...]]:
+        """Of each, ours with a route to it; first the one that the kernel would choose itself."""
         deprecated = {a.ip for a in self._watch.state.addresses if a.deprecated}
-        routed.sort(key=lambda a: (a in deprecated, a))  # on their way out (RFC 4862, section 5.5.4): the last resort
-        return (*([first] if first in usable and first is not None else []), *routed)
+        ours: dict[int, list[IPAddress]] = {4: [], 6: []}
+        # On their way out (RFC 4862, section 5.5.4): the last resort.
+        for address in sorted(usable, key=lambda a: (a in deprecated, a.version, a)):
+            ours[address.version].append(address)
+        preferred = await self._watch.routes([Question(remote) for remote in remotes])
+        sources: dict[IPAddress, list[IPAddress]] = {}
+        others: list[Question] = []
+        for remote, route in zip(remotes, preferred, strict=True):
+            first = route.source if route is not None and route.source in usable else None
+            sources[remote] = [first] if first is not None else []
+            others += [Question(remote, a) for a in ours[remote.version] if a != first]
+        for question, route in zip(others, await self._watch.routes(others), strict=True):
+            if route is not None and question.source is not None:
+                sources[question.target].append(question.source)
+        return {remote: tuple(found) for remote, found in sources.items()}
 
     def _changed(self, change: NetChange) -> None:
         if self._since is None:
             self._since = asyncio.get_running_loop().time()
-        names = {
-            a.ip: change.state.links[a.ifindex].name for a in change.state.addresses if a.ifindex in change.state.links
-        }
+        links = change.state.links
+        # Not those that redirect0 keeps: an address may have come back to its interface.
+        names = {a.ip: links[a.ifindex].name for a in change.state.addresses if change.state.candidate(a)}
         for address in sorted(change.unusable, key=str):
             self._log.record(EventName.ADDRESS_REMOVED, address=str(address))
         for address in sorted(change.usable, key=str):
