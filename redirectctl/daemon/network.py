@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from redirectctl.api.schema import EventName
 from redirectctl.daemon.eventlog import EventLog
@@ -11,9 +11,10 @@ from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Network
 from redirectctl.kernel.netlink import Link, NetChange, NetState, NetWatch
+from redirectctl.kernel.routes import Question
 from redirectctl.wire.addr import IPAddress
 
-Remotes = Callable[[], frozenset[IPAddress]]
+Remotes = Callable[[], Collection[IPAddress]]
 OnNetwork = Callable[[float, Network], None]
 
 # What these are given is wrapped up, most often encrypted, before it leaves the host.  Not ppp, which is a DSL line as
@@ -90,18 +91,29 @@ class NetworkView:
     async def _look(self) -> Network:
         interfaces = interfaces_of(self._watch.state)
         usable = frozenset(interfaces)
-        sources = {remote: await self._sources(remote, usable) for remote in self._remotes()}
+        sources = await self._sources(list(self._remotes()), usable)
         return Network(usable, sources, self.all_addresses(), interfaces)
 
-    async def _sources(self, remote: IPAddress, usable: frozenset[IPAddress]) -> tuple[IPAddress, ...]:
-        """Ours with a route to ``remote``; first the one that the kernel would choose itself."""
-        preferred = await self._watch.route(remote)
-        first = preferred.source if preferred is not None else None
-        others = [a for a in usable if a.version == remote.version and a != first]
-        routed = [a for a in others if await self._watch.route(remote, source=a) is not None]
+    async def _sources(
+        self, remotes: list[IPAddress], usable: frozenset[IPAddress]
+    ) -> dict[IPAddress, tuple[IPAddress, ...]]:
+        """Of each, ours with a route to it; first the one that the kernel would choose itself."""
         deprecated = {a.ip for a in self._watch.state.addresses if a.deprecated}
-        routed.sort(key=lambda a: (a in deprecated, a))  # on their way out (RFC 4862, section 5.5.4): the last resort
-        return (*([first] if first in usable and first is not None else []), *routed)
+        ours: dict[int, list[IPAddress]] = {4: [], 6: []}
+        # On their way out (RFC 4862, section 5.5.4): the last resort.
+        for address in sorted(usable, key=lambda a: (a in deprecated, a.version, a)):
+            ours[address.version].append(address)
+        preferred = await self._watch.routes([Question(remote) for remote in remotes])
+        sources: dict[IPAddress, list[IPAddress]] = {}
+        others: list[Question] = []
+        for remote, route in zip(remotes, preferred, strict=True):
+            first = route.source if route is not None and route.source in usable else None
+            sources[remote] = [first] if first is not None else []
+            others += [Question(remote, a) for a in ours[remote.version] if a != first]
+        for question, route in zip(others, await self._watch.routes(others), strict=True):
+            if route is not None and question.source is not None:
+                sources[question.target].append(question.source)
+        return {remote: tuple(found) for remote, found in sources.items()}
 
     def _changed(self, change: NetChange) -> None:
         if self._since is None:

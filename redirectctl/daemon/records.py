@@ -17,15 +17,23 @@ from redirectctl.store.records import ConnectionRecord, PeerAddress, PeerRecord
 from redirectctl.wire.addr import SockAddr
 
 
-def peer_record(peer: Peer, before: PeerRecord | None, now: float, *, relayed: bool = False) -> PeerRecord:
-    """What to store of a peer; ``now`` in epoch seconds.  ``relayed``: it is reached at the address of a rendezvous."""
+def peer_record(peer: Peer, before: PeerRecord | None, now: float, ran: float, *, relayed: bool = False) -> PeerRecord:
+    """What to store of a peer.
+
+    ``now`` in epoch seconds; ``ran``: how long the daemon has run, all its lives together.  ``relayed``: the peer is
+    reached at the address of a rendezvous.
+    """
+    met = peer.last_contact is not None
     known = {a.address: a for a in before.addresses} if before is not None else {}
     here = peer.remote.host if peer.remote is not None and not relayed else None
     wanted = dict.fromkeys([*([here] if here is not None else []), *peer.identity, *known])
     addresses = []
+    latest = max((a.last_seen for a in known.values() if a.address != here), default=now)
     for address in wanted:
         old = known.get(address)
-        seen = now if address == here or old is None else old.last_seen
+        seen = now if old is None else old.last_seen
+        if address == here:  # where it is now comes first, also when the clock has been set back
+            seen = max(now, latest + 0.001)
         first = old.first_seen if old is not None else now
         addresses.append(PeerAddress(address, first, seen, address in peer.identity))
     return PeerRecord(
@@ -36,8 +44,9 @@ def peer_record(peer: Peer, before: PeerRecord | None, now: float, *, relayed: b
         name=before.name if before is not None else None,
         secret=peer.secret,
         addresses=tuple(addresses),
-        last_contact=now if peer.last_contact is not None else None,
+        last_contact=now if met else before.last_contact if before is not None else None,
         handshake_timestamp=peer.greatest_counter + 1,
+        met=ran if met or before is None else before.met,
     )
 
 
@@ -55,7 +64,7 @@ def restored_peer(record: PeerRecord, port: int) -> Peer:
 
 
 def connection_records(connections: Iterable[Connection], offset: float) -> list[ConnectionRecord]:
-    """What to store of connections; ``offset``: epoch time minus the engine's clock."""
+    """What to store of connections; ``offset``: what Store.booted() says."""
     return [
         ConnectionRecord(
             cid=c.cid,
@@ -92,7 +101,10 @@ def connection_records(connections: Iterable[Connection], offset: float) -> list
 
 
 def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
-    """A connection of an earlier run.  One that was just being taken on counts as protected: the peer may say no."""
+    """A connection of an earlier run; ``offset``: as it was stored.
+
+    One that was just being taken on counts as protected: the peer may say no.
+    """
     state = State(record.state)
     lost = state is State.SUSPENDED
     before = None

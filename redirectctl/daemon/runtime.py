@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ from redirectctl.kernel.suspend import Suspender
 from redirectctl.proto.events import Transmit
 from redirectctl.proto.fingerprint import fingerprint
 from redirectctl.proto.noise import StaticKey
-from redirectctl.store.records import PeerRecord
+from redirectctl.store.records import PeerRecord, StoreError
 from redirectctl.store.store import Store
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.ip import PacketError, parse_tcp
@@ -70,7 +71,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SOON = 1.0  # seconds of silence that say nothing yet, however little TCP bears: announcements are repeated meanwhile
 EARLY = 4.0  # part of the time after which TCP gives up: before that, connections must be suspended
 REFUSED_AGAIN = 60.0  # seconds between two times that the event log is told that sockets cannot be borrowed
-PRUNE = 86400.0  # seconds between looks for peers not met for long
+PRUNE = 3600.0  # seconds between looks for peers not met for long
 
 
 class Runtime:
@@ -81,10 +82,11 @@ class Runtime:
         self.config = config
         self.state = state
         self.store = Store(state)
-        self.store.booted(_BOOT_ID.read_text().strip())
         self.log = EventLog(state, time.time)
         self.started = time.time()
         self.started_boottime = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._booted_at = self.store.booted(_BOOT_ID.read_text().strip(), self.started - self.started_boottime)
+        self._ran_before = self.store.ran
         self.pid = os.getpid()
         self.tasks = Tasks()
         self.loops = Loops(self.tasks)
@@ -148,8 +150,18 @@ class Runtime:
 
     @property
     def offset(self) -> float:
-        """Epoch time minus the engine's clock."""
+        """Epoch time minus the engine's clock: for listings.  The clock may be set at any time."""
         return time.time() - self.now
+
+    @property
+    def uptime(self) -> float:
+        """Seconds that the daemon has run."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.started_boottime
+
+    @property
+    def _ran(self) -> float:
+        """The same, all its lives together."""
+        return self._ran_before + self.uptime
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -157,7 +169,7 @@ class Runtime:
         """Take up what an earlier run left, then begin.  Raises KernelError."""
         self._loop = loop = asyncio.get_running_loop()
         await self.network.start()
-        restored = [records.restored_connection(r, self.offset) for r in self.store.connections()]
+        restored = [records.restored_connection(r, self._booted_at) for r in self.store.connections()]
         present = self.finder.present([c.socket for c in restored])
         ended = [c for c in restored if c.socket not in present]
         restored, older = newest(c for c in restored if c.socket in present and c.peer in self.engine.peers)
@@ -236,6 +248,8 @@ class Runtime:
         self._mtu.close()
         self._sender.close()
         self.rewriting.close()
+        with suppress(StoreError):  # the time that it has run is too little then, and no peer is forgotten too soon
+            self.store.prune(self._ran, self.config.trust.forget_after)
         self.log.close()
         self.store.close()
 
@@ -393,7 +407,7 @@ class Runtime:
                     await self.rewriting.apply(add, remove)
                 self.engine.rewritten(self.now, token)
             case commands.SaveConnections(connections):
-                self.saving.put_connections(records.connection_records(connections, self.offset))
+                self.saving.put_connections(records.connection_records(connections, self._booted_at))
             case commands.DropConnections(cids):
                 self.saving.delete_connections(cids)
             case commands.CheckSockets(token, sockets):
@@ -516,7 +530,7 @@ class Runtime:
         if peer is None:
             return
         relayed = self.engine.meeting.by_way_of(key, peer.remote)
-        record = records.peer_record(peer, self.peer_records.get(key), time.time(), relayed=relayed)
+        record = records.peer_record(peer, self.peer_records.get(key), time.time(), self._ran, relayed=relayed)
         self.peer_records[key] = record
         self.saving.put_peer(record)
 
@@ -613,7 +627,7 @@ class Runtime:
 
     def forget_old_peers(self) -> None:
         """Drop peers that were not met for as long as the configuration says."""
-        for public in self.store.prune(time.time(), self.config.trust.forget_after):
+        for public in self.store.prune(self._ran, self.config.trust.forget_after):
             self.peer_records.pop(public, None)
 
     def _on_repair(self, event: schema.EventName, reason: str, detail: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Iterable
 
@@ -45,7 +44,7 @@ class DaemonService:
             counts[state] = counts.get(state, 0) + 1
         status = schema.Status(
             version=__version__,
-            uptime=round(time.time() - r.started, 3),
+            uptime=round(r.uptime, 3),
             identity=fingerprint(r.engine.endpoint.static.public),
             addresses=[str(a) for a in r.network.addresses()],
             control_port=r.port.port,

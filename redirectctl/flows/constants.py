@@ -80,6 +80,7 @@ MAX_ANSWERS: Final = 8  # tokens sent back for one claim
 MAX_NUMBERED: Final = 2  # proofs by numbers looked at for one claim
 MAX_CANDIDATES: Final = 64  # sockets whose numbers are compared
 UNDECIDED_TIME: Final = 10.0  # seconds after which a claim that the peer passed over counts as unanswered
+UNPROVEN_ROUTES: Final = 1024  # addresses that peers are only said to have, to which routes are looked up: 20 us each
 MAX_UNTOLD: Final = 4096  # killed connections whose peers could not be told; the oldest goes
 MAX_CHANGED: Final = 64  # other keys seen where one is known; the oldest goes
 MAX_RST_QUESTIONS: Final = 1024  # held RSTs; one more is dropped, the sender's next segment draws another

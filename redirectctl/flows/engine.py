@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 from redirectctl.flows import commands, constants
@@ -196,11 +197,21 @@ class Engine:
                     self.protection.timer(now, kind, *rest)
         self._relay(now)
 
-    def remotes(self) -> frozenset[IPAddress]:
-        """The remote addresses to which network_changed() must know the routes."""
-        short = {c.socket.remote.host for c in self.table if c.state is State.SHORT}
-        movable = {remote for c in self.table.movable() for remote in self.mobility.remotes(c)}
-        return frozenset(short | movable | set(self.meeting.hosts()))
+    def remotes(self) -> tuple[IPAddress, ...]:
+        """The remote addresses to which network_changed() must know the routes.
+
+        First those where connections are or were and the rendezvous, then, of every peer in turn, those where it may
+        be as well, as many as UNPROVEN_ROUTES: who names them is not to keep us from a move.
+        """
+        proven = dict.fromkeys(c.socket.remote.host for c in self.table if c.state is State.SHORT)
+        proven |= dict.fromkeys(self.meeting.hosts())
+        named: dict[bytes | None, dict[IPAddress, None]] = {}
+        for c in self.table.movable():
+            been = (c.there_now, c.wire.remote.host, c.socket.remote.host)
+            for remote in self.mobility.remotes(c):
+                (proven if remote in been else named.setdefault(c.peer, {}))[remote] = None
+        in_turn = (a for rank in zip_longest(*named.values()) for a in rank if a is not None and a not in proven)
+        return (*proven, *islice(dict.fromkeys(in_turn), constants.UNPROVEN_ROUTES))
 
     def next_timer(self) -> float | None:
         """When tick() is due."""

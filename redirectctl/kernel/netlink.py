@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
@@ -28,6 +28,7 @@ from redirectctl.kernel.constants import (
 )
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.nlmsg import HEADER, split
+from redirectctl.kernel.routes import AT_ONCE, Question, Route, RouteTable
 from redirectctl.wire.addr import IPAddress
 
 _log = logging.getLogger(__name__)
@@ -48,9 +49,6 @@ _OUR_RULES = {(RULE_PRIORITY, ROUTE_TABLE), (FALLBACK_PRIORITY, FALLBACK_TABLE),
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 _RUNNING = {"UP", "UNKNOWN"}  # IFLA_OPERSTATE; tunnels and lo have no carrier to report: UNKNOWN
 _TENTATIVE, _DADFAILED, _DEPRECATED, _TEMPORARY, _OPTIMISTIC = 0x40, 0x08, 0x20, 0x01, 0x04
-
-# What RTM_GETROUTE says when packets cannot go there (from that source address)
-_NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES, errno.ENODEV, errno.EADDRNOTAVAIL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +117,6 @@ class NetChange:
     routes: bool  # a route came or went, or a link changed: ask for routes anew
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where the kernel would send a packet."""
-
-    ifindex: int
-    source: IPAddress | None  # what it would choose as source address
-    gateway: IPAddress | None
-
-
 class NetWatch:
     """Watches rtnetlink in the network namespace and event loop in which `start` is called.
 
@@ -149,6 +138,7 @@ class NetWatch:
         self._receive_buffer = receive_buffer
         self._state = NetState()
         self._events: socket.socket | None = None
+        self._table: RouteTable | None = None
         self._requests: Any = None
         self._resync: asyncio.Task[None] | None = None
         self._marshal = MarshalRtnl()
@@ -166,6 +156,7 @@ class NetWatch:
             )
             self._set_buffer(self._events)
             self._events.bind((0, _GROUPS))
+            self._table = RouteTable()
             self._requests = AsyncIPRoute()
         except OSError as error:
             raise _failure("watch the network", error) from error
@@ -181,6 +172,9 @@ class NetWatch:
             self._watch(False)
             self._events.close()
             self._events = None
+        if self._table is not None:
+            self._table.close()
+            self._table = None
         if self._requests is not None:
             self._requests.close()
             self._requests = None
@@ -197,26 +191,23 @@ class NetWatch:
     async def route(self, target: IPAddress, source: IPAddress | None = None, mark: int | None = None) -> Route | None:
         """The route to ``target`` for packets from ``source`` with ``mark``; None if there is none but our own.
 
-        One round trip, about 1 ms.
+        Some 20 microseconds.
         """
-        request: dict[str, Any] = {"dst": str(target), "family": _family(target)}
-        if source is not None:
-            request["src"] = str(source)
-            request["src_len"] = source.max_prefixlen
-        if mark is not None:
-            request["mark"] = mark
-        try:
-            (message,) = await self._requests.route("get", **request)
-        except NetlinkError as error:
-            if error.code in _NO_ROUTE:
-                return None
-            raise _failure(f"look up the route to {target}", error) from error
-        index = message.get("oif")
-        link = self._state.links.get(index)
-        if index is None or (link is not None and link.name == TUN_DEVICE):
-            return None  # FALLBACK_TABLE: no real route
-        gateway, prefsrc = message.get("gateway"), message.get("prefsrc")
-        return Route(index, ip_address(prefsrc) if prefsrc else None, ip_address(gateway) if gateway else None)
+        (found,) = await self.routes([Question(target, source, mark or 0)])
+        return found
+
+    async def routes(self, questions: Sequence[Question]) -> list[Route | None]:
+        """The same for many: some 15 microseconds each, and others on the event loop have their turn."""
+        if self._table is None:
+            raise KernelError("look up routes", "nobody watches the network", "start redirectd")
+        found: list[Route | None] = []
+        for start in range(0, len(questions), AT_ONCE):
+            if start:
+                await asyncio.sleep(0)
+            found += self._table.look_up(questions[start : start + AT_ONCE])
+        ours = {link.index for link in self._state.links.values() if link.name == TUN_DEVICE}
+        # FALLBACK_TABLE leads there: no real route.
+        return [None if route is not None and route.ifindex in ours else route for route in found]
 
     async def usable(self, local: IPAddress, peer: IPAddress) -> bool:
         """Whether ``local`` is a candidate and packets from it have a route to ``peer``."""
@@ -390,10 +381,6 @@ def _address(message: Any) -> Address:
         deprecated=bool(flags & _DEPRECATED),
         temporary=bool(flags & _TEMPORARY),
     )
-
-
-def _family(address: IPAddress) -> int:
-    return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -37,7 +37,7 @@ class PeerAddress:
     """An address at which a peer was met."""
 
     address: IPAddress
-    first_seen: float  # epoch seconds, as all times here
+    first_seen: float  # epoch seconds, as all times here that are not said to be others
     last_seen: float
     identity: bool = False  # we contacted the peer at it: another key there is a changed key
 
@@ -55,6 +55,7 @@ class PeerRecord:
     addresses: tuple[PeerAddress, ...] = ()  # latest first
     last_contact: float | None = None
     handshake_timestamp: int = 0  # greatest seen, 64 bits without sign; only grows
+    met: float = 0.0  # seconds that the daemon had run, all its lives together, when it was met last
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class ConnectionRecord:
     initiator: bool
     local_epoch: int  # 64 bits without sign
     remote_epoch: int
-    opened_at: float
+    opened_at: float  # since the boot, plus what Store.booted() says, as lost_at
     moves: int = 0
     state: str = "protected"
     command: str | None = None

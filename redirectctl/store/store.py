@@ -79,14 +79,25 @@ class Store:
         self._epoch += 1
         return self._epoch
 
-    def booted(self, boot: str) -> None:
+    def booted(self, boot: str, at: float) -> float:
         """Forget connections of an earlier boot of this machine (an id): those of the same addresses are others.
 
+        ``at``: epoch seconds of the boot, as the clock says now.  Returns what it said at the first call of this boot:
+        times of connections are stored as that plus the time since boot, so setting the clock does not change them.
         Raises StoreError.
         """
         with self._transaction():
             self._database.execute("DELETE FROM connections WHERE (SELECT boot FROM own) <> ?", (boot,))
-            self._database.execute("UPDATE own SET boot = ?", (boot,))
+            self._database.execute(
+                "UPDATE own SET boot = ?1, booted_at = ?2 WHERE boot IS NOT ?1 OR booted_at IS NULL", (boot, at)
+            )
+            return float(self._scalar("SELECT booted_at FROM own"))
+
+    @property
+    def ran(self) -> float:
+        """Seconds that the daemon had run, all its lives together, when that was last written down."""
+        with explained(self.path):
+            return float(self._scalar("SELECT ran FROM own"))
 
     # ----------------------------------------------------------------------------------------------------- peers
 
@@ -100,7 +111,7 @@ class Store:
                 entry = PeerAddress(ip_address(address), first_seen, last_seen, bool(identity))
                 addresses.setdefault(public, []).append(entry)
             rows = self._database.execute(
-                "SELECT public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp"
+                "SELECT public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp, met"
                 " FROM peers ORDER BY first_seen"
             ).fetchall()
         return [
@@ -114,8 +125,9 @@ class Store:
                 addresses=tuple(addresses.get(public, ())),
                 last_contact=last_contact,
                 handshake_timestamp=int.from_bytes(handshake_timestamp),
+                met=met,
             )
-            for public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp in rows
+            for public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp, met in rows
         ]
 
     def put_peer(self, peer: PeerRecord) -> list[bytes]:
@@ -127,11 +139,11 @@ class Store:
         with self._transaction(durable=True):
             self._database.execute(
                 "INSERT INTO peers"
-                " (public, fingerprint, name, state, secret, first_seen, last_contact, handshake_timestamp)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
+                " (public, fingerprint, name, state, secret, first_seen, last_contact, handshake_timestamp, met)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
                 " fingerprint = excluded.fingerprint, name = excluded.name, state = excluded.state,"
                 " secret = excluded.secret, first_seen = excluded.first_seen, last_contact = excluded.last_contact,"
-                " handshake_timestamp = max(handshake_timestamp, excluded.handshake_timestamp)",
+                " handshake_timestamp = max(handshake_timestamp, excluded.handshake_timestamp), met = excluded.met",
                 (
                     peer.public,
                     peer.fingerprint,
@@ -141,6 +153,7 @@ class Store:
                     peer.first_seen,
                     peer.last_contact,
                     _u64(peer.handshake_timestamp),
+                    peer.met,
                 ),
             )
             self._put_addresses(peer)
@@ -196,16 +209,17 @@ class Store:
             )
             return changed.rowcount == 1
 
-    def prune(self, now: float, forget_after: float) -> list[bytes]:
+    def prune(self, ran: float, forget_after: float) -> list[bytes]:
         """Forget peers that were not met for forget_after seconds and have no connection; returns their public keys.
 
-        Raises StoreError.
+        ``ran``: how long the daemon has run until now, all its lives together.  It is written down, and only that time
+        counts: no clock can make a peer old that somebody has decided about.  Raises StoreError.
         """
         with self._transaction(durable=True):
+            self._database.execute("UPDATE own SET ran = max(ran, ?)", (ran,))
             forgotten = self._keys(
-                "SELECT public FROM peers WHERE coalesce(last_contact, first_seen) < ?"
-                " AND public NOT IN (SELECT peer FROM connections)",
-                (now - forget_after,),
+                "SELECT public FROM peers WHERE met < ? AND public NOT IN (SELECT peer FROM connections)",
+                (ran - forget_after,),
             )
             self._delete_peers(forgotten)
         return forgotten

@@ -84,12 +84,12 @@ def clock(r: Runtime) -> Check:
     """Wall clock against the clock that cannot be set; what is stored against the wall clock."""
     name = "daemon.clock"
     now = time.time()
-    step = (now - r.started) - (time.clock_gettime(time.CLOCK_BOOTTIME) - r.started_boottime)
+    step = now - r.started - r.uptime
     known = r.peer_records.values()
     ahead = [p for p in known if max(p.first_seen, p.last_contact or 0.0) > now + AHEAD]
     if ahead:
         text = f"{count(len(ahead), 'peer')} last met in the future: the clock was ahead, or is behind now"
-        return warn(name, text, "set the clock (timedatectl); trust.forget_after counts wrongly until then")
+        return warn(name, text, "set the clock (timedatectl); times in listings are off until then")
     if abs(step) > STEP:
         text = f"the clock was set {abs(step):.0f} s {'forward' if step > 0 else 'back'} since redirectd started"
         return warn(name, text, "nothing; times in listings before that are off by as much")

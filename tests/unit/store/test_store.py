@@ -157,13 +157,25 @@ class TestPeers:
 
     def test_prune(self, directory: Path):
         with Store(directory) as store:
-            store.put_peer(replace(peer(1, first_seen=0), last_contact=950.0))
-            store.put_peer(replace(peer(2, first_seen=0), last_contact=899.0))
+            store.put_peer(replace(peer(1, first_seen=0), met=950.0))
+            store.put_peer(replace(peer(2, first_seen=0), met=899.0))
             store.put_peer(peer(3, PeerState.PENDING, first_seen=0))
-            store.put_peer(replace(peer(4, first_seen=0), last_contact=5.0))
+            store.put_peer(replace(peer(4, first_seen=0), met=5.0))
             store.put_connections([connection(1, of=4)])
-            assert sorted(store.prune(now=1000.0, forget_after=100.0)) == [key(2), key(3)]
+            assert sorted(store.prune(ran=1000.0, forget_after=100.0)) == [key(2), key(3)]
             assert {peer.public for peer in store.peers()} == {key(1), key(4)}
+            assert store.ran == 1000.0
+        with Store(directory) as store:
+            assert store.ran == 1000.0
+            assert store.prune(ran=1020.0, forget_after=100.0) == []
+            assert store.prune(ran=1051.0, forget_after=100.0) == [key(1)]
+
+    def test_no_date_makes_a_peer_old(self, directory: Path):
+        """What was written with the clock of another year, or by a version that knew only dates, is not forgotten."""
+        with Store(directory) as store:
+            store.put_peer(replace(peer(1, first_seen=0.0), last_contact=0.0))
+            store.put_peer(replace(peer(2, PeerState.REJECTED, first_seen=4e9)))
+            assert store.prune(ran=store.ran + 3600.0, forget_after=365 * 86400.0) == []
 
     def test_delete_peer_takes_addresses_and_connections_with_it(self, directory: Path):
         with Store(directory) as store:
@@ -269,13 +281,21 @@ class TestOpening:
         with Store(directory) as store:
             store.put_peer(peer(1))
             store.put_connections([connection(1)])
-            store.booted("first")  # of a version that did not know: it may be this one
+            store.booted("first", 500.0)  # of a version that did not know: it may be this one
             assert store.connections() == [connection(1)]
-            store.booted("first")
+            store.booted("first", 500.0)
             assert store.connections() == [connection(1)]
-            store.booted("second")
+            store.booted("second", 900.0)
             assert store.connections() == []
             assert store.peers() == [peer(1)]
+
+    def test_when_the_machine_was_booted_is_asked_once_in_a_boot(self, directory: Path):
+        with Store(directory) as store:
+            assert store.booted("first", 500.0) == 500.0
+            assert store.booted("first", 500.0 + 20 * 86400.0) == 500.0  # somebody has set the clock
+        with Store(directory) as store:
+            assert store.booted("first", -7.0) == 500.0
+            assert store.booted("second", 900.0) == 900.0
 
     def test_newer_schema_is_refused_and_not_touched(self, directory: Path):
         with Store(directory) as store:
