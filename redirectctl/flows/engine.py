@@ -495,6 +495,7 @@ class Engine:
                 if state is PeerState.APPROVED:
                     self.notice("peer.approved", peer=key, reason="accept-new")
             case events.PeerDropped(key):
+                self.protection.dropped(key)
                 self.emit(commands.DropPeer(key))
             case events.KeyChanged(at, known, seen) if self.places.only(known, at) or self._is_other(known, at, seen):
                 # Names are often out of date: whoever has the address now is no danger to the key that we know.

@@ -23,7 +23,7 @@ from redirectctl.wire.tunnel import Offer
 
 MAX_UNDECIDED: Final = 64  # peers that are pending or changed: anybody can make us keep one; a person can look through
 MAX_ADDRESSES: Final = 32  # of one peer, the latest: a laptop's networks of some weeks
-MAX_NAMES: Final = 4  # of one peer, those used last
+MAX_NAMES: Final = 4  # of one peer, learnt from all users
 _OFFER: Final = struct.Struct("!I16sQ")
 
 
@@ -158,28 +158,38 @@ class Store:
             self._delete_peers([public])
 
     def names(self) -> dict[bytes, list[str]]:
-        """Names that were learnt of peers, those used last first.  Raises StoreError."""
+        """Names that were learnt of peers: that which each user used last, then the one before, and so on.
+
+        Raises StoreError.
+        """
         found: dict[bytes, list[str]] = {}
         with explained(self.path):
-            rows = self._database.execute("SELECT public, name FROM peer_names ORDER BY last_used DESC")
+            rows = self._database.execute(
+                "SELECT public, name FROM (SELECT *, row_number() OVER"
+                " (PARTITION BY public, uid ORDER BY last_used DESC) AS age FROM peer_names)"
+                " ORDER BY age, last_used DESC"
+            )
             for public, name in rows:
-                found.setdefault(public, []).append(name)
+                if name not in (names := found.setdefault(public, [])):
+                    names.append(name)
         return found
 
-    def put_name(self, public: bytes, name: str, now: float) -> list[str]:
-        """Learn a name of a stored peer, in the place of the one not used for longest if there are MAX_NAMES.
+    def put_name(self, public: bytes, name: str, now: float, uid: int = 0) -> list[str]:
+        """Learn a name of a stored peer that a user's command used.
 
-        Returns all that are known.  Raises StoreError.
+        If there are more than MAX_NAMES of it, the oldest of whoever has most goes.  Returns all that are known.
+        Raises StoreError.
         """
         with self._transaction():
             self._database.execute(
-                "INSERT INTO peer_names (public, name, last_used) VALUES (?, ?, ?)"
-                " ON CONFLICT (public, name) DO UPDATE SET last_used = excluded.last_used",
-                (public, name, now),
+                "INSERT INTO peer_names (public, uid, name, last_used) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (public, uid, name) DO UPDATE SET last_used = excluded.last_used",
+                (public, uid, name, now),
             )
             self._database.execute(
-                "DELETE FROM peer_names WHERE public = ?1 AND name NOT IN"
-                " (SELECT name FROM peer_names WHERE public = ?1 ORDER BY last_used DESC LIMIT ?2)",
+                "DELETE FROM peer_names WHERE public = ?1 AND (uid, name) IN"
+                " (SELECT uid, name FROM (SELECT *, row_number() OVER (PARTITION BY uid ORDER BY last_used DESC) AS age"
+                " FROM peer_names WHERE public = ?1) ORDER BY age, last_used DESC LIMIT -1 OFFSET ?2)",
                 (public, MAX_NAMES),
             )
         return self.names().get(public, [])
