@@ -10,7 +10,8 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from redirectctl.daemon.suspending import Suspending
 from redirectctl.daemon.takeover import newest, untangle
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.daemon.udp import ControlPort
+from redirectctl.daemon.undecided import STATES as UNDECIDED
+from redirectctl.daemon.undecided import Undecided
 from redirectctl.daemon.waking import WakeWatch
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection
@@ -88,6 +91,11 @@ class Runtime:
         self.network = NetworkView(self.log, self.engine.remotes, self._on_network, self._on_loss)
         self.rewriting = Rewriting(state, self.network.interface_to)
         self.repairs = Repairs(self.rewriting, lambda: self.carrier, self._on_repair)
+        self._beside = self.store.beside()
+        self._writer = ThreadPoolExecutor(1, "store")  # for what strangers make us write; nobody else uses _beside
+        self._undecided = Undecided(
+            self._beside.put_undecided, self._writer, self.tasks, self.peer_records.get, self._had_to_go
+        )
         self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.wake)
         self.names = NameBook(self.engine, self.store, self.peer_records, self.tasks, self.wake)
         self.names.settings = config.dns
@@ -212,6 +220,9 @@ class Runtime:
         self._sender.close()
         self.rewriting.close()
         self.log.close()
+        self._writer.shutdown()
+        self._undecided.flush()
+        self._beside.close()
         self.store.close()
 
     def reload(self, config: Config) -> None:
@@ -393,10 +404,14 @@ class Runtime:
                 for socket in sockets:
                     self.finder.diag.destroy(socket)
             case commands.SavePeer(peer):
-                self.save_peer(peer.key)
+                await self._save_met(peer.key)
             case commands.DropPeer(key):
-                self.store.delete_peer(key)
-                self.peer_records.pop(key, None)
+                record = self.peer_records.pop(key, None)
+                if record is not None and record.state in UNDECIDED:
+                    self._undecided.drop(key)
+                elif record is not None:
+                    self._undecided.decided(key)
+                    self.store.delete_peer(key)
                 self.names.forget(key)
             case commands.Contacted(to, key, reason):
                 for ended, wanted in self._contacts.items():
@@ -416,16 +431,42 @@ class Runtime:
         self.wake()
 
     def save_peer(self, key: bytes) -> None:
-        """Write down what the engine knows of a peer."""
+        """Write down what the engine knows of a peer, because a person has decided: before it is answered."""
+        if (record := self._record_of(key)) is not None:
+            self._undecided.decided(key)
+            self._had_to_go(self.store.put_peer(record))
+
+    async def _save_met(self, key: bytes) -> None:
+        """The same because it was met: where anybody is accepted anybody can have it done, so a thread does it."""
+        record = self._record_of(key)
+        if record is None:
+            return
+        if record.state in UNDECIDED:
+            self._undecided.put(record)
+            return
+        self._undecided.decided(key)
+        loop = asyncio.get_running_loop()
+        self._had_to_go(await loop.run_in_executor(self._writer, self._beside.put_peer, record))
+        now = self.peer_records.get(key)
+        if now is not None and now is not record:
+            self.store.put_peer(now)  # a person has decided meanwhile, and may have been overtaken
+
+    def _record_of(self, key: bytes) -> PeerRecord | None:
         peer = self.engine.peers.get(key)
         if peer is None:
-            return
+            return None
         relayed = self.engine.meeting.by_way_of(key, peer.remote)
         record = records.peer_record(peer, self.peer_records.get(key), time.time(), relayed=relayed)
         self.peer_records[key] = record
-        for evicted in self.store.put_peer(record):
-            self.peer_records.pop(evicted, None)
-            self.engine.forget(self.now, evicted)
+        return record
+
+    def _had_to_go(self, keys: Iterable[bytes]) -> None:
+        """Undecided peers that there is no room for."""
+        for key in keys:
+            self.peer_records.pop(key, None)
+            self._undecided.decided(key)
+            self.engine.forget(self.now, key)
+            self.wake()
 
     def rename(self, key: bytes, name: str | None) -> None:
         """What a person calls this peer."""
