@@ -1,7 +1,8 @@
 """Names of peers: where one that does not answer may be found again.
 
 A name comes from the configuration, or from a command line: a word that led to the address at which the peer's key
-answered.  What a name leads to is told to the engine as a place, which nobody trusts (flows/places.py).
+answered.  Any user may have such a command, so what is learnt is kept for each user: nobody's names displace another's.
+What a name leads to is told to the engine as a place, which nobody trusts (flows/places.py).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple
 
 from redirectctl.config import Dns
 from redirectctl.daemon.tasks import Tasks
@@ -30,9 +32,18 @@ _log = logging.getLogger(__name__)
 
 MAX_NAMES = 8  # of one peer that are looked up, those of the configuration first
 MAX_STUDIED = 1024  # command lines that have been studied; then all are forgotten
-MAX_WAITING = 64  # command lines; more at once are mostly the same command
+MAX_WAITING = 64  # command lines of all users; more at once are mostly the same command
 
-Sight = tuple[bytes, IPAddress, tuple[str, ...]]  # a peer, an address of its, words of a command that connected there
+UNKNOWN_USER = -1  # of a connection that an earlier run of the daemon found
+
+
+class Sight(NamedTuple):
+    """A command that connected to a peer."""
+
+    key: bytes
+    address: IPAddress
+    words: tuple[str, ...]
+    uid: int
 
 
 class NameBook:
@@ -111,8 +122,10 @@ class NameBook:
             return
         for connection in connections:
             sight = self._sight(connection)
-            if sight is None or sight in self._studied or len(self._waiting) >= MAX_WAITING:
+            if sight is None or sight in self._studied:
                 continue
+            if sum(each.uid == sight.uid for each in self._waiting) >= MAX_WAITING - len(self._waiting):
+                continue  # nobody has more than are left for all others
             if len(self._studied) >= MAX_STUDIED:
                 self._studied.clear()
             self._studied.add(sight)
@@ -127,27 +140,31 @@ class NameBook:
         if peer is None or not connection.initiator or connection.pid is None or address not in peer.identity:
             return None
         words = host_words(procs.arguments(connection.pid))
-        return (peer.key, address, tuple(words)) if words else None
+        uid = connection.uid if connection.uid is not None else UNKNOWN_USER
+        return Sight(peer.key, address, tuple(words), uid) if words else None
 
     async def _study(self) -> None:
+        last = None
         while self._waiting:
-            sight = self._waiting[0]
+            sight = next((each for each in self._waiting if each.uid != last), self._waiting[0])  # users in turn
+            last = sight.uid
             try:
-                certain = await self._learn(*sight)
+                certain = await self._learn(sight)
             except Exception:
-                _log.exception("names of %s", fingerprint(sight[0]))
+                _log.exception("names of %s", fingerprint(sight.key))
                 certain = False
             if not certain:
                 self._studied.discard(sight)  # the next connection gives another opportunity
-            self._waiting.pop(0)
+            self._waiting.remove(sight)
 
-    async def _learn(self, key: bytes, address: IPAddress, words: tuple[str, ...]) -> bool:
+    async def _learn(self, sight: Sight) -> bool:
         """Which of the words leads to the peer?  False: it is worth asking once more."""
-        name, certain = await _leading_to(address, words)
-        if name is not None and key in self._records:
-            self._learnt[key] = [name, *(n for n in self._learnt.get(key, []) if n != name)][:MAX_LEARNT]
-            _log.info("%s is called %s", fingerprint(key), name)
-            self._store.put_name(key, name, time.time())
+        name, certain = await _leading_to(sight.address, sight.words)
+        if name is not None and sight.key in self._records:
+            known = [name, *(n for n in self._learnt.get(sight.key, []) if n != name)]
+            self._learnt[sight.key] = known[:MAX_LEARNT]  # for now, if it cannot be stored
+            self._learnt[sight.key] = self._store.put_name(sight.key, name, time.time(), sight.uid)
+            _log.info("%s is called %s", fingerprint(sight.key), name)
         return certain
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
@@ -37,6 +38,8 @@ from redirectctl.daemon.suspending import Suspending
 from redirectctl.daemon.takeover import newest, untangle
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.daemon.udp import ControlPort
+from redirectctl.daemon.undecided import STATES as UNDECIDED
+from redirectctl.daemon.undecided import Undecided
 from redirectctl.daemon.waking import WakeWatch
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection
@@ -90,7 +93,7 @@ class Runtime:
         self.pid = os.getpid()
         self.tasks = Tasks()
         self.loops = Loops(self.tasks)
-        self.saving = Saving(self.store, self.log, self._on_evicted)
+        self.saving = Saving(self.store, self.log, self._had_to_go)
         self.peer_records: dict[bytes, PeerRecord] = {r.public: r for r in self.store.peers()}
         self.forget_old_peers()
         peers = [records.restored_peer(r, config.control.port) for r in self.peer_records.values()]
@@ -100,6 +103,11 @@ class Runtime:
         self.network = NetworkView(self.log, self.engine.remotes, self._on_network, self._on_loss)
         self.rewriting = Rewriting(state, self.network.interface_to)
         self.repairs = Repairs(self.rewriting, lambda: self.carrier, self._on_repair)
+        self._beside = self.store.beside()
+        self._writer = ThreadPoolExecutor(1, "store")  # for what strangers make us write; nobody else uses _beside
+        self._undecided = Undecided(
+            self._beside.put_undecided, self._writer, self.tasks, self.peer_records.get, self._had_to_go
+        )
         self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.network.interface, self.wake)
         self.names = NameBook(self.engine, self.store, self.peer_records, self.tasks, self.wake)
         self.names.settings = config.dns
@@ -251,6 +259,9 @@ class Runtime:
         with suppress(StoreError):  # the time that it has run is too little then, and no peer is forgotten too soon
             self.store.prune(self._ran, self.config.trust.forget_after)
         self.log.close()
+        self._writer.shutdown()
+        self._undecided.flush()
+        self._beside.close()
         self.store.close()
 
     def reload(self, config: Config) -> None:
@@ -459,10 +470,14 @@ class Runtime:
                 for socket in sockets:
                     self._destroy(socket)
             case commands.SavePeer(peer):
-                self.save_peer(peer.key)
+                await self._save_met(peer.key)
             case commands.DropPeer(key):
-                self.saving.delete_peer(key)
-                self.peer_records.pop(key, None)
+                record = self.peer_records.pop(key, None)
+                if record is not None and record.state in UNDECIDED:
+                    self._undecided.drop(key)
+                elif record is not None:
+                    self._undecided.decided(key)
+                    self.saving.delete_peer(key)
                 self.names.forget(key)
             case commands.Contacted(to, key, reason, source):
                 for ended, wanted in self._contacts.items():
@@ -525,20 +540,45 @@ class Runtime:
         self.carrier.listen({} if sockets is None else {number: sockets}, used)
 
     def save_peer(self, key: bytes) -> None:
-        """Write down what the engine knows of a peer."""
+        """Write down what the engine knows of a peer, because a person has decided: before it is answered."""
+        if (record := self._record_of(key)) is not None:
+            self._undecided.decided(key)
+            self.saving.put_peer(record)
+
+    async def _save_met(self, key: bytes) -> None:
+        """The same because it was met: where anybody is accepted anybody can have it done, so a thread does it."""
+        record = self._record_of(key)
+        if record is None:
+            return
+        if record.state in UNDECIDED:
+            self._undecided.put(record)
+            return
+        self._undecided.decided(key)
+        loop = asyncio.get_running_loop()
+        try:
+            self._had_to_go(await loop.run_in_executor(self._writer, self._beside.put_peer, record))
+        except (StoreError, OSError):
+            self.saving.put_peer(record)  # says why, and stores it when that works again
+        now = self.peer_records.get(key)
+        if now is not None and now is not record:
+            self.saving.put_peer(now)  # a person has decided meanwhile, and may have been overtaken
+
+    def _record_of(self, key: bytes) -> PeerRecord | None:
         peer = self.engine.peers.get(key)
         if peer is None:
-            return
+            return None
         relayed = self.engine.meeting.by_way_of(key, peer.remote)
         record = records.peer_record(peer, self.peer_records.get(key), time.time(), self._ran, relayed=relayed)
         self.peer_records[key] = record
-        self.saving.put_peer(record)
+        return record
 
-    def _on_evicted(self, keys: Iterable[bytes]) -> None:
+    def _had_to_go(self, keys: Iterable[bytes]) -> None:
+        """Undecided peers that there is no room for."""
         for key in keys:
             self.peer_records.pop(key, None)
+            self._undecided.decided(key)
             self.engine.forget(self.now, key)
-        self.wake()
+            self.wake()
 
     def rename(self, key: bytes, name: str | None) -> None:
         """What a person calls this peer."""

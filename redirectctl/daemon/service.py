@@ -26,6 +26,7 @@ from redirectctl.wire.addr import FourTuple, SockAddr
 
 AT_ONCE = 250  # connections listed between two looks at what else there is to do
 LONGEST_NAME = 64  # characters, of a peer
+MOST_LISTED = 4  # fingerprints in one message
 LONGEST_TARGET = 128  # characters; two IPv6 addresses with ports take 95
 
 
@@ -199,20 +200,26 @@ class DaemonService:
     # -- arguments ----------------------------------------------------------------------------------------------------
 
     def _peer(self, verb: str, text: str) -> PeerRecord:
-        """By fingerprint, unique prefix of it, name or address."""
+        """By fingerprint, unique prefix of it, name, or an address at which we called it and its key answered.
+
+        Who calls us may have chosen the address that we saw, so that does not say whose key is meant.
+        """
         peers = list(self._r.peer_records.values())
         what = f"{verb} {text}"
         for found in (
             [p for p in peers if text in (p.fingerprint, p.name)],
             [p for p in peers if matches(p.fingerprint, text)],
-            [p for p in peers if text in (str(a.address) for a in p.addresses)],
+            [p for p in peers if text in (str(a.address) for a in p.addresses if a.identity)],
         ):
             if len(found) == 1:
                 return found[0]
             if found:
                 raise RequestError(
-                    what, f"{len(found)} peers match", "give more of the fingerprint; see `redirectctl peers`"
+                    what, f"{len(found)} peers match: {_listed_keys(found)}", "name one by its fingerprint"
                 )
+        if seen := [p for p in peers if text in (str(a.address) for a in p.addresses)]:
+            why = f"nobody has answered there, only called from there: {_listed_keys(seen)}"
+            raise RequestError(what, why, "compare with `redirectctl identity` on that host, and name its fingerprint")
         raise RequestError(what, "no such peer", "see `redirectctl peers`")
 
     def _connection(self, verb: str, text: str) -> Connection:
@@ -259,6 +266,11 @@ class DaemonService:
         self._r.save_peer(public)
         self._r.wake()
         return schema.PeerReply(peer=self._listed(self._r.peer_records[public]))
+
+
+def _listed_keys(peers: list[PeerRecord]) -> str:
+    more = f" and {len(peers) - MOST_LISTED} more" if len(peers) > MOST_LISTED else ""
+    return ", ".join(p.fingerprint for p in peers[:MOST_LISTED]) + more
 
 
 def _connection(what: str, text: str) -> FourTuple:

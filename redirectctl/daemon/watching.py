@@ -66,7 +66,7 @@ def _questions(own: Iterable[Connection], peers: dict[bytes, PeerRecord], may_de
         if c.state is State.PENDING and c.peer in peers and peers[c.peer].state is PeerState.PENDING:
             asked[c.peer] = _question(peers[c.peer], [], may_decide)
         elif c.state is State.REFUSED and c.reason == "key-changed":
-            there = [p for p in peers.values() if c.socket.remote.host in _addresses(p)]
+            there = [p for p in peers.values() if c.socket.remote.host in _called(p)]
             known = [p.fingerprint for p in there if p.state is not PeerState.CHANGED]
             for peer in there:
                 if peer.state is PeerState.CHANGED and known:
@@ -78,10 +78,16 @@ def _question(peer: PeerRecord, known: list[str], may_decide: bool) -> schema.Qu
     return schema.Question(
         fingerprint=peer.fingerprint,
         picture=picture(peer.public, "redirectctl"),
-        addresses=[str(address) for address in _addresses(peer)],
+        addresses=[str(address) for address in _called(peer) or _addresses(peer)],
         known=known,
         may_decide=may_decide,
     )
+
+
+def _called(peer: PeerRecord) -> list[IPAddress]:
+    """Those at which we called it and its key answered: from others anybody may have called in its place."""
+    identity = {a.address for a in peer.addresses if a.identity}
+    return [address for address in _addresses(peer) if address in identity]
 
 
 def _addresses(peer: PeerRecord) -> list[IPAddress]:

@@ -312,12 +312,16 @@ class Protection:
             if peer is not None and other.state is PeerState.CHANGED and other.identity & peer.identity:
                 self._drop_peer(other.key)
 
-    def _drop_peer(self, key: bytes) -> None:
+    def dropped(self, key: bytes) -> None:
+        """A peer is gone: nothing is remembered of it."""
         self._doubted.pop(key, None)
         self._told.pop(key, None)
         self._untold = {cid: of for cid, of in self._untold.items() if of != key}
         self._e.places.forget(key)
         self._e.better.forget(key)
+
+    def _drop_peer(self, key: bytes) -> None:
+        self.dropped(key)
         self._e.endpoint.forget(key)
         self._e.emit(commands.DropPeer(key))
 

@@ -268,9 +268,6 @@ class Carrier:
         flow = self._flows.pop(_key_of(socket), None)
         if flow is not None:
             self._by_number.pop(flow.carried.receiving.flow, None)
-            if len(self._paths) > 2 * len(self._flows) + 16:
-                used = {(each.carried.local, each.carried.remote) for each in list(self._flows.values())}
-                self._paths = {key: path for key, path in self._paths.items() if key in used}
             os.eventfd_write(self._wake, 1)
 
     def counters(self, socket: FourTuple) -> Traffic | None:
@@ -295,6 +292,9 @@ class Carrier:
         key = local, remote
         path = self._paths.get(key)
         if path is None:
+            if len(self._paths) > 2 * len(self._flows) + 16:  # peers may move as often as they like
+                used = {(each.carried.local, each.carried.remote) for each in list(self._flows.values())}
+                self._paths = {key: path for key, path in self._paths.items() if key in used}
             path = self._paths[key] = Path(remote.host.version, _interface_mtu(local, remote))
         return _Route((exact or ours)[0], local, remote, path)
 

@@ -80,12 +80,11 @@ def open_database(directory: Path) -> sqlite3.Connection:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)  # SQLite would make it 0644
         os.fchmod(descriptor, 0o600)  # the -wal and -shm files take its mode
         os.close(descriptor)
-        database = sqlite3.connect(path, isolation_level=None)
+        database = connect(path)
         try:
             version = _version(database)
             _refuse_newer(path, version, newest)  # the header is behind while the latest version is only in the -wal
             database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA foreign_keys = ON")
             for script in scripts:
                 if (number := int(script.stem)) > version:
                     text = script.read_text()
@@ -94,6 +93,13 @@ def open_database(directory: Path) -> sqlite3.Connection:
         except BaseException:
             database.close()
             raise
+    return database
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """One more connection to a database that is there.  Whoever uses it: one thread at a time."""
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    database.execute("PRAGMA foreign_keys = ON")
     return database
 
 

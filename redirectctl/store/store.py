@@ -1,8 +1,9 @@
 """What survives a restart, in SQLite.
 
-Calls are synchronous: most take well below a millisecond (a batch of 1,000 connections some 10 ms).  Each is one
-transaction, so that a daemon killed at any moment leaves the state before it or after it.  What must also survive a
-power failure (own key, epochs, decisions about peers) is synced to disk; connections are not, they end with the kernel.
+Calls are synchronous: most take well below a millisecond (a batch of 1,000 connections some 10 ms), those that are
+synced as long as the disk takes.  Each is one transaction, so that a daemon killed at any moment leaves the state
+before it or after it.  What must also survive a power failure (own key, epochs, decisions about peers) is synced to
+disk; connections are not, they end with the kernel, nor peers about which nobody has decided.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from redirectctl.store.database import DATABASE, explained, lock_directory, open_database, prepare_directory
+from redirectctl.store.database import DATABASE, connect, explained, lock_directory, open_database, prepare_directory
 from redirectctl.store.records import ConnectionRecord, PeerAddress, PeerRecord, PeerState
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.tunnel import Offer
 
 MAX_UNDECIDED: Final = 64  # peers that are pending or changed: anybody can make us keep one; a person can look through
 MAX_ADDRESSES: Final = 32  # of one peer, the latest: a laptop's networks of some weeks
-MAX_NAMES: Final = 4  # of one peer, those used last
+MAX_NAMES: Final = 4  # of one peer, learnt from all users
 _OFFER: Final = struct.Struct("!I16sQ")
 
 
@@ -50,6 +51,14 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def beside(self) -> Store:
+        """The same for one other thread, to be closed before this.  Raises StoreError."""
+        other = Store.__new__(Store)
+        other.path, other._lock, other._epoch = self.path, os.dup(self._lock), self._epoch
+        with explained(self.path):
+            other._database = connect(self.path)
+        return other
 
     def close(self) -> None:
         """Close the database and give the directory free."""
@@ -137,26 +146,7 @@ class Store:
         removed to keep at most MAX_UNDECIDED.  Raises StoreError.
         """
         with self._transaction(durable=True):
-            self._database.execute(
-                "INSERT INTO peers"
-                " (public, fingerprint, name, state, secret, first_seen, last_contact, handshake_timestamp, met)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
-                " fingerprint = excluded.fingerprint, name = excluded.name, state = excluded.state,"
-                " secret = excluded.secret, first_seen = excluded.first_seen, last_contact = excluded.last_contact,"
-                " handshake_timestamp = max(handshake_timestamp, excluded.handshake_timestamp), met = excluded.met",
-                (
-                    peer.public,
-                    peer.fingerprint,
-                    peer.name,
-                    peer.state.value,
-                    peer.secret,
-                    peer.first_seen,
-                    peer.last_contact,
-                    _u64(peer.handshake_timestamp),
-                    peer.met,
-                ),
-            )
-            self._put_addresses(peer)
+            self._put_peer(peer)
             evicted = self._keys(
                 "SELECT public FROM peers WHERE state IN ('pending', 'changed') AND public IS NOT ?"
                 " ORDER BY first_seen DESC LIMIT -1 OFFSET ?",
@@ -165,34 +155,64 @@ class Store:
             self._delete_peers(evicted)
         return evicted
 
+    def put_undecided(self, peers: Iterable[PeerRecord], dropped: Iterable[bytes]) -> list[bytes]:
+        """Many at once, as put_peer does, and forget others: not synced to disk, and whoever is decided about stays.
+
+        Returns the keys of undecided peers that were removed to keep at most MAX_UNDECIDED, the oldest first.  Raises
+        StoreError.
+        """
+        with self._transaction():
+            decided = set(self._keys("SELECT public FROM peers WHERE state NOT IN ('pending', 'changed')", ()))
+            self._delete_peers([public for public in dropped if public not in decided])
+            for peer in peers:
+                if peer.public not in decided:
+                    self._put_peer(peer)
+            evicted = self._keys(
+                "SELECT public FROM peers WHERE state IN ('pending', 'changed')"
+                " ORDER BY first_seen DESC LIMIT -1 OFFSET ?",
+                (MAX_UNDECIDED,),
+            )
+            self._delete_peers(evicted)
+        return evicted[::-1]
+
     def delete_peer(self, public: bytes) -> None:
         """Forget a peer and its connections.  Raises StoreError."""
         with self._transaction(durable=True):
             self._delete_peers([public])
 
     def names(self) -> dict[bytes, list[str]]:
-        """Names that were learnt of peers, those used last first.  Raises StoreError."""
+        """Names that were learnt of peers: that which each user used last, then the one before, and so on.
+
+        Raises StoreError.
+        """
         found: dict[bytes, list[str]] = {}
         with explained(self.path):
-            rows = self._database.execute("SELECT public, name FROM peer_names ORDER BY last_used DESC")
+            rows = self._database.execute(
+                "SELECT public, name FROM (SELECT *, row_number() OVER"
+                " (PARTITION BY public, uid ORDER BY last_used DESC) AS age FROM peer_names)"
+                " ORDER BY age, last_used DESC"
+            )
             for public, name in rows:
-                found.setdefault(public, []).append(name)
+                if name not in (names := found.setdefault(public, [])):
+                    names.append(name)
         return found
 
-    def put_name(self, public: bytes, name: str, now: float) -> list[str]:
-        """Learn a name of a stored peer, in the place of the one not used for longest if there are MAX_NAMES.
+    def put_name(self, public: bytes, name: str, now: float, uid: int = 0) -> list[str]:
+        """Learn a name of a stored peer that a user's command used.
 
-        Returns all that are known.  Raises StoreError.
+        If there are more than MAX_NAMES of it, the oldest of whoever has most goes.  Returns all that are known.
+        Raises StoreError.
         """
         with self._transaction():
             self._database.execute(
-                "INSERT INTO peer_names (public, name, last_used) VALUES (?, ?, ?)"
-                " ON CONFLICT (public, name) DO UPDATE SET last_used = excluded.last_used",
-                (public, name, now),
+                "INSERT INTO peer_names (public, uid, name, last_used) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (public, uid, name) DO UPDATE SET last_used = excluded.last_used",
+                (public, uid, name, now),
             )
             self._database.execute(
-                "DELETE FROM peer_names WHERE public = ?1 AND name NOT IN"
-                " (SELECT name FROM peer_names WHERE public = ?1 ORDER BY last_used DESC LIMIT ?2)",
+                "DELETE FROM peer_names WHERE public = ?1 AND (uid, name) IN"
+                " (SELECT uid, name FROM (SELECT *, row_number() OVER (PARTITION BY uid ORDER BY last_used DESC) AS age"
+                " FROM peer_names WHERE public = ?1) ORDER BY age, last_used DESC LIMIT -1 OFFSET ?2)",
                 (public, MAX_NAMES),
             )
         return self.names().get(public, [])
@@ -369,6 +389,28 @@ class Store:
 
     def _delete_peers(self, publics: Iterable[bytes]) -> None:
         self._database.executemany("DELETE FROM peers WHERE public = ?", [(public,) for public in publics])
+
+    def _put_peer(self, peer: PeerRecord) -> None:
+        self._database.execute(
+            "INSERT INTO peers"
+            " (public, fingerprint, name, state, secret, first_seen, last_contact, handshake_timestamp, met)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
+            " fingerprint = excluded.fingerprint, name = excluded.name, state = excluded.state,"
+            " secret = excluded.secret, first_seen = excluded.first_seen, last_contact = excluded.last_contact,"
+            " handshake_timestamp = max(handshake_timestamp, excluded.handshake_timestamp), met = excluded.met",
+            (
+                peer.public,
+                peer.fingerprint,
+                peer.name,
+                peer.state.value,
+                peer.secret,
+                peer.first_seen,
+                peer.last_contact,
+                _u64(peer.handshake_timestamp),
+                peer.met,
+            ),
+        )
+        self._put_addresses(peer)
 
     def _put_addresses(self, peer: PeerRecord) -> None:
         latest = sorted(peer.addresses, key=lambda entry: entry.last_seen, reverse=True)[:MAX_ADDRESSES]

@@ -648,9 +648,15 @@ def test_many_strangers_that_complete_first_contact_are_bounded() -> None:
         stranger.engine.contact(scene.world.now, SockAddr(ip(ALICE), PORT))
         stranger.run()
         scene.world.run(0.3)
+        endpoint = stranger.engine.endpoint
+        endpoint.keep_alive(scene.world.now, endpoint.peers[scene.alice.static.public])
+        for sent in endpoint.drain():
+            scene.inject(sent.data, "203.0.113.99")  # it is told that it is seen elsewhere
+        scene.world.run(0.1)
         scene.world.hosts.remove(stranger)
     engine = scene.alice.engine
     assert len(engine.peers) <= proto_limits.PENDING_MAX
+    assert set(engine.protection._told) <= set(engine.peers)
     assert set(scene.alice.stored_peers) == set(engine.peers)
     assert called.static.public in engine.peers
     assert scene.alice.named("packet.refused", "too-many-pending")

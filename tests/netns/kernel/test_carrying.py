@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import NamedTuple
 
 import pytest
@@ -557,6 +558,20 @@ def test_an_unknown_connection_has_no_counters(ends: tuple[End, End]) -> None:
     assert bob.carrier.counters(tunnel.connection.tuple) is not None
     bob.carrier.uncarry(tunnel.connection.tuple)
     assert bob.carrier.counters(tunnel.connection.tuple) is None
+
+
+def test_a_connection_that_moves_without_end_takes_no_more_room(ends: tuple[End, End]) -> None:
+    """Its peer may say as often as it likes that it is elsewhere."""
+    tunnel = connect(ends)
+    bob, _ = ends
+    tunnel.start()
+    carried = tunnel.carried(bob)
+    for number in range(1000):
+        elsewhere = SockAddr(ip_address(f"203.0.{113 + number // 250}.{number % 250}"), PORT)
+        bob.carrier.carry(carried._replace(remote=elsewhere))
+    assert len(bob.carrier._paths) < 30
+    bob.carrier.carry(carried)
+    assert tunnel.connection.works(1000)
 
 
 def test_a_busy_event_loop_does_not_stop_the_traffic(ends: tuple[End, End]) -> None:

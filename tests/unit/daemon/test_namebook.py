@@ -161,6 +161,46 @@ def test_names_are_few(world: World) -> None:
     assert book.names(KEY) == [f"n{number}.example." for number in range(19, 19 - MAX_NAMES, -1)]
 
 
+def test_a_users_names_do_not_displace_those_of_others(world: World) -> None:
+    """Somebody connects under names of his own without end, and somebody else under the true one."""
+    book = world.book()
+
+    def hoard(first: int) -> None:
+        for number in range(first, first + 20):
+            world.zone[f"n{number}.example."] = ["198.51.100.2"]
+            world.argv = ["ssh", f"n{number}.example"]
+            world.studied(book, connection(uid=1001))
+
+    def connect_under_the_true_one(uid: int) -> None:
+        world.argv = ["ssh", "server.example"]
+        world.studied(book, connection(uid=uid))
+
+    hoard(0)
+    connect_under_the_true_one(1000)
+    hoard(20)
+    assert set(book.names(KEY)[:2]) == {"server.example.", "n39.example."}
+    connect_under_the_true_one(1001)  # to have it go with his others
+    hoard(40)
+    assert "server.example." in book.names(KEY)
+    assert "server.example." in world.book().names(KEY), "after a restart"
+
+
+def test_words_that_wait_are_shared_out(world: World) -> None:
+    book = world.book()
+    many = [connection(uid=1001) for _ in range(2 * namebook.MAX_WAITING)]
+
+    async def study() -> None:
+        for number, each in enumerate(many):
+            world.argv = ["ssh", f"n{number}.example"]
+            book.study([each])
+        world.argv = ["ssh", "server.example"]
+        book.study([connection(uid=1000)])
+        await world.rest()
+
+    asyncio.run(study())
+    assert book.names(KEY) == ["server.example."]
+
+
 def test_configured_names_by_fingerprint_prefix_and_name(world: World) -> None:
     book = world.book()
     world.studied(book, connection())

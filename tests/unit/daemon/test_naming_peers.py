@@ -1,0 +1,81 @@
+"""Whose key an address means, where strangers may have called from it in another host's place."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from redirectctl.api.schema import RequestError
+from redirectctl.daemon import watching
+from redirectctl.daemon.service import DaemonService
+from redirectctl.flows.connection import Connection
+from redirectctl.flows.state import State
+from redirectctl.proto.fingerprint import fingerprint
+from redirectctl.store.records import PeerAddress, PeerRecord, PeerState
+from redirectctl.wire.addr import FourTuple, SockAddr
+
+SERVER, STRANGER, OTHER = b"s" * 32, b"m" * 32, b"o" * 32
+ADDRESS = "198.51.100.2"
+OWN = FourTuple(SockAddr(ip_address("192.0.2.1"), 40000), SockAddr(ip_address(ADDRESS), 22))
+
+
+def peer(key: bytes, *addresses: tuple[str, bool], state: PeerState = PeerState.PENDING, **more: Any) -> PeerRecord:
+    """addresses: and whether we called it there."""
+    listed = tuple(PeerAddress(ip_address(text), 1.0, 2.0 + n, called) for n, (text, called) in enumerate(addresses))
+    return PeerRecord(key, fingerprint(key), state, 1.0, addresses=listed, **more)
+
+
+def service(*peers: PeerRecord) -> DaemonService:
+    runtime = SimpleNamespace(peer_records={each.public: each for each in peers})
+    return DaemonService(runtime)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_address_is_the_host_that_answered_there(order: int) -> None:
+    """A stranger's first contact came from it too, forged or not."""
+    both = [peer(SERVER, (ADDRESS, True)), peer(STRANGER, (ADDRESS, False))][::order]
+    assert service(*both)._peer("approve", ADDRESS).public == SERVER
+
+
+def test_an_address_that_only_called_is_nobody() -> None:
+    listed = service(peer(STRANGER, (ADDRESS, False)), peer(OTHER, ("203.0.113.1", False)))
+    with pytest.raises(RequestError) as caught:
+        listed._peer("approve", ADDRESS)
+    assert fingerprint(STRANGER) in str(caught.value)
+    assert fingerprint(OTHER) not in str(caught.value)
+    assert "name its fingerprint" in str(caught.value)
+    assert listed._peer("approve", fingerprint(STRANGER)).public == STRANGER
+
+
+def test_where_two_keys_have_answered_the_fingerprints_are_told() -> None:
+    both = service(peer(SERVER, (ADDRESS, True)), peer(OTHER, (ADDRESS, True), state=PeerState.CHANGED))
+    with pytest.raises(RequestError, match="2 peers match") as caught:
+        both._peer("approve", ADDRESS)
+    assert fingerprint(SERVER) in str(caught.value)
+    assert fingerprint(OTHER) in str(caught.value)
+    with pytest.raises(RequestError, match="no such peer"):
+        both._peer("approve", "198.51.100.3")
+
+
+def test_a_changed_key_is_not_told_with_the_key_of_who_only_called_from_there() -> None:
+    peers = {
+        each.public: each
+        for each in (
+            peer(SERVER, (ADDRESS, True), state=PeerState.APPROVED),
+            peer(OTHER, (ADDRESS, True), state=PeerState.CHANGED),
+            peer(STRANGER, (ADDRESS, False)),
+        )
+    }
+    refused = Connection(b"c" * 8, OWN, OWN, 0.0, state=State.REFUSED, reason="key-changed")
+    (question,) = watching._questions([refused], peers, may_decide=True)
+    assert (question.fingerprint, question.known) == (fingerprint(OTHER), [fingerprint(SERVER)])
+
+
+def test_a_question_names_the_addresses_at_which_the_host_answered() -> None:
+    pending = Connection(b"c" * 8, OWN, OWN, 0.0, state=State.PENDING, peer=SERVER)
+    peers = {SERVER: peer(SERVER, (ADDRESS, True), ("203.0.113.66", False))}
+    (question,) = watching._questions([pending], peers, may_decide=True)
+    assert question.addresses == [ADDRESS]
