@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.flows.connection import Before
@@ -28,6 +28,7 @@ class Suspending:
         self._suspender = suspender
         self._tasks = tasks
         self._changed = changed
+        self._answers: list[FourTuple] = []
 
     def prepare(self, sockets: Iterable[FourTuple]) -> None:
         """See commands.Prepare."""
@@ -48,6 +49,25 @@ class Suspending:
     def forget(self, sockets: Iterable[FourTuple]) -> None:
         """See commands.Forget."""
         self._suspender.forget(sockets)
+
+    def let_out(self, sockets: Collection[FourTuple], *, on: bool) -> None:
+        """See commands.LetOut."""
+        self._suspender.let_out(sockets, on)
+
+    def ask(self, sockets: Iterable[FourTuple]) -> None:
+        """See commands.Ask."""
+        self._suspender.ask(sockets)
+
+    def answered(self, socket: FourTuple) -> None:
+        """A peer's kernel has acknowledged something; told together with what else comes in this turn of the loop."""
+        if not self._answers:
+            asyncio.get_running_loop().call_soon(self._tell)
+        self._answers.append(socket)
+
+    def _tell(self) -> None:
+        answers, self._answers = self._answers, []
+        self._engine.answered(asyncio.get_running_loop().time(), answers)
+        self._changed()
 
     async def run(self) -> None:
         """The beat, until cancelled."""

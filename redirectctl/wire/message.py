@@ -23,6 +23,7 @@
     BIND (14)           | request (4) | n (1) | n x { cid (8), token (8) } |
     BIND_NUMBERS (15)   | request (4) | n (1) | n x { cid (8), proof (8) } |
     SEEN (16)           | n (1) | n x token (8) |
+    BYE (17)            |
     from 32 on          meeting.py
 
 Each starts with its type (1).  The ACM has the fields of the paper's figure 2; its authentication is the AEAD
@@ -517,6 +518,23 @@ class Seen:
         return cls(_split_cids(rest))
 
 
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """The sender's daemon ends now."""
+
+    TYPE: ClassVar[int] = 17
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return b""
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Bye:
+        """Raises MalformedError."""
+        exact(_NOTHING, body)
+        return cls()
+
+
 Message: TypeAlias = (
     Hello
     | Protect
@@ -534,10 +552,12 @@ Message: TypeAlias = (
     | Bind
     | BindNumbers
     | Seen
+    | Bye
     | meeting.Message
 )
 
 _CID = struct.Struct("!8s")
+_NOTHING = struct.Struct("!")
 _TYPES: Final = {
     cls.TYPE: cls
     for cls in (
@@ -557,6 +577,7 @@ _TYPES: Final = {
         Bind,
         BindNumbers,
         Seen,
+        Bye,
         *meeting.MESSAGES,
     )
 }
