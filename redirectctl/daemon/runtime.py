@@ -46,7 +46,14 @@ from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
 from redirectctl.kernel import borrow
 from redirectctl.kernel.carrier import Carrier, Report, Sight
-from redirectctl.kernel.constants import QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST, QUEUE_TOKEN, QUEUE_WAIT
+from redirectctl.kernel.constants import (
+    QUEUE_ANSWER,
+    QUEUE_HOLD,
+    QUEUE_PROBE,
+    QUEUE_RST,
+    QUEUE_TOKEN,
+    QUEUE_WAIT,
+)
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.inband import Inband, RawSender
 from redirectctl.kernel.inject import RawInjector
@@ -116,7 +123,10 @@ class Runtime:
         injector = RawInjector()
         self.kicker = Kicker(self.finder.diag, injector, self.rewriting.rewriter.probe)
         lend = functools.partial(borrow.borrow, on_refused=self._on_refused_in_thread)
-        self.suspender = Suspender(self.finder.diag, injector, self.kicker, lend)
+        self._plain_sender = RawSender(mark=0)
+        self.suspender = Suspender(
+            self.finder.diag, injector, self.kicker, self._plain_sender, lend, answered=self._on_answered
+        )
         self._bindings = Bindings(self.engine, self.finder.look_up, lend)
         self._suspending = Suspending(self.engine, self.suspender, self.tasks, self.wake)
         self._sender = RawSender()
@@ -192,6 +202,7 @@ class Runtime:
             PacketQueue(QUEUE_PROBE, self.kicker.on_ack, on_error=self._on_queue_error),
             PacketQueue(QUEUE_TOKEN, self._inband.on_arrival, on_error=self._on_queue_error),
             PacketQueue(QUEUE_WAIT, self.suspender.on_packet, on_error=self._on_queue_error),
+            PacketQueue(QUEUE_ANSWER, self.suspender.on_arrival, on_error=self._on_queue_error),
         ]
         for queue in self._queues:
             queue.start(loop)
@@ -229,10 +240,14 @@ class Runtime:
         self.log.record(schema.EventName.DAEMON_STOPPED, connections=len(self.engine.table.movable()))
 
     async def stop(self) -> None:
-        """Stop within a moment; rewritten connections go on, their rules stay.  So do those in the tunnel that can."""
+        """Stop within a moment; rewritten connections go on, their rules stay.  So do others that can."""
         if self._timer is not None:
             self._timer.cancel()
         await self.tasks.cancel()
+        self.engine.stopping(self.now)
+        for command in self.engine.drain():
+            if isinstance(command, Transmit):
+                self.port.send(command.source, command.to, command.data)
         for queue in self._queues:
             queue.close()
         if flows := self.engine.choosing.unread_from_now():
@@ -255,6 +270,7 @@ class Runtime:
         self.port.close()
         self._mtu.close()
         self._sender.close()
+        self._plain_sender.close()
         self.rewriting.close()
         with suppress(StoreError):  # the time that it has run is too little then, and no peer is forgotten too soon
             self.store.prune(self._ran, self.config.trust.forget_after)
@@ -331,7 +347,8 @@ class Runtime:
         self._held_number += 1
         self._held[self._held_number] = packet
         here = FourTuple(segment.destination, segment.source)
-        self.engine.rst(self.now, here, self._held_number)
+        numbers = self.kicker.known([here]).get(here)
+        self.engine.rst(self.now, here, self._held_number, opened=numbers is not None and numbers.opened)
         self.wake()
 
     def _on_token(self, arrived: FourTuple, token: bytes, numbers: tuple[int, int]) -> None:
@@ -344,6 +361,9 @@ class Runtime:
 
     def _on_no_token(self, reason: str, connection: FourTuple | None) -> None:
         _log.debug("no token for or from %s: %s", connection, reason)
+
+    def _on_answered(self, socket: FourTuple) -> None:
+        self._suspending.answered(socket)
 
     def _on_report_in_thread(self, report: Report) -> None:
         if self._loop is not None:
@@ -431,6 +451,10 @@ class Runtime:
                 self._suspending.suspend(before)
             case commands.Resume(sockets):
                 self._suspending.resume(sockets)
+            case commands.LetOut(sockets, on):
+                self._suspending.let_out(sockets, on=on)
+            case commands.Ask(sockets):
+                self._suspending.ask(sockets)
             case commands.GiveBack(before):
                 self._suspending.give_back(before)
             case commands.Forget(sockets):

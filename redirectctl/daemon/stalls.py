@@ -43,11 +43,13 @@ class StallWatch:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            movable = [c.socket for c in self._engine.table.movable() if c.state is State.PROTECTED]
-            found = self._look_up(movable).values() if movable else ()
+            # Of those that are suspended and not held back TCP finds out by itself that they have a path again.
+            left = {c.socket: c.state for c in self._engine.table.movable() if not c.held}
+            found = self._look_up(left).values() if left else ()
             if heard := self.heard(found):
                 self._engine.heard(began, heard)
-            if stalled := self.stalled(found):
+                self._changed()
+            if stalled := self.stalled([one for one in found if left[one.tuple] is State.PROTECTED]):
                 self._engine.stalled(began, stalled)
                 self._changed()
             await pulse.sleep(max(BEAT, BUSY * (loop.time() - began)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Final, TypeVar
 
 from redirectctl.daemon.loops import Pulse
@@ -34,6 +34,7 @@ class Suspending:
         self._tasks = tasks
         self._changed = changed
         self._suspended: set[FourTuple] = set()  # what was asked last about them
+        self._answers: list[FourTuple] = []
 
     def prepare(self, sockets: Iterable[FourTuple]) -> None:
         """See commands.Prepare."""
@@ -69,6 +70,25 @@ class Suspending:
         ended = list(sockets)
         self._suspended.difference_update(ended)
         self._suspender.forget(ended)
+
+    def let_out(self, sockets: Collection[FourTuple], *, on: bool) -> None:
+        """See commands.LetOut."""
+        self._suspender.let_out(sockets, on)
+
+    def ask(self, sockets: Iterable[FourTuple]) -> None:
+        """See commands.Ask."""
+        self._suspender.ask(sockets)
+
+    def answered(self, socket: FourTuple) -> None:
+        """A peer's kernel has acknowledged something; told together with what else comes in this turn of the loop."""
+        if not self._answers:
+            asyncio.get_running_loop().call_soon(self._tell)
+        self._answers.append(socket)
+
+    def _tell(self) -> None:
+        answers, self._answers = self._answers, []
+        self._engine.answered(asyncio.get_running_loop().time(), answers)
+        self._changed()
 
     async def run(self, pulse: Pulse) -> None:
         """The beat, until cancelled."""

@@ -138,12 +138,15 @@ class Choosing:
         return Route(connection.peer or b"", connection.wire.local.host, connection.wire.remote.host)
 
     def unread_from_now(self) -> list[tuple[Flow, Flow]]:
-        """This daemon ends, and nobody will read the tunnel: flows in it as they are, and as they may be.
+        """This daemon ends, and nobody will read the tunnel, nor look at what is suspended: such flows as they are, and
+        as they may be.
 
         Plain packets, proven or not, are what they have meanwhile.  The next start takes over what is stored.
         """
         connections = [c for c in self._e.table if c.guarded and not c.held and self._is_safe_plainly(c)]
-        return [(c.installed, c.installed._replace(tunnel=False)) for c in connections if c.installed is not None]
+        flows = [(c.installed, c.installed._replace(tunnel=False)) for c in connections if c.installed is not None]
+        suspended = [c.installed for c in self._e.table if c.held and self._e.asking.since(c) is not None]
+        return flows + [(flow, flow._replace(suspended=False)) for flow in suspended if flow is not None]
 
     def _is_safe_plainly(self, connection: Connection) -> bool:
         """Without a proof, and without a daemon: whoever gets its packets, and sends a RST, does not end it.
@@ -399,4 +402,5 @@ class Choosing:
         if trial is not None and trial.stalled:
             return False
         since = self._e.holding.silent_since(connection.peer)
-        return since is not None and now - since > constants.UNREAD
+        silent = since is not None and now - since > constants.UNREAD
+        return silent or self._e.holding.departed(connection.peer)

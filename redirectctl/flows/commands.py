@@ -93,6 +93,21 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True)
+class LetOut:
+    """What these suspended sockets send may get through as it is: it leaves the host; or (``on`` False) it does not."""
+
+    sockets: tuple[FourTuple, ...]
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Send a keepalive for each of these, which are let out; then call answered() with those that are acknowledged."""
+
+    sockets: tuple[FourTuple, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GiveBack:
     """An earlier run resumed these, and did not get to giving them back what they had.  Then call restored()."""
 
@@ -247,6 +262,8 @@ Command: TypeAlias = (
     | Prepare
     | Suspend
     | Resume
+    | LetOut
+    | Ask
     | GiveBack
     | Forget
     | CheckSockets

@@ -60,6 +60,17 @@ PROBE_PAUSE: Final = 0.05  # seconds, at least: 20 kbit/s; a pause of 0.05 s is 
 PROBE_PAUSE_MAX: Final = 30.0
 PROBE_PAUSE_RELAYED: Final = 1.0  # at least, where a rendezvous has to hand them over
 PROBES: Final = 100.0  # a second, to all peers
+ASKED: Final = 16  # suspended connections with a peer that are asked at a time
+ASKED_MORE: Final = 256  # and others, when one was answered
+ASK_MORE_PAUSE: Final = 0.1  # seconds between two times that others are asked for that
+ASK_AFTER: Final = 0.2  # seconds after an address has come back: a peer's daemon has answered by then
+ASK_PART: Final = 100.0  # of the time without a path: the pause between two times, as long as there is no answer
+ASK_PAUSE: Final = 0.6  # seconds, at least: Linux acknowledges one in half a second (net.ipv4.tcp_invalid_ratelimit)
+ASK_PAUSE_MAX: Final = 30.0
+REFUSED_PAUSE: Final = (
+    60.0  # seconds that a way is left alone where a RST came that is not believed; then twice as long
+)
+REFUSED_PAUSE_MAX: Final = 3600.0
 UNANSWERED_FOR: Final = 2.0  # seconds since the last look at a socket's retransmissions, for which it counts
 
 # --- limits of this implementation ------------------------------------------------------------------------------------

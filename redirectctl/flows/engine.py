@@ -16,6 +16,7 @@ decision), and after each call carries out drain(): commands in order.  The work
     rendezvous.py   being one, for others
     resets.py       RSTs that may not be the peer's
     holding.py      connections without a path
+    asking.py       of these, what may get through plainly all the same
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 from redirectctl.flows import commands, constants
+from redirectctl.flows.asking import Asking
 from redirectctl.flows.better import Better
 from redirectctl.flows.binding import Binding
 from redirectctl.flows.choosing import Choosing
@@ -152,6 +154,7 @@ class Engine:
         self.choosing = Choosing(self)
         self.resets = Resets(self)
         self.holding = Holding(self)
+        self.asking = Asking(self)
 
     @property
     def peers(self) -> dict[bytes, Peer]:
@@ -183,6 +186,8 @@ class Engine:
                     self.claims.expired(now, *rest)
                 case "hold" | "silent" | "give-up":
                     self.holding.timer(now, kind, *rest)
+                case "ask":
+                    self.asking.timer(now, *rest)
                 case "plain" | "unlisten" | "strict":
                     self.choosing.timer(now, kind, *rest)
                 case "place":
@@ -253,6 +258,7 @@ class Engine:
         before, self.network = self.network, network
         self.better.network_changed(before, network)
         self.endpoint.is_ours = network.is_ours
+        self.holding.network_changed(now, before)
         self.meeting.network_changed(now)
         self.mobility.network_changed(now, before)
         self.choosing.network_changed(now, before)
@@ -274,9 +280,9 @@ class Engine:
             self.claims.checked(now, token, present)
         self._relay(now)
 
-    def rst(self, now: float, socket: FourTuple, token: int) -> None:
-        """A RST is held for this connection; a Verdict follows."""
-        self.resets.held(now, socket, token)
+    def rst(self, now: float, socket: FourTuple, token: int, *, opened: bool = False) -> None:
+        """A RST is held for this connection; a Verdict follows.  ``opened``: this host is known to have begun it."""
+        self.resets.held(now, socket, token, opened=opened)
         self._relay(now)
 
     def token(self, now: float, arrived: FourTuple, token: bytes, numbers: Numbers) -> None:
@@ -328,6 +334,11 @@ class Engine:
     def prepared(self, now: float, found: Mapping[FourTuple, Before]) -> None:
         """Answer to Prepare, for the sockets that are there."""
         self.holding.prepared(now, found)
+        self._relay(now)
+
+    def answered(self, now: float, sockets: Iterable[FourTuple]) -> None:
+        """After LetOut and Ask: the peers' kernels have acknowledged something on these."""
+        self.asking.answered(now, sockets)
         self._relay(now)
 
     def restored(self, now: float, sockets: Iterable[FourTuple]) -> None:
@@ -391,6 +402,11 @@ class Engine:
         self.holding.woke(now)
         self.mobility.announce(now, "woke")
         self._relay(now)
+
+    def stopping(self, now: float) -> None:
+        """This daemon ends: those that it protects connections with are told."""
+        for key in {c.peer for c in self.table.movable() if c.peer is not None}:
+            self.send(now, key, messages.Bye())
 
     # -- for the parts ------------------------------------------------------------------------------------------------
 
@@ -586,6 +602,8 @@ class Engine:
                 self.claims.received(now, event)
             case messages.Acm() | messages.AcmAck() | messages.PathChallenge() | messages.PathResponse():
                 self.mobility.received(now, event)
+            case messages.Bye():
+                self.holding.left(now, key)
             case messages.Seen():
                 self.choosing.received(now, event)
             case messages.PathProbe() | messages.PathProbed():

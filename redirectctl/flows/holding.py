@@ -2,15 +2,19 @@
 
     no address of ours, for HOLD_AFTER: most moves are over by then      the peer is silent, for suspend_after
             │                                                                    │
-            └───────► Rewrite: nothing of it leaves the host ◄───────────────────┘
+            └───────► Rewrite: what it sends is held back ◄──────────────────────┘
                       Prepare ─► what its socket has is stored ─► Suspend
     path proven       Rewrite, together with the move ─► Resume ─► the socket has back what it had
+
+An address that comes back in time leaves the connection to TCP, as if it had not been away; what it sends is held back
+when nothing has arrived for suspend_after.
 
 A peer is silent if something of a connection with it is unanswered, and it does not answer our announcement either
 (mobility.py repeats that).  A connection on which something arrives shows that it is the daemon there that is down.
 
 What is suspended is announced ever again, quickly at first (`pause`): that is how the path's return is noticed.  The
-answer proves it, on both hosts.  After give_up_after the connection is closed.
+answer proves it, on both hosts.  Without the peer's daemon its kernel does (asking.py).  After give_up_after the
+connection is closed.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from redirectctl.wire.addr import FourTuple
 from redirectctl.wire.message import End
 
 if TYPE_CHECKING:
-    from redirectctl.flows.engine import Engine
+    from redirectctl.flows.engine import Engine, Network
 
 
 LOST_HERE: Final = ("no-path", "stays-on-device")  # why it is suspended: this host has no way for it
@@ -43,6 +47,8 @@ class Holding:
         self._unanswered: dict[bytes, float] = {}  # connections, and when they were last seen waiting for an answer
         self._heard: dict[bytes, float] = {}  # peers, and when something last arrived on a connection with them
         self._since: dict[bytes, float] = {}  # peers to which there is no path, and since when
+        self._left: dict[bytes, float] = {}  # peers whose daemon has said that it ends, and when
+        self._changed = float("-inf")  # when this host was last elsewhere than before, or slept
 
     # -- losing the path ----------------------------------------------------------------------------------------------
 
@@ -65,6 +71,7 @@ class Holding:
         if lost:
             self._e.emit(commands.SaveConnections(tuple(lost)))
             self._schedule(now)
+            self._e.asking.review(now)
         for key in {c.peer for c in lost}:
             self._e.timers.set(("hold", key), now + hold_after)
 
@@ -76,6 +83,7 @@ class Holding:
 
     def woke(self, now: float) -> None:
         """Nobody could answer while we slept."""
+        self._changed = now
         for key in self._asked:
             self._asked[key] = now
             self._e.timers.set(("silent", key), now + self._e.policy.suspend_after)
@@ -102,12 +110,56 @@ class Holding:
         for connection in connections:
             if connection.peer is not None:
                 self._heard[connection.peer] = now
+        # What comes in by itself says enough of those that are left to TCP.
+        alive: dict[bytes, list[Connection]] = defaultdict(list)
+        for connection in connections:
+            left = connection.state is State.SUSPENDED and not connection.held
+            if left and connection.peer is not None and self._e.asking.since(connection) is not None:
+                alive[connection.peer].append(connection)
+        for key, found in alive.items():
+            self.carry(now, key, found)
+
+    def left(self, now: float, key: bytes) -> None:
+        """The peer's daemon ends."""
+        if self._e.table.movable(key):
+            self._left[key] = now
+
+    def departed(self, key: bytes) -> bool:
+        """The peer's daemon has said that it ends, and nothing since."""
+        at = self._left.get(key)
+        peer = self._e.peers.get(key)
+        if at is not None and (peer is None or peer.last_contact is None or peer.last_contact > at):
+            del self._left[key]
+            return False
+        return at is not None
+
+    def network_changed(self, now: float, before: Network) -> None:
+        """Addresses or routes are others than before."""
+        usable = self._e.network.usable
+        if usable != before.usable and before.usable:
+            self._changed = now
+            self._e.asking.network_changed()
+        returned, gone = self._e.asking.review(now)
+        for connections, pause in ((returned, self._e.policy.suspend_after), (gone, constants.HOLD_AFTER)):
+            for key in {c.peer for c in connections if not c.held}:
+                self._e.timers.set(("hold", key), now + pause)
+
+    def same_since_heard(self, key: bytes) -> bool:
+        """This host has been where it is, and awake, since something last came from the peer."""
+        peer = self._e.peers.get(key)
+        contact = peer.last_contact if peer is not None else None
+        heard = max(self._heard.get(key, float("-inf")), float("-inf") if contact is None else contact)
+        return self._changed <= heard or self._changed == float("-inf")
+
+    def lost_since(self, key: bytes) -> tuple[float | None, int]:
+        """Since when there is no path to a peer, and to how many there is none."""
+        return self._since.get(key), len(self._since)
 
     def timer(self, now: float, kind: str, *rest: Any) -> None:
         """Timers: hold, silent, give-up."""
         match kind:
             case "hold":
-                self._hold(rest[0])
+                self._hold(now, rest[0])
             case "silent":
                 self._silent(now, rest[0])
             case "give-up":
@@ -137,8 +189,17 @@ class Holding:
 
     # -- in the kernel ------------------------------------------------------------------------------------------------
 
-    def _hold(self, key: bytes) -> None:
-        connections = [c for c in self._e.table.movable(key) if c.state is State.SUSPENDED and not c.held]
+    def _hold(self, now: float, key: bytes) -> None:
+        connections = []
+        self._e.asking.review(now, key)
+        for c in self._e.table.movable(key):
+            if c.state is not State.SUSPENDED or c.held:
+                continue
+            returned = self._e.asking.since(c) if c.reason == "no-path" else None
+            if returned is not None and now < (until := returned + self._e.policy.suspend_after):
+                self._e.timers.set(("hold", key), until)
+            else:
+                connections.append(c)
         if connections:
             changes = [(c, c.wire, c.tunnel) for c in connections]
             self._e.mobility.reroute(("hold", key), changes, hold={c.cid for c in connections})
@@ -172,6 +233,8 @@ class Holding:
         if stored:
             self._e.emit(commands.SaveConnections(tuple(stored)))
             self._e.emit(commands.Suspend(before))
+            for key in {c.peer for c in stored if c.peer is not None}:
+                self._e.asking.held(now, key)
         if late:  # resumed meanwhile
             self._e.emit(commands.Resume(tuple(late)))
 
@@ -184,6 +247,7 @@ class Holding:
         if resumed:
             self._resumable.difference_update(c.cid for c in resumed)
             self._e.emit(commands.Resume(tuple(c.socket for c in resumed)))
+            self._e.asking.resumed(resumed)
         return others
 
     def restored(self, sockets: Iterable[FourTuple]) -> None:
@@ -206,6 +270,7 @@ class Holding:
 
     def ended(self, connection: Connection) -> None:
         """Its socket is gone."""
+        self._e.asking.resumed([connection])
         self._unanswered.pop(connection.cid, None)
         if connection.cid in self._resumable or connection.before is not None:
             self._resumable.discard(connection.cid)
@@ -228,9 +293,24 @@ class Holding:
         change(connection, State.PROTECTED, now)
         self._unanswered.pop(connection.cid, None)
         self._since.pop(connection.peer or b"", None)
+        self._e.asking.resumed([connection])
         self._e.notice(
             "connection.resumed", connection, reason=reason, duration=None if lost is None else max(0.0, now - lost)
         )
+
+    def carry(self, now: float, key: bytes, connections: list[Connection]) -> None:
+        """These have shown that their packets get through as they are, whatever the daemon at the other end does."""
+        self._heard[key] = now
+        since = self._since.get(key)
+        held = [c for c in connections if c.held]
+        self.lift(held)
+        self._e.mobility.kick(held)
+        for connection in connections:
+            self.arrived(now, connection)
+        self._e.mobility.carried(key, {c.cid for c in connections})
+        self._e.emit(commands.SaveConnections(tuple(connections)))
+        if since is not None and any(c.state is State.SUSPENDED for c in self._e.table.movable(key)):
+            self._since[key] = since
 
     def restore(self, now: float, connections: Iterable[Connection]) -> None:
         """At start: those that an earlier run suspended, or had not given back yet what they had."""

@@ -725,6 +725,12 @@ class Mobility:
             self._e.emit(commands.SaveConnections(tuple(connections)))
             self._e.choosing.arrived(now, connections, elsewhere)
 
+    def carried(self, key: bytes, cids: set[bytes]) -> None:
+        """Plain packets of these get through where they are."""
+        for move in self._moves.values():
+            if move.key == key and cids.issuperset(move.cids):
+                move.stalled = False
+
     def kick(self, connections: list[Connection]) -> None:
         """Undo the back-off of these, before anything else happens to them.
 

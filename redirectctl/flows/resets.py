@@ -1,7 +1,13 @@
 """RSTs.  Whoever has a peer's old address answers our segments with RST (paper, section 2), and the kernel believes it.
 
 So an RST for a protected connection is held, and the peer's daemon is asked over the session whether its socket is
-gone.  Only if it says so the RST passes; otherwise it is dropped and rst.held tells.
+gone.  If it says so the RST passes; otherwise it is dropped and rst.held tells.
+
+If there is no answer, it passes where the peer's host itself must be what sends it, for all that is known: it may have
+restarted, and have no daemon any more.  Neither end has been elsewhere, and this host was here all the time, since it
+last heard of the peer.  Besides, this host began the connection: where it was begun from, not where it was begun to,
+others turn up under an old address (a lease that ends, a router that has forgotten a mapping).  Or the daemon there has
+said that it ends: then nobody announces moves from there either.
 """
 
 from __future__ import annotations
@@ -24,40 +30,59 @@ class Resets:
 
     def __init__(self, engine: Engine) -> None:
         self._e = engine
-        self._held: dict[bytes, int] = {}  # connection: token of its one held RST
+        self._held: dict[bytes, tuple[int, bool]] = {}  # connection: its one held RST, and whether we began it
         self._told: dict[bytes, float] = {}  # when rst.held was last reported
         self._asked: dict[int, tuple[bytes, SockAddr, IPAddress, int]] = {}
         self._number = 0
 
-    def held(self, now: float, socket: FourTuple, token: int) -> None:
+    def held(self, now: float, socket: FourTuple, token: int, *, opened: bool = False) -> None:
         """Decide, or ask the peer."""
         connection = self._e.table.at(socket)
         if connection is None or not connection.movable or connection.peer is None:
             self._e.emit(commands.Verdict(token, accept=True))
             return
         cid = connection.cid
-        if connection.state is State.SUSPENDED:
+        gone = self._e.holding.departed(connection.peer)
+        silent = connection.state is State.SUSPENDED and connection.reason == "peer-silent"
+        if (gone or (silent and opened)) and self._from_there(connection):
+            self._e.emit(commands.Verdict(token, accept=True))
+        elif connection.state is State.SUSPENDED:
             self._drop(now, connection, token, "no-path")
+            self._e.asking.refused(now, connection)
         elif cid in self._held or len(self._held) >= constants.MAX_RST_QUESTIONS:
             self._drop(now, connection, token, "being-asked")
         else:
-            self._held[cid] = token
+            self._held[cid] = token, opened
             self._e.requests.ask(
                 now,
                 connection.peer,
                 lambda n: messages.RstQuery(n, cid),
                 lambda at, reply: self._answered(at, cid, reply),
-                lambda at: self._decide(at, cid, gone=False, reason="peer-unreachable"),
+                lambda at: self._unanswered(at, cid),
             )
+
+    def _from_there(self, connection: Connection) -> bool:
+        """Both hosts are where they were when the connection began, for all that is known."""
+        here, there = connection.socket
+        elsewhere = connection.outer_remote is not None and connection.outer_remote.host != there.host
+        here_now = here.host in self._e.network.usable and connection.reason != "no-path"
+        heard = connection.peer is not None and self._e.holding.same_since_heard(connection.peer)
+        return not connection.moved and not elsewhere and here_now and heard
+
+    def _unanswered(self, now: float, cid: bytes) -> None:
+        connection, (_, opened) = self._e.table.get(cid), self._held.get(cid, (0, False))
+        gone = opened and connection is not None and self._from_there(connection)
+        self._decide(now, cid, gone=gone, reason="peer-unreachable")
 
     def _answered(self, now: float, cid: bytes, reply: messages.Message) -> None:
         gone = isinstance(reply, messages.RstReply) and not reply.alive
         self._decide(now, cid, gone=gone, reason="peer-alive")
 
     def _decide(self, now: float, cid: bytes, *, gone: bool, reason: str) -> None:
-        token = self._held.pop(cid, None)
-        if token is None:
+        held = self._held.pop(cid, None)
+        if held is None:
             return
+        token, _ = held
         connection = self._e.table.get(cid)
         if gone or connection is None or not connection.movable:
             self._e.emit(commands.Verdict(token, accept=True))

@@ -20,7 +20,7 @@ MARK_ASK = 0x2000_0000  # an RST for an unmoved protected connection: NFQUEUE, a
 MARK_HOLD = 0x4000_0000  # an RST for a moved connection: NFQUEUE, dropped if no daemon listens
 MARK_TUNNEL = 0x0400_0000  # goes, or came, through the tunnel: routed by TUNNEL_TABLE
 MARK_TOKEN = 0x0200_0000  # an incoming segment with a token (kernel/inband.py): NFQUEUE, accepted if nobody listens
-MARK_WAIT = 0x0100_0000  # sent by a suspended connection: NFQUEUE, dropped if no daemon listens
+MARK_WAIT = 0x0100_0000  # of a suspended connection: NFQUEUE; if no daemon listens what it sends is dropped
 MARK_PROBE = 0x0800_0000  # an outgoing ACK that a sequence-number probe provoked: NFQUEUE, accepted if nobody listens
 
 QUEUE_RST = 7747  # NFQUEUE numbers (per network namespace)
@@ -28,5 +28,6 @@ QUEUE_HOLD = 7748
 QUEUE_PROBE = 7749
 QUEUE_TOKEN = 7750
 QUEUE_WAIT = 7751
+QUEUE_ANSWER = 7752
 
 CGROUP_PREFIX = "redirectctl-"  # child cgroups of opted-in commands: redirectctl-<pid>

@@ -126,6 +126,7 @@ class TcpInfo(NamedTuple):
     bytes_sent: int  # with retransmissions
     bytes_retransmitted: int
     send_window: int  # bytes, as the peer last said; 0 before Linux 5.4
+    receive_window: int  # bytes, as we last said; 0 before Linux 6.2
 
     @property
     def has_timestamps(self) -> bool:
@@ -143,7 +144,7 @@ class TcpInfo(NamedTuple):
         return self.scales >> 4 if sys.byteorder == "little" else self.scales & 0xF
 
 
-_TCP_INFO = struct.Struct("=BxBBBBBxI4xI4xI24xI12xI28xI16xQQ8xII8xQ32xQQ12xI")
+_TCP_INFO = struct.Struct("=BxBBBBBxI4xI4xI24xI12xI28xI16xQQ8xII8xQ32xQQ12xII")
 _TCP_INFO_ZEROS = bytes(_TCP_INFO.size)
 _TCP_INFO_WHOLE = ATTRIBUTE.size + _TCP_INFO.size
 
@@ -165,6 +166,18 @@ class SocketInfo(NamedTuple):
     cgroup_id: int | None
     wants_errors: bool  # IP_RECVERR: every ICMP error is an error to the program
     info: TcpInfo | None
+
+    @property
+    def opened(self) -> bool:
+        """This end began the connection: only its SYN counts as acknowledged (`tcp_snd_una_update`).
+
+        A segment that could not be sent counts as sent: later a connection may look as if the other end had begun it.
+        """
+        if self.info is None:
+            return False
+        fin = self.state not in (TcpState.ESTABLISHED, TcpState.CLOSE_WAIT)
+        once = self.info.bytes_sent - self.info.bytes_retransmitted
+        return self.info.bytes_acked + self.in_flight - fin > once
 
     @property
     def in_flight(self) -> int:

@@ -25,7 +25,7 @@ class KernelFlow:
 
     With ``tunnel`` what its socket sends goes into the tunnel; packets with the wire tuple are still received, unless
     it has ``integrity``: then what does not come through the tunnel is dropped.
-    With ``suspended`` what its socket sends waits in NFQUEUE.
+    With ``suspended`` what its socket sends goes to NFQUEUE, and so does what comes for it, except by the tunnel.
     """
 
     socket: FourTuple
@@ -63,6 +63,8 @@ def elements(flow: KernelFlow) -> list[tuple[Place, bytes | None]]:
         found.append(((names["tun"], outgoing), b""))
     if flow.suspended:
         found.append(((names["wait"], outgoing), b""))
+        if not flow.tunnel:
+            found.append(((names["back"], incoming), b""))
     if flow.integrity:
         found.append(((names["tag"], incoming), b""))
     if not here and not away:

@@ -68,10 +68,14 @@ class Sender(Protocol):
 
 
 class RawSender:
-    """Raw sockets of the current network namespace; what they send skips conntrack while Rewriter.probe is in force."""
+    """Raw sockets of the current network namespace; tokens skip conntrack while Rewriter.probe is in force."""
 
-    def __init__(self) -> None:
-        """Raises KernelError without CAP_NET_RAW and CAP_NET_ADMIN.  A host without IPv6 is fine."""
+    def __init__(self, *, mark: int = MARK_TOKEN) -> None:
+        """``mark`` 0: of what is like any packet of its connection.
+
+        Raises KernelError without CAP_NET_RAW and CAP_NET_ADMIN.  A host without IPv6 is fine.
+        """
+        self._mark = mark
         self._raw: dict[int, socket.socket] = {}
         try:
             # IPPROTO_RAW: the header is ours, nothing is received (raw(7), ipv6(7)).
@@ -86,13 +90,13 @@ class RawSender:
     def _open(self, version: int, family: int) -> None:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._raw[version] = raw = socket.socket(family, kind, socket.IPPROTO_RAW)
-        raw.setsockopt(socket.SOL_SOCKET, _SO_MARK, MARK_TOKEN)
+        raw.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
 
     def send(self, wire: FourTuple, packet: bytes) -> None:
         """Put a packet on the wire, routed as one from ``wire.local.host``.  Raises KernelError."""
         raw = self._raw.get(wire.version)
         if raw is None:
-            raise KernelError("sending a token", "this host has no IPv6", "enable it")
+            raise KernelError("sending a segment", "this host has no IPv6", "enable it")
         # The source address decides about the route on hosts with several uplinks (`ip rule from`).
         source = wire.local.host.packed
         if wire.version == 4:
@@ -103,7 +107,7 @@ class RawSender:
             raw.sendmsg([packet], [about], 0, (str(wire.remote.host), 0))
         except OSError as error:
             why = os.strerror(error.errno or 0)
-            raise KernelError(f"sending a token for {wire}", why, "is there a route to it?") from error
+            raise KernelError(f"sending a segment on {wire}", why, "is there a route to it?") from error
 
     def close(self) -> None:
         """Close the sockets."""

@@ -30,17 +30,25 @@ of the outage had better refuse to send (no route, or a drop in the output hook)
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
 
-from redirectctl.kernel.diag import CONNECTED, SocketInfo, Sockets, Timer
+from redirectctl.kernel.diag import CONNECTED, SocketInfo, Sockets, TcpInfo, Timer
 from redirectctl.kernel.inet_filter import SocketFilter
 from redirectctl.kernel.inject import Injector
 from redirectctl.kernel.nfqueue import QueuedPacket
 from redirectctl.wire.addr import FourTuple
-from redirectctl.wire.ip import SEQ_MASK, PacketError, TcpSegment, parse_tcp
+from redirectctl.wire.ip import (
+    SEQ_MASK,
+    PacketError,
+    TcpSegment,
+    build_timestamps,
+    parse_tcp,
+    timestamps_of,
+)
 
 MAX_REMEMBERED = 65_536  # connections whose numbers are kept, oldest forgotten first: some 10 MB
 PROBE_TIMEOUT = 0.1  # seconds; the ACK comes from this host, the time goes into reading it
@@ -49,6 +57,7 @@ CALM = 16_384  # bytes in that time: a program that writes little and often has 
 ROUNDS = 3  # a socket that its program was just using ignores an ICMP (`sock_owned_by_user`)
 
 _LISTED_SINGLY = 32  # sockets; above, one listing is quicker
+_USEC_TS = 64  # TCPI_OPT_USEC_TS
 _BATCH = 128  # injected packets before the event loop gets its turn
 
 
@@ -57,6 +66,8 @@ class Numbers(NamedTuple):
 
     send_base: int
     receive_base: int
+    opened: bool = False  # by this end
+    stamp: Stamp | None = None  # None: it has no timestamps
 
     def snd_una(self, one: SocketInfo) -> int:
         """The first byte that the peer has not acknowledged."""
@@ -65,6 +76,30 @@ class Numbers(NamedTuple):
     def rcv_nxt(self, one: SocketInfo) -> int:
         """The next byte that we expect."""
         return (self.receive_base + (one.info.bytes_received if one.info else 0)) & SEQ_MASK
+
+
+class Stamp(NamedTuple):
+    """What a connection's timestamps are made of (RFC 7323): its clock is the system's, and a number of its own."""
+
+    offset: int  # what is added; late reading makes it too small, so nothing made of it is ahead of the socket's own
+    tick: int  # nanoseconds
+    echo: int  # the peer's, as the socket last returned it
+
+    @classmethod
+    def of(cls, segment: TcpSegment, info: TcpInfo, read_at: int) -> Stamp | None:
+        """Of a segment that the socket sent, and that was read at a time of CLOCK_MONOTONIC, as in `tcp_clock_ts`."""
+        try:
+            found = timestamps_of(segment.options)
+        except PacketError:
+            found = None
+        if found is None:
+            return None
+        tick = 1_000 if info.options & _USEC_TS else 1_000_000
+        return cls((found.value - read_at // tick) & SEQ_MASK, tick, found.echo)
+
+    def options(self, now: int) -> bytes:
+        """For a segment that is sent now."""
+        return build_timestamps(now // self.tick + self.offset, self.echo)
 
 
 Take = Callable[[QueuedPacket, TcpSegment], None]  # decides about an ACK that was caught
@@ -84,6 +119,7 @@ class Kicker:
         self._wanted: set[FourTuple] = set()
         self._take: Take = _let_go
         self._answers: dict[FourTuple, TcpSegment] = {}
+        self._read_at: dict[FourTuple, int] = {}  # when these came, in nanoseconds
         self._answered = asyncio.Event()
 
     async def kick(self, connections: Collection[FourTuple]) -> int:
@@ -177,6 +213,7 @@ class Kicker:
         self._take(packet, segment)
         self._wanted.discard(connection)
         self._answers[connection] = segment
+        self._read_at[connection] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         if not self._wanted:
             self._answered.set()
 
@@ -240,6 +277,7 @@ class Kicker:
                 self._wanted.clear()
                 self._take = _let_go
                 self._answers.clear()
+                self._read_at.clear()
                 self._probe(())
 
     def _compare(self, was: SocketInfo, now: SocketInfo, answer: TcpSegment) -> None:
@@ -251,6 +289,8 @@ class Kicker:
             numbers = Numbers(
                 (answer.seq - sent - now.info.bytes_acked) & SEQ_MASK,
                 (answer.ack - now.info.bytes_received) & SEQ_MASK,
+                now.opened,
+                Stamp.of(answer, now.info, self._read_at[now.tuple]),
             )
             self._remember(now.cookie, numbers)
 

@@ -15,6 +15,7 @@ from redirectctl.kernel.constants import (
     MARK_PROBE,
     MARK_TOKEN,
     MARK_WAIT,
+    QUEUE_ANSWER,
     QUEUE_HOLD,
     QUEUE_PROBE,
     QUEUE_RST,
@@ -41,6 +42,7 @@ QUEUE_RULES = (
     QueueRule("prerouting", MARK_HOLD, QUEUE_HOLD, bypass=False),
     QueueRule("prerouting", MARK_ASK, QUEUE_RST, bypass=True),
     QueueRule("prerouting", MARK_TOKEN, QUEUE_TOKEN, bypass=True),
+    QueueRule("prerouting", MARK_WAIT, QUEUE_ANSWER, bypass=True),
     QueueRule("output", MARK_PROBE, QUEUE_PROBE, bypass=True),
     QueueRule("output", MARK_WAIT, QUEUE_WAIT, bypass=False),
 )

@@ -13,7 +13,8 @@ an IPv4 and an IPv6 form, `NAME4` and `NAME6`:
     wire  outgoing wire tuples that no new local connection may take
     tun   outgoing socket tuples of connections that send through the tunnel
     tag   packets that come in plainly with the socket or wire tuple of a connection with integrity: dropped
-    wait  outgoing socket tuples of suspended connections: nothing of them leaves the host
+    wait  outgoing socket tuples of suspended connections: what they send is looked at first
+    back  incoming socket tuples of those that may be answered plainly: so is what comes for them
     probe outgoing socket tuples whose next pure ACK is wanted; elements go when it has come, or time out
 
 The base chains are there only while sets have elements that they must look up, and have only the rules for those:
@@ -21,6 +22,7 @@ a host without protected connections has no hook, and nothing is looked up befor
 
     in     prerouting, raw - 10    tokens: MARK_TOKEN (TOKEN); RSTs to chain rst; src and dst applied, MARK_MOVED;
                                    what the tunnel brings passes: MARK_MOVED and MARK_TUNNEL; tag dropped, UNTAGGED
+    back   prerouting, raw - 5     MARK_WAIT: what comes from the network, by now with the socket tuple
     late   prerouting, raw + 10    what looked like a token and came out of its queue: tag dropped, UNTAGGED
     probe  output, raw - 10        MARK_WAIT; MARK_PROBE
     out    output, mangle          type route: tun gets MARK_TUNNEL; odst, bsrc, osrc applied; then routed again
@@ -48,13 +50,14 @@ from redirectctl.wire.ip import EXPERIMENT, EXPERIMENT_ID
 
 TABLE = {"family": "inet", "table": NFT_TABLE}
 
-SETS = ("ask", "hold", "wire", "probe", "tun", "tag", "wait")
+SETS = ("ask", "hold", "wire", "probe", "tun", "tag", "wait", "back")
 MAPS = {"src": "saddr", "dst": "daddr", "odst": "daddr", "bsrc": "saddr", "osrc": "saddr"}  # what each of them changes
 UNTAGGED = "untagged"  # the counter of what is dropped
 TOKEN = "token"  # among the names of sets: tokens are waited for; needs a rule and no set
 
 _TOKENS_A_SECOND, _TOKENS_AT_ONCE = 2000, 2000  # beyond that they pass: TCP ignores options that it does not know
 _BEFORE_RAW = -310  # NF_IP_PRI_RAW - 10: before conntrack (-200), so that it sees the socket tuple
+_REWRITTEN = -305  # after `in`, and before the queues
 _AFTER_RAW = -290  # after the queues, and before conntrack all the same
 _MANGLE = -150  # NF_IP_PRI_MANGLE: chains of type route at output re-route what they have changed
 _TCP_HEADER_WORDS = range(5, 16)  # data offset, RFC 9293 section 3.1
@@ -65,6 +68,7 @@ _FAMILIES = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 
 _BASES = {
     "in": {"type": "filter", "hook": "prerouting", "prio": _BEFORE_RAW, "policy": "accept"},
+    "back": {"type": "filter", "hook": "prerouting", "prio": _REWRITTEN, "policy": "accept"},
     "late": {"type": "filter", "hook": "prerouting", "prio": _AFTER_RAW, "policy": "accept"},
     "probe": {"type": "filter", "hook": "output", "prio": _BEFORE_RAW, "policy": "accept"},
     "out": {"type": "route", "hook": "output", "prio": _MANGLE, "policy": "accept"},
@@ -146,11 +150,17 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
             # token sent on a wire tuple (inband.py) is of no connection that conntrack knows.
             for mark in (MARK_MOVED, MARK_TOKEN):
                 rules["probe"].append(_in_family(version, _has_mark(mark), {"notrack": None}))
+        if "back" in here:
+            rules["back"].append(_in_family(version, _is_in(version, "back"), _or_mark(MARK_WAIT)))
         if "wait" in here:
             rules["probe"].append(_in_family(version, _is_in(version, "wait"), _or_mark(MARK_WAIT)))
         if "probe" in here:
             wanted = _flags_are("ack"), _is_in(version, "probe"), _goto("pure", version)
             rules["probe"].append(_in_family(version, *wanted))
+    if rules["back"]:
+        # Not what we inject (inject.py), nor what the tunnel brings.
+        for name in (_LOOPBACK, TUN_DEVICE):
+            rules["back"].insert(0, [_equals({"meta": {"key": "iifname"}}, name), {"accept": None}])
     if rules["late"]:
         # What we inject says that it is from the peer (inject.py). Nothing from the network has a mark.
         injected = _equals({"meta": {"key": "iifname"}}, _LOOPBACK), _has_mark(MARK_MOVED)

@@ -1,7 +1,8 @@
 """Keep connections alive while there is no path: hold back what they send, and answer for the peer where TCP counts.
 
 The rules (Rewriter, KernelFlow.suspended) hand everything that a suspended connection sends to NFQUEUE, where it is
-thrown away; also while no daemon listens. What the socket then does, and what it needs (Linux 6.18):
+thrown away; also while no daemon listens. Where a packet could get through as it is (`let_out`), it goes on instead,
+windows are left open, and probes are answered all the same. What the socket does, and what it needs (Linux 6.18):
 
 ::
 
@@ -22,25 +23,38 @@ socket. They get it after STEPS time-outs, because RFC 6069 needs some to take b
 window open the next time-out would be death, if the time since the first is over. Orphans live for some 100 s
 (`tcp_orphan_retries`).
 
+Whether packets get through again the peer's kernel is asked (`ask`), by a keepalive as TCP would send it (RFC 9293
+section 3.8.4): seq = snd_una - 1, no data. The peer throws it away and acknowledges what it has (`tcp_send_dupack`), at
+most one each 500 ms (net.ipv4.tcp_invalid_ratelimit). The timestamp that it echoes is no proof: a segment outside the
+window leaves it as it was. What is believed is an acknowledgement without data, of what the socket has in flight or
+less, soon after something was sent that calls for one. The peer's own probes repeat the byte before it; what it sends
+again has data, or a FIN. Something else could look like an answer, a window update for one: then the connection is as
+it would be without us, and suspended again when it stalls.
+
 Needs Linux 6.6 or later: before, a window is not closed by an ACK that brings nothing new (`tcp_may_update_window`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
 from redirectctl.kernel.borrow import NEVER, Borrow, Handle, borrow
 from redirectctl.kernel.diag import SocketInfo, Sockets
+from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.inband import Sender
 from redirectctl.kernel.inject import Injector
 from redirectctl.kernel.kick import Kicker
 from redirectctl.kernel.nfqueue import QueuedPacket
 from redirectctl.wire.addr import FourTuple
-from redirectctl.wire.ip import SEQ_MASK, PacketError, TcpFlags, parse_tcp
+from redirectctl.wire.ip import SEQ_MASK, PacketError, TcpFlags, TcpSegment, build_tcp, parse_tcp
 
 STEPS = 2  # time-outs before an answer closes the window of a socket that is not borrowed: 0.6 s at least
+ANSWER = 5.0  # seconds after which an acknowledgement is none to what was sent
+_HALF = 1 << 31  # of the sequence numbers: what is beyond is behind
 TENDED = 256  # suspended connections that one call of tend() looks at
 
 
@@ -62,13 +76,15 @@ class Held(NamedTuple):
 
 
 class _Entry:
-    __slots__ = ("answers", "before", "handle", "lending", "packets")
+    __slots__ = ("answers", "asked", "before", "called", "handle", "lending", "packets")
 
     def __init__(self, before: Before, handle: Handle | None = None) -> None:
         self.before = before
         self.handle = handle
         self.lending = False  # a handle is being looked for
         self.packets = self.answers = 0
+        self.called = float("-inf")  # when something was let out that the peer acknowledges at once
+        self.asked: tuple[int, int, bytes] | None = None  # a keepalive of ours, on its way through the queue
 
     def see(self, one: SocketInfo) -> None:
         """Only the peer opens the window."""
@@ -95,13 +111,26 @@ class Woken(NamedTuple):
 class Suspender:
     """Lives as long as the daemon; when that ends, what it has changed stays in force.  Methods raise KernelError."""
 
-    def __init__(self, sockets: Sockets, injector: Injector, kicker: Kicker, borrow: Borrow = borrow) -> None:
+    def __init__(
+        self,
+        sockets: Sockets,
+        injector: Injector,
+        kicker: Kicker,
+        sender: Sender,
+        borrow: Borrow = borrow,
+        *,
+        answered: Callable[[FourTuple], None] = lambda _: None,
+    ) -> None:
+        """``sender``: of packets with socket tuples.  ``answered`` is called when a peer's kernel has answered."""
         self._sockets = sockets
+        self._sender = sender
+        self._answered = answered
         self._injector = injector
         self._kicker = kicker
         self._borrow = borrow
         self._held: dict[FourTuple, _Entry] = {}
         self._leaving: dict[FourTuple, _Entry] = {}  # resumed; not all has been given back yet
+        self._let_out: set[FourTuple] = set()  # what these send may leave the host
         self._unknown: set[FourTuple] = set()  # held ones whose sequence numbers are not known yet
         self._round: list[FourTuple] = []  # held ones that tend() looks at next
 
@@ -135,7 +164,8 @@ class Suspender:
         found = self._kicker.look(entries)
         for one in found:
             entries[one.tuple].see(one)
-            self._close_window(one)
+            if one.tuple not in self._let_out:
+                self._close_window(one)
         return found
 
     async def borrow(self, found: Iterable[SocketInfo]) -> None:
@@ -202,6 +232,7 @@ class Suspender:
         """They have ended: give back what was borrowed of them."""
         for connection in connections:
             self._unknown.discard(connection)
+            self._let_out.discard(connection)
             for entries in (self._held, self._leaving):
                 entry = entries.pop(connection, None)
                 if entry is not None:
@@ -246,27 +277,96 @@ class Suspender:
         self._held.clear()
         self._leaving.clear()
 
-    def on_packet(self, packet: QueuedPacket) -> None:
-        """Handler of QUEUE_WAIT: what suspended connections send."""
-        packet.drop()
+    def let_out(self, connections: Collection[FourTuple], on: bool) -> None:
+        """What these send may get through as it is: it leaves the host; or it does not any more.
+
+        Their windows are open meanwhile: what a program writes then must not be later than it would be without us.
+        """
+        if on:
+            self._let_out.update(connections)
+        else:
+            self._let_out.difference_update(connections)
+        for one in self._kicker.look([connection for connection in connections if connection in self._held]):
+            entry = self._held[one.tuple]
+            if on:
+                self._open_window(one, entry)
+            else:
+                entry.see(one)
+                self._close_window(one)
+
+    def ask(self, connections: Iterable[FourTuple]) -> None:
+        """Have the peers' kernels show that packets get through; of suspended connections that are let out."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        for connection in connections:
+            entry, one = self._held.get(connection), self._sockets.get(connection)
+            numbers = self._kicker.numbers(one) if one else None
+            if entry is None or one is None or one.info is None or numbers is None:
+                continue
+            seq, ack = (numbers.snd_una(one) - 1) & SEQ_MASK, numbers.rcv_nxt(one)
+            window = min(one.info.receive_window >> one.info.receive_scale, 0xFFFF)
+            options = numbers.stamp.options(now) if numbers.stamp else b""
+            packet = build_tcp(*connection, seq=seq, ack=ack, flags=TcpFlags.ACK, window=window, options=options)
+            entry.asked, entry.called = (seq, ack, options), time.monotonic()
+            with suppress(KernelError):  # the way has gone this moment
+                self._sender.send(connection, packet)
+
+    def on_arrival(self, packet: QueuedPacket) -> None:
+        """Handler of QUEUE_ANSWER: what comes from the network for suspended connections."""
         try:
             segment = parse_tcp(packet.payload)
         except PacketError:
+            packet.accept()
             return
-        entry = self._held.get(segment.sender_tuple)
+        connection = segment.sender_tuple.mirrored
+        answer = self._is_answer(connection, segment)  # as the socket is before it has got it
+        packet.accept()
+        if answer:
+            self._held[connection].called = float("-inf")
+            self._answered(connection)
+
+    def _is_answer(self, connection: FourTuple, segment: TcpSegment) -> bool:
+        entry = self._held.get(connection)
+        if entry is None or time.monotonic() - entry.called > ANSWER or not segment.is_pure_ack:
+            return False
+        one = self._sockets.get(connection)
+        numbers = self._kicker.numbers(one) if one else None
+        if one is None or numbers is None:
+            return False
+        acknowledged = (segment.ack - numbers.snd_una(one)) & SEQ_MASK
+        return acknowledged <= one.in_flight and (segment.seq - numbers.rcv_nxt(one)) & SEQ_MASK < _HALF
+
+    def on_packet(self, packet: QueuedPacket) -> None:
+        """Handler of QUEUE_WAIT: what suspended connections send."""
+        try:
+            segment = parse_tcp(packet.payload)
+        except PacketError:
+            packet.drop()
+            return
+        connection = segment.sender_tuple
+        entry = self._held.get(connection)
+        lets_out = connection in self._let_out
+        if lets_out or (entry is None and connection in self._leaving):
+            packet.accept()
+        else:
+            packet.drop()
         if entry is None:
             return
+        if entry.asked == (segment.seq, segment.ack, segment.options):
+            entry.asked = None
+            return
         entry.packets += 1
-        one = self._sockets.get(segment.sender_tuple)
+        one = self._sockets.get(connection)
         numbers = self._kicker.numbers(one) if one else None
         if one is None or one.info is None or numbers is None:
             return
         entry.see(one)
         snd_una = numbers.snd_una(one)
+        if lets_out and (segment.seq == (snd_una - 1) & SEQ_MASK or not segment.is_pure_ack):
+            entry.called = time.monotonic()
         if not one.info.unacked:
             # Keepalive and window probes repeat the byte before (`tcp_xmit_probe_skb`); other ACKs want no answer.
             if segment.seq == (snd_una - 1) & SEQ_MASK:
-                self._answer(one, entry, segment.ack, snd_una, 0)
+                self._answer(one, entry, segment.ack, snd_una, entry.before.window if lets_out else 0)
         elif segment.data_length or segment.flags & TcpFlags.FIN:
             if not one.info.send_window:
                 # Borrowed, it was sent while we closed the window, and is better off with its time-outs counted.
@@ -275,6 +375,7 @@ class Suspender:
                 self._answer(one, entry, segment.ack, snd_una, 0)
 
     def _leave(self, connection: FourTuple) -> None:
+        self._let_out.discard(connection)
         entry = self._held.pop(connection, None)
         if entry is not None:
             self._leaving[connection] = entry
@@ -311,7 +412,8 @@ class Suspender:
         for one in self._kicker.look(list(self._unknown)):
             if one.tuple in self._held:
                 self._unknown.discard(one.tuple)
-                self._close_window(one)
+                if one.tuple not in self._let_out:
+                    self._close_window(one)
 
     def _wake(self, one: SocketInfo, entry: _Entry) -> bool:
         """Open the window.  True: TCP goes on by itself."""
@@ -323,10 +425,15 @@ class Suspender:
             self._send_window(one, numbers.rcv_nxt(one), numbers.snd_una(one), 0)
             self._knock(one, numbers.snd_una(one))
             return True
-        if info.send_window or not entry.before.window:
+        return self._open_window(one, entry) and one.write_queue > 0 and not info.unacked
+
+    def _open_window(self, one: SocketInfo, entry: _Entry) -> bool:
+        """As it was before we closed it.  True if it was closed."""
+        info, numbers = one.info, self._kicker.numbers(one)
+        if info is None or numbers is None or info.send_window or not entry.before.window:
             return False
         self._send_window(one, numbers.rcv_nxt(one), numbers.snd_una(one), entry.before.window)
-        return one.write_queue > 0 and not info.unacked
+        return True
 
     def _knock(self, one: SocketInfo, snd_una: int) -> None:
         """Have a segment repeated with the window closed, which the peer's acknowledgement opens: see the module.

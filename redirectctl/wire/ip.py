@@ -56,7 +56,13 @@ _DONT_FRAGMENT = 0x4000
 _FRAGMENT_BITS = 0x3FFF  # more-fragments and the offset
 _EXTENSION_HEADERS = (0, 43, 60)  # hop-by-hop, routing, destination options: RFC 8200 4.1
 _FRAGMENT_HEADER = 44
-_END, _NOP, _SACK = 0, 1, 5  # TCP option kinds: RFC 9293 section 3.1, RFC 2018 section 3
+_END, _NOP, _SACK, _STAMPS = (
+    0,
+    1,
+    5,
+    8,
+)  # TCP option kinds: RFC 9293 section 3.1, RFC 2018 section 3, RFC 7323 section 3
+_TIMESTAMPS = struct.Struct("!BBII")
 _TOKEN = struct.Struct(f"!BBH{TOKEN_SIZE}s")
 TOKEN_OPTION = _TOKEN.size  # bytes
 
@@ -252,6 +258,26 @@ def options_with_token(options: bytes, token: bytes, *, sack: bool = True) -> by
         if len(found) <= MAX_OPTIONS:
             return found
     raise PacketError(BadPacket.NO_ROOM)
+
+
+class Timestamps(NamedTuple):
+    """A segment's (RFC 7323, section 3.2)."""
+
+    value: int  # TSval
+    echo: int  # TSecr
+
+
+def timestamps_of(options: bytes) -> Timestamps | None:
+    """In the options of a TCP header; None if there are none.  Raises PacketError."""
+    for option in _each_option(options):
+        if option[0] == _STAMPS and len(option) == _TIMESTAMPS.size:
+            return Timestamps(*_TIMESTAMPS.unpack(option)[2:])
+    return None
+
+
+def build_timestamps(value: int, echo: int) -> bytes:
+    """The option, padded as everybody does (RFC 7323, appendix A)."""
+    return bytes([_NOP, _NOP]) + _TIMESTAMPS.pack(_STAMPS, _TIMESTAMPS.size, value & SEQ_MASK, echo & SEQ_MASK)
 
 
 def _each_option(options: bytes) -> Iterator[bytes]:

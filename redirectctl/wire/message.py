@@ -23,6 +23,7 @@
     BIND (14)           | request (4) | n (1) | n x { cid (8), token (8), seq (4), ack (4) } |
     BIND_NUMBERS (15)   | request (4) | n (1) | n x { cid (8), proof (8) } |
     SEEN (16)           | n (1) | n x token (8) |
+    BYE (17)            |
     PATH_PROBE (18)     | nonce (8) |
     PATH_PROBED (19)    | nonce (8) |
     from 32 on          meeting.py
@@ -570,6 +571,23 @@ class PathProbed:
         return cls(*exact(_CID, body))
 
 
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """The sender's daemon ends now."""
+
+    TYPE: ClassVar[int] = 17
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return b""
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Bye:
+        """Raises MalformedError."""
+        exact(_NOTHING, body)
+        return cls()
+
+
 Message: TypeAlias = (
     Hello
     | Protect
@@ -589,10 +607,12 @@ Message: TypeAlias = (
     | Seen
     | PathProbe
     | PathProbed
+    | Bye
     | meeting.Message
 )
 
 _CID = struct.Struct("!8s")
+_NOTHING = struct.Struct("!")
 _TYPES: Final = {
     cls.TYPE: cls
     for cls in (
@@ -614,6 +634,7 @@ _TYPES: Final = {
         Seen,
         PathProbe,
         PathProbed,
+        Bye,
         *meeting.MESSAGES,
     )
 }

@@ -13,6 +13,7 @@ from redirectctl.lab.bench import Figures, suspended
 from redirectctl.lab.bench.gap import TRAFFIC
 from redirectctl.lab.bench.protected import PHASES
 from redirectctl.lab.bench.ways import METHODS, OTHERS
+from redirectctl.lab.bench.without import WRITTEN
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 IPERF3 = pytest.mark.skipif(shutil.which("iperf3") is None, reason="not installed: iperf3")
@@ -64,6 +65,13 @@ def test_suspended(monkeypatch: pytest.MonkeyPatch):
         assert float(row["descriptors"] or 0) >= float(before["descriptors"] or 0) + 20 - 5
     assert positive(rows[-1:], "client_seconds")
     assert positive(rows[-1:], "echo_seconds")
+
+
+def test_stays():
+    situation = "UDP blocked; link down for 0.2 s"
+    rows = measured("stays", "--rounds", "1", "--situations", situation)
+    assert [(row["situation"], row["written"]) for row in rows] == [(situation, written) for written in WRITTEN]
+    assert all(row["protected_lost"] == row["plain_lost"] == 0 for row in rows)
 
 
 def test_start():

@@ -107,7 +107,7 @@ def test_ours_goes_and_what_is_somebody_elses_stays(lab: Lab) -> None:
     for line in everything(lab.client).splitlines():
         assert line in [*held.splitlines(), "8080,9000-9010"]
     gone = [line for line in held.splitlines() if line not in everything(lab.client).splitlines()]
-    ours = ("redirect0", "redirectctl", "7747", "7748", "7749", "7750", "7751", port)
+    ours = ("redirect0", "redirectctl", "7747", "7748", "7749", "7750", "7751", "7752", port)
     strange = [line for line in gone if not any(each in line for each in ours)]
     assert [line for line in strange if line.startswith(("ip", "local", "default"))] == []
     for line in ("table inet redirectctl2 {", "table ip redirectctl {", "8080,9000-9010"):

@@ -59,6 +59,7 @@ class Link:
     loss: float = 0.0
     duplicate: float = 0.0
     cut: bool = False
+    blocked: bool = False  # nothing of the daemons gets through
     strips: bool = False  # TCP options that it does not know
     shift: int = 0  # added to sequence numbers on the way (and taken away from ACKs), as a SYN proxy does
 
@@ -119,9 +120,12 @@ class Nat:
         self.public = ip(public) if public is not None else self.public
 
 
+KEEPALIVE, ACKNOWLEDGED, RESET = b"keepalive", b"acknowledged", b"reset"  # segments without a token
+
+
 @dataclass(frozen=True)
 class Packet:
-    """On its way: a datagram, or a TCP segment with a token."""
+    """On its way: a datagram, or a TCP segment with a token, or one of the above."""
 
     protocol: str
     source: SockAddr
@@ -160,7 +164,11 @@ class Host:
         self.static = StaticKey.from_private(world.random.randbytes(32))
         self.sockets: set[FourTuple] = set()
         self.flows: dict[FourTuple, FourTuple] = {}
-        self.held: set[FourTuple] = set()  # nothing that these send leaves the host
+        self.held: set[FourTuple] = set()  # nothing that these send leaves the host, but
+        self.let_out: set[FourTuple] = set()
+        self.asked: list[FourTuple] = []  # keepalives that the daemon has sent
+        self.resets = 0  # that have come from the network
+        self.began: set[FourTuple] = set()  # connections that this host opened
         self.altered: dict[FourTuple, Before] = {}  # sockets that are not as their programs left them
         self.notices: list[commands.Notice] = []
         self.kicked: list[tuple[FourTuple, ...]] = []
@@ -207,6 +215,7 @@ class Host:
         self._watch()
         self.up = True
         self.listening = False
+        self.let_out = set()
         self.carried = {}
         self.backlog.clear()
         self.busy_until = None
@@ -225,6 +234,12 @@ class Host:
         self.engine.rendezvous_at(self.world.now, self.servers)
         self.run()
         self.network_changed()
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        self.engine.stopping(self.world.now)
+        self.run()
+        self.crash()
 
     def crash(self) -> None:
         """SIGKILL: memory is gone, kernel and store stay."""
@@ -314,9 +329,30 @@ class Host:
             self.run()
 
     def arrive(self, packet: Packet) -> None:
-        """A segment with a token."""
+        """A segment."""
+        if packet.data in (KEEPALIVE, ACKNOWLEDGED, RESET):
+            if packet.to.host in self.addresses:
+                self._kernel(packet)
+            return
         if self.up and self.listening and packet.to.host in self.addresses:
             self.engine.token(self.world.now, FourTuple(packet.to, packet.source), packet.data, packet.numbers)
+            self.run()
+
+    def _kernel(self, packet: Packet) -> None:
+        """What needs no daemon: a socket acknowledges a keepalive; where there is none, the answer is a RST."""
+        arrived = FourTuple(packet.to, packet.source)
+        socket = next((s for s, wire in self.flows.items() if wire == arrived), arrived)
+        there = socket in self.sockets
+        if packet.data == KEEPALIVE:
+            if not there or socket not in self.held or socket in self.let_out:
+                answer = ACKNOWLEDGED if there else RESET
+                self.world.segment(packet.to, packet.source, answer, self)
+        elif there and self.up and packet.data == RESET:
+            self.resets += 1
+            self.engine.rst(self.world.now, socket, -self.resets, opened=socket in self.began)
+            self.run()
+        elif there and self.up and socket in self.held:
+            self.engine.answered(self.world.now, [socket])
             self.run()
 
     def bases(self, socket: FourTuple) -> tuple[int, int]:
@@ -460,6 +496,16 @@ class Host:
                 assert not self.held & set(sockets)
                 self.kicked.append(sockets)
                 self.engine.restored(now, [s for s in sockets if self.altered.pop(s, None)])
+            case commands.LetOut(sockets, on):
+                self.let_out = self.let_out | set(sockets) if on else self.let_out - set(sockets)
+            case commands.Ask(sockets):
+                for socket in sockets:
+                    assert socket in self.let_out, f"{self.name}: {socket} is asked, and not let out"
+                    assert socket in self.altered, f"{self.name}: {socket} is asked, and not suspended"
+                    wire = self.flows[socket]
+                    assert wire.local.host in self.addresses, f"{self.name}: {socket} is asked without an address"
+                    self.asked.append(socket)
+                    self.world.segment(wire.local, wire.remote, KEEPALIVE, self)
             case commands.GiveBack(before):
                 assert all(self.altered.get(socket, has) == has for socket, has in before.items())
                 for socket in before:
@@ -601,12 +647,16 @@ class World:
         seq, ack = numbers
         shifted = (seq + self.link.shift) % 2**32, (ack - self.link.shift) % 2**32
         packet = Packet("tcp", source, to, token, sender.nat if sender is not None else None, shifted)
-        self.segments.append(packet)
-        if not self.link.strips:
+        plain = token in (KEEPALIVE, ACKNOWLEDGED, RESET)
+        if not plain:
+            self.segments.append(packet)
+        if plain or not self.link.strips:
             self._send(packet)
 
     def _send(self, packet: Packet) -> None:
-        if self.link.cut or self.random.random() < self.link.loss:
+        if self.link.cut or (self.link.blocked and packet.protocol == "udp"):
+            return
+        if self.random.random() < self.link.loss:
             return
         for _ in range(2 if self.random.random() < self.link.duplicate else 1):
             self.order += 1
@@ -697,6 +747,7 @@ class World:
             there = FourTuple(to, a.nat.out("tcp", source, here.remote) if a.nat is not None else source)
             a.numbers[here] = b.bases(there)[::-1]
         a.sockets.add(here)
+        a.began.add(here)
         b.sockets.add(there)
         self.ends[a.name, here], self.ends[b.name, there] = (b, there), (a, here)
         if watch:

@@ -230,6 +230,7 @@ def test_many_addresses_share_one_budget_of_datagrams() -> None:
     many = [f"203.0.113.{n}" for n in range(1, 201)]
     scene = Scene(bob=(WIFI, *many))
     scene.dead = {ip(SERVER)}
+    scene.world.link.cut = True
     scene.types(15)
     assert scene.bob.connection(scene.socket).state is State.SUSPENDED
     start = len(scene.world.recorded)

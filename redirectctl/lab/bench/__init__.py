@@ -49,16 +49,19 @@ MEASUREMENTS: Final = {
     "protected": "throughput of a connection before protection, protected, after a move",
     "ways": "throughput plain, rewritten, in the tunnel, with integrity, and of wireguard-go",
     "suspended": "memory and processor time of a daemon that holds 5,000 connections without a path",
+    "stays": "address stays: with the other daemon gone, plain TCP beside it",
     "start": "what redirect-run adds to the start of a command",
     "terminal": "what redirect-run adds on a terminal: to the start, and to each byte",
 }
+
+_MODULES: Final = {"stays": "without"}  # of those that are not named as their module
 
 WITHOUT_ROOT: Final = frozenset({"start", "terminal"})
 
 
 def load(name: str) -> Measurement:
     """One of MEASUREMENTS; each imports what it needs, the others nothing."""
-    return cast(Measurement, importlib.import_module(f"redirectctl.lab.bench.{name}"))
+    return cast(Measurement, importlib.import_module(f"redirectctl.lab.bench.{_MODULES.get(name, name)}"))
 
 
 def options_of(measurement: Measurement, arguments: Sequence[str]) -> argparse.Namespace:

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,17 +18,19 @@ from dataclasses import dataclass, field
 import pytest
 
 from redirectctl.kernel.borrow import Handle, borrow
-from redirectctl.kernel.constants import QUEUE_PROBE, QUEUE_WAIT
+from redirectctl.kernel.constants import QUEUE_ANSWER, QUEUE_PROBE, QUEUE_WAIT
 from redirectctl.kernel.diag import CONNECTED, SockDiag, SocketInfo, Timer
+from redirectctl.kernel.inband import RawSender
 from redirectctl.kernel.inject import RawInjector
 from redirectctl.kernel.kick import Kicker
 from redirectctl.kernel.nfqueue import PacketQueue
 from redirectctl.kernel.rewrite import KernelFlow, Rewriter
 from redirectctl.kernel.suspend import Before, Suspender
 from redirectctl.wire.addr import FourTuple
+from redirectctl.wire.ip import parse_tcp, timestamps_of
 from tests.netns.kernel_sockets.socket_lab import Connection, Host, Wire, inside, until_async
 
-TCP_USER_TIMEOUT = 18
+TCP_USER_TIMEOUT, TCP_TIMESTAMP = 18, 24
 OUTAGE = 65.0  # seconds: ten times what a connection lives otherwise
 SETTINGS = {
     "net.ipv4.tcp_retries2": 4,
@@ -35,6 +38,18 @@ SETTINGS = {
     "net.ipv4.tcp_keepalive_intvl": 1,
     "net.ipv4.tcp_keepalive_probes": 3,
 }
+
+
+class Sender(RawSender):
+    """Remembers what it has sent."""
+
+    def __init__(self) -> None:
+        super().__init__(mark=0)
+        self.sent: list[bytes] = []
+
+    def send(self, wire: FourTuple, packet: bytes) -> None:
+        self.sent.append(packet)
+        super().send(wire, packet)
 
 
 class Daemon:
@@ -50,8 +65,16 @@ class Daemon:
             self.rewriter = Rewriter()
             self.rewriter.setup(flows)
             self.kicker = Kicker(self.diag, self.injector, self.rewriter.probe)
-            self.suspender = Suspender(self.diag, self.injector, self.kicker, self.lend)
-            handlers = {QUEUE_PROBE: self.kicker.on_ack, QUEUE_WAIT: self.suspender.on_packet}
+            self.sender = Sender()
+            self.answered: set[FourTuple] = set()
+            self.suspender = Suspender(
+                self.diag, self.injector, self.kicker, self.sender, self.lend, answered=self.answered.add
+            )
+            handlers = {
+                QUEUE_PROBE: self.kicker.on_ack,
+                QUEUE_WAIT: self.suspender.on_packet,
+                QUEUE_ANSWER: self.suspender.on_arrival,
+            }
             self.queues = [PacketQueue(n, handler, on_error=self.errors.append) for n, handler in handlers.items()]
         for queue in self.queues:
             queue.start(asyncio.get_running_loop())
@@ -95,6 +118,7 @@ class Daemon:
         self.suspender.close()
         self.rewriter.close()
         self.injector.close()
+        self.sender.close()
         self.diag.close()
         assert not self.errors
 
@@ -407,5 +431,68 @@ def test_what_the_peer_sends_still_arrives(impatient: Wire, version: int) -> Non
             await until_async(lambda: case.complete)
             assert (case.up.arrived, case.down.arrived) == (case.up.sent, case.down.sent)
             await until_async(lambda: alice.look(connection).write_queue == 0)
+
+    asyncio.run(scenario())
+
+
+def clock_of(connection: Connection) -> int:
+    """The timestamp that the client's socket would send now, give or take one (`tcp_clock_ts`)."""
+    return connection.client.getsockopt(socket.IPPROTO_TCP, TCP_TIMESTAMP) & 0xFFFF_FFFF
+
+
+@pytest.mark.parametrize("other", ["not suspended", "suspended", "suspended, not let out"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_peers_kernel_shows_that_the_path_is_back(impatient: Wire, version: int, other: str) -> None:
+    async def scenario() -> None:
+        cases = [Case(name, impatient.connect(version)) for name in ("idle", "in flight", "written", "not borrowed")]
+        tuples = [case.connection.tuple for case in cases]
+        spared = {os.fstat(cases[-1].connection.client.fileno()).st_ino}
+        with daemons(impatient, spared=spared) as (alice, bob):
+            await alice.protect(tuples)
+            await bob.protect([one.mirrored for one in tuples])
+            impatient.cut()
+            for case in cases[1:]:
+                case.up.write(3000)
+            alice.suspender.let_out(tuples, on=True)
+            await alice.suspend(tuples)
+            if other != "not suspended":
+                await bob.suspend([one.mirrored for one in tuples])
+            if other == "suspended":
+                bob.suspender.let_out([one.mirrored for one in tuples], on=True)
+            for _ in range(12):
+                alice.suspender.ask(tuples)
+                await wait(0.6, alice, bob)
+            cases[2].up.write(3000)
+            assert not alice.answered
+            for sent, case in zip(alice.sender.sent[-len(cases) :], cases, strict=True):
+                stamps = timestamps_of(parse_tcp(sent).options)
+                assert stamps is not None
+                assert 0 <= (clock_of(case.connection) + 1 - stamps.value) & 0xFFFF_FFFF < 10_000
+            impatient.mend()
+            if other == "suspended, not let out":
+                for _ in range(4):
+                    alice.suspender.ask(tuples)
+                    await wait(0.6, alice, bob)
+                assert not alice.answered
+                bob.suspender.let_out([one.mirrored for one in tuples], on=True)
+            # What is written goes through before anything is lifted.
+            cases[0].up.write(3000)
+            await until_async(lambda: cases[0].complete)
+            left = set(tuples)
+            for _ in range(30):
+                if not left:
+                    break
+                alice.suspender.ask(left)
+                end = time.monotonic() + 0.6
+                while time.monotonic() < end:
+                    await asyncio.sleep(0.01)
+                    if answered := left & alice.answered:
+                        await alice.resume(answered)
+                        left -= answered
+            assert not left
+            await until_async(lambda: all(case.complete for case in cases))
+            for case in cases:
+                assert case.up.arrived == case.up.sent, case.name
+            await alice.settled()
 
     asyncio.run(scenario())

@@ -13,7 +13,7 @@ import pytest
 from redirectctl.cli import main as ctl
 from redirectctl.cli.common import ExitCode
 from redirectctl.lab import bench
-from redirectctl.lab.bench import AbsentError, Outcome, gap, protected, start, terminal, ways
+from redirectctl.lab.bench import AbsentError, Outcome, gap, protected, start, terminal, ways, without
 from redirectctl.lab.bench.gap import EITHER, TRAFFIC, Sample
 from redirectctl.lab.bench.protected import Measured
 
@@ -44,7 +44,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def test_all_of_them_in_the_order_of_the_readme(asked: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]):
     assert ctl.main(["bench", "--quick"]) == ExitCode.DONE
-    assert asked == [(name, 2) for name in ("gap", "protected", "ways", "suspended", "start", "terminal")]
+    assert asked == [(name, 2) for name in ("gap", "protected", "ways", "suspended", "stays", "start", "terminal")]
     out = capsys.readouterr().out
     assert out.index("gap on this:\n\n| a |") < out.index("start on this:")
 
@@ -120,6 +120,18 @@ class TestTables:
         found = ways.figures({"tunnel": [4e9, 6e9]})
         assert found[0]["ratio"] is None
         assert ways.table(found).splitlines()[2] == "| tunnel | 5.00 Gbit/s |  |  |  |"
+
+    def test_stays(self):
+        taken = {without.PLAIN: (0.01, 0.02, 0.9), without.PROTECTED: (0.01, 0.03, without.LOST)}
+        samples = [
+            without.Sample("x; y", without.AFTER, kind, "client", each) for kind, all_ in taken.items() for each in all_
+        ]
+        found = without.figures(samples)
+        assert found == [
+            {"situation": "x; y", "written": "after", "plain_median": 0.02, "plain_worst": 0.9, "plain_lost": 0,
+             "protected_median": 0.03, "protected_worst": without.LOST, "protected_lost": 1}
+        ]  # fmt: skip
+        assert without.table(found).splitlines()[2] == "| x; y | after | 20 ms | 900 ms | 30 ms | lost |"
 
     def test_start(self):
         found = [{"command": "true", "plain": 0.001, "wrapped": 0.0155, "ratio": 15.5}]

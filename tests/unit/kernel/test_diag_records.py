@@ -72,6 +72,7 @@ def test_tcp_info_by_offset(size: int) -> None:
     assert (info.state, info.retransmits, info.probes, info.backoff, info.send_scale) == (1, 3, 2, 5, 7)
     assert (info.rto, info.send_mss, info.unacked, info.last_data_received, info.rtt) == (8, 16, 24, 52, 68)
     assert (info.total_retransmits, info.notsent_bytes, info.min_rtt, info.send_window) == (100, 144, 148, 228)
+    assert (info.options, info.receive_window) == (0, 232 if size > 232 else 0)
     wide = (info.bytes_acked, info.bytes_received, info.delivery_rate, info.bytes_sent, info.bytes_retransmitted)
     assert wide == tuple(at | (at + 4) << 32 for at in (120, 128, 160, 200, 208))
 
@@ -81,9 +82,35 @@ def test_what_an_older_kernel_does_not_say_is_zero(size: int, known: tuple[str, 
     info = record((2, tcp_info(size))).info
     assert info is not None
     assert info.rtt == 68
-    assert info.send_window == info.bytes_sent == 0
+    assert info.send_window == info.bytes_sent == info.receive_window == 0
     for name in ("bytes_acked", "notsent_bytes", "delivery_rate"):
         assert (getattr(info, name) != 0) is (name in known)
+
+
+@pytest.mark.parametrize(
+    ("state", "acked", "sent", "repeated", "waiting", "opened"),
+    [
+        (TcpState.ESTABLISHED, 1, 0, 0, 0, True),
+        (TcpState.ESTABLISHED, 0, 0, 0, 0, False),
+        (TcpState.ESTABLISHED, 101, 250, 50, 100, True),
+        (TcpState.ESTABLISHED, 100, 250, 50, 100, False),
+        (TcpState.CLOSE_WAIT, 101, 100, 0, 0, True),
+        (TcpState.FIN_WAIT1, 101, 100, 0, 1, True),
+        (TcpState.FIN_WAIT1, 100, 100, 0, 1, False),
+        (TcpState.FIN_WAIT2, 102, 100, 0, 0, True),
+        (TcpState.LAST_ACK, 100, 100, 0, 1, False),
+        (TcpState.ESTABLISHED, 101, 5000, 0, 0, False),  # some of it could not be sent, and came to nothing
+    ],
+)
+def test_who_opened_a_connection(
+    state: TcpState, acked: int, sent: int, repeated: int, waiting: int, opened: bool
+) -> None:
+    info = record((2, tcp_info(248))).info
+    assert info is not None
+    counts = info._replace(bytes_acked=acked, bytes_sent=sent, bytes_retransmitted=repeated, notsent_bytes=7)
+    one = record()._replace(state=state, info=counts, write_queue=waiting + 7)
+    assert one.opened is opened
+    assert not one._replace(info=None).opened
 
 
 def test_an_attribute_without_length_ends_the_record() -> None:

@@ -130,8 +130,13 @@ def test_with_integrity_nothing_plain_comes_in_under_either_tuple(
 
 def test_what_a_suspended_connection_sends_waits_and_rsts_are_held() -> None:
     flow = KernelFlow(tuple_of(SOCKET), tuple_of(SOCKET), suspended=True)
-    wait = (("wait4", L + LP + R + RP), b"")
-    assert elements(flow) == [GUARD, HOLD, wait, (("src4", R + RP + L + LP), None)]
+    wait, back = (("wait4", L + LP + R + RP), b""), (("back4", R + RP + L + LP), b"")
+    assert elements(flow) == [GUARD, HOLD, wait, back, (("src4", R + RP + L + LP), None)]
+
+
+def test_what_the_tunnel_brings_for_a_suspended_connection_is_not_looked_at() -> None:
+    flow = KernelFlow(tuple_of(SOCKET), tuple_of(SOCKET), tunnel=True, suspended=True)
+    assert {name for (name, _), _ in elements(flow)} == {"ask4", "hold4", "tun4", "wait4", "src4"}
 
 
 def test_ipv6_keys_have_forty_bytes() -> None:

@@ -170,7 +170,7 @@ def test_numbers_wrap_and_follow_the_counters() -> None:
     fake.kick(1)
     numbers = fake.kicker.numbers(one)
     assert numbers is not None
-    assert numbers == Numbers((SND_UNA - 1000) & SEQ_MASK, RCV_NXT - 2000)
+    assert numbers == Numbers((SND_UNA - 1000) & SEQ_MASK, RCV_NXT - 2000, opened=True)
     later = changed(one, bytes_acked=1000 + 0x20, bytes_received=2000 + 2**31)
     assert (numbers.snd_una(later), numbers.rcv_nxt(later)) == (0x10, 0)
 

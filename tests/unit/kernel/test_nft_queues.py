@@ -36,6 +36,7 @@ def test_install_writes_each_rule_once_hold_first(programs: Path) -> None:
         "*raw",
         "-I OUTPUT -m mark --mark 0x1000000/0x1000000 -j NFQUEUE --queue-num 7751",
         "-I OUTPUT -m mark --mark 0x8000000/0x8000000 -j NFQUEUE --queue-num 7749 --queue-bypass",
+        "-I PREROUTING -m mark --mark 0x1000000/0x1000000 -j NFQUEUE --queue-num 7752 --queue-bypass",
         "-I PREROUTING -m mark --mark 0x2000000/0x2000000 -j NFQUEUE --queue-num 7750 --queue-bypass",
         "-I PREROUTING -m mark --mark 0x20000000/0x20000000 -j NFQUEUE --queue-num 7747 --queue-bypass",
         "-I PREROUTING -m mark --mark 0x40000000/0x40000000 -j NFQUEUE --queue-num 7748",
@@ -49,6 +50,7 @@ def test_what_is_there_is_not_written_again(programs: Path) -> None:
         f"*raw\n-A PREROUTING -p udp -j DROP\n{OURS}\n"
         "-A PREROUTING -m mark --mark 0x20000000/0x20000000 -j NFQUEUE --queue-num 7747 --queue-bypass\n"
         "-A PREROUTING -m mark --mark 0x2000000/0x2000000 -j NFQUEUE --queue-num 7750 --queue-bypass\n"
+        "-A PREROUTING -m mark --mark 0x1000000/0x1000000 -j NFQUEUE --queue-num 7752 --queue-bypass\n"
         "-A OUTPUT -m mark --mark 0x8000000/0x8000000 -j NFQUEUE --queue-num 7749 --queue-bypass\n"
         "-A OUTPUT -m mark --mark 0x1000000/0x1000000 -j NFQUEUE --queue-num 7751\nCOMMIT\n"
     )
@@ -84,6 +86,7 @@ def test_nft_rules_have_bypass_except_for_held_rsts_and_suspended_connections() 
         ("queue-prerouting", {"num": 7748}),
         ("queue-prerouting", {"num": 7747, "flags": ["bypass"]}),
         ("queue-prerouting", {"num": 7750, "flags": ["bypass"]}),
+        ("queue-prerouting", {"num": 7752, "flags": ["bypass"]}),
         ("queue-output", {"num": 7749, "flags": ["bypass"]}),
         ("queue-output", {"num": 7751}),
     ]

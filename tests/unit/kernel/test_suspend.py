@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,9 +15,9 @@ import pytest
 
 from redirectctl.kernel.borrow import FIRST_DESCRIPTOR, NEVER, Handle, borrow
 from redirectctl.kernel.diag import SocketInfo
-from redirectctl.kernel.suspend import STEPS, Before, Suspender
+from redirectctl.kernel.suspend import ANSWER, STEPS, Before, Suspender
 from redirectctl.wire.addr import FourTuple
-from redirectctl.wire.ip import TcpFlags, build_tcp
+from redirectctl.wire.ip import SEQ_MASK, TcpFlags, build_tcp, build_timestamps, parse_tcp, timestamps_of
 from tests.unit.kernel.test_kick import RCV_NXT, SND_UNA, FakeHost, Packet, changed, connection, idle
 
 WINDOW = 512  # of the fake sockets, in units of 128 bytes
@@ -50,16 +51,32 @@ class Host(FakeHost):
 
 
 @dataclass
+class Queued:
+    """A Sender: what it sends with a socket tuple goes through the queue, as the socket's own."""
+
+    lab: Lab
+
+    def send(self, wire: FourTuple, packet: bytes) -> None:
+        self.lab.asked.append(Packet(packet))
+        self.lab.suspender.on_packet(self.lab.asked[-1])
+
+
+@dataclass
 class Lab:
     """A host with a Suspender; all its sockets can be borrowed that have an inode in ``handles``."""
 
     sockets: list[SocketInfo]
     handles: dict[int, FakeHandle] = field(default_factory=dict)
     borrowed: list[set[int]] = field(default_factory=list)
+    asked: list[Packet] = field(default_factory=list)  # keepalives of ours, that have been through the queue
+    answered: list[FourTuple] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.host = Host({one.tuple: one for one in self.sockets})
-        self.suspender = Suspender(self.host, self.host, self.host.kicker, self.lend)
+        sender = Queued(self)
+        self.suspender = Suspender(
+            self.host, self.host, self.host.kicker, sender, self.lend, answered=self.answered.append
+        )
 
     def lend(self, inodes: Collection[int]) -> dict[int, Handle]:
         self.borrowed.append(set(inodes))
@@ -87,15 +104,44 @@ class Lab:
     def set(self, port: int, **fields: int) -> None:
         self.host.sockets[connection(port)] = changed(self.host.sockets[connection(port)], **fields)
 
-    def send(
+    def send_out(
         self, port: int, seq: int, data: bytes = b"", flags: TcpFlags = TcpFlags.ACK
-    ) -> list[tuple[int, int, int]]:
-        """What a segment of the socket is answered with; nothing of it goes on."""
+    ) -> tuple[list[str], list[Answer]]:
+        """What becomes of a segment of the socket, and what it is answered with."""
         self.host.acks.clear()
         packet = Packet(build_tcp(*connection(port), seq=seq, ack=RCV_NXT, flags=flags, data=data))
         self.suspender.on_packet(packet)
-        assert packet.verdicts == ["drop"]
-        return list(self.host.acks)
+        return packet.verdicts, list(self.host.acks)
+
+    def send(self, port: int, seq: int, data: bytes = b"", flags: TcpFlags = TcpFlags.ACK) -> list[Answer]:
+        """What a segment of the socket is answered with; nothing of it goes on."""
+        verdicts, answers = self.send_out(port, seq, data, flags)
+        assert verdicts == ["drop"]
+        return answers
+
+    def let_out(self, *ports: int, on: bool = True) -> None:
+        self.host.acks.clear()
+        self.suspender.let_out([connection(port) for port in ports], on)
+        for port in ports:
+            self.set(port, unacked=0)  # nothing waited for the window
+
+    def ask(self, *ports: int) -> list[Packet]:
+        """The keepalives, that have been through the queue."""
+        self.asked.clear()
+        self.host.acks.clear()
+        self.suspender.ask([connection(port) for port in ports])
+        return self.asked
+
+    def arrive(
+        self, port: int, *, seq: int = RCV_NXT, ack: int = SND_UNA, flags: TcpFlags = TcpFlags.ACK, data: bytes = b""
+    ) -> bool:
+        """A segment from the network goes on in any case; whether it is an answer."""
+        self.answered.clear()
+        packet = Packet(build_tcp(*connection(port).mirrored, seq=seq, ack=ack, flags=flags, data=data))
+        self.suspender.on_arrival(packet)
+        assert packet.verdicts == ["accept"]
+        assert set(self.answered) <= {connection(port)}
+        return bool(self.answered)
 
 
 def socket_of(port: int, **fields: int) -> SocketInfo:
@@ -337,6 +383,128 @@ def test_numbers_that_could_not_be_had_are_asked_for_again() -> None:
     one.host.silent = set()
     one.run(one.suspender.tend())
     assert one.host.acks == [SHUT]
+
+
+def test_what_may_get_through_leaves_the_host_and_probes_are_answered_all_the_same() -> None:
+    one = lab(1)
+    one.suspend(1)
+    one.let_out(1)
+    assert one.send_out(1, SND_UNA - 1) == (["accept"], [OPEN])  # with the window that it has
+    one.set(1, unacked=0)
+    assert one.send_out(1, SND_UNA) == (["accept"], [])
+    one.let_out(1, on=False)
+    assert one.send(1, SND_UNA - 1) == [SHUT]
+
+
+def test_windows_are_open_while_it_may_get_through() -> None:
+    """What a program writes then goes out at once, as without us."""
+    one = lab(1, 2)
+    one.let_out(2)
+    one.suspend(1, 2)
+    assert one.host.acks == [SHUT]  # the first one's
+    one.set(1, send_window=0)
+    one.let_out(1)
+    assert one.host.acks == [OPEN]
+    one.set(1, send_window=WINDOW << 7)
+    one.let_out(1, on=False)
+    assert one.host.acks == [SHUT]
+
+
+def test_what_is_sent_before_the_socket_is_prepared_or_after_it_was_resumed_goes_on_if_it_may() -> None:
+    one = lab(1)
+    assert one.send(1, SND_UNA, b"data") == []
+    one.let_out(1)
+    assert one.send_out(1, SND_UNA, b"data") == (["accept"], [])
+    one.suspend(1)
+    one.handles[1].calm = False
+    one.set(1, send_window=0)
+    one.resume(1)
+    assert one.send_out(1, SND_UNA, b"data") == (["accept"], [])
+
+
+def test_a_keepalive_is_as_the_socket_would_send_it() -> None:
+    one = lab(1, receive_window=300 << 7)
+    one.host.options = build_timestamps(5000, 77)
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    one.suspend(1)
+    one.let_out(1)
+    time.sleep(0.002)
+    (packet,) = one.ask(1)
+    assert packet.verdicts == ["accept"]
+    assert one.host.acks == []  # it is not the socket's own probe
+    segment = parse_tcp(packet.payload)
+    assert segment.is_pure_ack
+    assert (segment.sender_tuple, segment.seq, segment.ack) == (connection(1), (SND_UNA - 1) & SEQ_MASK, RCV_NXT)
+    assert segment.window == 300
+    stamps = timestamps_of(segment.options)
+    assert stamps is not None
+    passed = (time.clock_gettime_ns(time.CLOCK_MONOTONIC) - before) // 1_000_000
+    assert 5000 < stamps.value <= 5000 + passed + 1
+    assert stamps.echo == 77
+
+
+def test_no_keepalive_for_what_is_not_held_or_not_known() -> None:
+    one = lab(1, 2)
+    one.host.silent = {connection(2)}
+    one.suspend(2)
+    one.let_out(1, 2)
+    assert one.ask(1, 2, 3) == []
+
+
+def test_only_an_acknowledgement_of_what_is_in_flight_is_an_answer() -> None:
+    one = lab(1)
+    waits = one.host.sockets[connection(1)]
+    one.suspend(1)
+    one.host.sockets[connection(1)] = changed(waits, unacked=1)._replace(write_queue=10)
+    one.let_out(1)
+    assert not one.arrive(1)  # nothing was asked
+    one.ask(1)
+    assert not one.arrive(1, seq=RCV_NXT - 1)  # the peer's own probe
+    assert not one.arrive(1, data=b"again")
+    assert not one.arrive(1, flags=TcpFlags.ACK | TcpFlags.FIN)
+    assert not one.arrive(1, flags=TcpFlags.RST)
+    assert not one.arrive(1, ack=SND_UNA - 1)
+    assert not one.arrive(1, ack=SND_UNA + 11)
+    assert not one.arrive(2)
+    assert one.arrive(1, seq=RCV_NXT + 5000, ack=SND_UNA + 10)  # what it has sent was lost, ours was not
+    assert not one.arrive(1)  # told once
+    one.ask(1)
+    assert one.arrive(1)
+
+
+@pytest.mark.parametrize(
+    ("seq", "data", "calls"), [(SND_UNA - 1, b"", True), (SND_UNA, b"data", True), (SND_UNA, b"", False)]
+)
+def test_what_the_socket_sends_by_itself_may_be_answered_too(seq: int, data: bytes, calls: bool) -> None:
+    one = lab(1)
+    one.suspend(1)
+    one.send(1, seq, data)
+    assert not one.arrive(1)  # it stayed here
+    one.let_out(1)
+    one.send_out(1, seq, data)
+    assert one.arrive(1) == calls
+
+
+def test_an_answer_that_comes_late_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = lab(1)
+    one.suspend(1)
+    one.let_out(1)
+    one.ask(1)
+    later = time.monotonic() + ANSWER + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert not one.arrive(1)
+
+
+def test_what_comes_for_a_connection_that_has_been_resumed_goes_on() -> None:
+    one = lab(1)
+    one.suspend(1)
+    one.let_out(1)
+    one.ask(1)
+    one.resume(1)
+    assert not one.arrive(1)
+    packet = Packet(b"\x45nonsense")
+    one.suspender.on_arrival(packet)
+    assert packet.verdicts == ["accept"]
 
 
 @contextmanager

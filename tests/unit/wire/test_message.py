@@ -63,6 +63,7 @@ TABLE: list[tuple[m.Message, str]] = [
     (m.BindNumbers(11, ((_CID, b"12345678"),)), f"0f 0000000b 01 {_CID.hex()} 3132333435363738"),
     (m.Seen((_CID, _CID2)), f"10 02 {_CID.hex()} {_CID2.hex()}"),
     (m.Seen(()), "10 00"),
+    (m.Bye(), "11"),
     (w.Register(1, (ip_address("192.0.2.1"),), (_TAG,), b"12345678"),
      f"20 00000001 3132333435363738 01 {_V4} 01 {_TAG.hex()}"),
     (w.Register(1, (), ()), "20 00000001 0000000000000000 00 00"),
@@ -91,7 +92,8 @@ def test_the_table_has_every_message() -> None:
 REFUSED = [
     ("", "empty"),
     ("00", "unknown-message"),
-    ("11 00", "unknown-message"),
+    ("14 00", "unknown-message"),
+    ("11 00", "bad-length"),
     ("01", "bad-length"),
     ("01 01", "bad-length"),
     (f"01 03 {_V4} 1e43 00", "bad-value"),
@@ -210,6 +212,7 @@ any_message = st.one_of(
     st.builds(m.Seen, _tuples_of(_cid, m.MAX_TOKENS)),
     st.builds(m.PathProbe, _cid),
     st.builds(m.PathProbed, _cid),
+    st.builds(m.Bye),
 )
 _tag = st.binary(min_size=w.TAG_LEN, max_size=w.TAG_LEN)
 _place = st.builds(SockAddr, _ip, _port)
