@@ -1,7 +1,8 @@
 """Connections of every kind live through an outage that ends them otherwise, on hosts where minutes stand for days.
 
-Retransmissions give up after some 6 s (tcp_retries2 = 4), keepalives after 10 s.  REDIRECTCTL_OUTAGE=300 makes the
-outage 5 minutes long.
+Retransmissions give up after 13 to 25 s (tcp_retries2 = 5), keepalives after 30 s: on a busy machine the daemons need
+some of that to suspend.  The outage lasts until all that is not protected is dead; with REDIRECTCTL_OUTAGE=300 at least
+5 minutes.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from redirectctl.lab.topology import Host, Lab
 
 OUTAGE = float(os.environ.get("REDIRECTCTL_OUTAGE", "25"))
 SETTINGS = {
-    "net.ipv4.tcp_retries2": 4,
-    "net.ipv4.tcp_keepalive_time": 4,
-    "net.ipv4.tcp_keepalive_intvl": 3,
-    "net.ipv4.tcp_keepalive_probes": 3,
+    "net.ipv4.tcp_retries2": 5,
+    "net.ipv4.tcp_keepalive_time": 5,
+    "net.ipv4.tcp_keepalive_intvl": 5,
+    "net.ipv4.tcp_keepalive_probes": 5,
 }
 KINDS = ("from client", "from server", "both", "idle", "half closed", "full window")
 
@@ -190,7 +191,7 @@ def live_through(lab: Lab, pair: Pair, version: int, how: str) -> float:
         for end in sessions.ends:
             end.do("write")
     for daemon in pair.daemons:
-        wait_until(lambda d=daemon: len(d.wait_connections("suspended", len(KINDS))), PATIENCE, "suspended", poll=0.2)
+        daemon.wait_connections("suspended", len(KINDS), timeout=PATIENCE)
     time.sleep(OUTAGE)
     assert protected.failed() == set()
     wait_until(lambda: plain.failed() >= set(KINDS), PATIENCE, f"all plain ones dead, not {plain.failed()}", poll=0.5)
@@ -246,20 +247,20 @@ def test_daemons_that_end_in_the_outage_leave_them_suspended_and_take_them_up_ag
     for end in sessions.ends:
         end.do("write")
     for daemon in pair.daemons:
-        daemon.wait_connections("suspended", len(KINDS))
+        daemon.wait_connections("suspended", len(KINDS), timeout=PATIENCE)
     time.sleep(2.0)  # held by the kernel, and their sockets know of it
     for daemon in pair.daemons:
         if how == "SIGTERM":
             daemon.stop()
         else:
             daemon.kill()
-    # Not for long: nothing answers the sockets meanwhile, and these hosts' TCP gives up after four attempts.
+    # Not for long: nothing answers the sockets meanwhile, and these hosts' TCP gives up after five attempts.
     time.sleep(2.0)
     for daemon in pair.daemons:
         daemon.start()
     for daemon in pair.daemons:
-        assert len(daemon.wait_connections("suspended", len(KINDS))) == len(KINDS)
-    time.sleep(15.0)
+        assert len(daemon.wait_connections("suspended", len(KINDS), timeout=PATIENCE)) == len(KINDS)
+    time.sleep(30.0)
     assert sessions.failed() == set()
     lab.client.join(lab.cafe, 20)
     for end in sessions.ends:

@@ -1,7 +1,7 @@
 """Suspended connections outlive every limit that TCP has, on a host where minutes stand for days.
 
-Both hosts of socket_lab.py, cut from each other: a retransmission gives up after 6 s (tcp_retries2 = 4), a keepalive
-after 5 s, and some programs set TCP_USER_TIMEOUT to 5 s.
+Both hosts of socket_lab.py, cut from each other: a retransmission gives up after 13 to 25 s (tcp_retries2 = 5), a
+keepalive after 20 s, and some programs set TCP_USER_TIMEOUT to 15 s: who answers them is one busy process.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from redirectctl.wire.ip import parse_tcp, timestamps_of
 from tests.netns.kernel_sockets.socket_lab import Connection, Host, Wire, inside, until_async
 
 TCP_USER_TIMEOUT, TCP_TIMESTAMP = 18, 24
-OUTAGE = 65.0  # seconds: ten times what a connection lives otherwise
+OUTAGE = 65.0  # seconds: more than twice what a connection lives otherwise
+USER_TIMEOUT = 15_000  # milliseconds
+DEAD = 28.0  # seconds after which a connection is dead otherwise
 SETTINGS = {
-    "net.ipv4.tcp_retries2": 4,
-    "net.ipv4.tcp_keepalive_time": 2,
-    "net.ipv4.tcp_keepalive_intvl": 1,
-    "net.ipv4.tcp_keepalive_probes": 3,
+    "net.ipv4.tcp_retries2": 5,
+    "net.ipv4.tcp_keepalive_time": 5,
+    "net.ipv4.tcp_keepalive_intvl": 3,
+    "net.ipv4.tcp_keepalive_probes": 5,
 }
 
 
@@ -201,7 +203,7 @@ def nothing(_: Case) -> None: ...
 
 
 def user_timeout(case: Case) -> None:
-    case.option(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, 5000)
+    case.option(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, USER_TIMEOUT)
 
 
 def timeout_and_full(case: Case) -> None:
@@ -302,7 +304,7 @@ def test_every_state_lives_through_an_outage_and_no_byte_is_lost(impatient: Wire
             befores = {one.socket: one for one in await alice.suspend(tuples)}
             await bob.suspend(mirrored)
             for one in cases:
-                expected = 5000 if one.name.startswith("user timeout") else 0
+                expected = USER_TIMEOUT if one.name.startswith("user timeout") else 0
                 assert befores[one.connection.tuple].user_timeout == expected
             await wait(OUTAGE / 2, alice, bob)
             act(2, cases)
@@ -322,7 +324,7 @@ def test_every_state_lives_through_an_outage_and_no_byte_is_lost(impatient: Wire
             for one in cases:
                 if one.name.startswith("user timeout"):
                     for end in (one.connection.client, one.connection.server):
-                        assert end.getsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT) == 5000
+                        assert end.getsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT) == USER_TIMEOUT
             ended = [one for one in cases if "closed d" in one.name or "FIN" in one.name or "ends" in one.name]
             await until_async(lambda: all(one.complete and one.up.ended for one in ended))
 
@@ -348,7 +350,7 @@ def test_a_daemon_that_begins_again_goes_on(impatient: Wire, version: int) -> No
         for case in cases.values():  # the other host is not suspended and must not mind
             client = case.connection.client
             client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            client.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, 0 if "not" in case.name else 5000)
+            client.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, 0 if "not" in case.name else USER_TIMEOUT)
         tuples = [case.connection.tuple for case in cases.values()]
         left_alone = [case.connection.client for case in cases.values() if "not" in case.name]
         spared = {os.fstat(one.fileno()).st_ino for one in left_alone}
@@ -368,14 +370,14 @@ def test_a_daemon_that_begins_again_goes_on(impatient: Wire, version: int) -> No
         second = Daemon(impatient.alice, [KernelFlow(one, one, suspended=True) for one in tuples], spared=spared)
         try:
             await second.suspender.suspend(befores)
-            await wait(12, second)
+            await wait(DEAD, second)
             assert [case.name for case in cases.values() if not alive(second, case.connection.tuple)] == []
             await second.resume(tuples)
             await until_async(lambda: all(case.complete for case in cases.values()))
             assert all(case.up.arrived == case.up.sent for case in cases.values())
             await second.settled()
             for case in cases.values():
-                expected = 0 if "not" in case.name else 5000
+                expected = 0 if "not" in case.name else USER_TIMEOUT
                 assert case.connection.client.getsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT) == expected
         finally:
             second.close()
@@ -400,7 +402,7 @@ def test_one_outage_after_the_other(impatient: Wire, version: int) -> None:
             for _ in range(2):
                 await alice.suspend(tuples)
                 await bob.suspend([one.mirrored for one in tuples])
-                await wait(8, alice, bob)
+                await wait(DEAD, alice, bob)
                 # Only alice learns of a path, and there is none.
                 await alice.resume(tuples)
             await alice.suspend(tuples)
