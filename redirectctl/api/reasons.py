@@ -109,6 +109,10 @@ _EXPLANATIONS: Final = {
     "bad-mac1": Explanation("a handshake that was not made for this host", "was the state directory restored here?"),
     "cookie-required": _BUSY,
     "rate-limited": _BUSY,
+    "not-approved": Explanation(
+        "a host that nobody has approved here wants more than to be known",
+        "redirectctl peers; redirectctl approve PEER",
+    ),
     "unknown-version": _VERSION,
     "no-common-version": _VERSION,
     "version-downgrade": Explanation("somebody between the hosts altered the handshake", "look for who that is"),

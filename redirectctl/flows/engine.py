@@ -61,6 +61,19 @@ from redirectctl.wire.addr import FourTuple, IPAddress, IPNetwork, SockAddr
 COUNTER_BITS = 36
 
 
+# Of one who is not approved (yet): who it is, what it thinks of us, and a claim, to which it is told that it has to wait.
+# Answers count only if we have asked.
+_OF_STRANGERS = (
+    messages.Hello,
+    messages.Protect,
+    messages.Protected,
+    messages.Done,
+    messages.SyncReply,
+    messages.RstReply,
+    *meeting.MESSAGES,  # rendezvous.py and meeting.py have rules of their own
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The part of the configuration that the engine needs."""
@@ -138,6 +151,9 @@ class Engine:
         self.network = Network()
         self.timers: Timers[tuple[Any, ...]] = Timers()
         self._out: list[Command] = []
+        self._heard: dict[
+            bytes, tuple[float, float]
+        ] = {}  # messages that each peer may still send, and when that was so
         self.endpoint = Endpoint(static, rng, self._admit, {p.key: p for p in peers}, counter=generation << 32)
         self.listen = Listening(self)
         self.offers = Offers(self)
@@ -587,6 +603,9 @@ class Engine:
 
     def _received(self, now: float, event: events.Received) -> None:
         key, message = event.key, event.message
+        if (reason := self._unheard(now, key, message)) is not None:
+            self.notice("packet.refused", peer=key, reason=reason, source=str(event.source))
+            return
         match message:
             case meeting.Register() | meeting.Lookup() | meeting.Forward() | meeting.Relay():
                 self.rendezvous.received(now, event)
@@ -612,6 +631,21 @@ class Engine:
                 self.resets.asked(now, event)
             case messages.Protected() | messages.RstReply() | messages.Done() | messages.SyncReply():
                 self.requests.answer(now, key, message.request, message)
+
+    def _unheard(self, now: float, key: bytes, message: messages.Message) -> str | None:
+        """Why a message is not looked at, or None.
+
+        Before a person has approved its sender nobody looks at more than who it is, and says that he has to wait.
+        """
+        peer = self.peers.get(key)
+        if peer is not None and peer.state is not PeerState.APPROVED and not isinstance(message, _OF_STRANGERS):
+            return "not-approved"
+        tokens, at = self._heard.get(key, (constants.MESSAGES_BURST, now))
+        tokens = min(constants.MESSAGES_BURST, tokens + (now - at) * constants.MESSAGES_RATE)
+        if key not in self._heard and len(self._heard) >= constants.MAX_HEARD:
+            del self._heard[next(iter(self._heard))]
+        self._heard[key] = (max(0.0, tokens - 1.0), now)
+        return None if tokens >= 1.0 else "rate-limited"
 
     def _admit(self, key: bytes, at: SockAddr, initiator: bool) -> PeerState | None:
         match self.policy.first_contact:

@@ -406,7 +406,7 @@ def test_unknown_peer_waits_for_a_person() -> None:
     assert {v.status for m in answers for v in m.verdicts} == {messages.Status.PENDING}
     scene.as_mallory(acm(2**40, MALLORY, MALLORY))
     scene.world.run(5)
-    assert scene.alice.named("redirect.refused", "no-connection")
+    assert scene.alice.named("packet.refused", "not-approved")
 
 
 def test_unknown_peer_where_first_contact_is_refused() -> None:
@@ -826,3 +826,59 @@ def test_an_eavesdropper_reads_no_addresses_ports_or_ids(scene: Scene) -> None:
     assert len(everything) > 20
     for secret in secrets:
         assert not any(secret in data for data in everything), secret.hex()
+
+
+# -- floods inside a session -------------------------------------------------------------------------------------------
+
+
+def pending_scene() -> Scene:
+    """alice asks a person about each new host, and nobody has answered about mallory."""
+    scene = Scene(Policy(first_contact="ask", long_lived_after=1.0))
+    scene.alice.engine.approve(scene.world.now, scene.bob.static.public)
+    scene.alice.run()
+    scene.world.run(60)
+    assert scene.alice.connection(scene.mirrored).state is State.PROTECTED
+    assert scene.alice.engine.peers[scene.mallory.static.public].state is PeerState.PENDING
+    return scene
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        acm(2**40, MALLORY, BOB),
+        messages.Sync(1, (bytes(8),) * messages.MAX_CIDS),
+        messages.Seen((bytes(8),)),
+        messages.Bind(1, (messages.Arrived(bytes(8), bytes(8), 0, 0),)),
+        messages.BindNumbers(1, ((bytes(8), bytes(8)),)),
+        messages.RstQuery(1, bytes(8)),
+        messages.EndOf(1, messages.End.KILL, (bytes(8),)),
+        messages.PathProbe(bytes(8)),
+        messages.PathChallenge(1, bytes(8), bytes(8)),
+        messages.AcmAck(1, bytes(8), messages.AcmStatus.APPLIED, 1, SockAddr(ip(ALICE), PORT)),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_before_a_person_has_approved_only_a_greeting_is_heard(message: messages.Message) -> None:
+    scene = pending_scene()
+    answers = len(scene.alice.messages)
+    looked: list[object] = []
+    table = scene.alice.engine.table
+    table.of = table.movable = lambda *_: looked.append(_) or []  # type: ignore[method-assign, func-returns-value]
+    scene.as_mallory(message)
+    scene.world.run(0.05)
+    del table.of, table.movable
+    assert not looked, "the table is not walked for a stranger"
+    assert scene.alice.named("packet.refused", "not-approved")
+    assert len(scene.alice.messages) == answers
+    scene.assert_nothing_moved()
+
+
+def test_a_flood_inside_a_session_does_not_stall_the_move_of_another(scene: Scene) -> None:
+    for n in range(6000):
+        scene.as_mallory(messages.Sync(n, ()))
+    scene.world.run(0.02)
+    assert scene.alice.named("packet.refused", "rate-limited")
+    scene.bob.move(NEW)
+    scene.world.run(1)
+    assert agree(scene.alice, scene.bob, scene.mirrored)
+    assert scene.alice.connection(scene.mirrored).there_now == ip(NEW)
