@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from redirectctl.api.schema import EventName
 from redirectctl.daemon.eventlog import EventLog
 from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Network
+from redirectctl.kernel.exits import Exits
 from redirectctl.kernel.netlink import Link, NetChange, NetState, NetWatch
 from redirectctl.kernel.routes import Question
 from redirectctl.wire.addr import IPAddress
@@ -26,11 +27,19 @@ VRF = "vrf"
 class NetworkView:
     """Turns netlink's events into Network, computed when something changed and not before."""
 
-    def __init__(self, log: EventLog, remotes: Remotes, on_network: OnNetwork, on_loss: Callable[[], None]) -> None:
-        """``on_loss``: something that redirectctl had put into the kernel's routing has gone."""
+    def __init__(
+        self,
+        log: EventLog,
+        remotes: Remotes,
+        on_network: OnNetwork,
+        on_loss: Callable[[], None],
+        exits: Exits | None = None,
+    ) -> None:
+        """``on_loss``: something that redirectctl had put into the kernel's routing has gone.  ``exits`` are told."""
         self._log = log
         self._remotes = remotes
         self._on_network = on_network
+        self._exits = exits or Exits()
         self._watch = NetWatch(self._changed, on_loss)
         self._dirty = asyncio.Event()
         self._since: float | None = None  # when the oldest change came that has not been reported
@@ -91,15 +100,17 @@ class NetworkView:
     async def _look(self) -> Network:
         interfaces = interfaces_of(self._watch.state)
         usable = frozenset(interfaces)
-        sources = await self._sources(list(self._remotes()), usable)
+        sources = await self._sources(list(self._remotes()), interfaces)
         return Network(usable, sources, self.all_addresses(), interfaces)
 
     async def _sources(
-        self, remotes: list[IPAddress], usable: frozenset[IPAddress]
+        self, remotes: list[IPAddress], interfaces: Mapping[IPAddress, Interface]
     ) -> dict[IPAddress, tuple[IPAddress, ...]]:
         """Of each, ours with a route to it; first the one that the kernel would choose itself."""
         deprecated = {a.ip for a in self._watch.state.addresses if a.deprecated}
         ours: dict[int, list[IPAddress]] = {4: [], 6: []}
+        at = {a: interface.ifindex for a, interface in interfaces.items()}
+        usable = frozenset(interfaces)
         # On their way out (RFC 4862, section 5.5.4): the last resort.
         for address in sorted(usable, key=lambda a: (a in deprecated, a.version, a)):
             ours[address.version].append(address)
@@ -110,9 +121,20 @@ class NetworkView:
             first = route.source if route is not None and route.source in usable else None
             sources[remote] = [first] if first is not None else []
             others += [Question(remote, a) for a in ours[remote.version] if a != first]
-        for question, route in zip(others, await self._watch.routes(others), strict=True):
-            if route is not None and question.source is not None:
+        routed = dict(zip(others, await self._watch.routes(others), strict=True))
+        # What the kernel would send by another interface, where its source may be unknown, leaves by its own.
+        astray = [
+            q
+            for q, route in routed.items()
+            if q.source is not None and (route is None or route.ifindex != at[q.source])
+        ]
+        own = await self._watch.routes([q._replace(ifindex=at[q.source]) for q in astray if q.source is not None])
+        exits = {q: at[q.source] for q, route in zip(astray, own, strict=True)
+                 if q.source is not None and route is not None and route.ifindex == at[q.source]}  # fmt: skip
+        for question, route in routed.items():
+            if question.source is not None and (route is not None or question in exits):
                 sources[question.target].append(question.source)
+        self._exits.learn({(q.source, q.target): index for q, index in exits.items() if q.source is not None})
         return {remote: tuple(found) for remote, found in sources.items()}
 
     def _changed(self, change: NetChange) -> None:

@@ -55,6 +55,7 @@ from redirectctl.kernel.constants import (
     QUEUE_WAIT,
 )
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.exits import Exits
 from redirectctl.kernel.inband import Inband, RawSender
 from redirectctl.kernel.inject import RawInjector
 from redirectctl.kernel.kick import Kicker
@@ -106,8 +107,9 @@ class Runtime:
         peers = [records.restored_peer(r, config.control.port) for r in self.peer_records.values()]
         static = StaticKey.from_private(self.store.load_identity(os.urandom))
         self.engine = Engine(static, os.urandom, self.store.next_epoch(), policy(config), peers)
-        self.port = ControlPort(config.control.port, config.control.listen, self._on_datagram)
-        self.network = NetworkView(self.log, self.engine.remotes, self._on_network, self._on_loss)
+        self._exits = Exits()
+        self.port = ControlPort(config.control.port, config.control.listen, self._on_datagram, self._exits)
+        self.network = NetworkView(self.log, self.engine.remotes, self._on_network, self._on_loss, self._exits)
         self.rewriting = Rewriting(state, self.network.interface_to)
         self.repairs = Repairs(self.rewriting, lambda: self.carrier, self._on_repair)
         self._beside = self.store.beside()
@@ -195,7 +197,7 @@ class Runtime:
             _log.warning("%s begins anew: it would be another connection on the wire", connection.socket)
         await self.rewriting.take_over([c.flow for c in restored if c.movable or c.may_come_tunnelled])
         self.store.delete_connections([c.cid for c in (*ended, *older)])
-        self._carrier = Carrier(self.port.shared(), self._on_report_in_thread)
+        self._carrier = Carrier(self.port.shared(), self._on_report_in_thread, exits=self._exits)
         self._queues = [
             PacketQueue(QUEUE_RST, self._on_rst, on_error=self._on_queue_error),
             PacketQueue(QUEUE_HOLD, self._on_rst, on_error=self._on_queue_error),

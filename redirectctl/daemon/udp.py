@@ -19,6 +19,7 @@ from redirectctl.api.text import shortened
 from redirectctl.kernel import procs
 from redirectctl.kernel.carrier import share_port
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.exits import Exits
 from redirectctl.wire.addr import IPAddress, SockAddr, parse_ip
 
 _log = logging.getLogger(__name__)
@@ -46,10 +47,11 @@ class ControlPortError(Exception):
 class ControlPort:
     """Sends and receives datagrams; calls ``on_datagram(data, source, our address, number of our port)``."""
 
-    def __init__(self, port: int, listen: Iterable[str], on_datagram: OnDatagram) -> None:
+    def __init__(self, port: int, listen: Iterable[str], on_datagram: OnDatagram, exits: Exits | None = None) -> None:
         """Bind; an empty ``listen`` is all addresses.  Raises ControlPortError."""
         self.port = port
         self._on_datagram = on_datagram
+        self._exits = exits or Exits()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sockets: Bound = []
         self._others: dict[int, Bound] = {}
@@ -139,10 +141,11 @@ class ControlPort:
         if sock is None:
             return
         ancillary = []
+        ifindex = self._exits.of(source, to.host)
         if isinstance(source, IPv4Address):
-            ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(0, source.packed, bytes(4)))]
+            ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(ifindex, source.packed, bytes(4)))]
         elif isinstance(source, IPv6Address):
-            ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(source.packed, 0))]
+            ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(source.packed, ifindex))]
         try:
             sock.sendmsg([data], ancillary, 0, (str(to.host), to.port))
         except OSError as error:

@@ -61,7 +61,7 @@ from redirectctl.wire.addr import FourTuple, IPAddress, IPNetwork, SockAddr
 COUNTER_BITS = 36
 
 
-# Of one who is not approved (yet): who it is, what it thinks of us, and a claim, to which it is told that it has to wait.
+# Of one who is not approved (yet): who it is, what it thinks of us, and a claim, to which we say that it has to wait.
 # Answers count only if we have asked.
 _OF_STRANGERS = (
     messages.Hello,

@@ -30,6 +30,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from redirectctl.flows.commands import Carried
 from redirectctl.kernel.constants import TUN_DEVICE
+from redirectctl.kernel.exits import Exits
 from redirectctl.kernel.probing import SAFE_MTU, SUSPICION, Path
 from redirectctl.kernel.relay import Relays, sent_from
 from redirectctl.kernel.reports import REPORT_SECONDS, Report, Reporter, Sight
@@ -93,11 +94,13 @@ class _Route:
 
     __slots__ = ("_segmented", "address", "path", "plain", "sock")
 
-    def __init__(self, sock: socket.socket, local: IPAddress | None, remote: SockAddr, path: Path) -> None:
+    def __init__(
+        self, sock: socket.socket, local: IPAddress | None, remote: SockAddr, path: Path, ifindex: int = 0
+    ) -> None:
         self.sock = sock
         self.address = (str(remote.host), remote.port)
         self.path = path
-        self.plain: Ancillary = [] if local is None else [sent_from(local)]
+        self.plain: Ancillary = [] if local is None else [sent_from(local, ifindex)]
         self._segmented: dict[int, Ancillary] = {}
 
     def segmented(self, size: int) -> Ancillary:
@@ -151,7 +154,11 @@ class Carrier:
     """Carries connections.  A call takes effect for the packets that come after it."""
 
     def __init__(
-        self, sockets: Sequence[socket.socket], on_report: Callable[[Report], None], device: str = TUN_DEVICE
+        self,
+        sockets: Sequence[socket.socket],
+        on_report: Callable[[Report], None],
+        device: str = TUN_DEVICE,
+        exits: Exits | None = None,
     ) -> None:
         """``sockets``: from sharing.share_port; closed with the carrier.
 
@@ -161,6 +168,7 @@ class Carrier:
         self._sockets = {0: list(sockets)}  # by the number of their port; 0: the control port
         self._changes: deque[Callable[[], None]] = deque()  # of what is listened to, for the thread
         self._device = device
+        self._exits = exits or Exits()
         self._tun = open_tun(device)
         self._attached = True
         self._fresh: int | None = None  # a descriptor that takes the place of _tun
@@ -296,7 +304,7 @@ class Carrier:
                 used = {(each.carried.local, each.carried.remote) for each in list(self._flows.values())}
                 self._paths = {key: path for key, path in self._paths.items() if key in used}
             path = self._paths[key] = Path(remote.host.version, _interface_mtu(local, remote))
-        return _Route((exact or ours)[0], local, remote, path)
+        return _Route((exact or ours)[0], local, remote, path, self._exits.of(local, remote.host))
 
     # From here on: in the thread.
 

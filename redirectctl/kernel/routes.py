@@ -5,7 +5,7 @@ take some 15 microseconds each, most of them the kernel's.
 
 ::
 
-    question: nlmsghdr (16) | rtmsg (12) | attributes RTA_DST, RTA_SRC, RTA_MARK
+    question: nlmsghdr (16) | rtmsg (12) | attributes RTA_DST, RTA_SRC, RTA_OIF, RTA_MARK
     answer:   nlmsghdr (16) | rtmsg (12) | attributes RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, ...
               nlmsghdr (16) | nlmsgerr: -errno (4) | header of the question
 
@@ -33,6 +33,7 @@ _NLM_F_REQUEST = 0x01
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg: family, lengths of destination and source, tos, table, ..., type, flags
 _TYPE = 7  # of its bytes
 _REFUSING = frozenset({6, 7, 8, 9})  # RTN_BLACKHOLE, UNREACHABLE, PROHIBIT, THROW
+_FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: the route that is in a table, or an error
 _DST, _SRC, _OIF, _GATEWAY, _PREFSRC, _MARK = 1, 2, 4, 5, 7, 16
 _U32 = struct.Struct("=I")
 _S32 = struct.Struct("=i")
@@ -51,6 +52,7 @@ class Question(NamedTuple):
     target: IPAddress
     source: IPAddress | None = None  # with this source address; None: the kernel chooses one
     mark: int = 0
+    ifindex: int = 0  # by this interface; 0: by any
 
 
 class Route(NamedTuple):
@@ -122,12 +124,16 @@ class RouteTable:
 
 
 def _message(sequence: int, question: Question) -> bytes:
-    target, source, mark = question
+    target, source, mark, ifindex = question
     family, bits = (socket.AF_INET, 32) if target.version == 4 else (socket.AF_INET6, 128)
-    body = _ROUTE.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, 0)
+    # Without it everything would be on the link of an interface that has no route (ip_route_output_key_hash_rcu).
+    flags = _FIB_MATCH if ifindex else 0
+    body = _ROUTE.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, flags)
     body += attribute(_DST, target.packed)
     if source is not None:
         body += attribute(_SRC, source.packed)
+    if ifindex:
+        body += attribute(_OIF, _U32.pack(ifindex))
     if mark:
         body += attribute(_MARK, _U32.pack(mark))
     return HEADER.pack(HEADER.size + len(body), _GETROUTE, _NLM_F_REQUEST, sequence, 0) + body

@@ -1,0 +1,156 @@
+"""An address that exists and does not carry: the most frequent situation of all.
+
+::
+
+    client ── cafe (Wi-Fi, the connection's) ──┐
+       └───── office (Ethernet) ───────────────┴ router ── dc1 ── server         each host with redirectd
+
+The router drops what comes in with a source of another network, as providers do (BCP 38).  A plain connection that
+nobody protects is beside the other: where it lives, the other is not to be worse off; where it dies, a new one works.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from daemon_pair import FAST, Pair, answer_of
+
+from redirectctl.lab.streams import Ticker, start_ticker
+from redirectctl.lab.topology import FIRST_HOST, Lab, Network
+
+SOON = 20.0  # seconds in which a protected one has to: many times what it takes
+
+
+def provider_filters(lab: Lab, *networks: Network) -> None:
+    """What comes in by these with a source that is not theirs is dropped."""
+    rules = "\n".join(
+        f'iifname "{n.bridge}" {family} saddr != {{ {own} }} drop'
+        for n in networks
+        for family, own in (("ip", n.v4), ("ip6", f"{n.v6}, fe80::/10"))
+    )
+    script = f"table inet bcp38 {{ chain c {{ type filter hook prerouting priority -300\n{rules}\n }}\n }}\n"
+    lab.router.run(["nft", "-f", "-"], stdin=script)
+
+
+def session(make_lab: Callable[..., Lab]) -> tuple[Lab, Pair, Ticker, Ticker]:
+    """The client is in the café, with a protected and a plain connection."""
+    lab = make_lab()
+    lab.client.move(lab.cafe, FIRST_HOST)
+    provider_filters(lab, lab.cafe, lab.office)
+    pair = Pair(lab, FAST, FAST)
+    protected = start_ticker(lab.server, lab.client, wrap=pair.wrap, interval=0.05)
+    plain = start_ticker(lab.server, lab.client, interval=0.05)
+    pair.wait_protected(1)
+    return lab, pair, protected, plain
+
+
+def echoes(ticker: Ticker, since: float, patience: float) -> bool:
+    """Whether both ends hear one another within so many seconds."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if not ticker.alive():
+            return False
+        if all(ticker.first_after(since, each) is not None for each in ticker.ends):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_ethernet_beside_wifi(make_lab: Callable[..., Lab]) -> None:
+    """The default route moves, the Wi-Fi address stays: nothing is lost before the protected one has moved."""
+    lab, pair, protected, plain = session(make_lab)
+    began = time.time()
+    lab.client.join(lab.office, FIRST_HOST + 1)
+    after = time.monotonic() + 1.0
+    pair.wait_moved(pair.client, began)
+    assert echoes(protected, after, SOON)
+    assert not echoes(plain, after, 5.0), "what has the café's address leaves by Ethernet, and is dropped"
+    assert answer_of(lab.client, lab.server.address(), 9).endswith("refused"), "a new one gets through"
+    (connection,) = pair.client.ctl("connections")
+    assert connection["wire_local"].startswith(str(lab.office.v4[FIRST_HOST + 1]))
+    assert not list(pair.client.events("connection.suspended", since=began))
+    assert protected.stop().ok
+
+
+def test_upstream_of_the_used_uplink_dies(make_lab: Callable[..., Lab]) -> None:
+    """Both uplinks are there from the beginning; the one in use carries no more, and nothing here shows it."""
+    lab, pair, protected, plain = session(make_lab)
+    lab.client.join(lab.office, FIRST_HOST + 1)
+    wifi = f"default via {lab.cafe.v4[1]} dev {lab.client.links[0].interface}"
+    lab.client.ip(f"route replace {wifi} metric 10")
+    time.sleep(3)  # wherever it is now
+    (connection,) = pair.wait_protected(1)
+    used = lab.cafe if connection["wire_local"].startswith(str(lab.cafe.v4[FIRST_HOST])) else lab.office
+    other = lab.office if used is lab.cafe else lab.cafe
+    cut = time.monotonic()
+    used.cut()
+    assert echoes(protected, cut + 1.0, SOON)
+    (connection,) = pair.client.ctl("connections")
+    assert connection["state"] == "protected"
+    assert other.name in (lab.office.name, lab.cafe.name)
+    time.sleep(10)
+    assert echoes(protected, time.monotonic(), SOON), "the dead one is not taken again"
+    if used is lab.cafe:
+        assert not echoes(plain, cut + 1.0, 5.0)
+    used.restore()
+    time.sleep(8)
+    assert echoes(protected, time.monotonic(), SOON)
+    assert protected.stop().ok
+
+
+def test_an_uplink_that_leads_nowhere_comes_up(make_lab: Callable[..., Lab]) -> None:
+    """Its default route is preferred; packets with the café's address are dropped there, and so are its own."""
+    lab, pair, protected, plain = session(make_lab)
+    lab.office.cut()
+    began = time.monotonic()
+    lab.client.join(lab.office, FIRST_HOST + 1)
+    assert echoes(protected, began + 1.0, SOON)
+    assert not echoes(plain, began + 1.0, 3.0)
+    (connection,) = pair.client.ctl("connections")
+    assert connection["state"] == "protected"
+    assert protected.stop().ok
+
+
+@pytest.mark.parametrize("dead", [4, 6])
+def test_a_family_is_dead_upstream(make_lab: Callable[..., Lab], dead: int) -> None:
+    lab = make_lab()
+    pair = Pair(lab, FAST, FAST)
+    protected = start_ticker(lab.server, lab.client, version=dead, wrap=pair.wrap, interval=0.05)
+    plain = start_ticker(lab.server, lab.client, version=dead, interval=0.05)
+    pair.wait_protected(1)
+    family = "ip" if dead == 4 else "ip6"
+    script = f"table {family} dead {{ chain c {{ type filter hook forward priority 0\n drop\n }}\n }}\n"
+    began = time.monotonic()
+    lab.router.run(["nft", "-f", "-"], stdin=script)
+    assert echoes(protected, began + 1.0, SOON)
+    assert not echoes(plain, began + 1.0, 3.0)
+    (connection,) = pair.client.ctl("connections")
+    assert (connection["state"], connection["path"]) == ("protected", "tunnel")
+    time.sleep(10)
+    assert echoes(protected, time.monotonic(), SOON), "it stays with the family that carries"
+    lab.router.run(["nft", "delete", "table", family, "dead"])
+    assert echoes(protected, time.monotonic() + 10, 2 * SOON)
+    assert protected.stop().ok
+
+
+def test_a_prefix_is_renumbered(make_lab: Callable[..., Lab]) -> None:
+    """The provider gives another prefix; the old address is deprecated, still there, and dropped upstream."""
+    lab = make_lab()
+    pair = Pair(lab, FAST, FAST)
+    protected = start_ticker(lab.server, lab.client, version=6, wrap=pair.wrap, interval=0.05)
+    plain = start_ticker(lab.server, lab.client, version=6, interval=0.05)
+    pair.wait_protected(1)
+    old, interface = lab.client.address(6), lab.client.links[-1].interface
+    new = lab.home.v6[FIRST_HOST + 77]
+    script = f"table ip6 old {{ chain c {{ type filter hook forward priority 0\n ip6 saddr {old} drop\n }}\n }}\n"
+    began = time.monotonic()
+    lab.router.run(["nft", "-f", "-"], stdin=script)
+    lab.client.ip(
+        f"address add {new}/64 dev {interface} nodad",
+        f"address change {old}/64 dev {interface} preferred_lft 0",
+    )
+    assert echoes(protected, began + 1.0, SOON)
+    assert not echoes(plain, began + 1.0, 3.0)
+    assert protected.stop().ok
