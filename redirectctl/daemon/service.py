@@ -218,6 +218,8 @@ class DaemonService:
                     what, f"{len(found)} peers match: {_listed_keys(found)}", "name one by its fingerprint"
                 )
         if seen := [p for p in peers if text in (str(a.address) for a in p.addresses)]:
+            if len(seen) == 1 and (verb == "doctor" or (seen[0].state is PeerState.APPROVED and verb != "approve")):
+                return seen[0]  # nothing is trusted by that
             why = f"nobody has answered there, only called from there: {_listed_keys(seen)}"
             raise RequestError(what, why, "compare with `redirectctl identity` on that host, and name its fingerprint")
         raise RequestError(what, "no such peer", "see `redirectctl peers`")

@@ -89,7 +89,9 @@ class Side:
             self.injector = RawInjector()
             self.sender = RawSender()
             self.kicker = Kicker(self.diag, self.injector, self.rewriter.probe)
-            self.inband = Inband(self.kicker, self.sender, on_token=lambda *token: self.arrived.append(token))
+            self.inband = Inband(
+                self.kicker, self.sender, on_token=lambda at, token, _: self.arrived.append((at, token))
+            )
             self.queues = [
                 PacketQueue(QUEUE_PROBE, self._on_ack, on_error=self.errors.append),
                 PacketQueue(QUEUE_TOKEN, self._on_arrival, on_error=self.errors.append),
