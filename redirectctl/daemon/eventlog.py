@@ -32,7 +32,8 @@ MAX_FILE: Final = 16 * 1024 * 1024  # bytes before rotation
 FILES: Final = 4  # kept in all; with MAX_FILE some 200,000 events, months of them
 UNWRITTEN: Final = 4096  # events, the latest, that wait for room on the disk: some hours of them
 QUEUE: Final = 1024  # events that wait for one subscriber; a move of 1,000 connections fits
-# Of all that others cause in a day: some 20,000 events, or 100 connections that move 100 times.  Whatever they do, what is not theirs is kept for a week.
+# Of all that others cause in a day: some 20,000 events, or 100 connections that move 100 times.  Whatever they do, what
+# is not theirs is kept for a week.
 BUDGET: Final = (FILES - 1) * MAX_FILE // 7
 MAX_TEXT: Final = 1024  # characters of a field
 BEAT: Final = 1.0  # seconds between looks for what was left out
