@@ -167,6 +167,7 @@ class Runtime:
         ]
         for queue in self._queues:
             queue.start(loop)
+        self.rewriting.rewriter.drain = self._drain
         self.tasks.start(self._carry_out_all(), "commands")
         self.tasks.start(self.network.run(), "network")
         self.tasks.start(self.finder.run(), "finder")
@@ -200,6 +201,7 @@ class Runtime:
         for command in self.engine.drain():
             if isinstance(command, Transmit):
                 self.port.send(command.source, command.to, command.data)
+        self.rewriting.rewriter.drain = lambda: None
         for queue in self._queues:
             queue.close()
         if flows := self.engine.choosing.unread_from_now():
@@ -329,6 +331,10 @@ class Runtime:
                 {"source": str(report.source), "count": report.count},
             )
         )
+
+    def _drain(self) -> None:
+        for queue in self._queues:
+            queue.drain()
 
     def _on_queue_error(self, error: Exception) -> None:
         _log.error("a queued packet was dropped", exc_info=error)

@@ -152,7 +152,9 @@ def test_wrong_numbers_are_found_out(wire: Wire) -> None:
             wire.mend()
             await asyncio.sleep(0.6)  # the kernel answers such a probe twice a second at most
             assert await tools.kicker.kick([connection.tuple]) == 1
-            assert tools.kicker.numbers(one) == right
+            found = tools.kicker.numbers(one)
+            assert found is not None
+            assert found[:2] == right[:2]  # clocks are read anew, to a millisecond
             assert await readable(connection.server) == b"lost"
 
     asyncio.run(scenario())

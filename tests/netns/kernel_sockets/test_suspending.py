@@ -78,6 +78,11 @@ class Daemon:
             self.queues = [PacketQueue(n, handler, on_error=self.errors.append) for n, handler in handlers.items()]
         for queue in self.queues:
             queue.start(asyncio.get_running_loop())
+        self.rewriter.drain = self.drain
+
+    def drain(self) -> None:
+        for queue in self.queues:
+            queue.drain()
 
     def lend(self, inodes: Collection[int]) -> dict[int, Handle]:
         return borrow(set(inodes) - set(self.spared))
