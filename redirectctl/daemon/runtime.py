@@ -208,6 +208,7 @@ class Runtime:
         ]
         for queue in self._queues:
             queue.start(loop)
+        self.rewriting.rewriter.drain = self._drain
         self.loops.start("commands", self._carry_out_all)
         self.loops.start("network", self.network.run)
         self.loops.start("finder", self.finder.run)
@@ -250,6 +251,7 @@ class Runtime:
         for command in self.engine.drain():
             if isinstance(command, Transmit):
                 self.port.send(command.source, command.to, command.data)
+        self.rewriting.rewriter.drain = lambda: None
         for queue in self._queues:
             queue.close()
         if flows := self.engine.choosing.unread_from_now():
@@ -402,6 +404,10 @@ class Runtime:
         if self.now - self._refused_at >= REFUSED_AGAIN:
             self._refused_at = self.now
             self.log.record(schema.EventName.KERNEL_REFUSED, reason="borrowing", detail=str(error))
+
+    def _drain(self) -> None:
+        for queue in self._queues:
+            queue.drain()
 
     def _on_queue_error(self, error: Exception) -> None:
         _log.error("a queued packet was dropped", exc_info=error)

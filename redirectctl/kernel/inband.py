@@ -52,6 +52,7 @@ NOT_SENT = "no way on the wire tuple"  # among the reasons of a token that was n
 _SO_MARK = 36
 _IP_PKTINFO = 8
 _IPV6_PKTINFO = 50
+_IPV6_FREEBIND = 78
 _NO_INTERFACE = 0
 _TIMESTAMPS = 12  # bytes of that option, padded (RFC 7323 appendix A)
 _ANY_WINDOW = 0xFFFF  # a firewall on the way must not think that less may come
@@ -91,6 +92,9 @@ class RawSender:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._raw[version] = raw = socket.socket(family, kind, socket.IPPROTO_RAW)
         raw.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
+        if family == socket.AF_INET6:
+            # The old address of a moved connection is a route only, and no address (`ip6_datagram_send_ctl`).
+            raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
 
     def send(self, wire: FourTuple, packet: bytes) -> None:
         """Put a packet on the wire, routed as one from ``wire.local.host``.  Raises KernelError."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
@@ -143,6 +144,15 @@ class PacketQueue:
     def read(self) -> None:
         """Hand over what has arrived, a batch at most; never blocks."""
         self._queue.run_socket(cast(socket.socket, _Turn(self._reader, self._overrun)))
+
+    def drain(self) -> None:
+        """Hand over all that has arrived; never blocks."""
+        waiting = select.poll()
+        waiting.register(self._reader, select.POLLIN)
+        for _ in range(MAX_QUEUED // _BATCH):
+            if not waiting.poll(0):
+                return
+            self.read()
 
     def close(self) -> None:
         """Unbind.  The kernel drops what is undecided, and treats later packets as the rule says (bypass or drop)."""

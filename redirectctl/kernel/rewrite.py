@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import NamedTuple
 
 from redirectctl.kernel.elements import (
@@ -65,6 +65,9 @@ class Rewriter:
     """
 
     def __init__(self) -> None:
+        # Called before a chain is unhooked: the kernel then drops what is in any NFQUEUE (`nf_queue_nf_hook_drop`), and
+        # what has come for a suspended connection would have to be sent again.
+        self.drain: Callable[[], None] = lambda: None
         self._nft = Nft()
         self._netlink = ElementSocket(TABLE["table"])
         self.watch = RulesetWatch(TABLE["table"])
@@ -162,8 +165,7 @@ class Rewriter:
         flush = [{"flush": {"set": {**TABLE, "name": f"probe{version}"}}} for version in (4, 6)]
         self._probed = frozenset(name for (name, _), _ in places)
         shape = frozenset(+self._counts) | self._probed | self._tokens
-        commands = reshape(self._shape, shape) + flush + add_commands(places, timeout=int(PROBE_SECONDS))
-        self._run(commands)
+        self._run(self._reshaping(shape) + flush + add_commands(places, timeout=int(PROBE_SECONDS)))
         self._shape = shape
 
     def listen(self, on: bool) -> None:
@@ -251,12 +253,19 @@ class Rewriter:
         if shape == self._shape:
             return
         try:
-            self._run(reshape(self._shape, shape))
+            self._run(self._reshaping(shape))
         except NftError as error:
             if self.intact():
                 raise
             raise BatchError(errno.ENOENT, error.why) from error
         self._shape = shape
+
+    def _reshaping(self, shape: frozenset[str]) -> list[Command]:
+        """Elements that led to a queue are gone by now: nothing comes after what is read here."""
+        commands = reshape(self._shape, shape)
+        if any("delete" in command for command in commands):
+            self.drain()
+        return commands
 
 
 def _claim(

@@ -220,10 +220,11 @@ def test_without_any_daemon_a_path_that_comes_back_carries(lab: Lab, version: in
     pair.stop_without_a_trace()
 
 
-def test_moved_connections_are_asked_where_they_are(lab: Lab) -> None:
+@pytest.mark.parametrize("version", [4, 6])
+def test_moved_connections_are_asked_where_they_are(lab: Lab, version: int) -> None:
     """The kernel at the other end rewrites what comes, and what it answers, without its daemon."""
     pair = Pair(lab)
-    protected, _ = protected_and_plain(pair)
+    protected, _ = protected_and_plain(pair, version)
     lab.client.move(lab.cafe, 20)
     wait_until(
         lambda: all(c["path"] == "rewritten" for d in pair.daemons for c in pair.protected(2) or [{"path": ""}]),
