@@ -661,6 +661,7 @@ class Mobility:
             return
         connections = [c for c in self._e.table.select(move.cids) if c.movable]
         peer = self._e.peers[move.key]
+        found = peer.remote != pair.remote
         self._e.endpoint.locate(peer, pair.remote, pair.local)  # whatever it says, this way works
         applied = message.status is AcmStatus.APPLIED
         if applied and not self._e.meeting.by_way_of(move.key, pair.remote):
@@ -692,6 +693,8 @@ class Mobility:
                     "move.finished", peer=move.key, address=pair.local, duration=now - move.started,
                     connections=len(connections), epoch=move.epoch,
                 )  # fmt: skip
+            if found:
+                self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
             if message.connections < len(connections):
                 self._e.protection.doubt(now, move.key)
             elif message.connections > len(connections):
