@@ -133,6 +133,7 @@ class Better:
     def forget(self, key: bytes) -> None:
         """The peer is forgotten."""
         self._hinted.pop(key, None)
+        self._e.mobility.forget(key)
         for which in [w for w in self._failures if w[0] == key]:
             self._forget(which)
 

@@ -91,6 +91,7 @@ class Mobility:
     def __init__(self, engine: Engine) -> None:
         self._e = engine
         self._moves: dict[int, Move] = {}  # by epoch
+        self._met: dict[bytes, float] = {}  # peers, and when one of the two has last applied what the other announced
 
     # -- our address changes ------------------------------------------------------------------------------------------
 
@@ -429,6 +430,14 @@ class Mobility:
         else:
             self._send_acm(now, move)
 
+    def forget(self, key: bytes) -> None:
+        """The peer is forgotten."""
+        self._met.pop(key, None)
+
+    def met_since(self, key: bytes, since: float) -> bool:
+        """Whether an announcement between us and this peer has led to something since then."""
+        return self._met.get(key, float("-inf")) >= since
+
     def forget_idle(self) -> None:
         """Announcements of connections that are all gone: their next repeat may be far away."""
         for move in list(self._moves.values()):
@@ -440,6 +449,7 @@ class Mobility:
 
         Returns those that our own announcement had led elsewhere.
         """
+        self._met[key] = now
         concerned = {c.cid for c in connections}
         elsewhere: set[bytes] = set()
         for move in [m for m in self._moves.values() if m.key == key and not concerned.isdisjoint(m.cids)]:
@@ -683,6 +693,7 @@ class Mobility:
             self.kick(ready)
             self._release(connections)
             self._drop(move)
+            self._met[move.key] = now
             for connection in connections:
                 connection.confirmed = pair.local
             self.arrived(now, connections, {c.cid for c in connections if move.origin.get(c.cid) != pair.local})

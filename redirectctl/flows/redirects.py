@@ -46,6 +46,7 @@ class Validation:
     key: bytes
     cids: tuple[bytes, ...]
     stalled: bool = False  # plain packets do not get through
+    began: float = 0.0
     tries: int = 0
     ways: dict[tuple[SockAddr, IPAddress], Way] = field(default_factory=dict)
     chosen: Way | None = None
@@ -104,7 +105,7 @@ class Redirects:
             connection.announced_epoch = message.epoch
         self._forget_outdated(key)
         self._make_room(key)
-        validation = Validation(message.epoch, key, tuple(c.cid for c in fresh), message.stalled)
+        validation = Validation(message.epoch, key, tuple(c.cid for c in fresh), message.stalled, now)
         self._validations[key, message.epoch] = validation
         self._take_way(now, validation, event, message)
 
@@ -196,6 +197,8 @@ class Redirects:
         """Nothing but this small datagram goes to the announced address before it answers (RFC 9000, section 8.2)."""
         if validation.tries >= len(constants.CHALLENGE_RETRIES):
             self._forget(validation)
+            if self._e.mobility.met_since(validation.key, validation.began):
+                return  # it has taken up what we have announced instead
             for new in dict.fromkeys(way.new for way in validation.ways.values()):
                 self._e.notice("redirect.refused", peer=validation.key, reason="path-challenge-failed", address=new)
             return
