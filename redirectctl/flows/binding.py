@@ -171,8 +171,8 @@ class Binding:
             proofs.append(shown(ANSWERER, digest(asking.token), *asking.numbers))
         self.end(now, c.cid)
         if verdict.there is None or not any(hmac.compare_digest(proof, verdict.proof) for proof in proofs):
-            self._e.protection.tell_end(now, asking.key, End.RELEASED, (c.cid,))
             self._e.protection.refuse(now, c, "not-proven")
+            self._e.protection.tell_end(now, asking.key, End.RELEASED, (c.cid,))
             return False
         c.remote_epoch = max(c.remote_epoch, verdict.epoch)
         c.there, c.sending, c.receiving, c.born = verdict.there, verdict.offer, asking.offer, self._e.generation

@@ -328,11 +328,11 @@ class Protection:
     def _leave(self, now: float, key: bytes, reason: str) -> None:
         """Everything with this peer becomes unprotected."""
         movable = self._e.table.movable(key)
-        for start in range(0, len(movable), messages.MAX_CIDS):
-            self.tell_end(now, key, End.RELEASED, tuple(c.cid for c in movable[start : start + messages.MAX_CIDS]))
         for connection in self._e.table.of(key):
             if connection.state not in (State.CLOSED, State.REFUSED):
                 self._unprotect(now, connection, reason)
+        for start in range(0, len(movable), messages.MAX_CIDS):
+            self.tell_end(now, key, End.RELEASED, tuple(c.cid for c in movable[start : start + messages.MAX_CIDS]))
 
     # -- asking the peer ----------------------------------------------------------------------------------------------
 
@@ -481,9 +481,10 @@ class Protection:
         connection = self._e.table.get(cid)
         if connection is None or connection.state is State.CLOSED:
             return
-        if connection.movable and connection.peer is not None:
-            self.tell_end(now, connection.peer, End.RELEASED, (cid,))
+        was_movable = connection.movable
         self._unprotect(now, connection, "released")
+        if was_movable and connection.peer is not None:
+            self.tell_end(now, connection.peer, End.RELEASED, (cid,))
 
     def kill(self, now: float, cid: bytes) -> None:
         """Close on both hosts."""
@@ -511,12 +512,19 @@ class Protection:
         self._update_keep(now, connection.peer)
 
     def tell_end(self, now: float, key: bytes, what: End, cids: tuple[bytes, ...]) -> None:
-        """Tell a peer, until it has heard, that these are not protected here any more."""
+        """Tell a peer that these are not protected here any more: until it has heard, or they are again."""
         peer = self._e.peers.get(key)
         if peer is None or (peer.session(now) is None and peer.remote is None):
             return
         if peer.session(now) is None and peer.remote is not None:
             self._e.contact(now, peer.remote, peer.local, key)
+
+        def build(number: int) -> messages.EndOf | None:
+            if what is not End.RELEASED:
+                return messages.EndOf(number, what, cids)
+            again = (c.cid for c in self._e.table.select(cids) if c.movable or c.state is State.NEGOTIATING)
+            left = set(cids).difference(again)
+            return messages.EndOf(number, what, tuple(cid for cid in cids if cid in left)) if left else None
 
         def failed(_: float) -> None:
             if what is End.KILL:  # of the others, the peer finds out by itself what matters
@@ -524,7 +532,7 @@ class Protection:
                 while len(self._untold) > constants.MAX_UNTOLD:
                     del self._untold[next(iter(self._untold))]
 
-        self._e.requests.ask(now, key, lambda n: messages.EndOf(n, what, cids), lambda *_: None, failed)
+        self._e.requests.ask(now, key, build, lambda *_: None, failed)
 
     def tell_again(self, now: float, key: bytes | None = None) -> None:
         """What a peer, or any of them, could not be told while there was no path.
@@ -599,8 +607,8 @@ class Protection:
         again = [c for c in lost if not c.moved]
         for connection in lost:
             if connection.moved:
-                self.tell_end(now, key, End.RELEASED, (connection.cid,))  # it may be about to take it on
                 self._unprotect(now, connection, "lost-there")
+                self.tell_end(now, key, End.RELEASED, (connection.cid,))  # it may be about to take it on
         for connection in again:
             connection.lost_since = None
             change(connection, State.NEGOTIATING, now)

@@ -36,6 +36,7 @@ _ANSWERS: Final[dict[type[Message], type[Message]]] = {
     meeting.Relay: meeting.Relayed,
 }
 
+Build = Callable[[int], Message | None]
 Answered = Callable[[float, Message], None]
 Failed = Callable[[float], None]
 
@@ -43,10 +44,11 @@ Failed = Callable[[float], None]
 @dataclass(slots=True)
 class _Request:
     key: bytes
-    message: Message
+    build: Build
     path: tuple[SockAddr | None, IPAddress | None]
     answered: Answered
     failed: Failed
+    message: Message | None = None  # as it was sent last
     tries: int = 0
 
 
@@ -62,17 +64,20 @@ class Requests:
         self,
         now: float,
         key: bytes,
-        build: Callable[[int], Message],
+        build: Build,
         answered: Answered,
         failed: Failed,
         path: tuple[SockAddr | None, IPAddress | None] = (None, None),
     ) -> None:
-        """Send ``build(request id)`` to a peer until it answers: then ``answered`` is called, else ``failed``."""
+        """Send ``build(request id)`` to a peer until it answers: then ``answered`` is called, else ``failed``.
+
+        It is built anew each time; None: there is nothing to ask any more.
+        """
         if len(self._open) >= constants.MAX_REQUESTS:
             failed(now)
             return
         self._last = (self._last + 1) & 0xFFFFFFFF
-        self._open[self._last] = _Request(key, build(self._last), path, answered, failed)
+        self._open[self._last] = _Request(key, build, path, answered, failed)
         self.retry(now, self._last)
 
     def retry(self, now: float, number: int) -> None:
@@ -83,6 +88,10 @@ class Requests:
         if request.tries >= len(constants.REQUEST_RETRIES):
             del self._open[number]
             request.failed(now)
+            return
+        request.message = request.build(number)
+        if request.message is None:
+            del self._open[number]
             return
         self._engine.send(now, request.key, request.message, *request.path)
         self._engine.timers.set(("request", number), now + constants.REQUEST_RETRIES[request.tries])

@@ -293,16 +293,17 @@ def test_what_has_moved_is_heard_on_every_way_until_its_socket_is_gone(who: str,
 
 @pytest.mark.parametrize("tokens", [True, False])
 @pytest.mark.parametrize("who", ["alice", "bob"])
-def test_a_key_that_is_approved_again_takes_up_its_own_connections(who: str, tokens: bool) -> None:
+@pytest.mark.parametrize("pause", [0.05, 3.0])  # the end that was told is told again meanwhile, or has not been answered
+def test_a_key_that_is_approved_again_takes_up_its_own_connections(who: str, tokens: bool, pause: float) -> None:
     world, alice, bob, socket = differing()
     forgetting, other = (alice, bob) if who == "alice" else (bob, alice)
     world.link.strips = not tokens  # then sequence numbers prove it
     decide(forgetting, "forget", other)
     forgetting.engine.policy_changed(world.now, dataclasses.replace(forgetting.policy, first_contact="ask"))
-    world.run(3)
+    world.run(pause)
     forgetting.engine.contact(world.now, SockAddr(other.addresses[0], 7747))
     forgetting.run()
-    world.run(3)
+    world.run(pause)
     decide(forgetting, "approve", other)
     world.run(10)
     assert bob.protects(socket)
