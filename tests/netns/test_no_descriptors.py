@@ -25,12 +25,14 @@ def test_moves_go_on_without_descriptors_and_all_parts_go_on_after(lab: Lab, ver
     idle = start_idle(lab.server, lab.client, COUNT, version=version, wrap=pair.wrap)
     pair.wait_protected(COUNT + 1)
     descriptors = [Descriptors(daemon) for daemon in pair.daemons]
-    for each in descriptors:
-        each.deny()
     for host, network, number in ((lab.client, lab.cafe, 20), (lab.server, lab.dc2, 21), (lab.client, lab.office, 22)):
+        for each in descriptors:
+            each.deny()  # what the daemon has closed since may not be opened again
         link = host.move(network, number)
         ticker.wait_both(link.usable_at, PATIENCE)
         assert idle.ask(PATIENCE) == {}
+    for each in descriptors:
+        each.deny()
     argv = ["timeout", "3", program("redirectctl"), "--socket", str(pair.client.socket), "status"]
     assert lab.client.run(argv, check=False).returncode == TIMED_OUT  # there are none left indeed
     # A whole outage, found out by both ends for themselves.
