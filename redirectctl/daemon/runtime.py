@@ -48,6 +48,7 @@ from redirectctl.kernel.limits import keepalive_limit, retransmission_limit
 from redirectctl.kernel.nfqueue import PacketQueue, QueuedPacket
 from redirectctl.kernel.pmtu import MtuWatch
 from redirectctl.kernel.suspend import Suspender
+from redirectctl.kernel.tcpcounters import TcpCounters
 from redirectctl.proto.events import Transmit
 from redirectctl.proto.fingerprint import fingerprint
 from redirectctl.proto.noise import StaticKey
@@ -95,7 +96,8 @@ class Runtime:
         self.network = NetworkView(self.log, self.engine.remotes, self._on_network, self._on_loss)
         self.rewriting = Rewriting(state, self.network.interface_to)
         self.repairs = Repairs(self.rewriting, lambda: self.carrier, self._on_repair)
-        self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.wake)
+        self._counters = TcpCounters()
+        self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.wake, self._counters.opens)
         self.names = NameBook(self.engine, self.store, self.peer_records, self.tasks, self.wake)
         self.names.settings = config.dns
         self.own_name = OwnNameKeeper(self.log, self.network.addresses)
@@ -107,7 +109,13 @@ class Runtime:
         self._sender = RawSender()
         self._inband = Inband(self.kicker, self._sender, on_token=self._on_token, on_refused=self._on_no_token)
         self._mtu = MtuWatch(self.rewriting.socket_of, injector)
-        self._stalls = StallWatch(self.engine, self.finder.look_up, self.wake)
+        self._stalls = StallWatch(
+            self.engine,
+            self.finder.look_up,
+            self.wake,
+            repeats=self._counters.repeats,
+            repeating=self.finder.repeating,
+        )
         self._waking = WakeWatch(self._on_waking)
         self.sleep_signals = SleepSignals(self._waking.told)
         self._servers = ServerNames(self._on_servers, config.rendezvous.servers)
@@ -224,6 +232,7 @@ class Runtime:
                 _log.warning("%s", error)
         self.suspender.close()
         self.finder.close()
+        self._counters.close()
         self.network.close()
         self.port.close()
         self._mtu.close()
@@ -352,6 +361,7 @@ class Runtime:
                         name = type(command).__name__
                         _log.error("could not carry out %s: %s", name, error, exc_info=None if expected else error)
                         self._failed(command, error)
+            self._stalls.questioned(self.engine.holding.questioned())
             self._set_timer()
 
     async def _carry_out(self, command: commands.Command) -> None:

@@ -105,6 +105,10 @@ class Holding:
             case "give-up":
                 self._give_up(now)
 
+    def questioned(self) -> frozenset[bytes]:
+        """Peers that owe us an answer."""
+        return frozenset(key for key in self._asked if self.silent_since(key) is not None)
+
     def silent_since(self, key: bytes) -> float | None:
         """When the peer's daemon was asked what it has not answered; None if it owes no answer."""
         asked = self._asked.get(key)

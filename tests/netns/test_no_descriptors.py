@@ -31,6 +31,8 @@ def test_moves_go_on_without_descriptors_and_all_parts_go_on_after(lab: Lab, ver
         link = host.move(network, number)
         ticker.wait_both(link.usable_at, PATIENCE)
         assert idle.ask(PATIENCE) == {}
+    for each in descriptors:
+        each.deny()  # those too that the moves have given back
     argv = ["timeout", "3", program("redirectctl"), "--socket", str(pair.client.socket), "status"]
     assert lab.client.run(argv, check=False).returncode == TIMED_OUT  # there are none left indeed
     # A whole outage, found out by both ends for themselves.
