@@ -27,12 +27,15 @@ from redirectctl.kernel.diag import Destroyed, DestroyWatch, SockDiag, SocketInf
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.inet_filter import SocketFilter
 from redirectctl.kernel.pidfd import Pidfd
+from redirectctl.kernel.survey import Survey, present, repeating
+from redirectctl.kernel.tcpcounters import Count
 from redirectctl.proto.constants import ATTEMPTS_MAX
 from redirectctl.wire.addr import FourTuple, IPAddress
 
 _log = logging.getLogger(__name__)
 
 BEAT = 1.0  # seconds; the threshold is ten times that: a connection younger than two beats need never be seen
+SLOW = 10.0  # seconds between looks at all sockets; the others are at those that are new, if the kernel counted some
 BUSY = 20.0  # a look takes at most this part of our time
 AUDIT = 30.0  # seconds between looks whether known connections still exist, in case a notification was lost
 KEEP_ID = 60.0  # seconds for which the id of a removed cgroup is still asked for: its sockets may live on
@@ -70,14 +73,24 @@ class Finder:
         own_addresses: Callable[[], frozenset[IPAddress]],
         interface: Callable[[int], Interface | None],
         changed: Callable[[], None],
+        opens: Callable[[], Count],
     ) -> None:
-        """``interface``: by index; ``changed`` is called after the engine was told something.  Raises KernelError."""
+        """``changed`` is called after the engine was told something.
+
+        ``interface``: by index; ``opens``: TcpCounters.opens.
+        Raises KernelError.
+        """
         self._engine = engine
         self.settings = settings
         self._own_addresses = own_addresses
         self._interface = interface
         self._changed = changed
+        self._opens = opens
         self.diag = SockDiag()
+        self._survey = Survey(self.diag)
+        self._counted: Count | None = None  # at the last look, and what it was about
+        self._wanted: SocketFilter | None = None
+        self._looked_anew = float("-inf")  # when at all sockets, not only at those that are new
         self._destroyed = DestroyWatch(self._on_destroyed, self._audit)
         self._groups: dict[int, _Group] = {}
         try:
@@ -163,7 +176,8 @@ class Finder:
                 self._wake.clear()
                 await pulse.wait(self._wake)
             began = loop.time()
-            await self._look(began)
+            if (wanted := self._what()) is not None:
+                await self._look(began, wanted)
             if loop.time() - last_audit >= AUDIT:
                 last_audit = loop.time()
                 self._audit()
@@ -171,22 +185,34 @@ class Finder:
             # With scope = "all" and tens of thousands of sockets a look takes a third of a second.
             await pulse.sleep(max(BEAT, BUSY * (loop.time() - began)))
 
-    async def _look(self, now: float) -> None:
+    def _what(self) -> SocketFilter | None:
+        """What to look for."""
         if self.settings.scope == "all":
-            wanted = SocketFilter()
-        elif self._groups or self.settings.ports:
-            wanted = SocketFilter(cgroups=frozenset(self._groups), remote_ports=frozenset(self.settings.ports))
-        else:
+            return SocketFilter()
+        if self._groups or self.settings.ports:
+            return SocketFilter(cgroups=frozenset(self._groups), remote_ports=frozenset(self.settings.ports))
+        return None
+
+    async def _look(self, now: float, wanted: SocketFilter) -> None:
+        """At what is new, and now and then at all: one may be known no more, or was not counted when it came."""
+        anew = now - self._looked_anew >= SLOW
+        counted = self._opens()
+        if (counted, wanted) == (self._counted, self._wanted) and not anew:
             return
-        found = self.diag.dump(wanted, states=OPEN)
+        seen = self._survey.look(wanted, OPEN)
+        self._counted, self._wanted = counted, wanted
+        if anew:
+            self._looked_anew = now
         for group in self._groups.values():
             group.sockets = {}
-        for one in found:
+        for one in seen.sockets if self._groups else ():
             if one.cgroup_id in self._groups:
                 self._groups[one.cgroup_id].last_seen = now
                 self._groups[one.cgroup_id].sockets[one.tuple] = one.uid
+        found = seen.sockets if anew else seen.fresh
         fresh = [s for s in found if self._engine.table.at(s.tuple) is None and self._eligible(s.tuple)]
-        await self._tell(shared_out(fresh, self._engine.table))
+        if fresh:
+            await self._tell(shared_out(fresh, self._engine.table))
 
     async def _tell(self, fresh: list[SocketInfo], age: float = 0.0) -> None:
         if not fresh:
@@ -243,7 +269,12 @@ class Finder:
 
     def present(self, sockets: Iterable[FourTuple]) -> frozenset[FourTuple]:
         """Those of them that exist and are not closed altogether."""
-        return frozenset(self.look_up(sockets))
+        wanted = list(sockets)
+        return frozenset(self.look_up(wanted)) if len(wanted) <= ONE_BY_ONE else present(self.diag, wanted, ALIVE)
+
+    def repeating(self, least: int) -> list[FourTuple]:
+        """Connections that have sent the same segment, or a probe, at least so often without an answer."""
+        return repeating(self.diag, ALIVE, least)
 
     def between(self, port: int, remote: IPAddress) -> list[FourTuple]:
         """Connections of a local port with a remote host."""
@@ -269,6 +300,7 @@ class Finder:
         # What waits for the other end's FIN without a program (`tcp_time_wait`) ends without a notification.
         waits = left is not None and left.state is TcpState.FIN_WAIT2 and not left.inode
         if left is None or left.state not in ALIVE or waits:
+            self._looked_anew = float("-inf")  # its tuple may be another connection's already
             self._engine.gone(asyncio.get_running_loop().time(), gone.tuple)
             self._changed()
 

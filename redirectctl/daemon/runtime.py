@@ -63,6 +63,7 @@ from redirectctl.kernel.limits import keepalive_limit, retransmission_limit
 from redirectctl.kernel.nfqueue import PacketQueue, QueuedPacket
 from redirectctl.kernel.pmtu import MtuWatch
 from redirectctl.kernel.suspend import Suspender
+from redirectctl.kernel.tcpcounters import TcpCounters
 from redirectctl.proto.events import Transmit
 from redirectctl.proto.fingerprint import fingerprint
 from redirectctl.proto.noise import StaticKey
@@ -117,7 +118,15 @@ class Runtime:
         self._undecided = Undecided(
             self._beside.put_undecided, self._writer, self.tasks, self.peer_records.get, self._had_to_go
         )
-        self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.network.interface, self.wake)
+        self._counters = TcpCounters()
+        self.finder = Finder(
+            self.engine,
+            config.protect,
+            self.network.all_addresses,
+            self.network.interface,
+            self.wake,
+            self._counters.opens,
+        )
         self.names = NameBook(self.engine, self.store, self.peer_records, self.tasks, self.wake)
         self.names.settings = config.dns
         self.own_name = OwnNameKeeper(self.log, self.network.addresses)
@@ -136,7 +145,13 @@ class Runtime:
             self.kicker, self._sender, on_token=self._on_token, on_sent=self._on_sent, on_refused=self._on_no_token
         )
         self._mtu = MtuWatch(self.rewriting.socket_of, injector)
-        self._stalls = StallWatch(self.engine, self.finder.look_up, self.wake)
+        self._stalls = StallWatch(
+            self.engine,
+            self.finder.look_up,
+            self.wake,
+            repeats=self._counters.repeats,
+            repeating=self.finder.repeating,
+        )
         self._waking = WakeWatch(self._on_waking)
         self.sleep_signals = SleepSignals(self._waking.told)
         self._servers = ServerNames(self._on_servers, config.rendezvous.servers)
@@ -270,6 +285,7 @@ class Runtime:
                 _log.warning("%s", error)
         self.suspender.close()
         self.finder.close()
+        self._counters.close()
         self.network.close()
         self.port.close()
         self._mtu.close()
@@ -428,6 +444,7 @@ class Runtime:
                         name = type(command).__name__
                         _log.error("could not carry out %s: %s", name, error, exc_info=None if expected else error)
                         self._failed(command, error)
+            self._stalls.questioned(self.engine.questioned())
             self._set_timer()
 
     async def _carry_out(self, command: commands.Command) -> None:

@@ -1,6 +1,9 @@
 """Connections whose packets get lost: noticed by their retransmissions and probes, before their programs notice.
 
 A probe asks the peer whether it is still there (keepalive), or whether its window has opened; it answers each at once.
+
+The sockets are looked at when the kernel has counted something that was sent again (tcpcounters.py), and a few seconds
+apart in case that it did not: a firewall of this host that drops what it sends is not counted.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.engine import Engine
 from redirectctl.flows.state import State
 from redirectctl.kernel.diag import SocketInfo
+from redirectctl.kernel.tcpcounters import Count
 from redirectctl.wire.addr import FourTuple
 
 BEAT = 0.5  # seconds: two time-outs of a quick connection have passed after 0.6 s
+SLOW = 5.0  # seconds between looks without a reason: 12 ms for 10,000 sockets
 BUSY = 20.0  # a look takes at most this part of our time
 RETRANSMITS = 2  # of the same segment, without an answer: one is nothing unusual
 PROBES = 2  # without an answer; the same
@@ -28,11 +33,23 @@ class StallWatch:
         engine: Engine,
         look_up: Callable[[Iterable[FourTuple]], dict[FourTuple, SocketInfo]],
         changed: Callable[[], None],
+        *,
+        repeats: Callable[[], Count],
+        repeating: Callable[[int], list[FourTuple]],
     ) -> None:
-        """``changed`` is called after the engine was told something."""
+        """``changed`` is called after the engine was told something.
+
+        ``repeats``: TcpCounters.repeats; ``repeating``: connections that have sent something so often in vain.
+        """
         self._engine = engine
         self._look_up = look_up
         self._changed = changed
+        self._repeats = repeats
+        self._repeating = repeating
+        self._counted: Count | None = None  # at the last look
+        self._looked = float("-inf")
+        self._asked: frozenset[bytes] = frozenset()  # peers, see questioned
+        self._hint = asyncio.Event()
         self._acked: dict[FourTuple, int] = {}  # of stalled ones, when they were last looked at
         self._arrived: dict[
             FourTuple, tuple[int, int]
@@ -43,16 +60,33 @@ class StallWatch:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            # Of those that are suspended and not held back TCP finds out by itself that they have a path again.
-            left = {c.socket: c.state for c in self._engine.table.movable() if not c.held}
-            found = self._look_up(left).values() if left else ()
-            if heard := self.heard(found):
-                self._engine.heard(began, heard)
-                self._changed()
-            if stalled := self.stalled([one for one in found if left[one.tuple] is State.PROTECTED]):
-                self._engine.stalled(began, stalled)
-                self._changed()
-            await pulse.sleep(max(BEAT, BUSY * (loop.time() - began)))
+            self._hint.clear()
+            self.look(began)
+            await pulse.wait(self._hint, max(BEAT, BUSY * (loop.time() - began)))
+
+    def questioned(self, keys: frozenset[bytes]) -> None:
+        """Does anything arrive on connections with these peers?  From now on, so look now."""
+        if not keys <= self._asked:
+            self._hint.set()
+        self._asked = keys
+
+    def look(self, now: float) -> None:
+        """One beat.  Raises KernelError."""
+        asked = [c.socket for key in self._asked for c in self._engine.table.movable(key) if not c.held]
+        if heard := self.heard(self._look_up(asked).values() if asked else ()):
+            self._engine.heard(now, heard)
+            self._changed()
+        if not len(self._engine.table):
+            return
+        counted = self._repeats()
+        if counted == self._counted and not self._acked and now - self._looked < SLOW:
+            return
+        several = self._repeating(min(RETRANSMITS, PROBES))
+        self._counted, self._looked = counted, now
+        ours = [s for s in several if (c := self._engine.table.at(s)) is not None and c.state is State.PROTECTED]
+        if stalled := self.stalled(self._look_up(ours).values() if ours else ()):
+            self._engine.stalled(now, stalled)
+            self._changed()
 
     def stalled(self, sockets: Collection[SocketInfo]) -> list[FourTuple]:
         """Those that have sent the same segment several times, and nothing new was acknowledged since the last look."""

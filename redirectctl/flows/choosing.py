@@ -193,6 +193,10 @@ class Choosing:
                 if silent:
                     self._again(now, route, trial)
 
+    def questioned(self) -> set[bytes]:
+        """Peers whose routes are left to the tunnel until traffic, after a silence, has them tried again."""
+        return {r.peer for r, t in self._trials.items() if t.tries < 0 and not t.stalled and self._paused(r)}
+
     def network_changed(self, now: float, before: Network) -> None:
         """This host's addresses or routes may have changed."""
         network = self._e.network
@@ -203,9 +207,12 @@ class Choosing:
 
     def _again(self, now: float, route: Route, trial: Trial) -> None:
         """Try it before its time, if it was only never seen to carry anything."""
-        paused = trial.tries < 0 and self._e.timers.armed(("plain", route))
+        paused = trial.tries < 0 and self._paused(route)
         if paused and not trial.stalled and now - trial.began >= constants.PLAIN_AGAIN:
             self._try(now, route)
+
+    def _paused(self, route: Route) -> bool:
+        return self._e.timers.armed(("plain", route))
 
     def _listen(self, now: float) -> None:
         self._e.listen.add(_TRIALS)

@@ -340,6 +340,10 @@ class Engine:
         self.meeting.seek(now, key)
         self._relay(now)
 
+    def questioned(self) -> frozenset[bytes]:
+        """Peers, on connections with which heard() is to be told of what arrives."""
+        return frozenset(self.holding.questioned() | self.choosing.questioned())
+
     def heard(self, now: float, sockets: Iterable[FourTuple]) -> None:
         """Something of the peers' programs has arrived on these."""
         connections = [c for s in sockets if (c := self.table.at(s)) is not None]

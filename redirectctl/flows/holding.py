@@ -165,6 +165,10 @@ class Holding:
             case "give-up":
                 self._give_up(now)
 
+    def questioned(self) -> set[bytes]:
+        """Peers that owe us an answer, or have lost their path: what arrives on connections with them says much."""
+        return {key for key in self._asked if self.silent_since(key) is not None} | self._since.keys()
+
     def silent_since(self, key: bytes) -> float | None:
         """When the peer's daemon was asked what it has not answered; None if it owes no answer."""
         asked = self._asked.get(key)

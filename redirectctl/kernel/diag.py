@@ -17,7 +17,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
@@ -43,10 +43,14 @@ _SOCKET_ID = struct.Struct("!HH16s16s")  # ports and addresses; then interface a
 _SOCKET_ID_TAIL = struct.Struct("=IQ")
 _NO_COOKIE = 0xFFFF_FFFF_FFFF_FFFF
 _MESSAGE = struct.Struct("=BBBB4s16s16sIQIIIII")
-_ENDS = slice(4, 40)  # of that: ports and addresses
+ENDS = slice(4, 40)  # of that: ports and addresses
+IDENTITY = slice(4, 52)  # with the interface, and a cookie that no other socket of this boot has
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 _PORTS = struct.Struct("!HH")
 _U64 = struct.Struct("=Q")
+_LENGTH = struct.Struct("=I")
+_SAME = (0, 1, 2, 3, 4, 5, 8, 9, 10, 11)  # bytes of nlmsghdr: length, type, sequence number
+_ANY_SOCKET = _SOCKET_ID.pack(0, 0, b"", b"") + _SOCKET_ID_TAIL.pack(0, _NO_COOKIE)
 
 _ATTR_BYTECODE = 1
 _ATTR_INFO = 2
@@ -239,17 +243,62 @@ class SockDiag:
         """
         mask = sum(1 << state for state in set(states))
         bytecode = wanted.bytecode()
-        ends = None if only is None else frozenset(each for connection in only for each in _ends(connection))
+        known = None if only is None else frozenset(each for connection in only for each in ends(connection))
         found: list[SocketInfo] = []
         for family in (socket.AF_INET, socket.AF_INET6):
-            body = _request(family, mask, _SOCKET_ID.pack(0, 0, b"", b"") + _SOCKET_ID_TAIL.pack(0, _NO_COOKIE))
+            body = _request(family, mask, _ANY_SOCKET)
             if bytecode:
                 body += attribute(_ATTR_BYTECODE, bytecode)
-            found += self._dump(body, ends)
+            found += self._dump(body, known)
         for one in found:
-            if one.ifindex:
-                self._note(one.tuple, one.ifindex)
+            self.seen(one)
         return found if wanted.in_kernel else [one for one in found if wanted.passes(one.tuple, one.cgroup_id)]
+
+    def records(self, wanted: SocketFilter, states: Iterable[TcpState]) -> list[tuple[bytes, Sequence[int]]]:
+        """What the kernel says of the sockets in ``states``, without TCP_INFO: datagrams, and where records begin.
+
+        A range: all are of the same length.  What ``wanted`` says is seen to as far as the kernel can (in_kernel).
+        Raises KernelError.
+        """
+        mask = sum(1 << state for state in set(states))
+        bytecode = wanted.bytecode()
+        found: list[tuple[bytes, Sequence[int]]] = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            body = _request(family, mask, _ANY_SOCKET, extensions=0)
+            if bytecode:
+                body += attribute(_ATTR_BYTECODE, bytecode)
+            for _ in range(_DUMP_ATTEMPTS):
+                self._send(SOCK_DIAG_BY_FAMILY, _NLM_F_DUMP, body)
+                try:
+                    found += self._datagrams()
+                    break
+                except InterruptedError:
+                    continue
+                except OSError as error:
+                    raise _refused("listing sockets", error) from error
+            else:
+                raise KernelError("listing sockets", "the list changed while it was read, every time", "try again")
+        return found
+
+    def _datagrams(self) -> list[tuple[bytes, Sequence[int]]]:
+        found: list[tuple[bytes, Sequence[int]]] = []
+        while True:
+            data = self._netlink.recv(_RECEIVE_SIZE)
+            if step := _step(data, self._sequence & 0xFFFF_FFFF):
+                found.append((data, range(HEADER.size, len(data), step)))
+                continue
+            places, done = [], False
+            for kind, flags, sequence, body, end in split(data):
+                if sequence == self._sequence & 0xFFFF_FFFF:
+                    if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                        _check_end(data, flags, body, end)
+                        done = True
+                        break
+                    places.append(body)
+            if places:
+                found.append((data, places))
+            if done:
+                return found
 
     def get(self, connection: FourTuple, *, ifindex: int | None = None) -> SocketInfo | None:
         """The socket of ``connection``, in whatever state it is.
@@ -272,6 +321,11 @@ class SockDiag:
     def bound(self, connection: FourTuple) -> int:
         """The index of the interface that a socket was bound to when it was last seen; 0: none."""
         return self._bound.get(connection, 0)
+
+    def seen(self, one: SocketInfo) -> None:
+        """Remember what interface it is bound to."""
+        if one.ifindex:
+            self._note(one.tuple, one.ifindex)
 
     def _note(self, connection: FourTuple, ifindex: int) -> None:
         self._bound.pop(connection, None)
@@ -317,14 +371,14 @@ class SockDiag:
             raise _refused("closing a socket", error) from error
         return True
 
-    def _dump(self, body: bytes, ends: frozenset[bytes] | None) -> list[SocketInfo]:
+    def _dump(self, body: bytes, known: frozenset[bytes] | None) -> list[SocketInfo]:
         for _ in range(_DUMP_ATTEMPTS):
             self._send(SOCK_DIAG_BY_FAMILY, _NLM_F_DUMP, body)
             try:
                 return [
                     _parse(data, at, end)
                     for data, at, end in self._replies(dump=True)
-                    if ends is None or data[at + _ENDS.start : at + _ENDS.stop] in ends
+                    if known is None or data[at + ENDS.start : at + ENDS.stop] in known
                 ]
             except InterruptedError:
                 continue
@@ -345,19 +399,35 @@ class SockDiag:
                 if sequence != self._sequence & 0xFFFF_FFFF:
                     continue
                 if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                    code = struct.unpack_from("=i", data, body)[0] if end - body >= 4 else 0
-                    if code < 0:
-                        raise OSError(-code, os.strerror(-code))
-                    if flags & _NLM_F_DUMP_INTR:
-                        raise InterruptedError(errno.EINTR, "dump interrupted")
+                    _check_end(data, flags, body, end)
                     return
                 yield data, body, end
                 if not dump:
                     return
 
 
-def _request(family: int, states: int, socket_id: bytes) -> bytes:
-    return _REQUEST.pack(family, socket.IPPROTO_TCP, _EXT_INFO, states) + socket_id
+def _step(data: bytes, sequence: int) -> int:
+    """The length of the messages of a datagram, if they are all of the same, and records of this answer; else 0."""
+    length, kind, _, number, _ = HEADER.unpack_from(data)
+    step = (length + 3) & ~3
+    count, rest = divmod(len(data), step or 1)
+    if kind != SOCK_DIAG_BY_FAMILY or number != sequence or rest:
+        return 0
+    same = (data[byte::step] == data[byte : byte + 1] * count for byte in _SAME)
+    return step if all(same) else 0
+
+
+def _check_end(data: bytes, flags: int, body: int, end: int) -> None:
+    """The last message of an answer.  OSError: what the kernel refused the request with."""
+    code = struct.unpack_from("=i", data, body)[0] if end - body >= 4 else 0
+    if code < 0:
+        raise OSError(-code, os.strerror(-code))
+    if flags & _NLM_F_DUMP_INTR:
+        raise InterruptedError(errno.EINTR, "dump interrupted")
+
+
+def _request(family: int, states: int, socket_id: bytes, extensions: int = _EXT_INFO) -> bytes:
+    return _REQUEST.pack(family, socket.IPPROTO_TCP, extensions, states) + socket_id
 
 
 def _exact(connection: FourTuple, ifindex: int, cookie: int) -> bytes:
@@ -367,7 +437,7 @@ def _exact(connection: FourTuple, ifindex: int, cookie: int) -> bytes:
     return _request(family, 0xFFFF_FFFF, ends + _SOCKET_ID_TAIL.pack(ifindex, cookie))
 
 
-def _ends(connection: FourTuple) -> Iterator[bytes]:
+def ends(connection: FourTuple) -> Iterator[bytes]:
     """As they are in a message about its socket; a socket of IPv6 may have a connection of IPv4."""
     (local, local_port), (remote, remote_port) = connection
     ports = _PORTS.pack(local_port, remote_port)
@@ -386,6 +456,19 @@ def _refused(what: str, error: OSError) -> KernelError:
 @lru_cache(maxsize=65536)
 def _address(packed: bytes, family: int) -> IPAddress:
     return IPv4Address(packed[:4]) if family == socket.AF_INET else unmap(IPv6Address(packed))
+
+
+def ends_of(data: bytes, at: int) -> FourTuple:
+    """Which connection the record there is of."""
+    family, _, _, _, ports, source, destination, *_ = _MESSAGE.unpack_from(data, at)
+    sport, dport = _PORTS.unpack(ports)
+    return FourTuple(SockAddr(_address(source, family), sport), SockAddr(_address(destination, family), dport))
+
+
+def parse(data: bytes, at: int) -> SocketInfo:
+    """The record there, in its netlink message."""
+    (length,) = _LENGTH.unpack_from(data, at - HEADER.size)
+    return _parse(data, at, at - HEADER.size + length)
 
 
 def _parse(data: bytes, at: int, end: int) -> SocketInfo:

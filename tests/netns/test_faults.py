@@ -58,7 +58,7 @@ class Faulty:
 FAULTS = [
     "redirectctl.kernel.carrier.Carrier carry 3",
     "redirectctl.daemon.rewriting.Rewriting apply 3",
-    "redirectctl.kernel.diag.SockDiag dump 3",
+    "redirectctl.kernel.diag.SockDiag records 3",
     "redirectctl.daemon.network.NetworkView _look 2",
     "redirectctl.daemon.stalls.StallWatch stalled 2",
     "redirectctl.daemon.finder.Finder _look 2",

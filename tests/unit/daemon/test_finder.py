@@ -72,7 +72,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> Finder:
     monkeypatch.setattr(finder, "SockDiag", lambda: None)
     monkeypatch.setattr(finder, "DestroyWatch", lambda *_: None)
     monkeypatch.setattr(finder, "CgroupTree", lambda: None)
-    made = Finder(engine, SimpleNamespace(), frozenset, lambda _: None, lambda: None)  # type: ignore[arg-type]
+    made = Finder(engine, SimpleNamespace(), frozenset, lambda _: None, lambda: None, tuple)  # type: ignore[arg-type]
     made.told = told  # type: ignore[attr-defined]
     return made
 
