@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from redirectctl.config import Protect
+from redirectctl.daemon.candidates import Pair
 from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.constants import MAX_CONNECTIONS
@@ -27,7 +28,7 @@ from redirectctl.kernel.diag import Destroyed, DestroyWatch, SockDiag, SocketInf
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.inet_filter import SocketFilter
 from redirectctl.kernel.pidfd import Pidfd
-from redirectctl.kernel.survey import Survey, present, repeating
+from redirectctl.kernel.survey import Survey, between, present, repeating
 from redirectctl.kernel.tcpcounters import Count
 from redirectctl.proto.constants import ATTEMPTS_MAX
 from redirectctl.wire.addr import FourTuple, IPAddress
@@ -276,10 +277,9 @@ class Finder:
         """Connections that have sent the same segment, or a probe, at least so often without an answer."""
         return repeating(self.diag, ALIVE, least)
 
-    def between(self, port: int, remote: IPAddress) -> list[FourTuple]:
-        """Connections of a local port with a remote host."""
-        found = self.diag.dump(states=ALIVE)
-        return [one.tuple for one in found if one.tuple.local.port == port and one.tuple.remote.host == remote]
+    def between(self, wanted: Collection[Pair]) -> dict[Pair, list[FourTuple]]:
+        """Connections of a local port with a remote host, of each such pair."""
+        return between(self.diag, wanted, ALIVE)
 
     def measured(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, TcpInfo]:
         """What the kernel counts for those that exist: 10 us each, of every socket where many are asked for."""

@@ -22,6 +22,7 @@ from redirectctl.api import schema
 from redirectctl.config import Config
 from redirectctl.daemon import records
 from redirectctl.daemon.bindings import Bindings
+from redirectctl.daemon.candidates import Candidates
 from redirectctl.daemon.eventlog import AT_WILL, STRANGERS, Cause, EventFields, EventLog, network_of
 from redirectctl.daemon.finder import BUSY, Finder
 from redirectctl.daemon.logind import SleepSignals
@@ -41,7 +42,7 @@ from redirectctl.daemon.udp import ControlPort
 from redirectctl.daemon.undecided import STATES as UNDECIDED
 from redirectctl.daemon.undecided import Undecided
 from redirectctl.daemon.waking import WakeWatch
-from redirectctl.flows import commands, constants
+from redirectctl.flows import commands
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
 from redirectctl.kernel import borrow
@@ -144,6 +145,7 @@ class Runtime:
         self._inband = Inband(
             self.kicker, self._sender, on_token=self._on_token, on_sent=self._on_sent, on_refused=self._on_no_token
         )
+        self._candidates = Candidates(self.finder.between, self._inband.numbers, self._on_numbers)
         self._mtu = MtuWatch(self.rewriting.socket_of, injector)
         self._stalls = StallWatch(
             self.engine,
@@ -493,8 +495,8 @@ class Runtime:
             case commands.AskNumbers(token, sockets):
                 self.tasks.start(self._numbers(token, sockets), "numbers")
             case commands.FindNumbers(token, port, remote):
-                found = self.finder.between(port, remote)[: constants.MAX_CANDIDATES]
-                self.tasks.start(self._numbers(token, found), "numbers")
+                if self._candidates.want(token, (port, remote)):
+                    self.tasks.start(self._candidates.run(), "candidates")
             case commands.Carry(carried):
                 for each in carried:
                     self._carry(each)
@@ -546,8 +548,11 @@ class Runtime:
         try:
             found = await self._inband.numbers(sockets)
         finally:
-            self.engine.numbers(self.now, token, found)
-            self.wake()
+            self._on_numbers(token, found)
+
+    def _on_numbers(self, token: tuple[Any, ...], found: Mapping[FourTuple, tuple[int, int]]) -> None:
+        self.engine.numbers(self.now, token, found)
+        self.wake()
 
     def _failed(self, command: commands.Command, error: Exception) -> None:
         """Who waits for an outcome is told of every one: what is waited for in vain blocks what follows."""

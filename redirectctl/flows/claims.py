@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from redirectctl.flows import commands, constants
+from redirectctl.flows.bucket import Bucket
 from redirectctl.flows.connection import Connection, change
 from redirectctl.flows.proofs import ANSWERER, CLAIMANT, Numbers, around, digest, shown
 from redirectctl.flows.state import State
@@ -86,6 +87,7 @@ class Claims:
         self._looking: dict[int, tuple[Claimed, FourTuple]] = {}
         self._asked: dict[int, Asked] = {}
         self._number = 0
+        self._comparing: dict[bytes, Bucket] = {}  # by peer: proofs by numbers that are looked at
 
     def received(self, now: float, event: events.Received) -> None:
         """Protect, Bind, BindNumbers."""
@@ -317,7 +319,20 @@ class Claims:
             asked.verdicts.append(done if done is not None and here else Verdict(cid, 0, Status.PROVE))
         return None
 
+    def _may_compare(self, now: float, key: bytes, count: int) -> bool:
+        """To look at sockets for one peer must leave time for others."""
+        bucket = self._comparing.pop(key, None)
+        while len(self._comparing) >= constants.MAX_HEARD:
+            del self._comparing[next(iter(self._comparing))]
+        if bucket is None:
+            bucket = Bucket(constants.NUMBERED_RATE, constants.NUMBERED_BURST, constants.NUMBERED_BURST, now)
+        self._comparing[key] = bucket
+        return bucket.take(now, count)
+
     def _on_numbers(self, now: float, event: events.Received, message: BindNumbers) -> None:
+        if not self._may_compare(now, event.key, len(message.proofs)):  # it asks again
+            self._e.notice("packet.refused", peer=event.key, reason="rate-limited", source=str(event.source))
+            return
         asked = Asked(event, message.request)
         for cid, proof in message.proofs:
             claimed = self._open(now, asked, cid)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from redirectctl.flows import commands, constants
+from redirectctl.flows.bucket import Bucket
 from redirectctl.proto import events
 from redirectctl.proto.peer import PeerState
 from redirectctl.wire import meeting as wire
@@ -25,25 +26,6 @@ from redirectctl.wire.addr import IPAddress, SockAddr
 
 if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine
-
-
-@dataclass(slots=True)
-class Bucket:
-    """A rate of something."""
-
-    rate: float  # a second
-    burst: float
-    tokens: float
-    at: float
-
-    def take(self, now: float) -> bool:
-        """One more?"""
-        self.tokens = min(self.burst, self.tokens + (now - self.at) * self.rate)
-        self.at = now
-        if self.tokens < 1.0:
-            return False
-        self.tokens -= 1.0
-        return True
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from redirectctl.wire.addr import FourTuple, IPAddress
 
 _OP = struct.Struct("=BBH")
-_JMP, _S_COND, _D_EQ, _CGROUP_COND = 1, 7, 12, 13
+_JMP, _S_COND, _D_COND, _S_EQ, _D_EQ, _CGROUP_COND = 1, 7, 8, 11, 12, 13
 _HOST = struct.Struct("=BBxxi")  # family, prefix length, port (-1: any); then the address
 _ANY_PORT = -1
 
@@ -33,18 +33,21 @@ MAX_CONDITIONS = 128
 class SocketFilter:
     """Which sockets to list.  Everything empty: all.
 
-    A socket passes if it is opted in, by its cgroup or by its remote port (where any of the two is given), and its
-    local address is one of ``local_addresses`` (where given).
+    A socket passes if it is opted in, by its cgroup or by its remote port (where any of the two is given), and each
+    other of its ends that is asked for is one of those given.
     """
 
     cgroups: frozenset[int] = frozenset()  # cgroup v2 ids
     remote_ports: frozenset[int] = frozenset()
     local_addresses: frozenset[IPAddress] = frozenset()
+    local_ports: frozenset[int] = frozenset()
+    remote_addresses: frozenset[IPAddress] = frozenset()
 
     @property
     def in_kernel(self) -> bool:
         """Few enough conditions for the kernel."""
-        return len(self.cgroups) + len(self.remote_ports) + len(self.local_addresses) <= MAX_CONDITIONS
+        ends = len(self.local_addresses) + len(self.local_ports) + len(self.remote_addresses)
+        return len(self.cgroups) + len(self.remote_ports) + ends <= MAX_CONDITIONS
 
     def passes(self, connection: FourTuple, cgroup_id: int | None) -> bool:
         """The same filter in Python."""
@@ -53,7 +56,13 @@ class SocketFilter:
             or cgroup_id in self.cgroups
             or connection.remote.port in self.remote_ports
         )
-        return opted_in and (not self.local_addresses or connection.local.host in self.local_addresses)
+        (here, port), (there, _) = connection
+        return (
+            opted_in
+            and (not self.local_addresses or here in self.local_addresses)
+            and (not self.local_ports or port in self.local_ports)
+            and (not self.remote_addresses or there in self.remote_addresses)
+        )
 
     def bytecode(self) -> bytes:
         """The program; empty where none is needed or it would be too long."""
@@ -62,8 +71,10 @@ class SocketFilter:
         opted_in = [(_CGROUP_COND, struct.pack("=Q", one)) for one in sorted(self.cgroups)]
         # The port of a comparison is the `no` of a second command (`inet_diag_bc_run`).
         opted_in += [(_D_EQ, _OP.pack(0, 0, port)) for port in sorted(self.remote_ports)]
-        addresses = [(_S_COND, _host(address)) for address in sorted(self.local_addresses, key=lambda a: a.packed)]
-        groups = [group for group in (opted_in, addresses) if group]
+        here = [(_S_COND, _host(address)) for address in sorted(self.local_addresses, key=lambda a: a.packed)]
+        ports = [(_S_EQ, _OP.pack(0, 0, port)) for port in sorted(self.local_ports)]
+        there = [(_D_COND, _host(address)) for address in sorted(self.remote_addresses, key=lambda a: a.packed)]
+        groups = [group for group in (opted_in, here, ports, there) if group]
         program = b""
         for group in reversed(groups):
             program = _any_of(group, following=len(program)) + program

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from redirectctl.kernel.diag import ENDS, IDENTITY, SockDiag, SocketInfo, TcpState, ends, ends_of, parse
 from redirectctl.kernel.inet_filter import EVERYTHING, SocketFilter
-from redirectctl.wire.addr import FourTuple
+from redirectctl.wire.addr import FourTuple, IPAddress
 
 _REPEATS = 3  # the byte of a record that counts what its timer has sent without an answer: idiag_retrans
 
@@ -35,6 +35,26 @@ def present(diag: SockDiag, connections: Collection[FourTuple], states: Iterable
     found = diag.records(EVERYTHING, states)
     seen = {data[at + ENDS.start : at + ENDS.stop] for data, records in found for at in records}
     return frozenset(wanted[each] for each in wanted.keys() & seen)
+
+
+def between(
+    diag: SockDiag, wanted: Collection[tuple[int, IPAddress]], states: Iterable[TcpState]
+) -> dict[tuple[int, IPAddress], list[FourTuple]]:
+    """Connections of a local port with a remote host, of each such pair.  The kernel leaves out the others.
+
+    Raises KernelError.
+    """
+    found: dict[tuple[int, IPAddress], list[FourTuple]] = {pair: [] for pair in wanted}
+    ports, hosts = frozenset(port for port, _ in found), frozenset(host for _, host in found)
+    if not found:
+        return found
+    filtered = SocketFilter(local_ports=ports, remote_addresses=hosts)
+    for data, records in diag.records(filtered if filtered.in_kernel else EVERYTHING, states):
+        for at in records:
+            one = ends_of(data, at)
+            if (members := found.get((one.local.port, one.remote.host))) is not None:
+                members.append(one)
+    return found
 
 
 class Seen(NamedTuple):

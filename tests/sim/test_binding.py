@@ -324,6 +324,43 @@ def test_claim_of_anothers_connection_by_guessed_numbers(thief: Thief) -> None:
     thief.assert_in_vain("not-proven")
 
 
+@pytest.mark.parametrize("strips", [True, False])
+def test_guessing_without_end_does_not_keep_others_from_being_proven(
+    strips: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each guess of mallory's costs a look at the sockets; bob's connection may have to be proven in the same way."""
+    thief = Thief(NEIGHBOUR)
+    thief.world.link = Link(strips=strips)
+    looks: list[commands.FindNumbers] = []
+    carry_out = thief.alice.carry_out
+
+    def counting(command: commands.Command) -> None:
+        if isinstance(command, commands.FindNumbers):
+            looks.append(command)
+        carry_out(command)
+
+    monkeypatch.setattr(thief.alice, "carry_out", counting)
+    began = thief.world.now
+    size = messages.MAX_PROTECT
+    thief.bob.opened(thief.socket)
+    for number in range(300):
+        cids = [(number % 40 * size + n + 1).to_bytes(8) for n in range(size)]
+        offer = Offer(1, bytes(16), 0)
+        claims = tuple(
+            messages.Claim(c, 2**40 + number, thief.socket, digest(c + bytes([number // 40])), offer) for c in cids
+        )
+        thief.say(messages.Protect(1000 + 2 * number, claims))
+        thief.say(messages.BindNumbers(1001 + 2 * number, tuple((cid, b"guessed!") for cid in cids)))
+        thief.world.run(0.05)
+    mallorys = [each for each in looks if each.remote == ip(NEIGHBOUR)]
+    assert len(mallorys) <= constants.NUMBERED_BURST + (thief.world.now - began) * constants.NUMBERED_RATE
+    assert len(mallorys) >= constants.NUMBERED_BURST
+    assert thief.alice.named("packet.refused", "rate-limited")
+    thief.world.run(20)
+    assert thief.bob.protects(thief.socket)
+    assert thief.alice.connection(thief.there).peer == thief.bob.static.public
+
+
 def test_claim_of_anothers_connection_on_the_same_host() -> None:
     """mallory is another user there, with a daemon of its own on another port: it cannot read bob's connection."""
     thief = Thief(BOB, bobs=BOB)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from redirectctl.daemon.finder import ALIVE, OPEN
 from redirectctl.kernel.diag import SockDiag, TcpState, Timer
 from redirectctl.kernel.inet_filter import MAX_CONDITIONS, SocketFilter
-from redirectctl.kernel.survey import Survey, present, repeating
+from redirectctl.kernel.survey import Survey, between, present, repeating
 from redirectctl.kernel.tcpcounters import TcpCounters
 from redirectctl.wire.addr import FourTuple
 from tests.netns.kernel_sockets.socket_lab import Connection, Wire, inside, until
@@ -199,3 +200,30 @@ def test_a_survey_of_some_ports_only(wire: Wire, alice: Alice, others: int) -> N
     assert [one.tuple for one in survey.look(wanted, OPEN).sockets] == [four.tuple]
     assert survey.look(wanted, OPEN).fresh == []
     assert [one.tuple for one in survey.look(SocketFilter(), OPEN).fresh] == [six.tuple]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_kernel_leaves_out_what_no_claim_can_mean(
+    wire: Wire, alice: Alice, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many others there are, they are not read."""
+    others = [wire.connect(version) for _ in range(50)]
+    meant = wire.connect(version)
+    read: list[int] = []
+    records = SockDiag.records
+
+    def counting(diag: SockDiag, *args: Any) -> list[tuple[bytes, Sequence[int]]]:
+        found = records(diag, *args)
+        read.extend(len(places) for _, places in found)
+        return found
+
+    monkeypatch.setattr(SockDiag, "records", counting)
+    pair = meant.tuple.local.port, meant.tuple.remote.host
+    assert between(alice.diag, [pair], ALIVE) == {pair: [meant.tuple]}
+    assert sum(read) == 1
+    elsewhere = meant.tuple.local.port, meant.tuple.local.host
+    assert between(alice.diag, [elsewhere], ALIVE) == {elsewhere: []}
+    assert between(alice.diag, [], ALIVE) == {}
+    both = [pair, (others[0].tuple.local.port, others[0].tuple.remote.host)]
+    assert between(alice.diag, both, ALIVE) == {pair: [meant.tuple], both[1]: [others[0].tuple]}
+    assert sum(read) == 3

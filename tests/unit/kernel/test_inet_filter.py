@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from redirectctl.kernel.inet_filter import EVERYTHING, MAX_CONDITIONS, SocketFilter
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
-JMP, S_COND, D_EQ, CGROUP = 1, 7, 12, 13
+JMP, S_COND, D_COND, S_EQ, D_EQ, CGROUP = 1, 7, 8, 11, 12, 13
 
 
 def boundaries(program: bytes) -> set[int]:
@@ -22,8 +22,8 @@ def boundaries(program: bytes) -> set[int]:
     while at < len(program):
         starts.add(at)
         code, yes, no = struct.unpack_from("=BBH", program, at)
-        least = {JMP: 4, S_COND: 12, D_EQ: 8, CGROUP: 12}[code]
-        if code == S_COND:
+        least = {JMP: 4, S_COND: 12, D_COND: 12, S_EQ: 8, D_EQ: 8, CGROUP: 12}[code]
+        if code in (S_COND, D_COND):
             least += {socket.AF_INET: 4, socket.AF_INET6: 16}[program[at + 4]]
         assert least <= yes <= len(program) - at + 4
         assert yes % 4 == no % 4 == 0
@@ -45,11 +45,14 @@ def passes(program: bytes, connection: FourTuple, cgroup: int) -> bool:
             holds = False
         elif code == D_EQ:
             holds = connection.remote.port == struct.unpack_from("=BBH", program, at + 4)[2]
+        elif code == S_EQ:
+            holds = connection.local.port == struct.unpack_from("=BBH", program, at + 4)[2]
         elif code == CGROUP:
             holds = cgroup == struct.unpack_from("=Q", program, at + 4)[0]
         else:
             length, port = struct.unpack_from("=xBxxi", program, at + 4)
-            packed = connection.local.host.packed
+            assert code in (S_COND, D_COND)
+            packed = (connection.local if code == S_COND else connection.remote).host.packed
             assert port == -1
             assert length == {socket.AF_INET: 32, socket.AF_INET6: 128}[program[at + 4]]
             holds = packed == program[at + 12 : at + 12 + length // 8]
@@ -67,12 +70,16 @@ filters = st.builds(
     st.frozensets(groups, max_size=5),
     st.frozensets(ports, max_size=5),
     st.frozensets(addresses, max_size=4),
+    st.frozensets(ports, max_size=5),
+    st.frozensets(addresses, max_size=4),
 )
 
 
-@given(filters, addresses, ports, groups)
-def test_the_program_does_what_the_filter_says(wanted: SocketFilter, host: IPAddress, port: int, cgroup: int) -> None:
-    connection = FourTuple(SockAddr(host, 9), SockAddr(host, port))
+@given(filters, st.tuples(addresses, addresses), st.tuples(ports, ports), groups)
+def test_the_program_does_what_the_filter_says(
+    wanted: SocketFilter, hosts: tuple[IPAddress, IPAddress], port: tuple[int, int], cgroup: int
+) -> None:
+    connection = FourTuple(SockAddr(hosts[0], port[0]), SockAddr(hosts[1], port[1]))
     assert passes(wanted.bytecode(), connection, cgroup) is wanted.passes(connection, cgroup)
 
 
