@@ -151,6 +151,7 @@ class Engine:
         self.network = Network()
         self.timers: Timers[tuple[Any, ...]] = Timers()
         self._out: list[Command] = []
+        self._pending: list[events.Event] = []  # of the endpoint's, until _relay
         self._heard: dict[
             bytes, tuple[float, float]
         ] = {}  # messages that each peer may still send, and when that was so
@@ -533,16 +534,13 @@ class Engine:
 
     def _transmit(self) -> None:
         """Move what the endpoint wants sent into our order; keep its other events for _relay."""
-        rest: list[events.Event] = []
         for event in self.endpoint.drain():
             if isinstance(event, events.Transmit):
                 self.emit(event)
             elif isinstance(event, events.PeerChanged):
                 self._save_peer(event.key)
             else:
-                rest.append(event)
-        for event in rest:
-            self.endpoint.emit(event)
+                self._pending.append(event)
 
     def _save_peer(self, key: bytes) -> None:
         peer = self.peers.get(key)
@@ -551,7 +549,8 @@ class Engine:
 
     def _relay(self, now: float) -> None:
         """Handle what the endpoint reports, and what comes of that, until it is quiet."""
-        while pending := self.endpoint.drain():
+        while pending := [*self._pending, *self.endpoint.drain()]:
+            self._pending.clear()
             for event in pending:
                 self._handle(now, event)
         self.meeting.flush(now)

@@ -91,6 +91,7 @@ class Mobility:
     def __init__(self, engine: Engine) -> None:
         self._e = engine
         self._moves: dict[int, Move] = {}  # by epoch
+        self._of_peer: dict[bytes, dict[int, Move]] = {}  # the same, by peer
         self._met: dict[bytes, float] = {}  # peers, and when one of the two has last applied what the other announced
 
     # -- our address changes ------------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ class Mobility:
 
     def announcing(self, key: bytes) -> bool:
         """Whether something is being announced to this peer."""
-        return any(move.key == key for move in self._moves.values())
+        return key in self._of_peer
 
     def try_direct(self, now: float, key: bytes, connections: list[Connection]) -> None:
         """These are relayed: is there a way without?"""
@@ -211,7 +212,7 @@ class Mobility:
     ) -> None:
         """``again``: also what is being announced is announced anew, from and to everywhere."""
         concerned = {c.cid for c in connections}
-        under_way = [m for m in self._moves.values() if m.key == key and not concerned.isdisjoint(m.cids)]
+        under_way = [m for m in self._of(key) if not concerned.isdisjoint(m.cids)]
         for move in under_way:  # is news enough, and of connections that these are only some of
             move.stalled = move.stalled or stalled
             move.direct = move.direct and direct
@@ -242,10 +243,8 @@ class Mobility:
         candidates = tuple(ranks)
         under_way = {
             cid
-            for m in self._moves.values()
-            if m.key == key
-            and set(candidates) <= set(m.candidates)
-            and (m.chosen is None or m.chosen.local in candidates)
+            for m in self._of(key)
+            if set(candidates) <= set(m.candidates) and (m.chosen is None or m.chosen.local in candidates)
             for cid in m.cids
         }
         if reason is None:
@@ -253,7 +252,7 @@ class Mobility:
                 return
             reason = self._why(candidates, connections)
         for cids, moved in self._named(key, connections):
-            for old in [m for m in self._moves.values() if m.key == key and not set(m.cids).isdisjoint(cids)]:
+            for old in [m for m in self._of(key) if not set(m.cids).isdisjoint(cids)]:
                 stalled = stalled or old.stalled
                 self._drop(old)
             of_move = self._e.table.select(cids)
@@ -265,7 +264,7 @@ class Mobility:
                 self._e.next_epoch(), key, cids, moved, candidates, ranks, now, targets, origin,
                 stalled=stalled, direct=direct,
             )  # fmt: skip
-            self._moves[move.epoch] = move
+            self._keep(move)
             self._e.holding.question(now, key)
             if not direct:  # every minute, and most come to nothing
                 self._e.notice(
@@ -402,12 +401,12 @@ class Mobility:
 
     def session_up(self, now: float, key: bytes) -> None:
         """Moves that waited for keys."""
-        for move in [m for m in self._moves.values() if m.key == key]:
+        for move in self._of(key):
             self._send_acm(now, move, extra=True)
 
     def told(self, now: float, key: bytes, *, news: bool) -> None:
         """The peer may be at certain places: what waits for it is announced there now; if they are news, soon again."""
-        for move in [m for m in self._moves.values() if m.key == key]:
+        for move in self._of(key):
             self._send_acm(now, move, extra=True)
             if news and move.epoch in self._moves:
                 move.tries = min(move.tries, constants.ACM_WIDEN)
@@ -452,7 +451,7 @@ class Mobility:
         self._met[key] = now
         concerned = {c.cid for c in connections}
         elsewhere: set[bytes] = set()
-        for move in [m for m in self._moves.values() if m.key == key and not concerned.isdisjoint(m.cids)]:
+        for move in [m for m in self._of(key) if not concerned.isdisjoint(m.cids)]:
             if self._deciding(now, move):
                 continue  # the peer applies ours, or has: what it announced came before
             self._drop(move)
@@ -466,7 +465,7 @@ class Mobility:
 
     def deciding(self, now: float, key: bytes) -> set[bytes]:
         """Connections of which the peer is about to apply what we have announced: what it announces comes too late."""
-        return {cid for m in self._moves.values() if m.key == key and self._deciding(now, m) for cid in m.cids}
+        return {cid for m in self._of(key) if self._deciding(now, m) for cid in m.cids}
 
     def _deciding(self, now: float, move: Move) -> bool:
         return self._decides(move.key) and move.chosen is not None and now - move.chosen_at < constants.CHOICE_TIME
@@ -475,8 +474,17 @@ class Mobility:
         """Of two hosts that both announce something, one decides (RFC 8445: the controlling agent)."""
         return self._e.endpoint.static.public < key
 
+    def _of(self, key: bytes) -> list[Move]:
+        return list(self._of_peer.get(key, {}).values())
+
+    def _keep(self, move: Move) -> None:
+        self._moves[move.epoch] = self._of_peer.setdefault(move.key, {})[move.epoch] = move
+
     def _drop(self, move: Move) -> None:
-        self._moves.pop(move.epoch, None)
+        if self._moves.pop(move.epoch, None) is not None:
+            del self._of_peer[move.key][move.epoch]
+            if not self._of_peer[move.key]:
+                del self._of_peer[move.key]
         self._e.timers.cancel(("acm", move.epoch))
         self._e.timers.cancel(("patience", move.epoch))
 
@@ -537,7 +545,7 @@ class Mobility:
             move.targets, move.origin, stalled=move.stalled, direct=move.direct, tries=move.tries,
         )  # fmt: skip
         if connections:
-            self._moves[again.epoch] = again
+            self._keep(again)
             self._send_acm(now, again)
 
     def _go(self, now: float, move: Move, pair: Pair) -> None:
@@ -741,8 +749,8 @@ class Mobility:
 
     def carried(self, key: bytes, cids: set[bytes]) -> None:
         """Plain packets of these get through where they are."""
-        for move in self._moves.values():
-            if move.key == key and cids.issuperset(move.cids):
+        for move in self._of(key):
+            if cids.issuperset(move.cids):
                 move.stalled = False
 
     def kick(self, connections: list[Connection]) -> None:

@@ -10,6 +10,7 @@ the first may come after the second was sent.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -59,11 +60,12 @@ class Initiator:
     def __init__(self, endpoint: Endpoint) -> None:
         self._e = endpoint
         self._attempts: dict[tuple[SockAddr, IPAddress | None, bytes | None], Attempt] = {}
+        self._of_peer: Counter[bytes | None] = Counter()  # how many there are
         self._by_index: dict[int, Attempt] = {}
 
     def under_way(self, key: bytes) -> bool:
         """Whether a handshake with this peer has been started."""
-        return any(a.key == key for a in self._attempts.values())
+        return self._of_peer[key] > 0
 
     def start(
         self, now: float, to: SockAddr, source: IPAddress | None, key: bytes | None, *, again: bool = False
@@ -78,7 +80,7 @@ class Initiator:
             if again and now - attempt.sent >= self.SOONEST:
                 self._send_once_more(now, attempt)
             return
-        if key is not None and sum(a.key == key for a in self._attempts.values()) >= constants.ATTEMPTS_OF_PEER:
+        if key is not None and self._of_peer[key] >= constants.ATTEMPTS_OF_PEER:
             return  # along other pairs of addresses; these will have their turn
         if len(self._attempts) >= constants.ATTEMPTS_MAX:
             self._e.emit(events.ContactFailed(to, key, "too-many-handshakes", source))
@@ -95,6 +97,7 @@ class Initiator:
             via,
         )
         self._attempts[to, source, via] = attempt
+        self._of_peer[key] += 1
         self._send(now, attempt)
 
     def cancel(self, key: bytes) -> None:
@@ -266,6 +269,9 @@ class Initiator:
         for index in list(attempt.handshakes):
             self._forget(attempt, index)
         del self._attempts[attempt.to, attempt.source, attempt.via]
+        self._of_peer[attempt.key] -= 1
+        if not self._of_peer[attempt.key]:
+            del self._of_peer[attempt.key]
         self._e.timers.cancel(("attempt", attempt.to, attempt.source, attempt.via))
 
     def _fail(self, attempt: Attempt, reason: str) -> None:

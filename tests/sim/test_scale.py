@@ -1,0 +1,68 @@
+"""What is done for many is not done for each of them as often as there are others: steps are counted, not seconds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from redirectctl.flows.connection import Connection
+from redirectctl.flows.engine import Engine, Network, Policy
+from redirectctl.flows.state import State
+from redirectctl.proto.noise import StaticKey
+from redirectctl.proto.peer import Peer, PeerState
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+from redirectctl.wire.tunnel import Offer
+from tests.sim.pair import PORT, ip
+from tests.sim.work import steps
+
+FEW, MANY = 100, 400
+LINEAR = 1.5 * MANY / FEW  # of what FEW take; if each meets all others it is nearly MANY / FEW times as much again
+OLD, NEW = ip("198.51.100.2"), ip("198.51.100.3")
+
+
+def there(number: int) -> IPAddress:
+    return ip(f"203.0.{number // 250}.{number % 250 + 1}")
+
+
+def host(peers: int, each: int = 1) -> Engine:
+    """It protects connections with many peers, none of which there is a session with."""
+    known = [
+        Peer(b"peer%028d" % n, PeerState.APPROVED, bytes(32), identity={there(n)}, remote=SockAddr(there(n), PORT))
+        for n in range(peers)
+    ]
+    static = StaticKey.from_private(bytes(range(32)))
+    engine = Engine(static, random.Random(1).randbytes, 1, Policy(prefer="auto"), known)
+    connections = []
+    for n, peer in enumerate(known):
+        for port in range(each):
+            socket = FourTuple(SockAddr(OLD, 20000 + port), SockAddr(there(n), 22))
+            one = Connection(b"%04d%04d" % (n, port), socket, socket, 0.0, state=State.PROTECTED, peer=peer.key)
+            one.there, one.sending, one.receiving = socket.mirrored, Offer(1, bytes(16), 0), Offer(2, bytes(16), 0)
+            one.confirmed, one.installed = OLD, one.flow
+            connections.append(one)
+    engine.network = Network(frozenset({OLD}), {there(n): (OLD,) for n in range(peers)}, frozenset({OLD}))
+    engine.restore(1.0, connections)
+    engine.drain()
+    return engine
+
+
+def moved(engine: Engine) -> None:
+    network = engine.network
+    engine.network_changed(2.0, Network(frozenset({NEW}), dict.fromkeys(network.sources, (NEW,)), frozenset({NEW})))
+    engine.drain()
+
+
+def ticked(engine: Engine) -> None:
+    """The first repeats of what was announced."""
+    moved(engine)
+    for tenth in range(1, 20):
+        engine.tick(2.0 + tenth / 10)
+        engine.drain()
+
+
+@pytest.mark.parametrize("happens", [moved, ticked])
+def test_peers_without_sessions(happens: Callable[[Engine], None]) -> None:
+    few, many = host(FEW), host(MANY)
+    assert steps(lambda: happens(many)) < LINEAR * steps(lambda: happens(few))
