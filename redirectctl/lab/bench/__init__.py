@@ -49,6 +49,7 @@ MEASUREMENTS: Final = {
     "protected": "throughput of a connection before protection, protected, after a move",
     "ways": "throughput plain, rewritten, in the tunnel, with integrity, and of wireguard-go",
     "suspended": "memory and processor time of a daemon that holds 5,000 connections without a path",
+    "crowd": "2,000 to 10,000 connections: how soon they are protected, and moved, and what that takes",
     "stays": "address stays: with the other daemon gone, plain TCP beside it",
     "start": "what redirect-run adds to the start of a command",
     "terminal": "what redirect-run adds on a terminal: to the start, and to each byte",
