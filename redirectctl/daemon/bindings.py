@@ -45,7 +45,9 @@ class Bindings:
     @asynccontextmanager
     async def follow(self, add: Iterable[Flow], remove: Iterable[Flow] = ()) -> AsyncIterator[None]:
         """While the kernel's rules are changed so, by the body: bindings of the sockets of these follow."""
-        if not any(c.bound for c in self._engine.table):
+        add, remove = list(add), list(remove)
+        found = (self._engine.table.at(flow.socket) for flow in (*add, *remove))
+        if not any(c.bound for c in found if c is not None):
             yield
             return
         after: dict[FourTuple, Flow | None] = {flow.socket: None for flow in remove}

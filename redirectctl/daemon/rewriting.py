@@ -110,7 +110,8 @@ class Rewriting:
                 await self.keeper.keep(address)
             for address in set(self._fallbacks) - before[1]:
                 await self.keeper.fallback(address)
-            for flow in {(f.socket.remote.host, f.wire.remote.host): f for f in add}.values():
+            # Most are the same objects; to compare those that are not takes longer than to look twice.
+            for flow in {(id(f.socket.remote.host), id(f.wire.remote.host)): f for f in add}.values():
                 await self._arrive(flow)
             if new := set(self._reserved) - before[2]:
                 self._reserve(lambda: self._ports.reserve(new))

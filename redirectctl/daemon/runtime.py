@@ -46,7 +46,7 @@ from redirectctl.flows import commands
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
 from redirectctl.kernel import borrow
-from redirectctl.kernel.carrier import Carrier, Report, Sight
+from redirectctl.kernel.carrier import Carrier, Report, Routes, Sight
 from redirectctl.kernel.constants import (
     QUEUE_ANSWER,
     QUEUE_HOLD,
@@ -498,8 +498,9 @@ class Runtime:
                 if self._candidates.want(token, (port, remote)):
                     self.tasks.start(self._candidates.run(), "candidates")
             case commands.Carry(carried):
+                alike: Routes = {}
                 for each in carried:
-                    self._carry(each)
+                    self._carry(each, alike)
             case commands.Uncarry(sockets):
                 for socket in sockets:
                     self._not_carried.pop(socket, None)
@@ -564,9 +565,9 @@ class Runtime:
             case commands.AskNumbers(token) | commands.FindNumbers(token):
                 self.engine.numbers(self.now, token, {})
 
-    def _carry(self, carried: commands.Carried) -> None:
+    def _carry(self, carried: commands.Carried, routes: Routes) -> None:
         try:
-            self.carrier.carry(carried)
+            self.carrier.carry(carried, routes)
         except Exception as error:
             _log.exception("the tunnel cannot take %s", carried.socket)
             self._not_carried[carried.socket] = str(error)

@@ -175,7 +175,8 @@ class Binding:
             self._e.protection.tell_end(now, asking.key, End.RELEASED, (c.cid,))
             return False
         c.remote_epoch = max(c.remote_epoch, verdict.epoch)
-        c.there, c.sending, c.receiving, c.born = verdict.there, verdict.offer, asking.offer, self._e.generation
+        self._e.table.meet(c, verdict.there)
+        c.sending, c.receiving, c.born = verdict.offer, asking.offer, self._e.generation
         return True
 
     def _refused(self, now: float, c: Connection, status: Status) -> None:

@@ -282,7 +282,7 @@ class Choosing:
         self._looked = (now, 1) if now - second >= 1.0 else (second, looked + 1)
         if self._looked[1] > constants.MAX_TOKENS_LOOKED_UP:
             return
-        connection = next((c for c in self._e.table if c.movable and c.wire == arrived), None)
+        connection = self._e.table.on_wire(arrived)
         if connection is not None and connection.peer is not None:
             self._e.send(now, connection.peer, messages.Seen((token,)))
 

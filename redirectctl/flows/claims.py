@@ -150,8 +150,8 @@ class Claims:
             self._e.notice("connection.refused", peer=event.key, reason="too-many-claims", source=str(event.source))
             return False
         # It was killed before it heard that we have taken the connection on, or has lost it: nobody hears our tunnel.
-        self._e.choosing.leave([c for c in self._e.table.movable(event.key)
-                                if c.there == claim.tuple and claim.epoch > c.remote_epoch])  # fmt: skip
+        same = self._e.table.opposite(event.key, claim.tuple)
+        self._e.choosing.leave([c for c in same if c.movable and claim.epoch > c.remote_epoch])
         claimed = Claimed(event.key, claim, event.source.host)
         self._done.pop(which, None)
         self._claimed[which] = self._awaited[claim.digest] = claimed
@@ -446,7 +446,8 @@ class Claims:
             e.table.rename(connection, claim.cid)
         else:
             e.binding.end(now, connection.cid)
-        connection.there, connection.sending, connection.receiving = claim.tuple, claim.offer, e.offers.make()
+        e.table.meet(connection, claim.tuple)
+        connection.sending, connection.receiving = claim.offer, e.offers.make()
         connection.integrity, connection.born = claim.integrity, e.generation
         if connection.movable:  # the peer has lost it, and claims it anew
             connection.remote_epoch = connection.announced_epoch = claim.epoch

@@ -8,7 +8,7 @@ from enum import Enum
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
-from redirectctl.flows.state import MOVABLE, TRANSITIONS, State
+from redirectctl.flows.state import TRANSITIONS, State
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.tunnel import Offer
 
@@ -43,6 +43,10 @@ class Before(NamedTuple):
 
 
 _UNKNOWN = FourTuple(SockAddr(IPv4Address(0), 0), SockAddr(IPv4Address(0), 0))
+
+
+# Looked at for each connection: the hash of an Enum's member, and its name in the class, are calls.
+_PROTECTED, _SUSPENDED = State.PROTECTED, State.SUSPENDED
 
 
 @dataclass(slots=True)
@@ -136,7 +140,7 @@ class Connection:
     @property
     def movable(self) -> bool:
         """Protected, whether there is a path now or not."""
-        return self.state in MOVABLE
+        return self.state is _PROTECTED or self.state is _SUSPENDED
 
     def rewired(self, local: SockAddr | None = None, remote: SockAddr | None = None) -> Flow:
         """The flow with one end of the wire tuple at another address."""
@@ -165,6 +169,8 @@ class Table:
         self._by_socket: dict[FourTuple, Connection] = {}
         self._by_peer: dict[bytes, dict[bytes, Connection]] = {}
         self._ended: dict[FourTuple, Connection] = {}
+        self._by_there: dict[FourTuple, list[Connection]] = {}
+        self._moved: dict[FourTuple, Connection] | None = None  # by wire tuple; None: to be looked up anew
 
     def __len__(self) -> int:
         return len(self._by_cid)
@@ -188,6 +194,8 @@ class Table:
         """A new connection, or one whose id has changed."""
         self._by_cid[connection.cid] = connection
         self._by_socket[connection.socket] = connection
+        self.meet(connection, connection.there)
+        self._moved = None
         if connection.peer is not None:
             self._by_peer.setdefault(connection.peer, {})[connection.cid] = connection
 
@@ -207,6 +215,29 @@ class Table:
             connection.peer = peer
         self._by_peer.setdefault(peer, {})[connection.cid] = connection
 
+    def meet(self, connection: Connection, there: FourTuple) -> None:
+        """This is the socket tuple of its other end.  The only place where that changes."""
+        self._part(connection)
+        connection.there = there
+        self._by_there.setdefault(there, []).append(connection)
+
+    def opposite(self, peer: bytes, there: FourTuple) -> list[Connection]:
+        """Those with this peer that have such a socket there."""
+        return [c for c in self._by_there.get(there, ()) if c.peer == peer]
+
+    def rewired(self) -> None:
+        """Some have another wire tuple from now on."""
+        self._moved = None
+
+    def on_wire(self, wire: FourTuple) -> Connection | None:
+        """The protected connection that has this wire tuple."""
+        found = self._by_socket.get(wire)
+        if found is None or found.wire != wire or not found.movable:
+            if self._moved is None:
+                self._moved = {c.wire: c for c in self._by_cid.values() if c.movable and c.wire != c.socket}
+            found = self._moved.get(wire)
+        return found if found is not None and found.movable and found.wire == wire else None
+
     def end(self, connection: Connection) -> None:
         """Its socket is gone: another connection may have the same tuple from now on."""
         if self._by_socket.get(connection.socket) is connection:
@@ -217,6 +248,7 @@ class Table:
         """Out of the listings."""
         self.end(connection)
         self._leave_peer(connection)
+        self._part(connection)
         self._by_cid.pop(connection.cid, None)
         if self._ended.get(connection.socket) is connection:
             del self._ended[connection.socket]
@@ -228,6 +260,10 @@ class Table:
     def count(self, peer: bytes) -> int:
         """How many there are with this peer, in any state."""
         return len(self._by_peer.get(peer, ()))
+
+    def any_movable(self, peer: bytes) -> bool:
+        """Whether there are protected connections with this peer."""
+        return any(c.movable for c in self._by_peer.get(peer, {}).values())
 
     def movable(self, peer: bytes | None = None) -> list[Connection]:
         """Protected connections, of all peers or one."""
@@ -242,6 +278,10 @@ class Table:
         """Those of the socket tuples that are there, ended ones included while they are listed."""
         found = (self._by_socket.get(socket) or self._ended.get(socket) for socket in sockets)
         return [c for c in found if c is not None]
+
+    def _part(self, connection: Connection) -> None:
+        if left := [c for c in self._by_there.pop(connection.there, ()) if c is not connection]:
+            self._by_there[connection.there] = left
 
     def _leave_peer(self, connection: Connection) -> None:
         if connection.peer is not None and (of_peer := self._by_peer.get(connection.peer)) is not None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from redirectctl.flows.engine import Engine, Network
 
 
+Alike = tuple[object, ...]  # what connections have in common that can go the same ways
 Change = tuple[Connection, FourTuple, bool]  # with its new wire tuple, and whether it goes into the tunnel
 
 
@@ -116,21 +117,30 @@ class Mobility:
         groups: dict[tuple[bytes, tuple[IPAddress, ...], IPAddress, int], list[Connection]] = defaultdict(list)
         unknown = False
         lost: dict[str, list[Connection]] = defaultdict(list)  # by reason
+        known: dict[Alike, tuple[IPAddress, ...]] = {}
+        hinted: dict[Alike, bool] = {}
+        by_kind: dict[Alike, list[Connection]] = defaultdict(list)
         for connection in self._e.table.movable() if connections is None else connections:
             if connection.there_now not in self._e.network.sources:
                 unknown = True
                 continue
-            sources = self._sources(connection)
+            sources = self._sources(connection, known)
             local = connection.here_now
             confirmed = connection.state is State.PROTECTED and connection.confirmed == local and local in sources
-            if confirmed and not self._e.better.hinted(now, connection, sources):
+            alike = self._alike(connection)
+            if confirmed and alike not in hinted:
+                hinted[alike] = self._e.better.hinted(now, connection, sources)
+            if confirmed and not hinted[alike]:
                 continue
             if not sources:
                 lost["stays-on-device" if any(self._routed(connection)) else "no-path"].append(connection)
                 if connection.peer is not None:
                     self._e.places.astray(now, connection.peer)
             elif connection.peer is not None:
-                groups[connection.peer, sources, local, connection.socket.version].append(connection)
+                by_kind[alike].append(connection)
+        for alike, some in by_kind.items():
+            one = some[0]
+            groups[one.peer or b"", known[alike], one.here_now, one.socket.version] += some
         for reason, of_reason in lost.items():
             self._e.holding.lose(now, of_reason, reason, since=now, hold_after=constants.HOLD_AFTER)
         for (key, sources, local, version), moving in groups.items():
@@ -149,10 +159,22 @@ class Mobility:
         ours = self._e.network.is_ours
         return tuple(r for r in dict.fromkeys(remotes) if r == connection.there_now or not ours(r))
 
-    def _sources(self, connection: Connection) -> tuple[IPAddress, ...]:
-        """Those of them that policy lets this connection use."""
-        policy, net = self._e.policy, self._e.network
-        return tuple(dict.fromkeys(a for a in self._routed(connection) if may_use(policy, net, connection, a)))
+    def _sources(self, connection: Connection, known: dict[Alike, tuple[IPAddress, ...]]) -> tuple[IPAddress, ...]:
+        """Those of them that policy lets this connection use.
+
+        ``known``: what has been found out in the same moment.  Of ten thousand connections most are alike.
+        """
+        alike = self._alike(connection)
+        if (sources := known.get(alike)) is None:
+            policy, net = self._e.policy, self._e.network
+            mine = (a for a in self._routed(connection) if may_use(policy, net, connection, a))
+            sources = known[alike] = tuple(dict.fromkeys(mine))
+        return sources
+
+    def _alike(self, c: Connection) -> Alike:
+        # Addresses by identity: most are the same objects, and to compare those that are not is dear (see FourTuple).
+        here, there = id(c.here_now), id(c.there_now)
+        return here, there, id(c.wire.remote.host), id(c.socket.remote.host), c.peer, c.device, c.sending is None
 
     def _routed(self, connection: Connection) -> Iterable[IPAddress]:
         """Our usable addresses with a route to where the peer is, or may be."""
@@ -173,8 +195,9 @@ class Mobility:
     def announce(self, now: float, reason: str = "announced") -> int:
         """Say where we are to every peer of protected connections, whether anything changed or not."""
         peers: dict[bytes, list[Connection]] = defaultdict(list)
+        known: dict[Alike, tuple[IPAddress, ...]] = {}
         for connection in self._e.table.movable():
-            if connection.peer is not None and self._sources(connection):
+            if connection.peer is not None and self._sources(connection, known):
                 peers[connection.peer].append(connection)
         for key, connections in peers.items():
             self._announce_all(now, key, connections, reason, again=True)
@@ -221,8 +244,9 @@ class Mobility:
             self._send_acm(now, move)
         told = {cid for move in under_way for cid in move.cids}
         groups: dict[tuple[tuple[IPAddress, ...], IPAddress, int], list[Connection]] = defaultdict(list)
+        known: dict[Alike, tuple[IPAddress, ...]] = {}
         for connection in connections:
-            if connection.cid not in told and (sources := self._sources(connection)):
+            if connection.cid not in told and (sources := self._sources(connection, known)):
                 groups[sources, connection.here_now, connection.socket.version].append(connection)
         for (sources, local, version), group in groups.items():
             ranks = self._e.better.ranks(now, key, sources, local, version)
@@ -615,6 +639,7 @@ class Mobility:
                 connection.wire, connection.tunnel, connection.held = wire, tunnel, held
                 add.append(connection.flow)
         connections = [connection for connection, _, _ in changes]
+        self._e.table.rewired()
         if add:
             self._e.emit(commands.SaveConnections(tuple(connections)))
         self._e.carry(connections)
@@ -634,6 +659,7 @@ class Mobility:
             for connection in undone:
                 if connection.installed is not None:
                     connection.wire, connection.tunnel = connection.installed.wire, connection.installed.tunnel
+                    self._e.table.rewired()
                     connection.held = connection.installed.suspended
             if what[0] == "acm":
                 self._e.redirects.take_back(what[1], what[2])

@@ -636,7 +636,7 @@ class Protection:
     def _update_keep(self, now: float, key: bytes | None) -> None:
         peer = self._e.peers.get(key) if key is not None else None
         if peer is not None:
-            peer.keep = bool(self._e.table.movable(peer.key)) or self._e.meeting.keeps(peer.key)
+            peer.keep = self._e.table.any_movable(peer.key) or self._e.meeting.keeps(peer.key)
             if peer.keep and not self._e.timers.armed(("alive", peer.key)):
                 self._e.timers.set(("alive", peer.key), now + constants.KEEPALIVE_TIME)
 

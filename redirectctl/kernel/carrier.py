@@ -113,6 +113,9 @@ class _Route:
         return found
 
 
+Routes: TypeAlias = dict[tuple[int, int, int], _Route | None]  # by identity of the addresses, and port number
+
+
 class _Held(NamedTuple):
     """A packet that waits for a remote address."""
 
@@ -238,14 +241,19 @@ class Carrier:
             self._changes.append(partial(self._listen, self._sockets[number]))
         os.eventfd_write(self._wake, 1)
 
-    def carry(self, carried: Carried) -> None:
+    def carry(self, carried: Carried, routes: Routes | None = None) -> None:
         """Carry a connection from now on, or in another way than before.
 
-        Counters and the replay window go on as long as the offers stay the same.
+        Counters and the replay window go on as long as the offers stay the same.  ``routes``: what was found out for
+        others that are carried in the same moment.
         """
         key = _key_of(carried.socket)
         flow = self._flows.get(key)
-        route = self._route(carried.local, carried.remote, carried.port)
+        alike = id(carried.local), id(carried.remote), carried.port
+        if routes is None or alike not in routes:
+            routes = {} if routes is None else routes
+            routes[alike] = self._route(carried.local, carried.remote, carried.port)
+        route = routes[alike]
         before = flow.carried if flow is not None else None
         same = before is not None and before.integrity == carried.integrity
         if flow is not None and same and before is not None and before.sending == carried.sending:

@@ -63,6 +63,7 @@ _RECEIVE_SIZE = 256 * 1024
 _INTERFACES = 256  # that are asked for when a socket is not found
 _MAX_BOUND = 65536  # sockets whose interface is remembered
 _DUMP_ATTEMPTS = 4
+_EACH = 16  # sockets that are listed, and passed over, in the time that one takes that is asked for
 
 
 class TcpState(IntEnum):
@@ -224,6 +225,7 @@ class SockDiag:
         self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._netlink.bind((0, 0))
         self._sequence = 0
+        self._listed = 0  # sockets, the last time
         self._bound: dict[FourTuple, int] = {}  # interfaces of the sockets that are bound to one
 
     def close(self) -> None:
@@ -239,12 +241,18 @@ class SockDiag:
     ) -> list[SocketInfo]:
         """All the TCP sockets in ``states`` that pass ``wanted``, both families.  Raises KernelError.
 
-        ``only``: of these connections; those of others are not unpacked, which is most of the work.
+        ``only``: of these connections; those of others are not unpacked, which is most of the work, nor listed where
+        there are far more of them.
         """
-        mask = sum(1 << state for state in set(states))
+        states = frozenset(states)
+        if only is not None and len(only) * _EACH < self._listed:
+            each = (self.get(connection) for connection in dict.fromkeys(only))
+            return [one for one in each if one and one.state in states and wanted.passes(one.tuple, one.cgroup_id)]
+        mask = sum(1 << state for state in states)
         bytecode = wanted.bytecode()
         known = None if only is None else frozenset(each for connection in only for each in ends(connection))
         found: list[SocketInfo] = []
+        self._listed = 0
         for family in (socket.AF_INET, socket.AF_INET6):
             body = _request(family, mask, _ANY_SOCKET)
             if bytecode:
@@ -375,9 +383,11 @@ class SockDiag:
         for _ in range(_DUMP_ATTEMPTS):
             self._send(SOCK_DIAG_BY_FAMILY, _NLM_F_DUMP, body)
             try:
+                replies = list(self._replies(dump=True))
+                self._listed += len(replies)
                 return [
                     _parse(data, at, end)
-                    for data, at, end in self._replies(dump=True)
+                    for data, at, end in replies
                     if known is None or data[at + ENDS.start : at + ENDS.stop] in known
                 ]
             except InterruptedError:

@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 from redirectctl.store.database import DATABASE, connect, explained, lock_directory, open_database, prepare_directory
 from redirectctl.store.records import ConnectionRecord, PeerAddress, PeerRecord, PeerState
-from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.tunnel import Offer
 
 MAX_UNDECIDED: Final = 64  # peers that are pending or changed: anybody can make us keep one; a person can look through
@@ -429,14 +429,14 @@ class _AddressText:
     """
 
     def __init__(self) -> None:
-        self._hosts: dict[bytes, str] = {}
+        self._hosts: dict[int, tuple[IPAddress, str]] = {}  # by identity: kept, so that it stays theirs
 
     def __call__(self, address: SockAddr) -> str:
-        key = address.host.packed
-        text = self._hosts.get(key)
-        if text is None:
-            text = self._hosts[key] = f"[{address.host}]" if address.host.version == 6 else str(address.host)
-        return f"{text}:{address.port}"
+        host, port = address
+        known = self._hosts.get(id(host))
+        if known is None:
+            known = self._hosts[id(host)] = host, f"[{host}]" if host.version == 6 else str(host)
+        return f"{known[1]}:{port}"
 
 
 def _offer(offer: Offer | None) -> bytes | None:

@@ -32,11 +32,23 @@ class SockAddr(NamedTuple):
         return cls(IPv4Address(host), int(port))
 
 
-class FourTuple(NamedTuple):
-    """A TCP connection as one host sees it."""
-
+class _Ends(NamedTuple):
     local: SockAddr
     remote: SockAddr
+
+
+class FourTuple(_Ends):
+    """A TCP connection as one host sees it."""
+
+    _hash: int
+
+    def __hash__(self) -> int:
+        # Connections are found by it all the time, and ipaddress takes a microsecond for the hash of an address.
+        try:
+            return self._hash
+        except AttributeError:
+            self._hash = tuple.__hash__(self)
+            return self._hash
 
     @property
     def mirrored(self) -> FourTuple:

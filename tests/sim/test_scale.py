@@ -10,8 +10,10 @@ import pytest
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
 from redirectctl.flows.state import State
+from redirectctl.proto import events
 from redirectctl.proto.noise import StaticKey
 from redirectctl.proto.peer import Peer, PeerState
+from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.tunnel import Offer
 from tests.sim.pair import PORT, ip
@@ -36,8 +38,9 @@ def host(peers: int, each: int = 1) -> Engine:
     engine = Engine(static, random.Random(1).randbytes, 1, Policy(prefer="auto"), known)
     connections = []
     for n, peer in enumerate(known):
+        remote = there(n)  # one object, as kernel/diag.py has it
         for port in range(each):
-            socket = FourTuple(SockAddr(OLD, 20000 + port), SockAddr(there(n), 22))
+            socket = FourTuple(SockAddr(OLD, 20000 + port), SockAddr(remote, 22))
             one = Connection(b"%04d%04d" % (n, port), socket, socket, 0.0, state=State.PROTECTED, peer=peer.key)
             one.there, one.sending, one.receiving = socket.mirrored, Offer(1, bytes(16), 0), Offer(2, bytes(16), 0)
             one.confirmed, one.installed = OLD, one.flow
@@ -66,3 +69,55 @@ def ticked(engine: Engine) -> None:
 def test_peers_without_sessions(happens: Callable[[Engine], None]) -> None:
     few, many = host(FEW), host(MANY)
     assert steps(lambda: happens(many)) < LINEAR * steps(lambda: happens(few))
+
+
+# -- of one peer's many connections -----------------------------------------------------------------------------------
+
+
+def claims(engine: Engine) -> None:
+    """Some more of that peer's."""
+    (key,) = engine.peers
+    asked = []
+    for number in range(messages.MAX_PROTECT):
+        socket = FourTuple(SockAddr(there(0), 50000 + number), SockAddr(OLD, 22))
+        asked.append(
+            messages.Claim(b"new %04d" % number, 9, socket, bytes([number]) * 8, Offer(number + 9, bytes(16), 0))
+        )
+    message = messages.Protect(1, tuple(asked))
+    engine.claims.received(2.0, events.Received(key, message, SockAddr(there(0), PORT), OLD))
+
+
+def tokens(engine: Engine) -> None:
+    """Some of connections that are not known, and of one that is."""
+    (one, *_) = engine.table
+    for port in range(10):
+        engine.choosing.token(2.0, FourTuple(SockAddr(OLD, 40000 + port), SockAddr(there(0), 22)), bytes(8))
+    engine.choosing.token(2.0, one.wire, bytes(8))
+
+
+def guarded(engine: Engine) -> None:
+    """The kernel has the guard of one."""
+    (one, *_) = engine.table
+    engine.rewritten(2.0, ("guard", (one.cid,)))
+
+
+@pytest.mark.parametrize("happens", [claims, tokens, guarded])
+def test_what_concerns_some_connections_costs_the_same_however_many_others_there_are(
+    happens: Callable[[Engine], None],
+) -> None:
+    few, many = host(1, FEW), host(1, MANY)
+    for engine in (few, many):
+        happens(engine)  # what is looked up once
+    assert steps(lambda: happens(many)) < 1.2 * steps(lambda: happens(few)) + 200
+
+
+def test_connections_of_one_peer_that_move() -> None:
+    few, many = host(1, FEW), host(1, MANY)
+    assert steps(lambda: moved(many)) < LINEAR * steps(lambda: moved(few))
+
+
+def test_most_connections_are_alike_when_their_addresses_are_compared() -> None:
+    """The network has changed, and nothing has with it: what is looked up for one is good for all."""
+    few, many = host(1, FEW), host(1, MANY)
+    taken = [steps(lambda: engine.mobility.reconsider(2.0)) for engine in (few, many)]  # noqa: B023
+    assert (taken[1] - taken[0]) / (MANY - FEW) < 400
