@@ -142,7 +142,8 @@ class Mobility:
             one = some[0]
             groups[one.peer or b"", known[alike], one.here_now, one.socket.version] += some
         for reason, of_reason in lost.items():
-            self._e.holding.lose(now, of_reason, reason, since=now, hold_after=constants.HOLD_AFTER)
+            pause = min(constants.HOLD_AFTER + constants.HOLD_EACH * len(of_reason), constants.HOLD_AFTER_MAX)
+            self._e.holding.lose(now, of_reason, reason, since=now, hold_after=pause)
         for (key, sources, local, version), moving in groups.items():
             self._move(now, key, self._e.better.ranks(now, key, sources, local, version), moving)
         if unknown:
@@ -172,9 +173,9 @@ class Mobility:
         return sources
 
     def _alike(self, c: Connection) -> Alike:
-        # Addresses by identity: most are the same objects, and to compare those that are not is dear (see FourTuple).
-        here, there = id(c.here_now), id(c.there_now)
-        return here, there, id(c.wire.remote.host), id(c.socket.remote.host), c.peer, c.device, c.sending is None
+        # Addresses as numbers, with their kind: the hash of an address is dear (see FourTuple).
+        ends = c.here_now, c.there_now, c.wire.remote.host, c.socket.remote.host
+        return (*map(int, ends), *map(type, ends), c.peer, c.device, c.sending is None)
 
     def _routed(self, connection: Connection) -> Iterable[IPAddress]:
         """Our usable addresses with a route to where the peer is, or may be."""
@@ -206,6 +207,8 @@ class Mobility:
     def announce_stall(self, now: float, key: bytes, connections: list[Connection]) -> None:
         """Packets of these get lost: a NAT may have forgotten them, or the address that they have carries no more."""
         self._e.holding.question(now, key)
+        if len(connections) > messages.MAX_MOVED:  # all, by the address: to name so many takes many announcements
+            connections = self._e.table.movable(key)
         self._announce_all(now, key, connections, "retransmitting", stalled=True)
 
     def observed(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
@@ -467,25 +470,27 @@ class Mobility:
             if not any(c.movable for c in self._e.table.select(move.cids)):
                 self._drop(move)
 
-    def superseded(self, now: float, key: bytes, connections: list[Connection]) -> set[bytes]:
+    def superseded(self, now: float, key: bytes, connections: list[Connection]) -> tuple[set[bytes], set[bytes]]:
         """The peer has announced these, and we have applied it: a pair of both hosts is proven, ours is needless.
 
-        Returns those that our own announcement had led elsewhere.
+        Returns those of them that our own announcement had led elsewhere, and all that are not announced any more.
         """
         self._met[key] = now
         concerned = {c.cid for c in connections}
         elsewhere: set[bytes] = set()
+        dropped: set[bytes] = set()
         for move in [m for m in self._of(key) if not concerned.isdisjoint(m.cids)]:
             if self._deciding(now, move):
                 continue  # the peer applies ours, or has: what it announced came before
             self._drop(move)
+            dropped.update(move.cids)
             elsewhere |= {c.cid for c in connections if move.origin.get(c.cid, c.here_now) != c.here_now}
             if not move.direct and concerned.issuperset(move.cids):
                 self._e.notice(
                     "move.finished", peer=key, address=connections[0].here_now, duration=now - move.started,
                     connections=len(move.cids), epoch=move.epoch,
                 )  # fmt: skip
-        return elsewhere
+        return elsewhere, dropped
 
     def deciding(self, now: float, key: bytes) -> set[bytes]:
         """Connections of which the peer is about to apply what we have announced: what it announces comes too late."""
@@ -744,7 +749,7 @@ class Mobility:
                 self._e.protection.doubt(now, move.key)
             elif message.connections > len(connections):
                 self._e.protection.sync(now, move.key)
-            self.reconsider(now)
+            self.reconsider(now, connections)
         else:
             reason = f"{message.status.name.lower().replace('_', '-')}-there"
             self._e.notice("redirect.refused", peer=move.key, reason=reason, epoch=move.epoch)

@@ -277,10 +277,12 @@ class Redirects:
         self._e.endpoint.locate(peer, way.source, way.local)
         self._e.notice("move.received", peer=key, address=way.new, connections=len(connections), epoch=epoch)
         elsewhere = {c.cid for c in connections if validation.before[c.cid][1] != way.source.host}
-        elsewhere |= self._e.mobility.superseded(now, key, movable)
+        led, dropped = self._e.mobility.superseded(now, key, movable)
+        elsewhere |= led
         self._e.mobility.arrived(now, movable, elsewhere)
         self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
-        self._e.mobility.reconsider(now)
+        others = self._e.table.select(dropped - {c.cid for c in movable})
+        self._e.mobility.reconsider(now, [*movable, *(c for c in others if c.movable)])
 
     def _ack(self, now: float, event: events.Received, message: Acm, status: AcmStatus, count: int = 0) -> None:
         answer = AcmAck(message.epoch, message.nonce, status, count, event.source)

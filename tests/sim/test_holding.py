@@ -126,6 +126,19 @@ def test_a_short_time_without_an_address_leaves_sockets_alone() -> None:
     as_before(world, (alice, socket.mirrored), (bob, socket))
 
 
+def test_many_sockets_are_left_alone_for_longer() -> None:
+    """To move them takes longer, and to suspend them longer still."""
+    world, alice, bob, socket = started()
+    others = [world.connect(bob, alice, 41000 + n)[0] for n in range(200)]
+    world.run(30)
+    assert all(bob.protects(other) for other in others)
+    bob.move()
+    world.run(constants.HOLD_AFTER + 0.05)
+    assert not bob.held
+    world.run(201 * constants.HOLD_EACH)
+    assert bob.held == {socket, *others}
+
+
 @pytest.mark.parametrize("who", ["alice", "bob", "both"])
 def test_a_daemon_that_begins_again_goes_on(who: str) -> None:
     world, alice, bob, socket = silent()

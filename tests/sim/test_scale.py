@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from redirectctl.flows import commands
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
 from redirectctl.flows.state import State
@@ -38,9 +39,8 @@ def host(peers: int, each: int = 1) -> Engine:
     engine = Engine(static, random.Random(1).randbytes, 1, Policy(prefer="auto"), known)
     connections = []
     for n, peer in enumerate(known):
-        remote = there(n)  # one object, as kernel/diag.py has it
         for port in range(each):
-            socket = FourTuple(SockAddr(OLD, 20000 + port), SockAddr(remote, 22))
+            socket = FourTuple(SockAddr(OLD, 20000 + port), SockAddr(there(n), 22))
             one = Connection(b"%04d%04d" % (n, port), socket, socket, 0.0, state=State.PROTECTED, peer=peer.key)
             one.there, one.sending, one.receiving = socket.mirrored, Offer(1, bytes(16), 0), Offer(2, bytes(16), 0)
             one.confirmed, one.installed = OLD, one.flow
@@ -121,3 +121,28 @@ def test_most_connections_are_alike_when_their_addresses_are_compared() -> None:
     few, many = host(1, FEW), host(1, MANY)
     taken = [steps(lambda: engine.mobility.reconsider(2.0)) for engine in (few, many)]  # noqa: B023
     assert (taken[1] - taken[0]) / (MANY - FEW) < 400
+
+
+def test_of_many_that_stall_all_are_announced_at_once() -> None:
+    engine = host(1, MANY)
+    engine.stalled(2.0, [c.socket for c in list(engine.table)[: MANY - 10]])
+    started = [c for c in engine.drain() if isinstance(c, commands.Notice) and c.name == "move.started"]
+    assert [notice.details["connections"] for notice in started] == [MANY]
+
+
+def test_what_a_few_have_done_is_looked_at_for_them_only() -> None:
+    """A peer announces some connections one by one: the others are as they were."""
+    taken = []
+    for engine in (host(1, FEW), host(1, MANY)):
+        (key,) = engine.peers
+        moved = [c.cid for c in list(engine.table)[:10]]
+        message = messages.Acm(1 << 40, b"a nonce ", there(500), messages.Moved((), tuple(moved)))
+        source = SockAddr(there(500), PORT)
+        engine.redirects.on_acm(2.0, events.Received(key, message, source, OLD), message)
+        (validation,) = engine.redirects._validations.values()
+        (way,) = validation.ways.values()
+        response = messages.PathResponse(1 << 40, way.data)
+        engine.redirects.on_response(2.0, events.Received(key, response, source, OLD), response)
+        (rewrite,) = [c for c in engine.drain() if isinstance(c, commands.Rewrite)]
+        taken.append(steps(lambda: engine.rewritten(2.0, rewrite.token)))  # noqa: B023
+    assert taken[1] < 1.5 * taken[0]

@@ -44,7 +44,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def test_all_of_them_in_the_order_of_the_readme(asked: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]):
     assert ctl.main(["bench", "--quick"]) == ExitCode.DONE
-    assert asked == [(name, 2) for name in ("gap", "protected", "ways", "suspended", "stays", "start", "terminal")]
+    assert asked == [
+        (name, 2) for name in ("gap", "protected", "ways", "suspended", "crowd", "stays", "start", "terminal")
+    ]
     out = capsys.readouterr().out
     assert out.index("gap on this:\n\n| a |") < out.index("start on this:")
 
