@@ -103,11 +103,12 @@ class Claims:
         """Check what can be checked without knowing which connection it is."""
         peer = self._e.peers[event.key]
         verdicts: list[Verdict] = []
+        protected = {c.there: c for c in self._e.table.movable(event.key)}
         for claim in message.claims:
             status = self._judge(peer, claim)
             if status is not None:
                 self._refuse(event, claim, status, verdicts)
-            elif self._keep(now, event, claim):
+            elif self._keep(now, event, claim, protected.get(claim.tuple)):
                 verdicts.append(Verdict(claim.cid, 0, Status.PROVE))
         self._e.send(now, event.key, messages.Protected(message.request, tuple(verdicts)), event.source, event.local)
 
@@ -130,8 +131,11 @@ class Claims:
         of_peer = sum(c.movable or c.state is State.NEGOTIATING for c in table.of(peer.key))
         return len(table) >= constants.MAX_CONNECTIONS or of_peer >= constants.MAX_PER_PEER
 
-    def _keep(self, now: float, event: events.Received, claim: Claim) -> bool:
-        """Wait for its token.  False: there are too many; the peer may try again later."""
+    def _keep(self, now: float, event: events.Received, claim: Claim, protected: Connection | None) -> bool:
+        """Wait for its token.  False: there are too many; the peer may try again later.
+
+        ``protected``: the connection, for all that the claim says, if it is protected with the peer already.
+        """
         which = event.key, claim.cid
         known = self._e.table.get(claim.cid)
         if known is not None and known.peer == event.key and claim.epoch <= known.remote_epoch:
@@ -148,8 +152,8 @@ class Claims:
             self._e.notice("connection.refused", peer=event.key, reason="too-many-claims", source=str(event.source))
             return False
         # It was killed before it heard that we have taken the connection on, or has lost it: nobody hears our tunnel.
-        self._e.choosing.leave([c for c in self._e.table.movable(event.key)
-                                if c.there == claim.tuple and claim.epoch > c.remote_epoch])  # fmt: skip
+        if protected is not None and claim.epoch > protected.remote_epoch:
+            self._e.choosing.leave([protected])
         claimed = Claimed(event.key, claim, event.source.host)
         self._done.pop(which, None)
         self._claimed[which] = self._awaited[claim.digest] = claimed

@@ -165,6 +165,7 @@ class Table:
         self._by_socket: dict[FourTuple, Connection] = {}
         self._by_peer: dict[bytes, dict[bytes, Connection]] = {}
         self._ended: dict[FourTuple, Connection] = {}
+        self.looked = 0  # how many connections were looked at one by one, since the beginning
 
     def __len__(self) -> int:
         return len(self._by_cid)
@@ -223,7 +224,9 @@ class Table:
 
     def of(self, peer: bytes) -> list[Connection]:
         """All with this peer, in any state."""
-        return list(self._by_peer.get(peer, {}).values())
+        found = list(self._by_peer.get(peer, {}).values())
+        self.looked += len(found)
+        return found
 
     def count(self, peer: bytes) -> int:
         """How many there are with this peer, in any state."""
@@ -232,6 +235,7 @@ class Table:
     def movable(self, peer: bytes | None = None) -> list[Connection]:
         """Protected connections, of all peers or one."""
         every = self._by_cid.values() if peer is None else self._by_peer.get(peer, {}).values()
+        self.looked += len(every)
         return [c for c in every if c.movable]
 
     def select(self, cids: Iterable[bytes]) -> list[Connection]:

@@ -208,6 +208,8 @@ class Engine:
                     self.choosing.timer(now, kind, *rest)
                 case "place":
                     self.places.expired(*rest)
+                case "routes":
+                    self.places.find_routes(now)
                 case "seek":
                     self.places.look_again(now, *rest)
                 case "meet" | "knock" | "direct":
@@ -606,6 +608,13 @@ class Engine:
         if (reason := self._unheard(now, key, message)) is not None:
             self.notice("packet.refused", peer=key, reason=reason, source=str(event.source))
             return
+        looked = self.table.looked
+        self._hear(now, event)
+        tokens, at = self._heard[key]
+        self._heard[key] = tokens - (self.table.looked - looked) / constants.LOOKED_AT, at
+
+    def _hear(self, now: float, event: events.Received) -> None:
+        key, message = event.key, event.message
         match message:
             case meeting.Register() | meeting.Lookup() | meeting.Forward() | meeting.Relay():
                 self.rendezvous.received(now, event)
@@ -644,7 +653,7 @@ class Engine:
         tokens = min(constants.MESSAGES_BURST, tokens + (now - at) * constants.MESSAGES_RATE)
         if key not in self._heard and len(self._heard) >= constants.MAX_HEARD:
             del self._heard[next(iter(self._heard))]
-        self._heard[key] = (max(0.0, tokens - 1.0), now)
+        self._heard[key] = (tokens - 1.0 if tokens >= 1.0 else tokens, now)
         return None if tokens >= 1.0 else "rate-limited"
 
     def _admit(self, key: bytes, at: SockAddr, initiator: bool) -> PeerState | None:

@@ -710,7 +710,7 @@ class Mobility:
                 self._e.protection.doubt(now, move.key)
             elif message.connections > len(connections):
                 self._e.protection.sync(now, move.key)
-            self.reconsider(now)
+            self.reconsider(now, self._e.table.movable(move.key))
         else:
             reason = f"{message.status.name.lower().replace('_', '-')}-there"
             self._e.notice("redirect.refused", peer=move.key, reason=reason, epoch=move.epoch)

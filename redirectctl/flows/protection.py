@@ -597,7 +597,7 @@ class Protection:
         for connection in doubtful:
             connection.confirmed = None
         if doubtful:
-            self._e.mobility.reconsider(now)
+            self._e.mobility.reconsider(now, [c for c in doubtful if c.movable])
 
     def _synced(self, now: float, key: bytes, reply: messages.Message, doubtful: Iterable[bytes]) -> None:
         """What the peer has lost is claimed again where it can be: not moved; else it stays as it is, unprotected."""

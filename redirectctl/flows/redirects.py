@@ -280,7 +280,7 @@ class Redirects:
         elsewhere |= self._e.mobility.superseded(now, key, movable)
         self._e.mobility.arrived(now, movable, elsewhere)
         self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
-        self._e.mobility.reconsider(now)
+        self._e.mobility.reconsider(now, self._e.table.movable(key))
 
     def _ack(self, now: float, event: events.Received, message: Acm, status: AcmStatus, count: int = 0) -> None:
         answer = AcmAck(message.epoch, message.nonce, status, count, event.source)
