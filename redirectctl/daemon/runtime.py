@@ -509,7 +509,7 @@ class Runtime:
                     self._undecided.drop(key)
                 elif record is not None:
                     self._undecided.decided(key)
-                    self.saving.delete_peer(key)
+                    await self._delete_peer(key)
                 self.names.forget(key)
             case commands.Contacted(to, key, reason, source):
                 for ended, wanted in self._contacts.items():
@@ -594,6 +594,14 @@ class Runtime:
         now = self.peer_records.get(key)
         if now is not None and now is not record:
             self.saving.put_peer(now)  # a person has decided meanwhile, and may have been overtaken
+
+    async def _delete_peer(self, key: bytes) -> None:
+        """By a thread, as what strangers make us write: with each that is accepted another may have to go."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._writer, self._beside.delete_peer, key)
+        except (StoreError, OSError):
+            self.saving.delete_peer(key)
 
     def _record_of(self, key: bytes) -> PeerRecord | None:
         peer = self.engine.peers.get(key)

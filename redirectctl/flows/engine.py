@@ -583,7 +583,10 @@ class Engine:
                 if state is PeerState.APPROVED:
                     self.notice("peer.approved", peer=key, reason="accept-new")
             case events.PeerDropped(key):
-                self.protection.dropped(key)
+                self._heard.pop(key, None)
+                self.claims.forget(key)
+                self.rendezvous.forget(now, key)
+                self.protection.had_to_go(now, key)
                 self.emit(commands.DropPeer(key))
             case events.KeyChanged(at, known, seen) if not self._was_at(known, at) or self._is_other(known, at, seen):
                 # Names are often out of date, and a peer can name any address as its own: whoever is there is no danger

@@ -17,7 +17,8 @@ from redirectctl.flows.connection import Connection, change
 from redirectctl.flows.devices import confined_to
 from redirectctl.flows.state import State
 from redirectctl.proto import events
-from redirectctl.proto.peer import Peer, PeerState
+from redirectctl.proto.peer import Accepted, Peer, PeerState
+from redirectctl.proto.shares import Shared
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.message import End, Status, Trust
@@ -43,7 +44,7 @@ class Protection:
         self._doubted: dict[bytes, float] = {}  # peers, and when they were last asked what of a move they have
         self._told: dict[bytes, float] = {}  # peers, and when they were last told that they are elsewhere
         self._unsupported: dict[IPAddress, tuple[float, str]] = {}  # until when to leave an address alone, and why
-        self._untold: dict[bytes, bytes] = {}  # killed connections, and the peer that could not be told
+        self._untold: Shared[bytes, bytes, bytes] = Shared()  # killed connections, and the peer that could not be told
 
     # -- the life of a connection -------------------------------------------------------------------------------------
 
@@ -283,7 +284,12 @@ class Protection:
     def approve(self, now: float, key: bytes) -> None:
         """A person, or the policy, trusts this key."""
         peer = self._e.peers.get(key)
-        if peer is None or peer.state is PeerState.APPROVED:
+        if peer is None:
+            return
+        if peer.accepted:  # as everybody: from now on it stays
+            peer.accepted = Accepted.NO
+            self._e.emit(commands.SavePeer(peer))
+        if peer.state is PeerState.APPROVED:
             return
         peer.state = PeerState.APPROVED
         self._e.emit(commands.SavePeer(peer))
@@ -297,7 +303,7 @@ class Protection:
         peer = self._e.peers.get(key)
         if peer is None:
             return
-        peer.state = PeerState.REJECTED
+        peer.state, peer.accepted = PeerState.REJECTED, Accepted.NO  # it stays rejected
         self._e.emit(commands.SavePeer(peer))
         self._e.notice("peer.rejected", peer=key)
         self.hello(now, peer)
@@ -312,11 +318,19 @@ class Protection:
             if peer is not None and other.state is PeerState.CHANGED and other.identity & peer.identity:
                 self._drop_peer(other.key)
 
+    def had_to_go(self, now: float, key: bytes) -> None:
+        """There was no room for this peer any more: what was about to be protected with it will not be."""
+        for connection in self._e.table.of(key):
+            if connection.movable or connection.state is State.NEGOTIATING:
+                self._unprotect(now, connection, "peer-forgotten")
+        self.dropped(key)
+
     def dropped(self, key: bytes) -> None:
         """A peer is gone: nothing is remembered of it."""
         self._doubted.pop(key, None)
         self._told.pop(key, None)
-        self._untold = {cid: of for cid, of in self._untold.items() if of != key}
+        for cid in self._untold_of(key):
+            self._untold.pop(cid)
         self._e.places.forget(key)
         self._e.better.forget(key)
 
@@ -391,9 +405,17 @@ class Protection:
             self._e.emit(commands.SaveConnections(tuple(protected)))  # else a restart would not know them as protected
             for key in {c.peer for c in protected}:
                 self._update_keep(now, key)
+                self._used(key)
             self._e.meeting.protected(now)
             self._e.choosing.protected(now, protected)
             self._e.mobility.reconsider(now, [c for c in protected if c.movable])
+
+    def _used(self, key: bytes | None) -> None:
+        """It is of use: others that were accepted because everybody is go before it."""
+        peer = self._e.peers.get(key) if key is not None else None
+        if peer is not None and peer.accepted is Accepted.UNUSED:
+            peer.accepted = Accepted.USED
+            self._e.emit(commands.SavePeer(peer))
 
     # -- told by a peer -----------------------------------------------------------------------------------------------
 
@@ -528,9 +550,8 @@ class Protection:
 
         def failed(_: float) -> None:
             if what is End.KILL:  # of the others, the peer finds out by itself what matters
-                self._untold.update(dict.fromkeys(cids, key))
-                while len(self._untold) > constants.MAX_UNTOLD:
-                    del self._untold[next(iter(self._untold))]
+                for cid in cids:
+                    self._untold.put(constants.MAX_UNTOLD, key, cid, key)
 
         self._e.requests.ask(now, key, build, lambda *_: None, failed)
 
@@ -546,11 +567,14 @@ class Protection:
                 if peer is not None and peer.remote is not None:
                     self._e.contact(now, peer.remote, peer.local, of)
                 continue
-            cids = [cid for cid, each in self._untold.items() if each == of]
+            cids = self._untold_of(of)
             for cid in cids:
-                del self._untold[cid]
+                self._untold.pop(cid)
             for start in range(0, len(cids), messages.MAX_CIDS):
                 self.tell_end(now, of, End.KILL, tuple(cids[start : start + messages.MAX_CIDS]))
+
+    def _untold_of(self, key: bytes) -> list[bytes]:
+        return [cid for cid in self._untold if self._untold.get(cid) == key]
 
     # -- after a restart ----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ the first may come after the second was sent.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,7 @@ class Initiator:
             return
         if key is not None and sum(a.key == key for a in self._attempts.values()) >= constants.ATTEMPTS_OF_PEER:
             return  # along other pairs of addresses; these will have their turn
-        if len(self._attempts) >= constants.ATTEMPTS_MAX:
+        if len(self._attempts) >= constants.ATTEMPTS_MAX and not self._make_room(key or to.host):
             self._e.emit(events.ContactFailed(to, key, "too-many-handshakes", source))
             return
         peer = self._e.peers.get(key) if key is not None else None
@@ -96,6 +97,15 @@ class Initiator:
         )
         self._attempts[to, source, via] = attempt
         self._send(now, attempt)
+
+    def _make_room(self, party: bytes | IPAddress) -> bool:
+        """With whom there are most gives way: its oldest (shares.py)."""
+        parties = Counter(a.key or a.to.host for a in self._attempts.values())
+        greatest, most = parties.most_common(1)[0]
+        if parties[party] >= most:
+            return False
+        self._fail(next(a for a in self._attempts.values() if (a.key or a.to.host) == greatest), "too-many-handshakes")
+        return True
 
     def cancel(self, key: bytes) -> None:
         """The peer is forgotten: handshakes with it end."""

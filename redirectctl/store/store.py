@@ -120,8 +120,8 @@ class Store:
                 entry = PeerAddress(ip_address(address), first_seen, last_seen, bool(identity))
                 addresses.setdefault(public, []).append(entry)
             rows = self._database.execute(
-                "SELECT public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp, met"
-                " FROM peers ORDER BY first_seen"
+                "SELECT public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp, met,"
+                " accepted FROM peers ORDER BY first_seen"
             ).fetchall()
         return [
             PeerRecord(
@@ -133,10 +133,11 @@ class Store:
                 secret=secret,
                 addresses=tuple(addresses.get(public, ())),
                 last_contact=last_contact,
-                handshake_timestamp=int.from_bytes(handshake_timestamp),
+                handshake_timestamp=int.from_bytes(timestamp),
                 met=met,
+                accepted=accepted,
             )
-            for public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp, met in rows
+            for public, fingerprint, state, first_seen, name, secret, last_contact, timestamp, met, accepted in rows
         ]
 
     def put_peer(self, peer: PeerRecord) -> list[bytes]:
@@ -393,11 +394,12 @@ class Store:
     def _put_peer(self, peer: PeerRecord) -> None:
         self._database.execute(
             "INSERT INTO peers"
-            " (public, fingerprint, name, state, secret, first_seen, last_contact, handshake_timestamp, met)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
+            " (public, fingerprint, name, state, secret, first_seen, last_contact, handshake_timestamp, met, accepted)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
             " fingerprint = excluded.fingerprint, name = excluded.name, state = excluded.state,"
             " secret = excluded.secret, first_seen = excluded.first_seen, last_contact = excluded.last_contact,"
-            " handshake_timestamp = max(handshake_timestamp, excluded.handshake_timestamp), met = excluded.met",
+            " handshake_timestamp = max(handshake_timestamp, excluded.handshake_timestamp), met = excluded.met,"
+            " accepted = excluded.accepted",
             (
                 peer.public,
                 peer.fingerprint,
@@ -408,6 +410,7 @@ class Store:
                 peer.last_contact,
                 _u64(peer.handshake_timestamp),
                 peer.met,
+                peer.accepted,
             ),
         )
         self._put_addresses(peer)

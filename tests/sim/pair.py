@@ -208,7 +208,7 @@ class Host:
         self.generation += 1
         peers = [
             Peer(p.key, p.state, p.secret, identity=set(p.identity), greatest_counter=p.greatest_counter,
-                 remote=p.remote, local=p.local)
+                 remote=p.remote, local=p.local, accepted=p.accepted)
             for p in self.stored_peers.values()
         ]  # fmt: skip
         self.engine = Engine(self.static, self.world.random.randbytes, self.generation, self.policy, peers)
@@ -429,7 +429,8 @@ class Host:
                     self.world.transmit(SockAddr(source, port), to, data, self)
             case commands.SavePeer(peer):
                 copy = Peer(peer.key, peer.state, peer.secret, identity=set(peer.identity),
-                            greatest_counter=peer.greatest_counter, remote=peer.remote, local=peer.local)  # fmt: skip
+                            greatest_counter=peer.greatest_counter, remote=peer.remote, local=peer.local,
+                            accepted=peer.accepted)  # fmt: skip
                 if peer.key in self.engine.peers:
                     self.stored_peers[peer.key] = copy
             case commands.DropPeer(key):
@@ -571,7 +572,6 @@ class Host:
             assert len(table) <= limits.MAX_CLAIMED
         for peer_key in engine.peers:
             assert len([a for a in engine.binding._asking.values() if a.key == peer_key]) <= limits.CLAIM_WINDOW
-            assert engine.claims._of_peer[peer_key] <= limits.MAX_CLAIMED_OF_PEER
         assert len(engine.endpoint.responder._half_open) <= proto_limits.HALF_OPEN_MAX
         assert len(engine.endpoint.initiator._attempts) <= proto_limits.ATTEMPTS_MAX
         for peer in engine.peers.values():

@@ -125,7 +125,7 @@ def test_a_first_message_of_ik_counts_once_and_moves_nothing() -> None:
     for _ in range(3):
         assert deliver(alice, init) == ["replayed-handshake"]
     assert (alice.peer(bob).remote, alice.peer(bob).session(net.now)) == before
-    assert alice.endpoint.responder._half_open == {}
+    assert not alice.endpoint.responder._half_open
 
 
 def test_a_first_message_of_ik_that_another_delivers_first_moves_nothing() -> None:

@@ -109,6 +109,7 @@ class TestPeers:
             ),
             last_contact=9.0,
             handshake_timestamp=2**64 - 1,
+            accepted=2,
         )
         with Store(directory) as store:
             store.put_peer(full)
