@@ -650,10 +650,14 @@ class Engine:
         Before a person has approved its sender nobody looks at more than who it is, and says that he has to wait.
         """
         peer = self.peers.get(key)
-        if peer is not None and peer.state is not PeerState.APPROVED and not isinstance(message, _OF_STRANGERS):
+        stranger = peer is None or peer.state is not PeerState.APPROVED
+        if stranger and not isinstance(message, _OF_STRANGERS):
             return "not-approved"
-        tokens, at = self._heard.get(key, (constants.MESSAGES_BURST, now))
-        tokens = min(constants.MESSAGES_BURST, tokens + (now - at) * constants.MESSAGES_RATE)
+        rate, burst = constants.MESSAGES_RATE, constants.MESSAGES_BURST
+        if stranger or (peer is not None and peer.unused):
+            rate, burst = constants.STRANGERS_RATE, constants.STRANGERS_BURST
+        tokens, at = self._heard.get(key, (burst, now))
+        tokens = min(burst, tokens + (now - at) * rate)
         if key not in self._heard and len(self._heard) >= constants.MAX_HEARD:
             del self._heard[next(iter(self._heard))]
         self._heard[key] = (tokens - 1.0 if tokens >= 1.0 else tokens, now)

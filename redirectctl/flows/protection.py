@@ -405,12 +405,12 @@ class Protection:
             self._e.emit(commands.SaveConnections(tuple(protected)))  # else a restart would not know them as protected
             for key in {c.peer for c in protected}:
                 self._update_keep(now, key)
-                self._used(key)
+                self.used(key)
             self._e.meeting.protected(now)
             self._e.choosing.protected(now, protected)
             self._e.mobility.reconsider(now, [c for c in protected if c.movable])
 
-    def _used(self, key: bytes | None) -> None:
+    def used(self, key: bytes | None) -> None:
         """It is of use: others that were accepted because everybody is go before it."""
         peer = self._e.peers.get(key) if key is not None else None
         if peer is not None and peer.accepted is Accepted.UNUSED:

@@ -145,6 +145,7 @@ class Rendezvous:
             founds = Bucket(constants.INTRODUCE_RATE, constants.INTRODUCE_BURST, constants.INTRODUCE_BURST, now)
             guest = Guest(event.key, event.source, event.local, now, forwards, founds)
             self._guests[event.key] = guest
+            self._e.protection.used(event.key)
         moved = (guest.observed, guest.local, guest.addresses) != (event.source, event.local, message.addresses)
         guest.observed, guest.local, guest.addresses = event.source, event.local, message.addresses
         guest.until = now + constants.MEET_TIME

@@ -402,8 +402,7 @@ class Endpoint:
         if state is PeerState.PENDING:
             self._make_room(at, "too-many-pending", constants.PENDING_MAX, lambda p: p.state is PeerState.PENDING)
         elif accepted:
-            unused = lambda p: p.accepted is Accepted.UNUSED  # noqa: E731
-            self._make_room(at, "too-many-unused", constants.UNUSED_MAX, unused)
+            self._make_room(at, "too-many-unused", constants.UNUSED_MAX, lambda p: p.unused)
         if len(self.peers) >= constants.PEERS_MAX and not initiator:
             self._make_room(at, "too-many-peers", 1, lambda p: not p.chosen and not p.keep)
             if len(self.peers) >= constants.PEERS_MAX:
@@ -413,8 +412,8 @@ class Endpoint:
         return peer
 
     def _make_room(self, at: SockAddr, reason: str, limit: int, may_go: Callable[[Peer], bool]) -> None:
-        """Among peers that may go: first who was never of use and called us, of the network that has most of them, the
-        one that was silent for longest.  So a crowd of strangers pushes out nobody else."""
+        """If so many may go, drop one of them: of those that called us and were never of use, if there are any, the one
+        that was silent for longest in the network that has most.  So a crowd of strangers pushes nobody else out."""
         some = [p for p in self.peers.values() if may_go(p)]
         if len(some) < limit:
             return

@@ -25,7 +25,7 @@ class Accepted(IntEnum):
     """Whether a peer that has called us is approved only because everybody is.  The numbers are stored."""
 
     NO = 0
-    UNUSED = 1  # and no connection has ever been protected with it
+    UNUSED = 1  # and no connection was ever protected with it, nor was it a guest of the rendezvous here
     USED = 2
 
 
@@ -115,6 +115,11 @@ class Peer:
     def chosen(self) -> bool:
         """A person has approved it, or this host has called it."""
         return not self.accepted or bool(self.identity)
+
+    @property
+    def unused(self) -> bool:
+        """It is here only because everybody is accepted, and has never been of use."""
+        return self.accepted is Accepted.UNUSED and not self.identity
 
     @property
     def seen_at(self) -> IPAddress | None:

@@ -305,6 +305,46 @@ def test_who_was_rejected_is_not_forgotten_for_others(monkeypatch: pytest.Monkey
     assert crowd.alice.engine.peers[mallory.static.public].state is PeerState.REJECTED
 
 
+def test_guests_of_the_rendezvous_are_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proto_limits, "UNUSED_MAX", 2)
+    crowd = Crowd(0, Policy(first_contact="accept-new", long_lived_after=1.0, serve=True))
+    guests = []
+    for n in range(6):
+        guests.append(crowd.stranger(f"203.0.113.{n + 1}"))
+        crowd.say(guests[-1], wire.Register(1, (), ()))
+        crowd.world.run(0.1)
+    assert {g.static.public for g in guests} < set(crowd.alice.engine.peers)
+    assert crowd.alice.engine.rendezvous.guests == 6
+
+
+@pytest.mark.parametrize("policy", [ALL, Policy(first_contact="ask", long_lived_after=1.0)])
+def test_strangers_say_less_than_others(policy: Policy) -> None:
+    """So that many keys are not as much work as as many peers; once it is approved, it is as good as others."""
+    crowd = Crowd(0, policy)
+    stranger = crowd.stranger("203.0.113.1")
+    for n in range(500):
+        crowd.say(stranger, messages.Protect(n, claims(1 + n * 12, 1)))
+    crowd.world.run(0.5)
+    assert len(crowd.alice.named("packet.refused", "rate-limited")) == 500 - limits.STRANGERS_BURST
+    crowd.alice.engine.approve(crowd.world.now, stranger.static.public)
+    crowd.alice.run()
+    crowd.world.run(10)
+    seen = len(crowd.alice.named("packet.refused", "rate-limited"))
+    for n in range(500):
+        crowd.say(stranger, messages.Protect(n, claims(10**6 + n * 12, 1)))
+    crowd.world.run(0.5)
+    assert len(crowd.alice.named("packet.refused", "rate-limited")) == seen
+
+
+def test_one_with_many_connections_is_served_at_its_first_contact() -> None:
+    crowd = Crowd(0)
+    many = crowd.world.host("many", "198.51.100.70", policy=ALL)
+    mirrored = [crowd.world.connect(many, crowd.alice, 20000 + n)[1] for n in range(600)]
+    crowd.world.run(20)
+    assert all(crowd.alice.protects(socket) for socket in mirrored)
+    assert not crowd.alice.named("packet.refused", "rate-limited")
+
+
 def test_that_a_peer_is_accepted_as_all_are_outlives_a_restart() -> None:
     crowd = Crowd(1)
     (stranger,) = crowd.attackers
@@ -405,8 +445,8 @@ def test_tags_and_flows_at_a_rendezvous(attackers: int, monkeypatch: pytest.Monk
 
 
 def test_who_is_dropped_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proto_limits, "UNUSED_MAX", 1)
     crowd = Crowd(0, Policy(first_contact="accept-new", long_lived_after=1.0, serve=True))
+    monkeypatch.setattr(proto_limits, "PEERS_MAX", 2)
     for n in range(10):
         stranger = crowd.stranger(f"203.0.113.{n + 1}")
         crowd.say(stranger, wire.Register(1, (), (bytes(15) + bytes((n,)),)))
