@@ -17,10 +17,10 @@ connection began on, and on others that were proven: where a peer says it is, be
 connection may have the same ports.
 
 A connection that makes no progress afterwards goes back to the tunnel.  If the peer's daemon answers at once, the plain
-way is at fault, and left alone for a while.  If not, it was an outage, of which the end says that it may be tried again.
+way is at fault, and left alone for a while.  If not, it was an outage, whose end says that it may be tried again.
 
-One or two connections stand for all that take the same route, until it is seen to carry: whatever is in the way treats
-them alike.  Then each proves its own tuple.
+One or two connections stand for all that take the same route, until it is seen to carry: whatever is in the way
+treats them alike.  Then each proves its own tuple.
 """
 
 from __future__ import annotations

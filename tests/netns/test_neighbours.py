@@ -38,7 +38,7 @@ def test_the_tuple_of_another_socket_stays_with_it(lab: Lab, version: int) -> No
     neighbour.join(lab.cafe, NUMBER)
     theirs = held_from(neighbour, lab.server, echo, version)
     ours = held_from(lab.client, lab.server, echo, version)
-    other = start_ticker(lab.server, lab.client, version=version, interval=0.02)  # not protected: it has no part in this
+    other = start_ticker(lab.server, lab.client, version=version, interval=0.02)  # not protected
     pair.wait_protected(1)
     assert theirs.ask(PATIENCE) == {}
     assert other.stop().ok

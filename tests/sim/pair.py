@@ -146,8 +146,9 @@ def copied(c: Connection) -> Connection:
     return Connection(
         c.cid, c.socket, c.wire, c.since, c.state, peer=c.peer, initiator=c.initiator, local_epoch=c.local_epoch,
         remote_epoch=c.remote_epoch, moves=c.moves, there=c.there, sending=c.sending, receiving=c.receiving,
-        integrity=c.integrity, tunnel=c.tunnel, proven=c.proven, outer_local=c.outer_local,
-        outer_remote=c.outer_remote, born=c.born, reason=c.reason, lost_since=c.lost_since, held=c.held, before=c.before, device=c.device, bound=c.bound,
+        integrity=c.integrity, tunnel=c.tunnel, proven=c.proven, outer_local=c.outer_local, born=c.born,
+        outer_remote=c.outer_remote, reason=c.reason, lost_since=c.lost_since, held=c.held, before=c.before,
+        device=c.device, bound=c.bound,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
-from tests.sim.pair import ip, Host, World, agree
+from tests.sim.pair import Host, World, agree, ip
 from tests.sim.test_holding import as_before, started, wait_in_vain
 
 INTEGRITY = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto", integrity=True)

@@ -446,12 +446,12 @@ def test_a_daemon_that_ends_takes_nothing_out_of_the_tunnel_that_is_not_proven()
     bob.move("203.0.113.9")
     world.run(1)
     assert alice.engine.choosing.unread_from_now() == []
-    world, alice, bob, socket = half_proven()
+    _, _, bob, socket = half_proven()
     assert [flow.wire for _, flow in bob.engine.choosing.unread_from_now()] == [bob.connection(socket).wire]
 
 
 def test_what_was_proven_is_so_after_a_restart() -> None:
-    world, alice, bob, socket = half_proven()
+    _, _, bob, socket = half_proven()
     bob.crash()
     bob.start()
     assert bob.flows[socket].local.host == ip("203.0.113.9")
