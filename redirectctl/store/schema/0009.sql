@@ -1,3 +1,4 @@
--- Where everybody is accepted, strangers are.  They go before those whom a person has approved.
+-- Plain packets are received on a tuple that was proven to lead to the peer; until now they were on any.
 
-ALTER TABLE peers ADD COLUMN accepted INTEGER NOT NULL DEFAULT 0 CHECK (accepted IN (0, 1, 2));  -- PeerRecord.accepted
+ALTER TABLE connections ADD COLUMN proven INTEGER NOT NULL DEFAULT 0;
+UPDATE connections SET proven = 1;
