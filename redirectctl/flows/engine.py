@@ -151,9 +151,7 @@ class Engine:
         self.network = Network()
         self.timers: Timers[tuple[Any, ...]] = Timers()
         self._out: list[Command] = []
-        self._heard: dict[
-            bytes, tuple[float, float]
-        ] = {}  # messages that each peer may still send, and when that was so
+        self._heard: dict[bytes, tuple[float, float]] = {}  # what each peer has used of its rate, and when that was so
         self.endpoint = Endpoint(static, rng, self._admit, {p.key: p for p in peers}, counter=generation << 32)
         self.listen = Listening(self)
         self.offers = Offers(self)
@@ -613,8 +611,8 @@ class Engine:
             return
         looked = self.table.looked
         self._hear(now, event)
-        tokens, at = self._heard[key]
-        self._heard[key] = tokens - (self.table.looked - looked) / constants.LOOKED_AT, at
+        used, at = self._heard[key]
+        self._heard[key] = used + (self.table.looked - looked) / constants.LOOKED_AT, at
 
     def _hear(self, now: float, event: events.Received) -> None:
         key, message = event.key, event.message
@@ -656,12 +654,13 @@ class Engine:
         rate, burst = constants.MESSAGES_RATE, constants.MESSAGES_BURST
         if stranger or (peer is not None and peer.unused):
             rate, burst = constants.STRANGERS_RATE, constants.STRANGERS_BURST
-        tokens, at = self._heard.get(key, (burst, now))
-        tokens = min(burst, tokens + (now - at) * rate)
+        used, at = self._heard.get(key, (0.0, now))
+        used = max(0.0, used - (now - at) * rate)
         if key not in self._heard and len(self._heard) >= constants.MAX_HEARD:
             del self._heard[next(iter(self._heard))]
-        self._heard[key] = (tokens - 1.0 if tokens >= 1.0 else tokens, now)
-        return None if tokens >= 1.0 else "rate-limited"
+        allowed = used + 1.0 <= burst
+        self._heard[key] = (used + 1.0 if allowed else used, now)
+        return None if allowed else "rate-limited"
 
     def _admit(self, key: bytes, at: SockAddr, initiator: bool) -> PeerState | None:
         match self.policy.first_contact:
