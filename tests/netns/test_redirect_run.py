@@ -170,6 +170,11 @@ def test_asked_and_told_on_a_terminal(lab: Lab) -> None:
     try:
         child.expect_exact("ready")
         child.expect_exact("first contact")
+        child.expect_exact("press Ctrl-] to see")
+        child.sendline("yes")  # typed for the session
+        child.expect_exact("yes\r\nyes\r\n")
+        assert [peer["state"] for peer in pair.client.ctl("peers")] == ["pending"]
+        child.send("\x1d")
         child.expect_exact(pair.server.ctl("identity")["fingerprint"])
         child.expect_exact("yes, no")
         child.sendline("yes")
@@ -227,13 +232,16 @@ def test_a_changed_key_is_not_approved_by_reflex(lab: Lab) -> None:
     )
     try:
         child.expect_exact("ready")
+        child.expect_exact(f"WARNING: the key of {lab.server.address()} has changed")
+        child.expect_exact("press Ctrl-] to see it")
+        child.send("\x1d")
         child.expect_exact(f"WARNING: THE KEY OF {lab.server.address()} HAS CHANGED")
         child.expect_exact(f"known  {known}")
         child.expect_exact(f"now    {new}")
-        child.expect_exact("Trust it? no (never) or later:")
+        child.expect_exact("redirectctl: approve it? no (never), or later:")
         for hurried in ("", "yes", "y", new):
             child.sendline(hurried)
-            child.expect_exact("Trust it? no (never) or later:")
+            child.expect_exact("redirectctl: approve it? no (never), or later:")
             assert states(pair) == {known: "approved", new: "changed"}
         child.sendline("later")
         child.expect_exact("\x1b[?1049l")

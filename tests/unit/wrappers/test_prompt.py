@@ -37,6 +37,7 @@ def answer(typed: bytes, **changes: Any) -> str | None:
         (b"later\r", "later"),
         (b"\x03", "later"),
         (b"\x04", "later"),
+        (b"\x1d", "back"),
         (b"yex\x7fs\r", "yes"),
         (b"ls -l\x15yes\n", "yes"),
         (b"\r\r\ryes\r", "yes"),
@@ -75,12 +76,29 @@ def test_a_changed_key_is_loud():
     assert answer(b"later\r", known=["SHA256:old"]) == "later"
 
 
+@pytest.mark.parametrize("key", [b"\x1d", b"\x1b[93;5u", b"\x1b[27;5;93~"])
+def test_the_key_that_opened_it_puts_it_away(key: bytes):
+    """However the terminal sends it."""
+    assert answer(key) == "back"
+
+
+def test_its_words_are_not_those_of_ssh():
+    """ "Are you sure you want to continue connecting (yes/no/[fingerprint])?" is what ssh asks."""
+    for prompt in (Prompt(question(), "ssh"), Prompt(question(known=["SHA256:old"]), "ssh")):
+        asked = prompt.plain_question().decode()
+        assert asked.strip("\r\x1b[K ").startswith("redirectctl: approve it?")
+        assert "yes/no" not in asked
+        assert "continue connecting" not in asked
+
+
 def test_without_the_right():
     assert answer(b"yes\r", may_decide=False) is None
     assert answer(b"no\r", may_decide=False) is None
     assert answer(b"\r", may_decide=False) == "later"
-    shown = Prompt(question(may_decide=False), "ssh server").draw(40, 100)
-    assert f"sudo redirectctl approve {FINGERPRINT}".encode() in shown
+    for rows, columns in ((40, 100), (24, 80)):
+        picture = "\n".join(["+---[redirectctl]---+"] * 11)
+        shown = Prompt(question(may_decide=False, picture=picture), "ssh server").draw(rows, columns)
+        assert f"sudo redirectctl approve {FINGERPRINT}".encode() in shown
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(24, 80), (10, 40), (3, 20), (50, 200)])
@@ -92,6 +110,15 @@ def test_it_fits(rows: int, columns: int):
         lines = [line.split("H", 1)[1] for line in drawn.split("\x1b[")[4:]]
         assert all(len(line) < max(columns, 2) for line in lines), lines
         assert len(lines) <= max(rows, 2)
+
+
+def test_a_real_picture_fits_an_ordinary_terminal_also_after_a_wrong_answer():
+    prompt = Prompt(question(picture="\n".join(["+---[redirectctl]---+"] * 11)), "ssh server")
+    prompt.press(b"what\r")
+    drawn = prompt.draw(24, 80).decode()
+    assert drawn.count("[redirectctl]") == 11
+    for text in ("Ctrl-] puts this away", FINGERPRINT, "change of address.", "'what' is no answer.", "approve it? yes"):
+        assert text in drawn
 
 
 def test_what_does_not_fit_is_seen_to_be_cut():
