@@ -153,16 +153,18 @@ class Display:
         prompt = self._prompt
         if prompt is None:
             return b""
+        from redirectctl_wrappers.prompt import BACK, LATER
+
         answer = prompt.press(keys)
         if answer is None:
             return prompt.plain_question() if self._simple else self._drawn()
-        if answer == "back":
+        if answer == BACK:
             return self.withdraw()
-        if answer != "later":
+        if answer != LATER:
             from redirectctl.api.optin import OptInError, decide
 
             try:
-                decide("approve" if answer == "yes" else "reject", prompt.fingerprint, self._path)
+                decide(answer, prompt.fingerprint, self._path)
             except OptInError as error:
                 prompt.complain(f"{error}.")
                 return prompt.plain_question() if self._simple else self._drawn()

@@ -1,7 +1,8 @@
 """The question about a host that is met for the first time, and the warning about one whose key is another now.
 
 Pure: keys go in, an answer and what to draw come out.  First there is only a line, which names the key that opens the
-question (announced): whatever else is typed then is the command's.  As with ssh only a whole word decides.
+question (announced): whatever else is typed then is the command's.  As with ssh only a whole word decides;
+the words are others, so that an answer meant for ssh is none here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, Final
 
-YES, NO, LATER, BACK = "yes", "no", "later", "back"
+APPROVE, REJECT, LATER, BACK = "approve", "reject", "later", "back"  # the words of redirectctl and its UI, not ssh's
 LONGEST: Final = 64  # characters of an answer; a fingerprint has 50
 _ROWS_WITH_PICTURE: Final = 24
 
@@ -85,7 +86,7 @@ class Prompt:
         if self._note:
             lines.append(_cut(self._note, columns - 1))
         asked = f"{answers} "
-        if len(asked) > columns - len(YES) - 5:
+        if len(asked) > columns - len(APPROVE) - 1:
             lines.append(_cut(asked, columns - 1))
             asked = "> "
         shown = asked + self._typed[-max(1, columns - len(asked) - 1) :]
@@ -109,18 +110,18 @@ class Prompt:
             return LATER
         if not self._may_decide:
             return None
-        if word == NO:
-            return NO
-        if not self.changed and (word == YES or typed == self.fingerprint):
-            return YES
+        if word == REJECT:
+            return REJECT
+        if not self.changed and (word == APPROVE or typed == self.fingerprint):
+            return APPROVE
         return None
 
     def _answers(self) -> str:
         if not self._may_decide:
             return "Enter goes on."
         if self.changed:
-            return "redirectctl: approve it? no (never), or later:"
-        return "redirectctl: approve it? yes, no (never), later, or the fingerprint:"
+            return "redirectctl: reject it (for good), or later:"
+        return "redirectctl: approve, reject (for good), later, or the fingerprint:"
 
     def _first(self, rows: int) -> list[str]:
         lines = [

@@ -176,8 +176,10 @@ def test_asked_and_told_on_a_terminal(lab: Lab) -> None:
         assert [peer["state"] for peer in pair.client.ctl("peers")] == ["pending"]
         child.send("\x1d")
         child.expect_exact(pair.server.ctl("identity")["fingerprint"])
-        child.expect_exact("yes, no")
-        child.sendline("yes")
+        child.expect_exact("approve, reject")
+        child.sendline("yes")  # what ssh is answered
+        child.expect_exact("'yes' is no answer")
+        child.sendline("approve")
         child.expect_exact("\x1b[?1049l")
         pair.wait_protected(1)
         told_of_an_outage(lab, child)
@@ -238,10 +240,10 @@ def test_a_changed_key_is_not_approved_by_reflex(lab: Lab) -> None:
         child.expect_exact(f"WARNING: THE KEY OF {lab.server.address()} HAS CHANGED")
         child.expect_exact(f"known  {known}")
         child.expect_exact(f"now    {new}")
-        child.expect_exact("redirectctl: approve it? no (never), or later:")
-        for hurried in ("", "yes", "y", new):
+        child.expect_exact("redirectctl: reject it (for good), or later:")
+        for hurried in ("", "yes", "approve", new):
             child.sendline(hurried)
-            child.expect_exact("redirectctl: approve it? no (never), or later:")
+            child.expect_exact("redirectctl: reject it (for good), or later:")
             assert states(pair) == {known: "approved", new: "changed"}
         child.sendline("later")
         child.expect_exact("\x1b[?1049l")

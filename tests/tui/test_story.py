@@ -130,7 +130,7 @@ class Person:
         """In the session's own terminal."""
         self.shell.press("C-]")
         self.shell.wait(ASKED, self.identity["fingerprint"], *self.identity["picture"].splitlines())
-        self.shell.wait("redirectctl: approve it? yes, no (never), later")
+        self.shell.wait("redirectctl: approve, reject (for good), later")
 
     def says(self, word: str) -> None:
         """The session answers."""
@@ -222,7 +222,7 @@ def test_the_question_is_answered_where_the_session_is(person: Person) -> None:
     assert "First contact" in person.ui.screen()
     assert [peer["state"] for peer in person.client.ctl("peers")] == ["pending"]
     person.open_question()
-    person.shell.type("yes")
+    person.shell.type("approve")
     person.ui.wait("is approved: decided", gone="First contact")  # for five seconds
     person.ui.wait("● protected")
     person.shell.wait(PROMPT.strip(), gone=ASKED)

@@ -71,13 +71,13 @@ def cat(child: pexpect.spawn) -> None:
     child.expect_exact("begin\r\nbegin\r\n")
 
 
-@pytest.mark.parametrize(("word", "verb"), [("yes", "approve"), (FINGERPRINT, "approve"), ("no", "reject")])
+@pytest.mark.parametrize(("word", "verb"), [("approve", "approve"), (FINGERPRINT, "approve"), ("reject", "reject")])
 def test_first_contact(asking: FakeDaemon, start: Any, word: str, verb: str) -> None:
     child = start("cat")
     cat(child)
     asking.tell(questions=[NEW])
     opened(child)
-    for text in ("first contact", "192.0.2.7", "cat", FINGERPRINT, "|     o+=+o       |", "yes, no"):
+    for text in ("first contact", "192.0.2.7", "cat", FINGERPRINT, "|     o+=+o       |", "approve, reject"):
         child.expect_exact(text)
     child.sendline("ls -l")  # somebody was typing
     child.expect_exact("'ls -l' is no answer")
@@ -95,7 +95,7 @@ def test_later(asking: FakeDaemon, start: Any) -> None:
     cat(child)
     asking.tell(questions=[NEW])
     opened(child)
-    child.expect_exact("yes, no")
+    child.expect_exact("approve, reject")
     child.sendcontrol("c")
     child.expect_exact("\x1b[?1049l")
     asking.tell(LOST, questions=[NEW])
@@ -106,7 +106,7 @@ def test_later(asking: FakeDaemon, start: Any) -> None:
     assert decisions(asking) == []
 
 
-@pytest.mark.parametrize("typed", ["yes", "no", FINGERPRINT, "later", ""])
+@pytest.mark.parametrize("typed", ["yes", "approve", "reject", FINGERPRINT, "later", ""])
 def test_what_is_typed_for_the_command_answers_nothing(asking: FakeDaemon, start: Any, typed: str) -> None:
     """The question comes up under somebody's fingers."""
     child = start("cat")
@@ -115,15 +115,15 @@ def test_what_is_typed_for_the_command_answers_nothing(asking: FakeDaemon, start
     child.expect_exact("press Ctrl-] to see")
     child.sendline(typed)
     child.expect_exact(f"{typed}\r\n{typed}\r\n")
-    child.send(f"{KEY}yes\r")  # a part of what is pasted, and not pressed
-    child.expect_exact("yes\r\n")
+    child.send(f"{KEY}approve\r")  # a part of what is pasted, and not pressed
+    child.expect_exact("approve\r\n")
     child.sendline("end")
     child.expect_exact("end\r\n")
     assert "\x1b[?1049h" not in child.before
     assert decisions(asking) == []
     child.send(KEY)
     child.expect_exact("\x1b[?1049h")
-    child.sendline("yes")
+    child.sendline("approve")
     child.expect_exact("\x1b[?1049l")
     assert decisions(asking) == [{"type": "approve", "peer": FINGERPRINT}]
 
@@ -157,11 +157,11 @@ def test_an_open_question_gives_way_to_a_password(asking: FakeDaemon, start: Any
     child.sendline("")
     asking.tell(questions=[NEW])
     opened(child)
-    child.expect_exact("yes, no")
+    child.expect_exact("approve, reject")
     child.expect_exact("\x1b[?1049l")  # by itself
     child.expect_exact("password: ")
-    child.sendline("yes")
-    child.expect_exact("got yes\r\n")
+    child.sendline("approve")
+    child.expect_exact("got approve\r\n")
     assert decisions(asking) == []
     child.send(KEY)
     child.expect_exact("\x1b[?1049h")
@@ -174,7 +174,7 @@ def test_the_key_puts_the_question_away_and_brings_it_back(asking: FakeDaemon, s
     for _ in range(2):
         child.send(KEY)
         child.expect_exact("\x1b[?1049h")
-        child.expect_exact("yes, no")
+        child.expect_exact("approve, reject")
         child.send(KEY)
         child.expect_exact("\x1b[?1049l")
     child.sendline("two")
@@ -196,7 +196,7 @@ def test_answered_by_somebody_else(asking: FakeDaemon, start: Any) -> None:
     child.expect_exact("got one\r\n")
     asking.tell(questions=[NEW])
     opened(child)
-    child.expect_exact("yes, no")
+    child.expect_exact("approve, reject")
     asking.tell()
     child.expect_exact("\x1b[?1049l")
     child.sendline("two")
@@ -211,9 +211,9 @@ def test_changed_key(asking: FakeDaemon, start: Any) -> None:
     opened(child)
     for text in ("WARNING", "HAS CHANGED", "SHA256:known", FINGERPRINT):
         child.expect_exact(text)
-    child.sendline("yes")
+    child.sendline("approve")
     child.expect_exact("is no answer")
-    child.sendline("no")
+    child.sendline("reject")
     child.expect_exact("\x1b[?1049l")
     assert decisions(asking) == [{"type": "reject", "peer": FINGERPRINT}]
 
@@ -222,7 +222,7 @@ def test_output_goes_on_when_nobody_answers(asking: FakeDaemon, start: Any) -> N
     child = start("sh", "-c", "read x; head -c 600000 /dev/zero | tr '\\0' x; echo; echo end")
     asking.tell(questions=[NEW])
     opened(child)
-    child.expect_exact("yes, no")
+    child.expect_exact("approve, reject")
     asking.tell()
     child.expect_exact("\x1b[?1049l")
     child.sendline("")
@@ -234,7 +234,7 @@ def test_a_command_that_ends_under_a_question(asking: FakeDaemon, start: Any) ->
     child.expect_exact("go\r\n")
     asking.tell(questions=[NEW])
     opened(child)
-    child.expect_exact("yes, no")
+    child.expect_exact("approve, reject")
     child.expect_exact("\x1b[?1049l")
     child.expect_exact("gone\r\n")
     child.expect(pexpect.EOF)
@@ -292,7 +292,7 @@ def test_the_daemon_stops_and_comes_back(asking: FakeDaemon, start: Any) -> None
     cat(child)
     asking.tell(questions=[NEW])
     opened(child)
-    child.expect_exact("yes, no")
+    child.expect_exact("approve, reject")
     asking.tell()
     asking.forget_watchers()
     child.expect_exact("\x1b[?1049l")
@@ -471,7 +471,7 @@ def test_question_after_a_full_screen_program(redirect_run: str, asking: FakeDae
         before = screen.settled()
         screen.type("C-]")
         screen.wait("SHA256:Zmh6")
-        screen.wait("redirectctl: approve it? yes, no (never), later, or the fingerprint:")
+        screen.wait("redirectctl: approve, reject (for good), later, or the fingerprint:")
         screen.type("later", "Enter")
         screen.wait("'half")
         assert screen.settled() == before

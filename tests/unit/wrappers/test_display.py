@@ -176,7 +176,7 @@ def test_a_command_with_much_to_say_does_not_wait_for_an_answer():
 def test_answer_that_the_daemon_does_not_take():
     shown = display()
     ask(shown)
-    assert b"cannot reach the daemon" in shown.press(1.0, b"yes\r")
+    assert b"cannot reach the daemon" in shown.press(1.0, b"approve\r")
     assert shown.asking
 
 
