@@ -125,7 +125,7 @@ class Prompt:
 
     def _first(self, rows: int) -> list[str]:
         lines = [
-            f"redirect-run: first contact with another host ({KEY_NAME} puts this away, and brings it back)",
+            f"redirect-run: first contact with another host ({KEY_NAME} puts this away)",
             "",
             f"  host     {self._addresses}",
             f"  for      {self._command}",
