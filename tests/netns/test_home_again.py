@@ -40,9 +40,7 @@ def test_outages_are_no_fault_of_the_way_that_packets_took_before(lab: Lab) -> N
             lab.client.join(network, number)
             pair.wait_moved(pair.client, began)
             wait_plain(pair, path)
-    verdict = ticker.stop()
-    assert verdict.ok, verdict.why
-    pair.stop_without_a_trace()
+    pair.end(ticker)
 
 
 def test_a_way_that_opens_is_found_when_it_is_used_again(lab: Lab) -> None:

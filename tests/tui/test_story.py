@@ -23,7 +23,7 @@ PATIENCE = 60.0
 CLIENT = '[trust]\nfirst_contact = "ask"\n[protect]\nlong_lived_after = "6s"\n'
 SERVER = '[trust]\nfirst_contact = "accept-new"\n'
 PROMPT = "server> "
-ASKED = "first contact with another host"  # the question in the session's terminal; its line says "first contact with", too
+ASKED = "first contact with another host"  # the open question in the session's terminal
 
 pytestmark = [
     pytest.mark.netns,
