@@ -128,7 +128,11 @@ def test_what_is_typed_for_the_command_answers_nothing(asking: FakeDaemon, start
     assert decisions(asking) == [{"type": "approve", "peer": FINGERPRINT}]
 
 
-PASSWORD = "stty -echo; printf 'password: '; read -r x; stty echo; echo; echo got $x; read -r y; echo got $y"
+# Two lines are read without echo: while the second is awaited, the first has been, and nothing may be asked yet.
+PASSWORD = (
+    "stty -echo; printf 'password: '; read -r x; echo; echo got $x; read -r z; stty echo; echo shown; "
+    "read -r y; echo got $y"
+)
 
 
 def test_a_password_is_the_commands_alone(asking: FakeDaemon, start: Any) -> None:
@@ -144,6 +148,7 @@ def test_a_password_is_the_commands_alone(asking: FakeDaemon, start: Any) -> Non
     for text in ("Ctrl-]", "\x1b[?1049h", "SHA256:", "se\x1d"):
         assert text not in child.before
     assert decisions(asking) == []
+    child.sendline("")
     opened(child)  # now it can be asked
     child.sendline("later")
     child.expect_exact("\x1b[?1049l")
@@ -163,6 +168,8 @@ def test_an_open_question_gives_way_to_a_password(asking: FakeDaemon, start: Any
     child.sendline("approve")
     child.expect_exact("got approve\r\n")
     assert decisions(asking) == []
+    child.sendline("")
+    child.expect_exact("shown\r\n")
     child.send(KEY)
     child.expect_exact("\x1b[?1049h")
 
