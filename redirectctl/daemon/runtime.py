@@ -103,14 +103,14 @@ class Runtime:
         self._exits = Exits()
         self.port = ControlPort(config.control.port, config.control.listen, self._on_datagram, self._exits)
         self.network = NetworkView(self.log, self.engine.remotes, self._on_network, self._on_loss, self._exits)
-        self.rewriting = Rewriting(state, self.network.interface_to)
+        self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.network.interface, self.wake)
+        self.rewriting = Rewriting(state, self.network.interface_to, self.finder.present)
         self.repairs = Repairs(self.rewriting, lambda: self.carrier, self._on_repair)
         self._beside = self.store.beside()
         self._writer = ThreadPoolExecutor(1, "store")  # for what strangers make us write; nobody else uses _beside
         self._undecided = Undecided(
             self._beside.put_undecided, self._writer, self.tasks, self.peer_records.get, self._had_to_go
         )
-        self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.network.interface, self.wake)
         self.names = NameBook(self.engine, self.store, self.peer_records, self.tasks, self.wake)
         self.names.settings = config.dns
         self.own_name = OwnNameKeeper(self.log, self.network.addresses)

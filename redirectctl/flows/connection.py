@@ -25,7 +25,8 @@ class Flow(NamedTuple):
     """What the kernel must know of a protected connection.  Equal tuples: not rewritten, only guarded.
 
     With ``tunnel`` what the socket sends goes into the tunnel; packets with the wire tuple are still received, unless
-    it has ``integrity``.  With ``suspended`` nothing that it sends leaves the host.
+    it has ``integrity`` or is ``closed``: then they may be somebody else's.  With ``suspended`` nothing that it sends
+    leaves the host.
     """
 
     socket: FourTuple
@@ -33,6 +34,12 @@ class Flow(NamedTuple):
     tunnel: bool = False
     integrity: bool = False
     suspended: bool = False
+    closed: bool = False
+
+    @property
+    def incoming(self) -> FourTuple:
+        """The tuple of plain packets that are received, besides those with the socket's own."""
+        return self.socket if self.closed else self.wire
 
 
 class Before(NamedTuple):
@@ -62,6 +69,7 @@ class Connection:
     integrity: bool = False  # always in the tunnel, each datagram with a tag
     strict: bool = False  # nothing plain is accepted any more: the peer has had time to go into the tunnel too
     tunnel: bool = False  # what the socket sends goes into the tunnel
+    proven: bool = False  # a token has come, or has arrived, plainly on this wire tuple: it leads to the peer's socket
     outer_local: IPAddress | None = None  # our end of the tunnel
     outer_remote: SockAddr | None = None  # the peer's
     holding: bool = False  # what goes into the tunnel waits there, until the peer knows where we are
@@ -93,7 +101,8 @@ class Connection:
     @property
     def flow(self) -> Flow:
         """For the kernel."""
-        return Flow(self.socket, self.wire, self.tunnel, self.strict and self.tunnel, self.held)
+        closed = self.tunnel and not self.proven and self.wire != self.socket
+        return Flow(self.socket, self.wire, self.tunnel, self.strict and self.tunnel, self.held, closed)
 
     @property
     def natted(self) -> bool:

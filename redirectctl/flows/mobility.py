@@ -593,22 +593,28 @@ class Mobility:
         *,
         hold: Container[bytes] = (),
         lift: Container[bytes] = (),
+        proven: Container[bytes] = (),
     ) -> None:
         """Store wire tuples and ways, tell the tunnel, then one kernel transaction for all of them.
 
         ``hold``: those of which the kernel holds back what they send; ``lift``: those of which it no longer does.
+        ``proven``: those whose wire tuple has been proven to lead to the peer.
         """
         remove: list[Flow] = []
         add: list[Flow] = []
         for connection, wire, tunnel in changes:
             held = connection.cid in hold or (connection.held and connection.cid not in lift)
-            if (wire, tunnel, held) != (connection.wire, connection.tunnel, connection.held):
-                remove.append(connection.flow)
-                connection.wire, connection.tunnel, connection.held = wire, tunnel, held
+            before = connection.flow
+            # Who has proven a tuple has proven nothing of the next one: a NAT gives many hosts one address.
+            connection.proven = connection.cid in proven or (connection.proven and wire == connection.wire)
+            connection.wire, connection.tunnel, connection.held = wire, tunnel, held
+            if connection.flow != before:
+                remove.append(before)
                 add.append(connection.flow)
         connections = [connection for connection, _, _ in changes]
         if add:
             self._e.emit(commands.SaveConnections(tuple(connections)))
+        self._e.choosing.rewired()
         self._e.carry(connections)
         self._e.emit(commands.Rewrite((*token, tuple(remove), tuple(add)), tuple(add), tuple(remove)))
 
@@ -627,6 +633,7 @@ class Mobility:
                 if connection.installed is not None:
                     connection.wire, connection.tunnel = connection.installed.wire, connection.installed.tunnel
                     connection.held = connection.installed.suspended
+                    connection.proven = connection.tunnel and not connection.installed.closed
             if what[0] == "acm":
                 self._e.redirects.take_back(what[1], what[2])
             self._e.emit(commands.SaveConnections(tuple(c for c in undone if c.movable)))
@@ -636,6 +643,8 @@ class Mobility:
                 self._moved(now, what[1], what[2], error)
             case "path":
                 self._e.choosing.rewritten(now, set(flows), error)
+            case "open":
+                self._e.choosing.opened(now, what[1], error)
             case "hold":
                 self._e.holding.rewritten(now, what[1], flows, error)
             case "lift":

@@ -39,7 +39,8 @@ class Protection:
 
     def __init__(self, engine: Engine) -> None:
         self._e = engine
-        self._waiting: dict[IPAddress, set[bytes]] = defaultdict(set)  # connections, by the address being contacted
+        # Connections, by the address that is being contacted and who must answer there.
+        self._waiting: dict[tuple[IPAddress, bytes | None], set[bytes]] = defaultdict(set)
         self._doubted: dict[bytes, float] = {}  # peers, and when they were last asked what of a move they have
         self._told: dict[bytes, float] = {}  # peers, and when they were last told that they are elsewhere
         self._unsupported: dict[IPAddress, tuple[float, str]] = {}  # until when to leave an address alone, and why
@@ -134,8 +135,10 @@ class Protection:
                 self._e.notice("connection.long", connection)
                 self._negotiate(now, [connection])
             case "poll":
-                unproven = connection.state is State.REFUSED and connection.reason == REASONS[Status.NOT_YOURS]
-                if connection.state is State.PENDING or unproven:
+                again = (REASONS[Status.NOT_YOURS], "key-changed")
+                if connection.state is State.PENDING or (
+                    connection.state is State.REFUSED and connection.reason in again
+                ):
                     self._negotiate(now, [connection])
             case "undecided":
                 self.unanswered(now, [connection.cid])
@@ -175,9 +178,10 @@ class Protection:
             if peer is not None and peer.session(now) is not None:
                 ready[peer.key].append(connection)
                 continue
-            self._waiting[address].add(connection.cid)
+            key = peer.key if peer is not None else None
+            self._waiting[address, key].add(connection.cid)
             to = SockAddr(address, self._e.policy.control_port)
-            self._e.contact(now, to, connection.socket.local.host, peer.key if peer is not None else None)
+            self._e.contact(now, to, connection.socket.local.host, key)
         for key, of_peer in ready.items():
             self._met(now, self._e.peers[key], of_peer)
 
@@ -201,7 +205,9 @@ class Protection:
             self._unsupported.pop(event.remote.host, None)
         e.timers.cancel(("reach", peer.key))
         if event.initiator and there:
-            waiting = e.table.select(self._waiting.pop(event.remote.host, set()))
+            host = event.remote.host
+            cids = self._waiting.pop((host, event.key), set()) | self._waiting.pop((host, None), set())
+            waiting = e.table.select(cids)
             if waiting:
                 peer.identity.add(event.remote.host)
                 e.emit(commands.SavePeer(peer))
@@ -214,7 +220,7 @@ class Protection:
         """No session with that address: its connections stay as they are."""
         known = key is not None
         lasting = constants.UNANSWERED_TIME if known else constants.UNSUPPORTED_TIME
-        waiting = self._e.table.select(self._waiting.pop(to.host, set()))
+        waiting = self._e.table.select(self._waiting.pop((to.host, key), set()))
         refusal = _REFUSALS.get(reason)
         if waiting and refusal is None:
             if len(self._unsupported) >= constants.MAX_CONNECTIONS:
@@ -227,6 +233,8 @@ class Protection:
                 continue
             if refusal is not None:
                 self.refuse(now, connection, refusal)
+                if refusal == "key-changed":  # somebody may only have been quicker
+                    self._e.timers.set(("poll", connection.cid), now + constants.CHANGED_POLL)
             else:
                 self._unsupport(now, connection, reason)
         if key is not None and self._e.table.movable(key):

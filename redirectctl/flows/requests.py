@@ -100,7 +100,7 @@ class Requests:
     def answer(self, now: float, key: bytes, number: int, message: Message) -> None:
         """An answer came; only from the peer that was asked, and of the right kind, does it count."""
         request = self._open.get(number)
-        if request is None or request.message is None or request.key != key:
+        if request is None or request.key != key or request.message is None:
             return
         if type(message) is not _ANSWERS[type(request.message)]:
             return

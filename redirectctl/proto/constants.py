@@ -42,6 +42,7 @@ RATE_LIMIT_SOURCES: Final = 4096  # about 0.7 MiB at most; 4096 sources at their
 #                                   far more than Python can answer: the table is not what gives way first
 
 REKEY_AFTER_TIME_RESPONDER: Final = 150.0  # later than the initiator's, so that both do not start at once
+HANDSHAKE_DOUBTS: Final = 2  # tries with the known key after another has answered
 HANDSHAKE_RETRIES: Final = (0.4, 0.8, 1.6, 3.2, 3.0)  # seconds after each of five tries: about 9 s in all
 HANDSHAKE_OTHER_PORT: Final = 3  # unanswered ones, in 2.8 s, after which another port of ours is tried with known peers
 FRESH_PORT: Final = 3.0  # seconds for which we do with the newest port, whoever needs a fresh one

@@ -89,3 +89,4 @@ class ConnectionRecord:
     user_timeout: int | None = None  # and TCP_USER_TIMEOUT in milliseconds
     device: str = ""  # the interface or VRF that it does not leave
     bound: bool = False  # its program has bound the socket to that
+    proven: bool = False  # its wire tuple leads to the peer's socket

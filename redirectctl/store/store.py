@@ -253,7 +253,7 @@ class Store:
                 "SELECT cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,"
                 " opened_at, moves, state, command, pid, there_local, there_remote, sending, receiving, integrity,"
                 " tunnel, outer_local, outer_remote, born, lost_at, reason, held, send_window, user_timeout,"
-                " device, bound"
+                " device, bound, proven"
                 " FROM connections ORDER BY opened_at"
             ).fetchall()
         return [
@@ -289,11 +289,13 @@ class Store:
                 user_timeout=user_timeout,
                 device=device,
                 bound=bool(bound),
+                proven=bool(proven),
             )
             for (
                 cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,
                 opened_at, moves, state, command, pid, there_local, there_remote, sending, receiving, integrity,
                 tunnel, outer_local, outer_remote, born, lost_at, reason, held, window, user_timeout, device, bound,
+                proven,
             ) in rows
         ]  # fmt: skip
 
@@ -336,6 +338,7 @@ class Store:
                 record.user_timeout,
                 record.device,
                 record.bound,
+                record.proven,
             )
             for record in batch
         ]
@@ -344,8 +347,8 @@ class Store:
                 "INSERT INTO connections (cid, peer, local, remote, wire_local, wire_remote, initiator,"
                 " local_epoch, remote_epoch, opened_at, moves, state, command, pid, there_local, there_remote,"
                 " sending, receiving, integrity, tunnel, outer_local, outer_remote, born,"
-                " lost_at, reason, held, send_window, user_timeout, device, bound)"
-                f" VALUES ({', '.join(['?'] * 30)})"
+                " lost_at, reason, held, send_window, user_timeout, device, bound, proven)"
+                f" VALUES ({', '.join(['?'] * 31)})"
                 " ON CONFLICT (cid) DO UPDATE SET"
                 " wire_local = excluded.wire_local, wire_remote = excluded.wire_remote,"
                 " local_epoch = excluded.local_epoch, remote_epoch = excluded.remote_epoch,"
@@ -356,7 +359,7 @@ class Store:
                 " born = excluded.born,"
                 " lost_at = excluded.lost_at, reason = excluded.reason, held = excluded.held,"
                 " send_window = excluded.send_window, user_timeout = excluded.user_timeout,"
-                " device = excluded.device, bound = excluded.bound",
+                " device = excluded.device, bound = excluded.bound, proven = excluded.proven",
                 rows,
             )
 

@@ -61,6 +61,7 @@ class Link:
     cut: bool = False
     blocked: bool = False  # nothing of the daemons gets through
     strips: bool = False  # TCP options that it does not know
+    strips_from: frozenset[IPAddress] = frozenset()  # only of what comes from these
     shift: int = 0  # added to sequence numbers on the way (and taken away from ACKs), as a SYN proxy does
 
 
@@ -145,8 +146,9 @@ def copied(c: Connection) -> Connection:
     return Connection(
         c.cid, c.socket, c.wire, c.since, c.state, peer=c.peer, initiator=c.initiator, local_epoch=c.local_epoch,
         remote_epoch=c.remote_epoch, moves=c.moves, there=c.there, sending=c.sending, receiving=c.receiving,
-        integrity=c.integrity, tunnel=c.tunnel, outer_local=c.outer_local, outer_remote=c.outer_remote, born=c.born,
-        reason=c.reason, lost_since=c.lost_since, held=c.held, before=c.before, device=c.device, bound=c.bound,
+        integrity=c.integrity, tunnel=c.tunnel, proven=c.proven, outer_local=c.outer_local, born=c.born,
+        outer_remote=c.outer_remote, reason=c.reason, lost_since=c.lost_since, held=c.held, before=c.before,
+        device=c.device, bound=c.bound,
     )  # fmt: skip
 
 
@@ -227,7 +229,7 @@ class Host:
                 again.state = c.state if kept else State.PROTECTED  # as daemon/records.py has it
             else:
                 del self.stored[c.cid]
-        self.flows = {c.socket: c.wire for c in restored if c.movable or c.may_come_tunnelled}
+        self.flows = {c.socket: c.flow.incoming for c in restored if c.movable or c.may_come_tunnelled}
         self.relaying = {}
         self.held = {c.socket for c in restored if c.held}
         self.engine.restore(self.world.now, restored)
@@ -535,16 +537,19 @@ class Host:
 
     def rewrite(self, add: tuple[Flow, ...], remove: tuple[Flow, ...]) -> str | None:
         for flow in remove:
-            if self.flows.get(flow.socket) != flow.wire:
+            if self.flows.get(flow.socket) != flow.incoming:
                 # Behind a change that has failed, a later one fails too, as in nftables.
                 assert self.world.kernel_failed, f"{self.name}: removes a flow that the kernel does not have"
                 return "no such element"
+        fresh = {f.incoming for f in add if f.incoming != f.socket} - {f.incoming for f in remove}
+        if fresh & self.sockets:
+            return "another connection of this host has that tuple"
         for flow in remove:
             del self.flows[flow.socket]
             self.held.discard(flow.socket)
         for flow in add:
             assert flow.socket not in self.flows, f"{self.name}: adds a flow twice"
-            self.flows[flow.socket] = flow.wire
+            self.flows[flow.socket] = flow.incoming
             if flow.suspended:
                 self.held.add(flow.socket)
         self.transactions.append((len(add), len(remove)))
@@ -589,7 +594,8 @@ class Host:
             if c.movable:
                 self.world.check_ends(self, c)
             if c.guarded:
-                assert self.flows.get(c.socket) == c.wire, f"{self.name}: kernel and engine differ on {c.socket}"
+                there = self.flows.get(c.socket)
+                assert there == c.flow.incoming, f"{self.name}: kernel and engine differ on {c.socket}"
                 assert (c.socket in self.held) == c.held, f"{self.name}: kernel and engine differ on {c.socket}"
             if c.movable:
                 stored = self.stored.get(c.cid)
@@ -619,6 +625,7 @@ class World:
         self.kernel_failed = False  # some change has been refused on purpose
         self.recorded: list[tuple[SockAddr, SockAddr, bytes]] = []
         self.tap: Callable[[SockAddr, SockAddr, bytes], bool] | None = None  # False: do not deliver
+        self.tap_segment: Callable[[SockAddr, SockAddr], bool] | None = None
         self.strangers: dict[IPAddress, Callable[[SockAddr, SockAddr, bytes], None]] = {}  # other machines
 
     def host(self, name: str, *addresses: str, policy: Policy | None = None) -> Host:
@@ -654,7 +661,9 @@ class World:
         plain = token in (KEEPALIVE, ACKNOWLEDGED, RESET)
         if not plain:
             self.segments.append(packet)
-        if plain or not self.link.strips:
+        if self.tap_segment is not None and not self.tap_segment(source, to):
+            return
+        if plain or not (self.link.strips or source.host in self.link.strips_from):
             self._send(packet)
 
     def _send(self, packet: Packet) -> None:

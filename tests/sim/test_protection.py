@@ -293,7 +293,7 @@ def test_what_has_moved_is_heard_on_every_way_until_its_socket_is_gone(who: str,
 
 @pytest.mark.parametrize("tokens", [True, False])
 @pytest.mark.parametrize("who", ["alice", "bob"])
-@pytest.mark.parametrize("pause", [0.05, 3.0])  # it is told again meanwhile, or has had no answer
+@pytest.mark.parametrize("pause", [0.05, 3.0])  # the end that was told is told again meanwhile, or no more
 def test_a_key_that_is_approved_again_takes_up_its_own_connections(who: str, tokens: bool, pause: float) -> None:
     world, alice, bob, socket = differing()
     forgetting, other = (alice, bob) if who == "alice" else (bob, alice)
