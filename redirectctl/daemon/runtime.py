@@ -46,21 +46,14 @@ from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
 from redirectctl.kernel import borrow
 from redirectctl.kernel.carrier import Carrier, Report, Sight
-from redirectctl.kernel.constants import (
-    QUEUE_ANSWER,
-    QUEUE_HOLD,
-    QUEUE_PROBE,
-    QUEUE_RST,
-    QUEUE_TOKEN,
-    QUEUE_WAIT,
-)
+from redirectctl.kernel.constants import Queue
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.exits import Exits
 from redirectctl.kernel.inband import Inband, RawSender
 from redirectctl.kernel.inject import RawInjector
 from redirectctl.kernel.kick import Kicker
 from redirectctl.kernel.limits import keepalive_limit, retransmission_limit
-from redirectctl.kernel.nfqueue import PacketQueue, QueuedPacket
+from redirectctl.kernel.nfqueue import Handler, PacketQueue, QueuedPacket
 from redirectctl.kernel.pmtu import MtuWatch
 from redirectctl.kernel.suspend import Suspender
 from redirectctl.proto.events import Transmit
@@ -198,14 +191,15 @@ class Runtime:
         await self.rewriting.take_over([c.flow for c in restored if c.movable or c.may_come_tunnelled])
         self.store.delete_connections([c.cid for c in (*ended, *older)])
         self._carrier = Carrier(self.port.shared(), self._on_report_in_thread, exits=self._exits)
-        self._queues = [
-            PacketQueue(QUEUE_RST, self._on_rst, on_error=self._on_queue_error),
-            PacketQueue(QUEUE_HOLD, self._on_rst, on_error=self._on_queue_error),
-            PacketQueue(QUEUE_PROBE, self.kicker.on_ack, on_error=self._on_queue_error),
-            PacketQueue(QUEUE_TOKEN, self._inband.on_arrival, on_error=self._on_queue_error),
-            PacketQueue(QUEUE_WAIT, self.suspender.on_packet, on_error=self._on_queue_error),
-            PacketQueue(QUEUE_ANSWER, self.suspender.on_arrival, on_error=self._on_queue_error),
-        ]
+        handlers: dict[Queue, Handler] = {
+            Queue.RST: self._on_rst,
+            Queue.HOLD: self._on_rst,
+            Queue.PROBE: self.kicker.on_ack,
+            Queue.TOKEN: self._inband.on_arrival,
+            Queue.WAIT: self.suspender.on_packet,
+            Queue.ANSWER: self.suspender.on_arrival,
+        }
+        self._queues = [PacketQueue(each, handlers[each], on_error=self._on_queue_error) for each in Queue]
         for queue in self._queues:
             queue.start(loop)
         self.rewriting.rewriter.drain = self._drain

@@ -351,8 +351,7 @@ class Host:
                 self.world.segment(packet.to, packet.source, answer, self)
         elif there and self.up and packet.data == RESET:
             self.resets += 1
-            self.engine.rst(self.world.now, socket, -self.resets, opened=socket in self.began)
-            self.run()
+            self.rst(socket, -self.resets, opened=socket in self.began)
         elif there and self.up and socket in self.held:
             self.engine.answered(self.world.now, [socket])
             self.run()
@@ -363,6 +362,11 @@ class Host:
         return self.numbers.get(socket, here)
 
     # -- carrying out commands ----------------------------------------------------------------------------------------
+
+    def rst(self, socket: FourTuple, token: int, *, opened: bool = False) -> None:
+        """The kernel holds a RST for this connection."""
+        self.engine.rst(self.world.now, socket, token, opened=opened)
+        self.run()
 
     def run(self) -> None:
         self._collect()

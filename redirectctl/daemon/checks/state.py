@@ -21,7 +21,7 @@ from redirectctl.daemon.checks.traces import Routing, Trace
 from redirectctl.daemon.needs import needs_of_all, rules
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.flows.state import State
-from redirectctl.kernel.constants import NFT_TABLE, ROUTE_TABLE
+from redirectctl.kernel.constants import NFT_TABLE, ROUTE_TABLE, Queue
 from redirectctl.kernel.elements import KernelFlow, flows_in
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.ports import ReservedPorts
@@ -212,7 +212,7 @@ class KernelState:
     def _queues(queues: list[Trace]) -> Check:
         name = "state.queues"
         bound = host.bound_queues()
-        unbound = [str(number) for number in host.QUEUES if bound is not None and number not in bound]
+        unbound = [str(number) for number in Queue if bound is not None and number not in bound]
         if unbound:
             return fail(name, f"redirectd does not listen on NFQUEUE {', '.join(unbound)}", RESTART)
         if not host.uses_nft_queue() and len(queues) < traces.wanted_queues():

@@ -457,15 +457,21 @@ def test_no_common_version() -> None:
     assert "unknown-version" in alice.refused()
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_a_forged_answer_that_only_the_old_version_is_spoken(known: bool) -> None:
-    """Both speak 2; somebody on the path says that alice does not.  There is no session in version 1."""
+def both_speak_2(known: bool) -> tuple[Net, End, End]:
+    """known: they have met, and have no session any more."""
     net, alice, bob = versions((2, 1), (2, 1))
     if known:
         bob.contact(alice)
         net.run(1)
         alice.restart()
         bob.restart()
+    return net, alice, bob
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_forged_answer_that_only_the_old_version_is_spoken(known: bool) -> None:
+    """Both speak 2; somebody on the path says that alice does not.  There is no session in version 1."""
+    net, alice, bob = both_speak_2(known)
 
     def forging(source: SockAddr, to: SockAddr, data: bytes) -> Iterable[tuple[float, bytes]]:
         init = datagram.decode(data)
@@ -488,12 +494,7 @@ def test_a_forged_answer_that_only_the_old_version_is_spoken(known: bool) -> Non
 @pytest.mark.parametrize("strip", [True, False])
 def test_what_is_offered_cannot_be_changed_on_the_way(known: bool, strip: bool) -> None:
     """The list of versions is cut to the old one, and the message's own version with it or not."""
-    net, alice, bob = versions((2, 1), (2, 1))
-    if known:
-        bob.contact(alice)
-        net.run(1)
-        alice.restart()
-        bob.restart()
+    net, alice, bob = both_speak_2(known)
 
     def changing(source: SockAddr, to: SockAddr, data: bytes) -> Iterable[tuple[float, bytes]]:
         init = datagram.decode(data)
