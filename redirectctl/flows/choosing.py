@@ -26,7 +26,7 @@ treats them alike.  Then each proves its own tuple.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -95,6 +95,7 @@ class Choosing:
         self._looked = (0.0, 0)  # second, and tokens looked up in it
         self._came: dict[bytes, bytes] = {}  # connections to be opened, and the tokens that have come on them
         self._opening = False  # the kernel is being asked for others
+        self._open_next = float("-inf")
         self._taken: dict[bytes, float] = {}  # connections that could not be opened, and when it was tried
 
     # -- what may be --------------------------------------------------------------------------------------------------
@@ -225,8 +226,10 @@ class Choosing:
         self._e.timers.set(("unlisten",), now + constants.LISTEN_TIME)
 
     def timer(self, now: float, kind: str, *rest: Any) -> None:
-        """plain: no token of a trial was seen; unlisten: no peer has had anything to prove for a while; strict."""
+        """plain: no token was seen; open: of what has come; unlisten: no peer has had anything to prove; strict."""
         match kind:
+            case "open":
+                self._open(now)
             case "unlisten":
                 self._e.listen.discard(_TRIALS)
             case "strict":
@@ -299,25 +302,38 @@ class Choosing:
         connection = self._wires.get(arrived)
         if connection is None or not connection.movable or connection.wire != arrived or connection.peer is None:
             return
-        if connection.flow.closed and not connection.integrity:
-            if now - self._taken.get(connection.cid, float("-inf")) >= constants.PLAIN_AGAIN:
-                self._came[connection.cid] = token
-                self._open(now)
-        elif not connection.integrity:
-            self._e.send(now, connection.peer, messages.Seen((token,)))
+        refused = now - self._taken.get(connection.cid, float("-inf")) < constants.PLAIN_AGAIN
+        if not connection.integrity and not (refused and connection.flow.closed):
+            self._came[connection.cid] = token
+            self._open(now)
 
     def rewired(self) -> None:
         """Connections may have other wire tuples, or there are others."""
         self._wires = None
 
     def _open(self, now: float) -> None:
-        """Receive plain packets on the tuples of these: many in one go, while the kernel was asked for those before."""
+        """Receive plain packets on the tuples on which tokens have come: many in one transaction."""
         if self._opening or not self._came:
             return
-        closed = [c for c in self._e.table.select(self._came) if c.movable and c.flow.closed]
-        tokens = tuple((c.cid, self._came[c.cid]) for c in closed)
-        self._came.clear()
-        self._open_these(closed, tokens)
+        if now < self._open_next:
+            self._e.timers.set(("open",), self._open_next)
+            return
+        self._open_next = now + constants.OPEN_PAUSE
+        came, self._came = self._came, {}
+        connections = [c for c in self._e.table.select(came) if c.movable]
+        self._tell_seen(now, [c for c in connections if not c.flow.closed], came)
+        closed = [c for c in connections if c.flow.closed]
+        self._open_these(closed, tuple((c.cid, came[c.cid]) for c in closed))
+
+    def _tell_seen(self, now: float, connections: Iterable[Connection], came: Mapping[bytes, bytes]) -> None:
+        """What has come on these; many in one message."""
+        seen: dict[bytes, list[bytes]] = defaultdict(list)
+        for c in connections:
+            if c.peer is not None and c.movable and not c.flow.closed:
+                seen[c.peer].append(came[c.cid])
+        for key, those in seen.items():
+            for start in range(0, len(those), messages.MAX_TOKENS):
+                self._e.send(now, key, messages.Seen(tuple(those[start : start + messages.MAX_TOKENS])))
 
     def _open_these(self, closed: list[Connection], tokens: tuple[tuple[bytes, bytes], ...]) -> None:
         if closed:
@@ -331,13 +347,7 @@ class Choosing:
         of_cid = dict(tokens)
         connections = self._e.table.select(of_cid)
         if error is None:
-            seen: dict[bytes, list[bytes]] = defaultdict(list)
-            for c in connections:
-                if c.peer is not None and c.movable and not c.flow.closed:
-                    seen[c.peer].append(of_cid[c.cid])
-            for key, those in seen.items():
-                for start in range(0, len(those), messages.MAX_TOKENS):
-                    self._e.send(now, key, messages.Seen(tuple(those[start : start + messages.MAX_TOKENS])))
+            self._tell_seen(now, connections, of_cid)
         elif len(tokens) > 1:  # one by one: the others are to be received
             for c in connections:
                 self._open_these([c], ((c.cid, of_cid[c.cid]),))

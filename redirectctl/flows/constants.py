@@ -39,6 +39,7 @@ PLAIN_PAUSES: Final = (2.0, 5.0, 15.0, 60.0, 240.0, 960.0, 3600.0)  # seconds th
 PLAIN_FIRST: Final = 2  # connections that send a token at first: they stand for all of a route
 PLAIN_TOGETHER: Final = 32  # of the others, at once
 PLAIN_NEXT: Final = 0.1  # seconds between those and the next
+OPEN_PAUSE: Final = 0.03  # seconds between two changes of what is received plainly
 PLAIN_FORGIVEN: Final = 3600.0  # seconds of plain packets after which it is as if it had never failed
 PLAIN_AGAIN: Final = 10.0  # seconds of silence after which traffic has it tried again; and between two such tries
 STALL_ANSWER: Final = 1.0  # seconds in which a peer's daemon answers; later, it was more than the plain way that failed

@@ -202,7 +202,7 @@ class Engine:
                     self.holding.timer(now, kind, *rest)
                 case "ask":
                     self.asking.timer(now, *rest)
-                case "plain" | "unlisten" | "strict":
+                case "plain" | "open" | "unlisten" | "strict":
                     self.choosing.timer(now, kind, *rest)
                 case "place":
                     self.places.expired(*rest)

@@ -253,12 +253,13 @@ class Mobility:
                 return
             reason = self._why(candidates, connections)
         for cids, moved in self._named(key, connections):
+            of_move = self._e.table.select(cids)
+            origin = {c.cid: c.here_now for c in of_move}
             for old in [m for m in self._moves.values() if m.key == key and not set(m.cids).isdisjoint(cids)]:
                 stalled = stalled or old.stalled
+                origin |= {cid: old.origin[cid] for cid in old.origin.keys() & origin.keys()}  # it has not arrived yet
                 self._drop(old)
-            of_move = self._e.table.select(cids)
             targets = tuple(dict.fromkeys(to for c in of_move for to in self.targets(c)))
-            origin = {c.cid: c.here_now for c in of_move}
             # Without a path for a while: whatever knew the plain packets on their way may have forgotten them.
             stalled = stalled or any(c.state is State.SUSPENDED for c in of_move)
             move = Move(

@@ -101,7 +101,7 @@ def families(here: Here, known: Iterable[IPAddress]) -> Check:
 
 def addresses(here: Here, failed: Mapping[IPAddress, Failure], now: float) -> Check:
     """Which of this host's addresses exist, but do not carry to the peer."""
-    name = "peer.addresses"
+    name = "peer.uplinks"
     dead = {a: f for a, f in sorted(failed.items(), key=lambda item: str(item[0])) if a in here.addresses}
     if not dead:
         return ok(name, "each of this host's addresses that was tried has carried")
