@@ -146,7 +146,7 @@ def load(path: Path | None) -> Config:
     except FileNotFoundError:
         if path is None:
             return Config()
-        raise ConfigError(str(file), None, "", "no such file", "create it or name another with --config") from None
+        raise ConfigError(str(file), None, "", "no such file", "create it or name another file") from None
     except OSError as error:
         raise ConfigError(str(file), None, "", error.strerror or str(error), "make it readable") from None
     try:

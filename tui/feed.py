@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 from redirectctl.api import schema
-from redirectctl.api.client import Client, UnreachableError
+from redirectctl.api.client import Client, UnreachableError, Unseen
 from redirectctl.api.schema import Event, RequestError
 from redirectctl_tui.model import Rates, View
 
@@ -139,18 +139,13 @@ class Feed:
             self._poked.wait(max(0.0, BEAT - SOON))
 
     def _follow(self, listener: Listener) -> None:
-        since = self._clock() - HISTORY
-        latest: list[Event] = []  # of that moment: after a restart the daemon gives them again
+        unseen = Unseen(self._clock() - HISTORY)
         while not self._stopped.is_set():
             try:
                 with self._client("follow") as client:
-                    for event in client.events(follow=True, since=since):
-                        if event in latest:
-                            continue
-                        if event.time != since:
-                            since, latest = event.time, []
-                        latest.append(event)
-                        self._put(event, listener)
+                    for event in client.events(follow=True, since=unseen.since):
+                        if unseen.take(event):
+                            self._put(event, listener)
             except (UnreachableError, RequestError):
                 self._stopped.wait(RETRY)
 

@@ -11,6 +11,9 @@ changes what it would change without us; meanwhile the person's terminal passes 
 When the command stops, we restore the terminal and stop with our process group, for the shell to see; when we go on, so
 does the command, in the foreground or not.  In between, at moments when the terminal is between characters and
 sequences (scanner.py), notices and questions are shown (display.py).
+
+Keys are the command's until the person presses the one that a question has named, and while the command reads a
+password they are always: what is typed for it must get nowhere else.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import time
 from redirectctl_wrappers import leader, terminal
 from redirectctl_wrappers.display import Display
 from redirectctl_wrappers.link import Link
+from redirectctl_wrappers.terminal import KEYS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -213,12 +217,12 @@ class Attended:
             self._enter()
             self._tell(b"f")
         if self._foreground and not self._output:
-            self._write(self._display.tick(now))
+            self._write(self._display.tick(now, secret=self._display.unannounced and self._reads_secret()))
 
     def _on_daemon(self, now: float) -> None:
         alive, reply = self._link.read(now)
         if reply is not None:
-            self._write(self._display.update(now, reply))
+            self._write(self._display.update(now, reply, secret=self._reads_secret()))
         elif not alive:
             self._write(self._display.forget())
 
@@ -235,6 +239,8 @@ class Attended:
                 self._master_silent = True
                 return
             self._write(self._display.pass_on(data))
+            if self._display.asking and self._reads_secret():  # what it has written is its question
+                self._write(self._display.withdraw())
             if self._output or not self._display.has_room():
                 return
 
@@ -265,14 +271,31 @@ class Attended:
             return
         except OSError:
             data = b""
+        display = self._display
+        secret = (display.asking or display.waiting) and self._reads_secret()
+        if display.asking and secret:
+            self._write(display.withdraw())
         if not data:
             self._hang_up()
-        elif self._display.asking:
-            self._write(self._display.press(time.monotonic(), data))
+        elif display.asking:
+            self._write(display.press(time.monotonic(), data))
+        elif display.waiting and not secret and data in KEYS:  # alone: not as a part of what is pasted
+            self._write(display.open())
         else:
             self._typed += data
             self._last_typed = (self._last_typed + data)[-REMEMBERED:]
             self._give_typed()
+
+    def _reads_secret(self) -> bool:
+        """Whether the command reads a line that is not to be seen, as getpass(3) does.
+
+        Of what is read at the other end of a session nothing is to be known: ssh keeps its terminal raw.
+        """
+        try:
+            modes = termios.tcgetattr(self._master)[3]
+        except (OSError, termios.error):
+            return False
+        return bool(modes & termios.ICANON) and not modes & termios.ECHO
 
     def _give_typed(self) -> None:
         try:

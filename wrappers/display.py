@@ -2,11 +2,14 @@
 
 Notices are written only between characters and sequences, and never change the screen of a full-screen program: a title
 is none of the screen's, a line is written only where the current line can be shown again below it.
+
+A question is such a line too, until the key that it names has been pressed.
 """
 
 from __future__ import annotations
 
 from redirectctl_wrappers.scanner import Scanner
+from redirectctl_wrappers.terminal import KEY_NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ class Display:
         self._title = ""  # ours that is shown
         self._title_at = 0.0
         self._questions: list[Mapping[str, Any]] = []
+        self._announced: set[str] = set()  # of which a line has been written
         self._answered: set[str] = set()
         self._prompt: Prompt | None = None
         self._held = bytearray()
@@ -47,8 +51,24 @@ class Display:
 
     @property
     def asking(self) -> bool:
-        """A question is shown: keys are for it."""
+        """A question is open: keys are for it."""
         return self._prompt is not None
+
+    @property
+    def waiting(self) -> bool:
+        """There is a question to open: it has been said how, and no full-screen program runs."""
+        if self._prompt is not None or not self._questions or self._scanner.alternate:
+            return False
+        return not self.unannounced
+
+    @property
+    def unannounced(self) -> bool:
+        """There is a question, and nothing has been said about it."""
+        return bool(self._questions) and str(self._questions[0]["fingerprint"]) not in self._announced
+
+    def open(self) -> bytes:
+        """The key was pressed."""
+        return self._ask(self._questions[0]) if self.waiting and self._scanner.safe() else b""
 
     def has_room(self) -> bool:
         """Whether more output may come; while a question is shown some is held back."""
@@ -68,13 +88,10 @@ class Display:
             self._scanner.feed(output)
             return output
         self._held += output
-        if self.has_room():
-            return b""
-        self._answered.add(self._prompt.fingerprint)  # nobody is there, and the command has much to say
-        return self.withdraw()
+        return b"" if self.has_room() else self.withdraw()  # nobody is there, and the command has much to say
 
-    def update(self, now: float, reply: Mapping[str, Any]) -> bytes:
-        """What the daemon says."""
+    def update(self, now: float, reply: Mapping[str, Any], *, secret: bool = False) -> bytes:
+        """What the daemon says.  secret: a password is being typed."""
         if self._notices is None:
             if not reply["connections"] and not reply["questions"]:
                 return b""
@@ -86,8 +103,8 @@ class Display:
         if self._prompt is not None and not any(
             each["fingerprint"] == self._prompt.fingerprint for each in self._questions
         ):
-            return self.withdraw() + self.tick(now)  # somebody else has answered
-        return self.tick(now)
+            return self.withdraw() + self.tick(now, secret=secret)  # somebody else has answered
+        return self.tick(now, secret=secret)
 
     def forget(self) -> bytes:
         """The daemon is gone."""
@@ -103,25 +120,24 @@ class Display:
         waiting = self._questions or self._title or (self._notices is not None and self._notices.waiting())
         return now + BEAT if waiting else None
 
-    def tick(self, now: float) -> bytes:
-        """Show what is to be shown now, if the terminal can take it."""
+    def tick(self, now: float, *, secret: bool = False) -> bytes:
+        """Show what is to be shown now, if the terminal can take it.  secret: a password is being typed."""
         if self._prompt is not None or not self._scanner.safe():
             return b""
-        if self._questions and not self._scanner.alternate:
-            return self._ask(self._questions[0])
+        announced = b"" if secret else self._announce()
         if self._notify == "none" and not self._questions:
             return self._end_title()
         if self._notices is None:
-            return b""
+            return announced
         self._notices.expire(now)
         if self._notify == "inline":
             plain = not self._scanner.alternate and self._scanner.line() is not None
-            return self._inline(now) + self._titled(now, plain)
+            return announced + self._inline(now) + self._titled(now, plain)
         self._notices.lines(now)  # titles say it
-        return self._titled(now, plain=False)
+        return announced + self._titled(now, plain=False)
 
     def withdraw(self) -> bytes:
-        """No question is shown any more, and what was held back is."""
+        """No question is open any more, and what was held back is shown; it can be opened again."""
         if self._prompt is None:
             return b""
         self._prompt = None
@@ -133,18 +149,22 @@ class Display:
         return shown + held
 
     def press(self, now: float, keys: bytes) -> bytes:
-        """What was typed while a question is shown."""
+        """What was typed while a question is open."""
         prompt = self._prompt
         if prompt is None:
             return b""
+        from redirectctl_wrappers.prompt import BACK, LATER
+
         answer = prompt.press(keys)
         if answer is None:
             return prompt.plain_question() if self._simple else self._drawn()
-        if answer != "later":
+        if answer == BACK:
+            return self.withdraw()
+        if answer != LATER:
             from redirectctl.api.optin import OptInError, decide
 
             try:
-                decide("approve" if answer == "yes" else "reject", prompt.fingerprint, self._path)
+                decide(answer, prompt.fingerprint, self._path)
             except OptInError as error:
                 prompt.complain(f"{error}.")
                 return prompt.plain_question() if self._simple else self._drawn()
@@ -157,6 +177,15 @@ class Display:
         return self.withdraw() + self._end_title()
 
     # -- questions ----------------------------------------------------------------------------------------------------
+
+    def _announce(self) -> bytes:
+        """Lines about the first question, once."""
+        if not self.unannounced or self._scanner.alternate or self._scanner.line() is None:
+            return b""
+        from redirectctl_wrappers.prompt import announced
+
+        self._announced.add(str(self._questions[0]["fingerprint"]))
+        return self._lines(announced(self._questions[0]))
 
     def _ask(self, question: Mapping[str, Any]) -> bytes:
         from redirectctl_wrappers.prompt import Prompt
@@ -173,13 +202,17 @@ class Display:
     # -- notices ------------------------------------------------------------------------------------------------------
 
     def _inline(self, now: float) -> bytes:
-        line = self._scanner.line()
-        if self._notices is None or self._scanner.alternate or line is None:
+        if self._notices is None or self._scanner.alternate or self._scanner.line() is None:
             return b""
-        texts = [f"{NAME}: {text}"[: self._columns - 1] for text in self._notices.lines(now)]
+        return self._lines(self._notices.lines(now))
+
+    def _lines(self, texts: list[str]) -> bytes:
+        """Above the current line, which can be shown again."""
+        line = self._scanner.line() or b""
         if not texts:
             return b""
-        written = "".join(f"{text}\r\n" for text in texts).encode(errors="replace")
+        cut = [f"{NAME}: {text}"[: self._columns - 1] for text in texts]
+        written = "".join(f"{text}\r\n" for text in cut).encode(errors="replace")
         return (b"\r\n" if line else b"\r") + written + line
 
     def _titled(self, now: float, plain: bool) -> bytes:
@@ -187,7 +220,8 @@ class Display:
         text = ""
         if self._questions:
             verb = "has another key" if self._questions[0]["known"] else "is new"
-            text = f"host {', '.join(self._questions[0]['addresses'][:1])} {verb}: see redirectctl peers"
+            how = f"press {KEY_NAME}" if self.waiting else "see redirectctl peers"
+            text = f"host {', '.join(self._questions[0]['addresses'][:1])} {verb}: {how}"
         elif not plain and self._notices is not None:
             text = self._notices.title(now) or ""
         if self._simple or not text:

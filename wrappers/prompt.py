@@ -1,21 +1,34 @@
 """The question about a host that is met for the first time, and the warning about one whose key is another now.
 
-Pure: keys go in, an answer and what to draw come out.  As with ssh only a whole word decides: the question comes up by
-itself, perhaps under somebody's fingers.
+Pure: keys go in, an answer and what to draw come out.  First there is only a line, which names the key that opens the
+question (announced): whatever else is typed then is the command's.  As with ssh only a whole word decides;
+the words are others, so that an answer meant for ssh is none here.
 """
 
 from __future__ import annotations
 
 from redirectctl.api.text import clean
+from redirectctl_wrappers.terminal import KEY_NAME, KEYS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, Final
 
-YES, NO, LATER = "yes", "no", "later"
+APPROVE, REJECT, LATER, BACK = "approve", "reject", "later", "back"  # the words of redirectctl and its UI, not ssh's
 LONGEST: Final = 64  # characters of an answer; a fingerprint has 50
 _ROWS_WITH_PICTURE: Final = 24
+
+
+def announced(question: Mapping[str, Any]) -> list[str]:
+    """Lines that say that there is a question, and which key opens it."""
+    host = clean(str(question["addresses"][0])) if question["addresses"] else "another host"
+    if question["known"]:
+        return [f"WARNING: the key of {host} has changed", f"press {KEY_NAME} to see it"]
+    return [
+        f"first contact with {host}: nothing is protected yet",
+        f"press {KEY_NAME} to see the key and to answer",
+    ]
 
 
 class Prompt:
@@ -39,10 +52,14 @@ class Prompt:
         return bool(self._known)
 
     def press(self, data: bytes) -> str | None:
-        """What was typed: an answer when that is one."""
+        """What was typed: an answer when that is one; BACK when the question is only put away."""
+        if data in KEYS:
+            return BACK
         for key in self._keys.feed(data):
             if key in ("\x03", "\x04"):  # Ctrl-C, Ctrl-D
                 return LATER
+            if key == "\x1d":
+                return BACK
             if key in ("\r", "\n"):
                 typed, self._typed = self._typed.strip(), ""
                 answer = self._understood(typed)
@@ -66,8 +83,10 @@ class Prompt:
         body = self._changed() if self.changed else self._first(rows)
         answers = self._answers()
         lines = [_cut(line, columns - 1) for line in body[: max(0, rows - 3)]]
-        asked = f"{self._note} {answers} ".lstrip()
-        if len(asked) > columns - len(YES) - 5:
+        if self._note:
+            lines.append(_cut(self._note, columns - 1))
+        asked = f"{answers} "
+        if len(asked) > columns - len(APPROVE) - 1:
             lines.append(_cut(asked, columns - 1))
             asked = "> "
         shown = asked + self._typed[-max(1, columns - len(asked) - 1) :]
@@ -78,7 +97,7 @@ class Prompt:
 
     def plain(self) -> bytes:
         """For a terminal without an alternate screen: lines."""
-        body = self._changed() if self.changed else self._first(_ROWS_WITH_PICTURE)
+        body = self._changed() if self.changed else self._first(2 * _ROWS_WITH_PICTURE)
         return "".join(f"{line}\r\n" for line in body).encode(errors="replace") + self.plain_question()
 
     def plain_question(self) -> bytes:
@@ -91,29 +110,29 @@ class Prompt:
             return LATER
         if not self._may_decide:
             return None
-        if word == NO:
-            return NO
-        if not self.changed and (word == YES or typed == self.fingerprint):
-            return YES
+        if word == REJECT:
+            return REJECT
+        if not self.changed and (word == APPROVE or typed == self.fingerprint):
+            return APPROVE
         return None
 
     def _answers(self) -> str:
         if not self._may_decide:
             return "Enter goes on."
         if self.changed:
-            return "Trust it? no (never) or later:"
-        return "Trust it? yes, no (never), later, or the fingerprint:"
+            return "redirectctl: reject it (for good), or later:"
+        return "redirectctl: approve, reject (for good), later, or the fingerprint:"
 
     def _first(self, rows: int) -> list[str]:
         lines = [
-            "redirect-run: first contact with another host",
+            f"redirect-run: first contact with another host ({KEY_NAME} puts this away)",
             "",
             f"  host     {self._addresses}",
             f"  for      {self._command}",
             f"  its key  {clean(self.fingerprint)}",
             "",
         ]
-        if rows >= _ROWS_WITH_PICTURE:
+        if rows >= _ROWS_WITH_PICTURE + (0 if self._may_decide else 3):  # what to run is more important
             lines += [f"  {line}" for line in self._picture] + [""]
         lines.append("Compare it with what `redirectctl identity` says there.  Until it is approved")
         lines.append("the connection goes on, but would not survive a change of address.")

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
 
 # Terminals without a title and without an alternate screen: the kernel's console, and hardware.
 SIMPLE: Final = ("linux", "vt", "cons", "ansi")
+# The key that opens a question.  It leaves a session for the program on this side, as in telnet(1); few programs use
+# it, and every keyboard has it (Ctrl-5 where the bracket is out of reach).  Also as terminals send it that have been
+# asked, by a shell for instance, to tell all keys apart.
+KEYS: Final = (b"\x1d", b"\x1b[93;5u", b"\x1b[27;5;93~")
+KEY_NAME: Final = "Ctrl-]"
 
 
 def can_attend() -> bool:

@@ -161,3 +161,21 @@ class Client:
             f"the daemon's answer is not understood ({what})",
             "install the same version of both and restart redirectd",
         )
+
+
+class Unseen:
+    """Tells new events from those of the moment `since`: a restarted daemon, asked from then, gives them again."""
+
+    def __init__(self, since: float | None) -> None:
+        """since: from when on events are wanted, None all."""
+        self.since = since
+        self._latest: list[schema.Event] = []  # of that moment, seen already
+
+    def take(self, event: schema.Event) -> bool:
+        """Whether it is new; now it is seen."""
+        if event in self._latest:
+            return False
+        if event.time != self.since:
+            self.since, self._latest = event.time, []
+        self._latest.append(event)
+        return True

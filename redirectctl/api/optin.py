@@ -64,6 +64,9 @@ def _exchange(
         sock.close()
         if isinstance(error, TimeoutError):
             raise OptInError(f"the daemon on {path} did not answer within {timeout:g} s") from None
+        if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+            why = "no daemon listens there; start redirectd, or name its socket with --socket"
+            raise OptInError(f"cannot reach the daemon on {path}: {why}") from None
         if isinstance(error, OSError):
             raise OptInError(f"cannot reach the daemon on {path}: {error.strerror or error}") from None
         raise

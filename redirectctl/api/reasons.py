@@ -129,6 +129,7 @@ _EXPLANATIONS: Final = {
     "no-static-key": Explanation("the other host showed no key"),
     "too-many-peers": _STRANGERS,
     "too-many-pending": _STRANGERS,
+    "too-many-unused": _STRANGERS,
     "unknown-session": Explanation(
         "a message whose keys are gone", "after a restart they are agreed anew by themselves"
     ),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from redirectctl.api.schema import Connection, ConnectionsReply, ConnectionsRequest
-from redirectctl.api.text import duration
+from redirectctl.api.schema import Connection, ConnectionReply, ConnectionsReply, ConnectionsRequest
+from redirectctl.api.text import clean, duration
 from redirectctl.cli.common import ExitCode, ask
 from redirectctl.cli.output import Column, print_json, print_table
 
@@ -43,6 +43,21 @@ def show(connections: Sequence[Connection], *, json: bool) -> None:
         print_table(COLUMNS, [_row(connection) for connection in connections])
     else:
         print("no connections")
+
+
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """The argument that names one connection."""
+    parser.add_argument("connection", metavar="CONN", help="id, unique prefix of it, or LOCAL-REMOTE")
+
+
+def show_end(args: argparse.Namespace, verb: str, reply: ConnectionReply) -> int:
+    """What was done to one connection."""
+    connection = reply.connection
+    if args.json:
+        print_json(connection)
+    else:
+        print(clean(f"{verb} {connection.id} ({connection.local}-{connection.remote})"))
+    return ExitCode.DONE
 
 
 def _row(connection: Connection) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from redirectctl.api.client import UnreachableError
+from redirectctl.api.client import UnreachableError, Unseen
 from redirectctl.api.schema import Event
 from redirectctl.api.text import clean, duration
 from redirectctl.cli.common import ExitCode, connect
@@ -33,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the event log.  With --follow it outlives the daemon, and misses nothing of the next one."""
     begun = time.time()
-    since: float | None = args.since
-    latest: list[Event] = []  # shown already, of the latest moment: after a restart the daemon gives them again
+    unseen = Unseen(args.since)
     connected = waiting = False
     while True:
         try:
@@ -42,13 +41,9 @@ def run(args: argparse.Namespace) -> int:
                 if waiting:
                     print("redirectctl: events: the daemon is back", file=sys.stderr)
                 connected, waiting = True, False
-                for event in client.events(follow=args.follow, since=since):
-                    if event in latest:
-                        continue
-                    if event.time != since:
-                        since, latest = event.time, []
-                    latest.append(event)
-                    _show(event, json=args.json)
+                for event in client.events(follow=args.follow, since=unseen.since):
+                    if unseen.take(event):
+                        _show(event, json=args.json)
                 return ExitCode.DONE
         except UnreachableError as error:
             if not (args.follow and connected):
@@ -56,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             if not waiting:
                 print(f"redirectctl: events: {clean(error.why)}; waiting for the next one", file=sys.stderr)
             waiting = True
-            since = begun if since is None else since
+            unseen.since = begun if unseen.since is None else unseen.since
             time.sleep(RETRY)
 
 

@@ -131,7 +131,8 @@ def make_parser(selected: Collection[str]) -> argparse.ArgumentParser:
 
 
 def _add_common(parser: argparse.ArgumentParser, *, socket: str | None, json: bool | str) -> None:
-    parser.add_argument("--socket", metavar="PATH", default=socket, help="the daemon's socket")
+    where = "the daemon's socket (else $REDIRECTCTL_SOCKET, else the default)"
+    parser.add_argument("--socket", metavar="PATH", default=socket, help=where)
     parser.add_argument("--json", action="store_true", default=json, help="one JSON document instead of tables")
 
 

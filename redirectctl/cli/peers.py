@@ -35,6 +35,11 @@ def run(args: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
+def add_peer(parser: argparse.ArgumentParser) -> None:
+    """The argument that names one peer."""
+    parser.add_argument("peer", metavar="PEER", help="fingerprint, unique prefix of it, name or address")
+
+
 def show_decision(args: argparse.Namespace, verb: str, reply: PeerReply) -> int:
     """What was done to one peer."""
     peer = reply.peer

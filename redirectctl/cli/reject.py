@@ -6,12 +6,12 @@ import argparse
 
 from redirectctl.api.schema import PeerReply, RejectRequest
 from redirectctl.cli.common import ask
-from redirectctl.cli.peers import show_decision
+from redirectctl.cli.peers import add_peer, show_decision
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which peer."""
-    parser.add_argument("peer", metavar="PEER", help="fingerprint, unique prefix of it, name or address")
+    add_peer(parser)
 
 
 def run(args: argparse.Namespace) -> int:

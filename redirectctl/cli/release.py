@@ -5,21 +5,15 @@ from __future__ import annotations
 import argparse
 
 from redirectctl.api.schema import ConnectionReply, ReleaseRequest
-from redirectctl.api.text import clean
-from redirectctl.cli.common import ExitCode, ask
-from redirectctl.cli.output import print_json
+from redirectctl.cli.common import ask
+from redirectctl.cli.connections import add_connection, show_end
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which connection."""
-    parser.add_argument("connection", metavar="CONN", help="id, unique prefix of it, or LOCAL-REMOTE")
+    add_connection(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Stop protecting a connection."""
-    connection = ask(args, ReleaseRequest(args.connection), ConnectionReply).connection
-    if args.json:
-        print_json(connection)
-    else:
-        print(clean(f"released {connection.id} ({connection.local}-{connection.remote})"))
-    return ExitCode.DONE
+    return show_end(args, "released", ask(args, ReleaseRequest(args.connection), ConnectionReply))

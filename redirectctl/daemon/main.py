@@ -43,7 +43,7 @@ def main() -> int:
     if args.check:
         return 0
     if os.geteuid() != 0:
-        complain("start: needs to rewrite packets of other programs; run it as root")
+        complain("start: it rewrites packets of other programs, which root alone may; run it as root")
         return 1
     _allow_descriptors()
     try:

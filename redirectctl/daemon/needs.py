@@ -18,7 +18,12 @@ class Needs(NamedTuple):
     ports: frozenset[int] = frozenset()  # reserved
 
 
-def needs(flow: Flow | KernelFlow) -> Needs:
+def rules(flow: Flow) -> KernelFlow:
+    """What the kernel is to have of a flow: nothing of a wire tuple on which nothing is received or sent."""
+    return KernelFlow(flow.socket, flow.incoming, flow.tunnel, flow.integrity, flow.suspended)
+
+
+def needs(flow: KernelFlow) -> Needs:
     """Of one that travels, or waits, otherwise than its socket believes."""
     (here, _), (there, _) = flow.socket
     elsewhere = flow.wire.local.host != here
@@ -31,7 +36,7 @@ def needs(flow: Flow | KernelFlow) -> Needs:
     return Needs(frozenset(kept), frozenset(fallbacks), frozenset({flow.wire.local.port} if elsewhere else ()))
 
 
-def needs_of_all(flows: Iterable[Flow | KernelFlow]) -> Needs:
+def needs_of_all(flows: Iterable[KernelFlow]) -> Needs:
     """What any of them needs."""
     each = [needs(flow) for flow in flows]
     return Needs(*(frozenset().union(*of_kind) for of_kind in zip(*each, strict=True))) if each else Needs()

@@ -11,7 +11,7 @@ from redirectctl.flows.connection import Before, Connection
 from redirectctl.flows.state import State
 from redirectctl.kernel.diag import TcpInfo
 from redirectctl.proto.fingerprint import fingerprint
-from redirectctl.proto.peer import Peer, PeerState
+from redirectctl.proto.peer import Accepted, Peer, PeerState
 from redirectctl.store import records
 from redirectctl.store.records import ConnectionRecord, PeerAddress, PeerRecord
 from redirectctl.wire.addr import SockAddr
@@ -46,6 +46,7 @@ def peer_record(peer: Peer, before: PeerRecord | None, now: float, ran: float, *
         addresses=tuple(addresses),
         last_contact=now if met else before.last_contact if before is not None else None,
         handshake_timestamp=peer.greatest_counter + 1,
+        accepted=peer.accepted,
         met=ran if met or before is None else before.met,
     )
 
@@ -59,6 +60,7 @@ def restored_peer(record: PeerRecord, port: int) -> Peer:
         record.secret,
         identity={a.address for a in record.addresses if a.identity},
         greatest_counter=record.handshake_timestamp - 1,
+        accepted=Accepted(record.accepted),
         remote=SockAddr(latest, port) if latest is not None else None,
     )
 
@@ -84,6 +86,7 @@ def connection_records(connections: Iterable[Connection], offset: float) -> list
             receiving=c.receiving,
             integrity=c.integrity,
             tunnel=c.tunnel,
+            proven=c.proven,
             outer_local=c.outer_local,
             outer_remote=c.outer_remote,
             born=c.born,
@@ -133,6 +136,7 @@ def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
         integrity=record.integrity,
         strict=record.integrity and record.tunnel,
         tunnel=record.tunnel,
+        proven=record.proven,
         outer_local=record.outer_local,
         outer_remote=record.outer_remote,
         born=record.born,

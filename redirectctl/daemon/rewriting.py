@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from redirectctl.daemon.needs import needs
+from redirectctl.daemon.needs import needs, rules
 from redirectctl.flows.connection import Flow
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.keep import Keeper
@@ -24,14 +24,19 @@ from redirectctl.wire.addr import FourTuple, IPAddress
 _log = logging.getLogger(__name__)
 
 InterfaceTo = Callable[[IPAddress, IPAddress], Awaitable[int | None]]
+Present = Callable[[Collection[FourTuple]], Collection[FourTuple]]
 
 
 class Rewriting:
     """Makes the kernel equal to a set of flows, one change at a time."""
 
-    def __init__(self, state: Path, interface_to: InterfaceTo) -> None:
-        """``state``: the directory where reserved ports are noted.  Raises KernelError."""
+    def __init__(self, state: Path, interface_to: InterfaceTo, present: Present) -> None:
+        """``state``: the directory where reserved ports are noted; ``present``: which of these tuples have a socket.
+
+        Raises KernelError.
+        """
         self._interface_to = interface_to
+        self._present = present
         self._noted = state / "reserved-ports"
         self.rewriter = Rewriter()
         self.keeper = Keeper()
@@ -85,24 +90,30 @@ class Rewriting:
 
     async def take_over(self, flows: Iterable[Flow]) -> None:
         """At start: exactly these flows, without a gap for those that are there already.  Raises KernelError."""
-        flows = list(flows)
-        self._count(flows, 1)
+        rewritten = [rules(flow) for flow in flows]
+        self._count(rewritten, 1)
         await self.keeper.setup()
         arrivals: dict[IPv4Address, int] = {}
-        for flow in flows:
+        for flow in rewritten:
             await self._find_arrival(flow, arrivals)
         await self.keeper.reconcile(+self._kept, +self._fallbacks, arrivals)
         self._arrivals = arrivals
         self._reserve(lambda: self._ports.reconcile(+self._reserved))
-        self.rewriter.setup(KernelFlow(*flow) for flow in flows)
-        self._index(flows, ())
+        self.rewriter.setup(rewritten)
+        self._index(rewritten, ())
 
     async def apply(self, add: Iterable[Flow], remove: Iterable[Flow]) -> None:
         """One change: what packets need comes before the maps, what they needed goes after.  Raises KernelError."""
         async with self._changing:
-            await self._apply(list(add), list(remove))
+            await self._apply([rules(flow) for flow in add], [rules(flow) for flow in remove])
 
-    async def _apply(self, add: list[Flow], remove: list[Flow]) -> None:
+    async def _apply(self, add: list[KernelFlow], remove: list[KernelFlow]) -> None:
+        fresh = {f.wire for f in add if f.wire != f.socket} - {f.wire for f in remove}
+        if fresh and (others := self._present(fresh)):
+            # A peer may say that it is where somebody else is, whose packets these would be.
+            local, remote = min(others)
+            why = "another connection of this host has that tuple"
+            raise KernelError(f"rewrite packets of {remote} to {local}", why, "close that connection, or move again")
         before = self._needed()
         self._count(add, 1)
         try:
@@ -115,7 +126,7 @@ class Rewriting:
                 await self._arrive(flow)
             if new := set(self._reserved) - before[2]:
                 self._reserve(lambda: self._ports.reserve(new))
-            self.rewriter.apply([KernelFlow(*flow) for flow in add], [KernelFlow(*flow) for flow in remove])
+            self.rewriter.apply(add, remove)
         except BaseException:
             await self._release(add)
             raise
@@ -134,7 +145,7 @@ class Rewriting:
             _log.error("ports of moved connections are reserved later: %s", error)
             self._late = True
 
-    async def _release(self, flows: Iterable[Flow]) -> None:
+    async def _release(self, flows: Iterable[KernelFlow]) -> None:
         held = self._needed()
         self._count(flows, -1)
         await self._tidy(*held)
@@ -153,7 +164,7 @@ class Rewriting:
         if gone := reserved - set(self._reserved):
             self._ports.release(gone)
 
-    def _count(self, flows: Iterable[Flow], by: int) -> None:
+    def _count(self, flows: Iterable[KernelFlow], by: int) -> None:
         for flow in flows:
             kept, fallbacks, ports = needs(flow)
             for address in kept:
@@ -166,13 +177,13 @@ class Rewriting:
             for key in [k for k, n in counter.items() if n <= 0]:
                 del counter[key]
 
-    def _index(self, add: Iterable[Flow], remove: Iterable[Flow]) -> None:
-        for socket, wire, *_ in remove:
-            if self._sockets.get(wire) == socket:
-                del self._sockets[wire]
-        self._sockets.update({wire: socket for socket, wire, tunnel, *_ in add if wire != socket and not tunnel})
+    def _index(self, add: Iterable[KernelFlow], remove: Iterable[KernelFlow]) -> None:
+        for flow in remove:
+            if self._sockets.get(flow.wire) == flow.socket:
+                del self._sockets[flow.wire]
+        self._sockets.update({f.wire: f.socket for f in add if f.wire != f.socket and not f.tunnel})
 
-    async def _arrive(self, flow: Flow) -> None:
+    async def _arrive(self, flow: KernelFlow) -> None:
         found: dict[IPv4Address, int] = {}
         await self._find_arrival(flow, found)
         for address, interface in found.items():
@@ -184,7 +195,7 @@ class Rewriting:
             await self.keeper.arrive(address, interface)
             self._arrivals[address] = interface
 
-    async def _find_arrival(self, flow: Flow, found: dict[IPv4Address, int]) -> None:
+    async def _find_arrival(self, flow: KernelFlow, found: dict[IPv4Address, int]) -> None:
         """Rewritten packets seem to come from the old address: by another interface than its route (rp_filter)."""
         old = flow.socket.remote.host
         if isinstance(old, IPv4Address) and flow.wire.remote.host != old:

@@ -47,21 +47,14 @@ from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
 from redirectctl.kernel import borrow
 from redirectctl.kernel.carrier import Carrier, Report, Routes, Sight
-from redirectctl.kernel.constants import (
-    QUEUE_ANSWER,
-    QUEUE_HOLD,
-    QUEUE_PROBE,
-    QUEUE_RST,
-    QUEUE_TOKEN,
-    QUEUE_WAIT,
-)
+from redirectctl.kernel.constants import Queue
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.exits import Exits
 from redirectctl.kernel.inband import Inband, RawSender
 from redirectctl.kernel.inject import RawInjector
 from redirectctl.kernel.kick import Kicker
 from redirectctl.kernel.limits import keepalive_limit, retransmission_limit
-from redirectctl.kernel.nfqueue import PacketQueue, QueuedPacket
+from redirectctl.kernel.nfqueue import Handler, PacketQueue, QueuedPacket
 from redirectctl.kernel.pmtu import MtuWatch
 from redirectctl.kernel.suspend import Suspender
 from redirectctl.kernel.tcpcounters import TcpCounters
@@ -112,13 +105,6 @@ class Runtime:
         self._exits = Exits()
         self.port = ControlPort(config.control.port, config.control.listen, self._on_datagram, self._exits)
         self.network = NetworkView(self.log, self.engine.remotes, self._on_network, self._on_loss, self._exits)
-        self.rewriting = Rewriting(state, self.network.interface_to)
-        self.repairs = Repairs(self.rewriting, lambda: self.carrier, self._on_repair)
-        self._beside = self.store.beside()
-        self._writer = ThreadPoolExecutor(1, "store")  # for what strangers make us write; nobody else uses _beside
-        self._undecided = Undecided(
-            self._beside.put_undecided, self._writer, self.tasks, self.peer_records.get, self._had_to_go
-        )
         self._counters = TcpCounters()
         self.finder = Finder(
             self.engine,
@@ -127,6 +113,13 @@ class Runtime:
             self.network.interface,
             self.wake,
             self._counters.opens,
+        )
+        self.rewriting = Rewriting(state, self.network.interface_to, self.finder.present)
+        self.repairs = Repairs(self.rewriting, lambda: self.carrier, self._on_repair)
+        self._beside = self.store.beside()
+        self._writer = ThreadPoolExecutor(1, "store")  # for what strangers make us write; nobody else uses _beside
+        self._undecided = Undecided(
+            self._beside.put_undecided, self._writer, self.tasks, self.peer_records.get, self._had_to_go
         )
         self.names = NameBook(self.engine, self.store, self.peer_records, self.tasks, self.wake)
         self.names.settings = config.dns
@@ -215,14 +208,15 @@ class Runtime:
         await self.rewriting.take_over([c.flow for c in restored if c.movable or c.may_come_tunnelled])
         self.store.delete_connections([c.cid for c in (*ended, *older)])
         self._carrier = Carrier(self.port.shared(), self._on_report_in_thread, exits=self._exits)
-        self._queues = [
-            PacketQueue(QUEUE_RST, self._on_rst, on_error=self._on_queue_error),
-            PacketQueue(QUEUE_HOLD, self._on_rst, on_error=self._on_queue_error),
-            PacketQueue(QUEUE_PROBE, self.kicker.on_ack, on_error=self._on_queue_error),
-            PacketQueue(QUEUE_TOKEN, self._inband.on_arrival, on_error=self._on_queue_error),
-            PacketQueue(QUEUE_WAIT, self.suspender.on_packet, on_error=self._on_queue_error),
-            PacketQueue(QUEUE_ANSWER, self.suspender.on_arrival, on_error=self._on_queue_error),
-        ]
+        handlers: dict[Queue, Handler] = {
+            Queue.RST: self._on_rst,
+            Queue.HOLD: self._on_rst,
+            Queue.PROBE: self.kicker.on_ack,
+            Queue.TOKEN: self._inband.on_arrival,
+            Queue.WAIT: self.suspender.on_packet,
+            Queue.ANSWER: self.suspender.on_arrival,
+        }
+        self._queues = [PacketQueue(each, handlers[each], on_error=self._on_queue_error) for each in Queue]
         for queue in self._queues:
             queue.start(loop)
         self.rewriting.rewriter.drain = self._drain
@@ -529,7 +523,7 @@ class Runtime:
                     self._undecided.drop(key)
                 elif record is not None:
                     self._undecided.decided(key)
-                    self.saving.delete_peer(key)
+                    await self._delete_peer(key)
                 self.names.forget(key)
             case commands.Contacted(to, key, reason, source):
                 for ended, wanted in self._contacts.items():
@@ -617,6 +611,14 @@ class Runtime:
         now = self.peer_records.get(key)
         if now is not None and now is not record:
             self.saving.put_peer(now)  # a person has decided meanwhile, and may have been overtaken
+
+    async def _delete_peer(self, key: bytes) -> None:
+        """By a thread, as what strangers make us write: with each that is accepted another may have to go."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._writer, self._beside.delete_peer, key)
+        except (StoreError, OSError):
+            self.saving.delete_peer(key)
 
     def _record_of(self, key: bytes) -> PeerRecord | None:
         peer = self.engine.peers.get(key)

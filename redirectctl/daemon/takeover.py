@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
+from redirectctl.daemon.needs import rules
 from redirectctl.flows.connection import Connection
 from redirectctl.kernel.elements import KernelFlow, Place, elements
 
@@ -33,7 +34,7 @@ def untangle(connections: list[Connection], present: Callable[[], Collection[Ker
     if not _clashing(connections):
         return []
     there = present()
-    changed = _clashing(sorted(connections, key=lambda c: KernelFlow(*c.flow) not in there))
+    changed = _clashing(sorted(connections, key=lambda c: rules(c.flow) not in there))
     for connection in changed:
         connection.wire = connection.socket
         connection.tunnel = connection.sending is not None and connection.outer_remote is not None
@@ -45,7 +46,7 @@ def _clashing(connections: Iterable[Connection]) -> list[Connection]:
     taken: set[Place] = set()
     found = []
     for connection in connections:
-        places = {place for place, _ in elements(KernelFlow(*connection.flow))}
+        places = {place for place, _ in elements(rules(connection.flow))}
         if taken.isdisjoint(places):
             taken |= places
         else:

@@ -107,6 +107,10 @@ class Better:
         failure = self._failures.get((key, address))
         return failure is not None and now < failure.until
 
+    def failed(self, key: bytes) -> dict[IPAddress, Failure]:
+        """Our addresses that have not carried to a peer, and have not been seen to carry again since."""
+        return {address: failure for (of, address), failure in self._failures.items() if of == key}
+
     def _last(self, address: IPAddress) -> bool:
         return comes_last(self._e.policy, self._e.network, address)
 

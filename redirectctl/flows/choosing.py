@@ -7,20 +7,26 @@ while the tunnel carries the traffic:
     prover                                              the other host
       SEEN (nothing): only when tried again later ->    listens for tokens for a while, as after every move
       a full-size segment with a token, plainly   =>    has a connection with exactly this wire tuple?
+                                                        no socket has it?  receives it from now on
                                                   <-    SEEN (token)
-      sends plainly from now on
+      sends it plainly from now on, and receives
+      it so
 
-Both hosts receive both kinds at any time, so a change loses nothing.  A connection that makes no progress afterwards
-goes back to the tunnel.  If the peer's daemon answers at once, the plain way is at fault, and left alone for a while.
-If not, it was an outage, of which the end says that it may be tried again.
+The tunnel is received at any time, so a change loses nothing.  Plain packets are received on the tuple that the
+connection began on, and on others that were proven: where a peer says it is, behind the same NAT, somebody else's
+connection may have the same ports.
 
-One or two connections stand for all that take the same route: whatever is in the way treats them alike.
+A connection that makes no progress afterwards goes back to the tunnel.  If the peer's daemon answers at once, the plain
+way is at fault, and left alone for a while.  If not, it was an outage, whose end says that it may be tried again.
+
+One or two connections stand for all that take the same route, until it is seen to carry: whatever is in the way
+treats them alike.  Then each proves its own tuple.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -72,7 +78,9 @@ class Trial:
     began: float = float("-inf")  # when it was last tried
     proven: float | None = None  # when it was last seen to carry something
     active: float = float("-inf")  # when something last arrived on its connections
-    tokens: list[bytes] = field(default_factory=list)  # the latest, any of which proves it
+    carries: bool = False  # a token has been seen since it was last tried
+    turn: int = 0  # which of its connections is the next to send a token
+    tokens: dict[bytes, bytes] = field(default_factory=dict)  # the latest, and the connections that they prove
 
 
 class Choosing:
@@ -84,6 +92,10 @@ class Choosing:
         self._stalls: dict[bytes, float] = {}  # peers, and when we last announced ourselves for a stall
         self._unread: dict[bytes, float] = {}  # peers that read no tunnel, and since when they get plain packets
         self._looked = (0.0, 0)  # second, and tokens looked up in it
+        self._came: dict[bytes, bytes] = {}  # connections to be opened, and the tokens that have come on them
+        self._opening = False  # the kernel is being asked for others
+        self._open_next = float("-inf")
+        self._taken: dict[bytes, float] = {}  # connections that could not be opened, and when it was tried
 
     # -- what may be --------------------------------------------------------------------------------------------------
 
@@ -149,11 +161,12 @@ class Choosing:
         return flows + [(flow, flow._replace(suspended=False)) for flow in suspended if flow is not None]
 
     def _is_safe_plainly(self, connection: Connection) -> bool:
-        """Without a proof, and without a daemon: whoever gets its packets, and sends a RST, does not end it.
+        """Without a proof of what it sends, and without a daemon: whoever gets that, and sends a RST, does not end it.
 
-        The kernel drops the RSTs of moved connections only (MARK_HOLD).
+        The kernel drops the RSTs of moved connections only (MARK_HOLD).  That it is the peer who may send on its tuple
+        has been proven.
         """
-        return connection.wire != connection.socket and self._may_be_plain(connection)
+        return connection.wire != connection.socket and connection.proven and self._may_be_plain(connection)
 
     # -- proving ------------------------------------------------------------------------------------------------------
 
@@ -178,7 +191,7 @@ class Choosing:
             if trial is None and len(self._trials) >= constants.MAX_TRIALS:
                 continue
             self._trials[route] = trial = trial or Trial()
-            trial.tries, trial.stalled = 0, False
+            trial.tries, trial.stalled, trial.carries = 0, False, False
             trial.began = trial.active = now
             self._try(now, route)
 
@@ -219,8 +232,10 @@ class Choosing:
         self._e.timers.set(("unlisten",), now + constants.LISTEN_TIME)
 
     def timer(self, now: float, kind: str, *rest: Any) -> None:
-        """plain: no token of a trial was seen; unlisten: no peer has had anything to prove for a while; strict."""
+        """plain: no token was seen; open: of what has come; unlisten: no peer has had anything to prove; strict."""
         match kind:
+            case "open":
+                self._open(now)
             case "unlisten":
                 self._e.listen.discard(_TRIALS)
             case "strict":
@@ -236,14 +251,20 @@ class Choosing:
             return
         if trial.tries < 0:
             self._e.send(now, route.peer, messages.Seen(()))
-            trial.tries, trial.began = 0, now
+            trial.tries, trial.began, trial.carries = 0, now, False
             self._e.timers.set(("plain", route), now + constants.PLAIN_RETRIES[0])
             return
         # A socket answers a provocation once in half a second: others stand in for it, where there are some.
-        chosen = {(trial.tries * 2 + i) % len(members) for i in range(2)}
-        proofs = tuple(commands.Proof(members[i].socket, self._e.rng(8), members[i].wire) for i in sorted(chosen))
-        trial.tokens = [*trial.tokens, *(proof.token for proof in proofs)][-constants.TOKENS_KEPT :]
-        self._e.emit(commands.Prove(proofs))
+        together = constants.PLAIN_TOGETHER if trial.carries else constants.PLAIN_FIRST
+        chosen = {(trial.turn + i) % len(members): None for i in range(together)}
+        trial.turn += together
+        proofs = []
+        for member in (members[i] for i in chosen):
+            proofs.append(commands.Proof(member.socket, self._e.rng(8), member.wire))
+            trial.tokens[proofs[-1].token] = member.cid
+        while len(trial.tokens) > constants.TOKENS_KEPT:
+            del trial.tokens[next(iter(trial.tokens))]
+        self._e.emit(commands.Prove(tuple(proofs)))
         trial.tries += 1
         if trial.tries <= len(constants.PLAIN_RETRIES):
             self._e.timers.set(("plain", route), now + constants.PLAIN_RETRIES[trial.tries - 1])
@@ -283,8 +304,57 @@ class Choosing:
         if self._looked[1] > constants.MAX_TOKENS_LOOKED_UP:
             return
         connection = self._e.table.on_wire(arrived)
-        if connection is not None and connection.peer is not None:
-            self._e.send(now, connection.peer, messages.Seen((token,)))
+        if connection is None or connection.peer is None:
+            return
+        refused = now - self._taken.get(connection.cid, float("-inf")) < constants.PLAIN_AGAIN
+        if not connection.integrity and not (refused and connection.flow.closed):
+            self._came[connection.cid] = token
+            self._open(now)
+
+    def _open(self, now: float) -> None:
+        """Receive plain packets on the tuples on which tokens have come: many in one transaction."""
+        if self._opening or not self._came:
+            return
+        if now < self._open_next:
+            self._e.timers.set(("open",), self._open_next)
+            return
+        self._open_next = now + constants.OPEN_PAUSE
+        came, self._came = self._came, {}
+        connections = [c for c in self._e.table.select(came) if c.movable]
+        self._tell_seen(now, [c for c in connections if not c.flow.closed], came)
+        closed = [c for c in connections if c.flow.closed]
+        self._open_these(closed, tuple((c.cid, came[c.cid]) for c in closed))
+
+    def _tell_seen(self, now: float, connections: Iterable[Connection], came: Mapping[bytes, bytes]) -> None:
+        """What has come on these; many in one message."""
+        seen: dict[bytes, list[bytes]] = defaultdict(list)
+        for c in connections:
+            if c.peer is not None and c.movable and not c.flow.closed:
+                seen[c.peer].append(came[c.cid])
+        for key, those in seen.items():
+            for start in range(0, len(those), messages.MAX_TOKENS):
+                self._e.send(now, key, messages.Seen(tuple(those[start : start + messages.MAX_TOKENS])))
+
+    def _open_these(self, closed: list[Connection], tokens: tuple[tuple[bytes, bytes], ...]) -> None:
+        if closed:
+            self._opening = True
+            proven = {c.cid for c in closed}
+            self._e.mobility.reroute(("open", tokens), [(c, c.wire, c.tunnel) for c in closed], proven=proven)
+
+    def opened(self, now: float, tokens: tuple[tuple[bytes, bytes], ...], error: str | None) -> None:
+        """The kernel receives them, or there is a socket with such a tuple, whose packets these may be."""
+        self._opening = False
+        of_cid = dict(tokens)
+        connections = self._e.table.select(of_cid)
+        if error is None:
+            self._tell_seen(now, connections, of_cid)
+        elif len(tokens) > 1:  # one by one: the others are to be received
+            for c in connections:
+                self._open_these([c], ((c.cid, of_cid[c.cid]),))
+        else:
+            self._taken = {cid: at for cid, at in self._taken.items() if now - at < constants.PLAIN_AGAIN}
+            self._taken.update(dict.fromkeys(of_cid, now))
+        self._open(now)
 
     def received(self, now: float, event: events.Received) -> None:
         """Seen: our direction of a route is proven, or (nothing seen) the peer is about to prove its own."""
@@ -292,18 +362,22 @@ class Choosing:
         if not tokens and self._e.table.movable(event.key):
             self._listen(now)
         for route, trial in list(self._trials.items()):
-            if route.peer == event.key and not set(trial.tokens).isdisjoint(tokens):
-                trial.tokens.clear()
-                trial.proven, trial.stalled, trial.suspected = now, False, None
+            if route.peer != event.key:
+                continue
+            cids = {cid for token in tokens if (cid := trial.tokens.pop(token, None)) is not None}
+            if cids:
+                trial.proven, trial.stalled, trial.suspected, trial.carries, trial.tries = now, False, None, True, 0
                 self._e.timers.cancel(("plain", route))
                 members = self._members(route)
-                self._change(members, tunnel=False)
-                if not trial.failures:
+                self._change([c for c in members if c.cid in cids], tunnel=False, proven=cids)
+                if len(members) > len(cids):
+                    self._e.timers.set(("plain", route), now + constants.PLAIN_NEXT)
+                elif not trial.failures:
                     self._drop(route)
 
-    def _change(self, connections: list[Connection], *, tunnel: bool) -> None:
+    def _change(self, connections: list[Connection], *, tunnel: bool, proven: Container[bytes] = ()) -> None:
         if connections:
-            self._e.mobility.reroute(("path", tunnel), [(c, c.wire, tunnel) for c in connections])
+            self._e.mobility.reroute(("path", tunnel), [(c, c.wire, tunnel) for c in connections], proven=proven)
 
     def rewritten(self, now: float, sockets: set[FourTuple], error: str | None) -> None:
         """The kernel has changed the way of these, or has not (and mobility has taken that back)."""

@@ -8,7 +8,6 @@ token has come on the connection itself, and another has gone back.
 from __future__ import annotations
 
 import hmac
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +19,7 @@ from redirectctl.flows.proofs import ANSWERER, CLAIMANT, Numbers, around, digest
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.proto.peer import Peer, PeerState
+from redirectctl.proto.shares import Shared
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress
 from redirectctl.wire.message import Bind, BindNumbers, Claim, Protect, Status, Verdict
@@ -79,13 +79,12 @@ class Claims:
 
     def __init__(self, engine: Engine) -> None:
         self._e = engine
-        self._claimed: dict[Which, Claimed] = {}
+        self._claimed: Shared[bytes, Which, Claimed] = Shared()  # of each peer, as all that is shared here
         self._awaited: dict[bytes, Claimed] = {}  # by digest of the token
         self._answers: dict[bytes, Claimed] = {}  # by token that goes back
-        self._of_peer: Counter[bytes] = Counter()
-        self._done: dict[Which, Verdict] = {}  # for those who ask again because our answer was lost
-        self._looking: dict[int, tuple[Claimed, FourTuple]] = {}
-        self._asked: dict[int, Asked] = {}
+        self._done: Shared[bytes, Which, Verdict] = Shared()  # for those who ask again because our answer was lost
+        self._looking: Shared[bytes, int, tuple[Claimed, FourTuple]] = Shared()
+        self._asked: Shared[bytes, int, Asked] = Shared()
         self._number = 0
         self._comparing: dict[bytes, Bucket] = {}  # by peer: proofs by numbers that are looked at
 
@@ -125,12 +124,20 @@ class Claims:
         return None
 
     def _full(self, peer: Peer) -> bool:
+        """What is protected does not make room again.
+
+        So nobody has more than are left for all others, and some are left to those that a person has approved, or that
+        this host has called.
+        """
         table = self._e.table
-        if table.count(peer.key) < constants.MAX_PER_PEER and len(table) < constants.MAX_CONNECTIONS:
-            return False
+        left = constants.MAX_CONNECTIONS - len(table)
+        most = min(constants.MAX_PER_PEER, left)
+        if left <= (0 if peer.chosen else constants.MAX_CONNECTIONS // constants.CHOSEN_PART):
+            return True
         # Those that the kernel is being asked for count too: many are proven at once.
-        of_peer = sum(c.movable or c.state is State.NEGOTIATING for c in table.of(peer.key))
-        return len(table) >= constants.MAX_CONNECTIONS or of_peer >= constants.MAX_PER_PEER
+        return table.count(peer.key) >= most and most <= sum(
+            c.movable or c.state is State.NEGOTIATING for c in table.of(peer.key)
+        )
 
     def _keep(self, now: float, event: events.Received, claim: Claim) -> bool:
         """Wait for its token.  False: there are too many; the peer may try again later."""
@@ -146,16 +153,18 @@ class Claims:
             return False
         if before is not None:
             self._drop(which)
-        if len(self._claimed) >= constants.MAX_CLAIMED or self._of_peer[event.key] >= constants.MAX_CLAIMED_OF_PEER:
-            self._e.notice("connection.refused", peer=event.key, reason="too-many-claims", source=str(event.source))
-            return False
+        claimed = Claimed(event.key, claim, event.source.host)
+        gone = self._claimed.put(constants.MAX_CLAIMED, event.key, which, claimed)
+        if gone is not None:
+            self._e.notice("connection.refused", peer=gone[1].key, reason="too-many-claims", source=str(event.source))
+            if gone[1] is claimed:
+                return False
+            self._clean_up(*gone)
         # It was killed before it heard that we have taken the connection on, or has lost it: nobody hears our tunnel.
         same = self._e.table.opposite(event.key, claim.tuple)
         self._e.choosing.leave([c for c in same if c.movable and claim.epoch > c.remote_epoch])
-        claimed = Claimed(event.key, claim, event.source.host)
-        self._done.pop(which, None)
-        self._claimed[which] = self._awaited[claim.digest] = claimed
-        self._of_peer[event.key] += 1
+        self._done.pop(which)
+        self._awaited[claim.digest] = claimed
         self._e.listen.add(("claim", *which))
         self._e.timers.set(("claim", *which), now + constants.CLAIM_TIME)
         return True
@@ -191,15 +200,21 @@ class Claims:
             if (key, cid) in self._claimed:
                 self._drop((key, cid))
 
+    def forget(self, key: bytes) -> None:
+        """The peer is dropped: what it has claimed keeps nobody else's from being heard."""
+        for which in [which for which in self._claimed if which[0] == key]:
+            self._drop(which)
+
     def _drop(self, which: Which) -> None:
         claimed = self._claimed.pop(which)
+        if claimed is not None:
+            self._clean_up(which, claimed)
+
+    def _clean_up(self, which: Which, claimed: Claimed) -> None:
         del self._awaited[claimed.claim.digest]
         for token in claimed.places.values():
             if token is not None:
                 self._answers.pop(token, None)
-        self._of_peer[claimed.key] -= 1
-        if not self._of_peer[claimed.key]:
-            del self._of_peer[claimed.key]
         self._e.listen.discard(("claim", *which))
         self._e.timers.cancel(("claim", *which))
 
@@ -234,21 +249,17 @@ class Claims:
     def _look(self, kind: str, claimed: Claimed, place: FourTuple) -> None:
         """Is there such a socket?"""
         self._number += 1
-        if len(self._looking) >= constants.MAX_CLAIMED:
-            self._looking.pop(next(iter(self._looking)))
-        self._looking[self._number] = claimed, place
-        self._e.emit(commands.CheckSockets((kind, self._number), (place,)))
+        self._looking.put(constants.MAX_CLAIMED, claimed.key, self._number, (claimed, place))
+        if self._number in self._looking:
+            self._e.emit(commands.CheckSockets((kind, self._number), (place,)))
 
     def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple] | None) -> None:
         """The socket table has been read: send a token back."""
-        claimed, place = self._looking.pop(token[1], (None, None))
-        if (
-            claimed is None
-            or present is None
-            or place not in present
-            or place in claimed.places
-            or claimed.refusal is not None
-        ):
+        looked_for = self._looking.pop(token[1])
+        if looked_for is None or present is None:
+            return
+        claimed, place = looked_for
+        if place not in present or place in claimed.places or claimed.refusal is not None:
             return
         peer = self._e.peers.get(claimed.key)
         status = self._judge_at(peer, claimed.claim, place) if peer is not None else Status.REJECTED
@@ -350,9 +361,11 @@ class Claims:
 
     def _compare(self, now: float, number: int) -> None:
         """With the numbers of every socket that it may be: they are asked for, one claim after the other."""
-        asked = self._asked[number]
+        asked = self._asked.get(number)
+        if asked is None:
+            return  # it has too many under way, and asks again
         if not asked.numbers:
-            del self._asked[number]
+            self._asked.pop(number)
             self._complete(now, asked)
             return
         claimed, _ = asked.numbers[0]
@@ -380,9 +393,7 @@ class Claims:
 
     def _remember(self, asked: Asked) -> int:
         self._number += 1
-        if len(self._asked) >= constants.MAX_REQUESTS:
-            self._asked.pop(next(iter(self._asked)))
-        self._asked[self._number] = asked
+        self._asked.put(constants.MAX_REQUESTS, asked.event.key, self._number, asked)
         return self._number
 
     def _complete(self, now: float, asked: Asked) -> None:
@@ -419,7 +430,7 @@ class Claims:
         if fresh:
             self._e.protection.guard(fresh, number)
         elif any(c.state is State.NEGOTIATING for c in taken.values()):
-            del self._asked[number]  # the kernel is at it already; then the first, or a later, question is answered
+            self._asked.pop(number)  # the kernel is at it already; then the first, or a later, question is answered
         else:
             self.reply(now, number)
             self._e.choosing.protected(now, [c for c in taken.values() if c.movable and not c.tunnel])
@@ -463,7 +474,7 @@ class Claims:
 
     def reply(self, now: float, number: int, failed: bool = False) -> None:
         """The kernel guards them, or refused."""
-        asked = self._asked.pop(number, None)
+        asked = self._asked.pop(number)
         if asked is None:
             return
         event, verdicts = asked.event, asked.verdicts
@@ -475,7 +486,6 @@ class Claims:
             if claimed is not None and claimed.taking:
                 self._drop(which)
             if verdict.status is Status.OK:
-                if len(self._done) >= constants.MAX_CLAIMED:
-                    self._done.pop(next(iter(self._done)))
-                self._done[which] = verdict
+                self._done.pop(which)
+                self._done.put(constants.MAX_CLAIMED, event.key, which, verdict)
         self._e.send(now, event.key, messages.Protected(asked.request, tuple(verdicts)), event.source, event.local)

@@ -25,7 +25,8 @@ class Flow(NamedTuple):
     """What the kernel must know of a protected connection.  Equal tuples: not rewritten, only guarded.
 
     With ``tunnel`` what the socket sends goes into the tunnel; packets with the wire tuple are still received, unless
-    it has ``integrity``.  With ``suspended`` nothing that it sends leaves the host.
+    it has ``integrity`` or is ``closed``: then they may be somebody else's.  With ``suspended`` nothing that it sends
+    leaves the host.
     """
 
     socket: FourTuple
@@ -33,6 +34,12 @@ class Flow(NamedTuple):
     tunnel: bool = False
     integrity: bool = False
     suspended: bool = False
+    closed: bool = False
+
+    @property
+    def incoming(self) -> FourTuple:
+        """The tuple of plain packets that are received, besides those with the socket's own."""
+        return self.socket if self.closed else self.wire
 
 
 class Before(NamedTuple):
@@ -66,6 +73,7 @@ class Connection:
     integrity: bool = False  # always in the tunnel, each datagram with a tag
     strict: bool = False  # nothing plain is accepted any more: the peer has had time to go into the tunnel too
     tunnel: bool = False  # what the socket sends goes into the tunnel
+    proven: bool = False  # a token has come, or has arrived, plainly on this wire tuple: it leads to the peer's socket
     outer_local: IPAddress | None = None  # our end of the tunnel
     outer_remote: SockAddr | None = None  # the peer's
     holding: bool = False  # what goes into the tunnel waits there, until the peer knows where we are
@@ -97,7 +105,8 @@ class Connection:
     @property
     def flow(self) -> Flow:
         """For the kernel."""
-        return Flow(self.socket, self.wire, self.tunnel, self.strict and self.tunnel, self.held)
+        closed = self.tunnel and not self.proven and self.wire != self.socket
+        return Flow(self.socket, self.wire, self.tunnel, self.strict and self.tunnel, self.held, closed)
 
     @property
     def natted(self) -> bool:
@@ -171,6 +180,7 @@ class Table:
         self._ended: dict[FourTuple, Connection] = {}
         self._by_there: dict[FourTuple, list[Connection]] = {}
         self._moved: dict[FourTuple, Connection] | None = None  # by wire tuple; None: to be looked up anew
+        self.looked = 0  # how many connections were looked at one by one, since the beginning
 
     def __len__(self) -> int:
         return len(self._by_cid)
@@ -255,7 +265,9 @@ class Table:
 
     def of(self, peer: bytes) -> list[Connection]:
         """All with this peer, in any state."""
-        return list(self._by_peer.get(peer, {}).values())
+        found = list(self._by_peer.get(peer, {}).values())
+        self.looked += len(found)
+        return found
 
     def count(self, peer: bytes) -> int:
         """How many there are with this peer, in any state."""
@@ -268,6 +280,7 @@ class Table:
     def movable(self, peer: bytes | None = None) -> list[Connection]:
         """Protected connections, of all peers or one."""
         every = self._by_cid.values() if peer is None else self._by_peer.get(peer, {}).values()
+        self.looked += len(every)
         return [c for c in every if c.movable]
 
     def select(self, cids: Iterable[bytes]) -> list[Connection]:

@@ -152,9 +152,7 @@ class Engine:
         self.timers: Timers[tuple[Any, ...]] = Timers()
         self._out: list[Command] = []
         self._pending: list[events.Event] = []  # of the endpoint's, until _relay
-        self._heard: dict[
-            bytes, tuple[float, float]
-        ] = {}  # messages that each peer may still send, and when that was so
+        self._heard: dict[bytes, tuple[float, float]] = {}  # what each peer has used of its rate, and when that was so
         self.endpoint = Endpoint(static, rng, self._admit, {p.key: p for p in peers}, counter=generation << 32)
         self.listen = Listening(self)
         self.offers = Offers(self)
@@ -205,10 +203,12 @@ class Engine:
                     self.holding.timer(now, kind, *rest)
                 case "ask":
                     self.asking.timer(now, *rest)
-                case "plain" | "unlisten" | "strict":
+                case "plain" | "open" | "unlisten" | "strict":
                     self.choosing.timer(now, kind, *rest)
                 case "place":
                     self.places.expired(*rest)
+                case "routes":
+                    self.places.find_routes(now)
                 case "seek":
                     self.places.look_again(now, *rest)
                 case "meet" | "knock" | "direct":
@@ -584,7 +584,10 @@ class Engine:
                 if state is PeerState.APPROVED:
                     self.notice("peer.approved", peer=key, reason="accept-new")
             case events.PeerDropped(key):
-                self.protection.dropped(key)
+                self._heard.pop(key, None)
+                self.claims.forget(key)
+                self.rendezvous.forget(now, key)
+                self.protection.had_to_go(now, key)
                 self.emit(commands.DropPeer(key))
             case events.KeyChanged(at, known, seen) if not self._was_at(known, at) or self._is_other(known, at, seen):
                 # Names are often out of date, and a peer can name any address as its own: whoever is there is no danger
@@ -609,6 +612,13 @@ class Engine:
         if (reason := self._unheard(now, key, message)) is not None:
             self.notice("packet.refused", peer=key, reason=reason, source=str(event.source))
             return
+        looked = self.table.looked
+        self._hear(now, event)
+        used, at = self._heard[key]
+        self._heard[key] = used + (self.table.looked - looked) / constants.LOOKED_AT, at
+
+    def _hear(self, now: float, event: events.Received) -> None:
+        key, message = event.key, event.message
         match message:
             case meeting.Register() | meeting.Lookup() | meeting.Forward() | meeting.Relay():
                 self.rendezvous.received(now, event)
@@ -641,14 +651,19 @@ class Engine:
         Before a person has approved its sender nobody looks at more than who it is, and says that he has to wait.
         """
         peer = self.peers.get(key)
-        if peer is not None and peer.state is not PeerState.APPROVED and not isinstance(message, _OF_STRANGERS):
+        stranger = peer is None or peer.state is not PeerState.APPROVED
+        if stranger and not isinstance(message, _OF_STRANGERS):
             return "not-approved"
-        tokens, at = self._heard.get(key, (constants.MESSAGES_BURST, now))
-        tokens = min(constants.MESSAGES_BURST, tokens + (now - at) * constants.MESSAGES_RATE)
+        rate, burst = constants.MESSAGES_RATE, constants.MESSAGES_BURST
+        if stranger or (peer is not None and peer.unused):
+            rate, burst = constants.STRANGERS_RATE, constants.STRANGERS_BURST
+        used, at = self._heard.get(key, (0.0, now))
+        used = max(0.0, used - (now - at) * rate)
         if key not in self._heard and len(self._heard) >= constants.MAX_HEARD:
             del self._heard[next(iter(self._heard))]
-        self._heard[key] = (max(0.0, tokens - 1.0), now)
-        return None if tokens >= 1.0 else "rate-limited"
+        allowed = used + 1.0 <= burst
+        self._heard[key] = (used + 1.0 if allowed else used, now)
+        return None if allowed else "rate-limited"
 
     def _admit(self, key: bytes, at: SockAddr, initiator: bool) -> PeerState | None:
         match self.policy.first_contact:

@@ -184,7 +184,7 @@ class Holding:
         connections = self._e.table.movable(key)
         if any(self._waits(now, c) for c in connections):
             self.lose(now, connections, "peer-silent", since=asked)
-            self._e.mobility.reconsider(now)
+            self._e.mobility.reconsider(now, connections)
 
     def _waits(self, now: float, c: Connection) -> bool:
         """Something of it is unanswered, or it cannot be."""

@@ -279,12 +279,13 @@ class Mobility:
                 return
             reason = self._why(candidates, connections)
         for cids, moved in self._named(key, connections):
+            of_move = self._e.table.select(cids)
+            origin = {c.cid: c.here_now for c in of_move}
             for old in [m for m in self._of(key) if not set(m.cids).isdisjoint(cids)]:
                 stalled = stalled or old.stalled
+                origin |= {cid: old.origin[cid] for cid in old.origin.keys() & origin.keys()}  # it has not arrived yet
                 self._drop(old)
-            of_move = self._e.table.select(cids)
             targets = tuple(dict.fromkeys(to for c in of_move for to in self.targets(c)))
-            origin = {c.cid: c.here_now for c in of_move}
             # Without a path for a while: whatever knew the plain packets on their way may have forgotten them.
             stalled = stalled or any(c.state is State.SUSPENDED for c in of_move)
             move = Move(
@@ -630,18 +631,23 @@ class Mobility:
         *,
         hold: Container[bytes] = (),
         lift: Container[bytes] = (),
+        proven: Container[bytes] = (),
     ) -> None:
         """Store wire tuples and ways, tell the tunnel, then one kernel transaction for all of them.
 
         ``hold``: those of which the kernel holds back what they send; ``lift``: those of which it no longer does.
+        ``proven``: those whose wire tuple has been proven to lead to the peer.
         """
         remove: list[Flow] = []
         add: list[Flow] = []
         for connection, wire, tunnel in changes:
             held = connection.cid in hold or (connection.held and connection.cid not in lift)
-            if (wire, tunnel, held) != (connection.wire, connection.tunnel, connection.held):
-                remove.append(connection.flow)
-                connection.wire, connection.tunnel, connection.held = wire, tunnel, held
+            before = connection.flow
+            # Who has proven a tuple has proven nothing of the next one: a NAT gives many hosts one address.
+            connection.proven = connection.cid in proven or (connection.proven and wire == connection.wire)
+            connection.wire, connection.tunnel, connection.held = wire, tunnel, held
+            if connection.flow != before:
+                remove.append(before)
                 add.append(connection.flow)
         connections = [connection for connection, _, _ in changes]
         self._e.table.rewired()
@@ -666,6 +672,7 @@ class Mobility:
                     connection.wire, connection.tunnel = connection.installed.wire, connection.installed.tunnel
                     self._e.table.rewired()
                     connection.held = connection.installed.suspended
+                    connection.proven = connection.tunnel and not connection.installed.closed
             if what[0] == "acm":
                 self._e.redirects.take_back(what[1], what[2])
             self._e.emit(commands.SaveConnections(tuple(c for c in undone if c.movable)))
@@ -675,6 +682,8 @@ class Mobility:
                 self._moved(now, what[1], what[2], error)
             case "path":
                 self._e.choosing.rewritten(now, set(flows), error)
+            case "open":
+                self._e.choosing.opened(now, what[1], error)
             case "hold":
                 self._e.holding.rewritten(now, what[1], flows, error)
             case "lift":

@@ -30,6 +30,7 @@ class Places:
         self._e = engine
         self._said: dict[bytes, dict[str, tuple[SockAddr, ...]]] = {}
         self._expired: set[tuple[bytes, str]] = set()
+        self._looked_at = float("-inf")  # when routes to such places were last looked up
         self._astray: dict[bytes, int] = {}  # peers to which no address of ours has a route, and how often we asked
 
     def of(self, key: bytes) -> tuple[SockAddr, ...]:
@@ -78,10 +79,22 @@ class Places:
         self._expired.discard((key, origin))
         self._e.timers.set(("place", key, origin), now + max(lasts, constants.PLACE_TIME))
         fresh = [p for p in usable if p not in before]
-        if fresh:
-            self._e.emit(commands.FindRoutes())
+        if any(place.host not in self._e.network.sources for place in fresh):
+            self._find_routes(now)
         if fresh or renewed:
             self._e.mobility.told(now, key, news=bool(fresh))
+
+    def _find_routes(self, now: float) -> None:
+        """At once, and then not for a while: with them all connections are looked at, and anybody can name places."""
+        if now - self._looked_at >= constants.ROUTES_PAUSE:
+            self.find_routes(now)
+        elif not self._e.timers.armed(("routes",)):
+            self._e.timers.set(("routes",), self._looked_at + constants.ROUTES_PAUSE)
+
+    def find_routes(self, now: float) -> None:
+        """The pause is over."""
+        self._looked_at = now
+        self._e.emit(commands.FindRoutes())
 
     def _usable(self, host: IPAddress) -> bool:
         """An address that another host can have."""

@@ -17,7 +17,8 @@ from redirectctl.flows.connection import Connection, change
 from redirectctl.flows.devices import confined_to
 from redirectctl.flows.state import State
 from redirectctl.proto import events
-from redirectctl.proto.peer import Peer, PeerState
+from redirectctl.proto.peer import Accepted, Peer, PeerState
+from redirectctl.proto.shares import Shared
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.message import End, Status, Trust
@@ -39,11 +40,12 @@ class Protection:
 
     def __init__(self, engine: Engine) -> None:
         self._e = engine
-        self._waiting: dict[IPAddress, set[bytes]] = defaultdict(set)  # connections, by the address being contacted
+        # Connections, by the address that is being contacted and who must answer there.
+        self._waiting: dict[tuple[IPAddress, bytes | None], set[bytes]] = defaultdict(set)
         self._doubted: dict[bytes, float] = {}  # peers, and when they were last asked what of a move they have
         self._told: dict[bytes, float] = {}  # peers, and when they were last told that they are elsewhere
         self._unsupported: dict[IPAddress, tuple[float, str]] = {}  # until when to leave an address alone, and why
-        self._untold: dict[bytes, bytes] = {}  # killed connections, and the peer that could not be told
+        self._untold: Shared[bytes, bytes, bytes] = Shared()  # killed connections, and the peer that could not be told
 
     # -- the life of a connection -------------------------------------------------------------------------------------
 
@@ -134,8 +136,10 @@ class Protection:
                 self._e.notice("connection.long", connection)
                 self._negotiate(now, [connection])
             case "poll":
-                unproven = connection.state is State.REFUSED and connection.reason == REASONS[Status.NOT_YOURS]
-                if connection.state is State.PENDING or unproven:
+                again = (REASONS[Status.NOT_YOURS], "key-changed")
+                if connection.state is State.PENDING or (
+                    connection.state is State.REFUSED and connection.reason in again
+                ):
                     self._negotiate(now, [connection])
             case "undecided":
                 self.unanswered(now, [connection.cid])
@@ -175,9 +179,10 @@ class Protection:
             if peer is not None and peer.session(now) is not None:
                 ready[peer.key].append(connection)
                 continue
-            self._waiting[address].add(connection.cid)
+            key = peer.key if peer is not None else None
+            self._waiting[address, key].add(connection.cid)
             to = SockAddr(address, self._e.policy.control_port)
-            self._e.contact(now, to, connection.socket.local.host, peer.key if peer is not None else None)
+            self._e.contact(now, to, connection.socket.local.host, key)
         for key, of_peer in ready.items():
             self._met(now, self._e.peers[key], of_peer)
 
@@ -201,7 +206,9 @@ class Protection:
             self._unsupported.pop(event.remote.host, None)
         e.timers.cancel(("reach", peer.key))
         if event.initiator and there:
-            waiting = e.table.select(self._waiting.pop(event.remote.host, set()))
+            host = event.remote.host
+            cids = self._waiting.pop((host, event.key), set()) | self._waiting.pop((host, None), set())
+            waiting = e.table.select(cids)
             if waiting:
                 peer.identity.add(event.remote.host)
                 e.emit(commands.SavePeer(peer))
@@ -214,7 +221,7 @@ class Protection:
         """No session with that address: its connections stay as they are."""
         known = key is not None
         lasting = constants.UNANSWERED_TIME if known else constants.UNSUPPORTED_TIME
-        waiting = self._e.table.select(self._waiting.pop(to.host, set()))
+        waiting = self._e.table.select(self._waiting.pop((to.host, key), set()))
         refusal = _REFUSALS.get(reason)
         if waiting and refusal is None:
             if len(self._unsupported) >= constants.MAX_CONNECTIONS:
@@ -227,6 +234,8 @@ class Protection:
                 continue
             if refusal is not None:
                 self.refuse(now, connection, refusal)
+                if refusal == "key-changed":  # somebody may only have been quicker
+                    self._e.timers.set(("poll", connection.cid), now + constants.CHANGED_POLL)
             else:
                 self._unsupport(now, connection, reason)
         if key is not None and self._e.table.movable(key):
@@ -283,7 +292,12 @@ class Protection:
     def approve(self, now: float, key: bytes) -> None:
         """A person, or the policy, trusts this key."""
         peer = self._e.peers.get(key)
-        if peer is None or peer.state is PeerState.APPROVED:
+        if peer is None:
+            return
+        if peer.accepted:  # as everybody: from now on it stays
+            peer.accepted = Accepted.NO
+            self._e.emit(commands.SavePeer(peer))
+        if peer.state is PeerState.APPROVED:
             return
         peer.state = PeerState.APPROVED
         self._e.emit(commands.SavePeer(peer))
@@ -297,7 +311,7 @@ class Protection:
         peer = self._e.peers.get(key)
         if peer is None:
             return
-        peer.state = PeerState.REJECTED
+        peer.state, peer.accepted = PeerState.REJECTED, Accepted.NO  # it stays rejected
         self._e.emit(commands.SavePeer(peer))
         self._e.notice("peer.rejected", peer=key)
         self.hello(now, peer)
@@ -312,11 +326,19 @@ class Protection:
             if peer is not None and other.state is PeerState.CHANGED and other.identity & peer.identity:
                 self._drop_peer(other.key)
 
+    def had_to_go(self, now: float, key: bytes) -> None:
+        """There was no room for this peer any more: what was about to be protected with it will not be."""
+        for connection in self._e.table.of(key):
+            if connection.movable or connection.state is State.NEGOTIATING:
+                self._unprotect(now, connection, "peer-forgotten")
+        self.dropped(key)
+
     def dropped(self, key: bytes) -> None:
         """A peer is gone: nothing is remembered of it."""
         self._doubted.pop(key, None)
         self._told.pop(key, None)
-        self._untold = {cid: of for cid, of in self._untold.items() if of != key}
+        for cid in self._untold_of(key):
+            self._untold.pop(cid)
         self._e.places.forget(key)
         self._e.better.forget(key)
 
@@ -391,9 +413,17 @@ class Protection:
             self._e.emit(commands.SaveConnections(tuple(protected)))  # else a restart would not know them as protected
             for key in {c.peer for c in protected}:
                 self._update_keep(now, key)
+                self.used(key)
             self._e.meeting.protected(now)
             self._e.choosing.protected(now, protected)
             self._e.mobility.reconsider(now, [c for c in protected if c.movable])
+
+    def used(self, key: bytes | None) -> None:
+        """It is of use: others that were accepted because everybody is go before it."""
+        peer = self._e.peers.get(key) if key is not None else None
+        if peer is not None and peer.accepted is Accepted.UNUSED:
+            peer.accepted = Accepted.USED
+            self._e.emit(commands.SavePeer(peer))
 
     # -- told by a peer -----------------------------------------------------------------------------------------------
 
@@ -528,9 +558,8 @@ class Protection:
 
         def failed(_: float) -> None:
             if what is End.KILL:  # of the others, the peer finds out by itself what matters
-                self._untold.update(dict.fromkeys(cids, key))
-                while len(self._untold) > constants.MAX_UNTOLD:
-                    del self._untold[next(iter(self._untold))]
+                for cid in cids:
+                    self._untold.put(constants.MAX_UNTOLD, key, cid, key)
 
         self._e.requests.ask(now, key, build, lambda *_: None, failed)
 
@@ -546,11 +575,14 @@ class Protection:
                 if peer is not None and peer.remote is not None:
                     self._e.contact(now, peer.remote, peer.local, of)
                 continue
-            cids = [cid for cid, each in self._untold.items() if each == of]
+            cids = self._untold_of(of)
             for cid in cids:
-                del self._untold[cid]
+                self._untold.pop(cid)
             for start in range(0, len(cids), messages.MAX_CIDS):
                 self.tell_end(now, of, End.KILL, tuple(cids[start : start + messages.MAX_CIDS]))
+
+    def _untold_of(self, key: bytes) -> list[bytes]:
+        return [cid for cid in self._untold if self._untold.get(cid) == key]
 
     # -- after a restart ----------------------------------------------------------------------------------------------
 
@@ -597,7 +629,7 @@ class Protection:
         for connection in doubtful:
             connection.confirmed = None
         if doubtful:
-            self._e.mobility.reconsider(now)
+            self._e.mobility.reconsider(now, [c for c in doubtful if c.movable])
 
     def _synced(self, now: float, key: bytes, reply: messages.Message, doubtful: Iterable[bytes]) -> None:
         """What the peer has lost is claimed again where it can be: not moved; else it stays as it is, unprotected."""

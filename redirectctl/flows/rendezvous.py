@@ -21,6 +21,7 @@ from redirectctl.flows import commands, constants
 from redirectctl.flows.bucket import Bucket
 from redirectctl.proto import events
 from redirectctl.proto.peer import PeerState
+from redirectctl.proto.shares import Shared
 from redirectctl.wire import meeting as wire
 from redirectctl.wire.addr import IPAddress, SockAddr
 
@@ -52,7 +53,8 @@ class Rendezvous:
         self._guests: dict[bytes, Guest] = {}
         self._asked: dict[bytes, tuple[SockAddr, bytes]] = {}  # by key: where it has to prove to be, and by what
         self._pairs: dict[bytes, list[bytes]] = {}  # by tag: one or two guests
-        self._relayed = 0  # flows of all
+        self._tags: Shared[bytes, tuple[bytes, bytes], None] = Shared()  # of all guests
+        self._flows: Shared[bytes, tuple[bytes, int], None] = Shared()
 
     @property
     def guests(self) -> int:
@@ -62,7 +64,7 @@ class Rendezvous:
     @property
     def relayed(self) -> int:
         """How many flows are relayed."""
-        return self._relayed
+        return len(self._flows)
 
     def received(self, now: float, event: events.Received) -> None:
         """Register, Lookup, Forward, Relay."""
@@ -95,6 +97,7 @@ class Rendezvous:
 
     def forget(self, now: float, key: bytes) -> None:
         """This peer is not trusted any more."""
+        self._asked.pop(key, None)
         if (guest := self._guests.get(key)) is not None:
             self._drop(now, guest)
 
@@ -124,6 +127,7 @@ class Rendezvous:
             founds = Bucket(constants.INTRODUCE_RATE, constants.INTRODUCE_BURST, constants.INTRODUCE_BURST, now)
             guest = Guest(event.key, event.source, event.local, now, forwards, founds)
             self._guests[event.key] = guest
+            self._e.protection.used(event.key)
         moved = (guest.observed, guest.local, guest.addresses) != (event.source, event.local, message.addresses)
         guest.observed, guest.local, guest.addresses = event.source, event.local, message.addresses
         guest.until = now + constants.MEET_TIME
@@ -159,15 +163,22 @@ class Rendezvous:
     def _add_tag(self, now: float, guest: Guest, tag: bytes) -> bool:
         if tag not in guest.tags:
             pair = self._pairs.get(tag, [])
-            room = len(self._pairs) < constants.MAX_PAIRS and len(guest.tags) < constants.MAX_TAGS
-            if len(pair) >= 2 or not room:
+            if len(pair) >= 2 or len(guest.tags) >= constants.MAX_TAGS:
                 return False
+            gone = self._tags.put(constants.MAX_ALL_TAGS, guest.key, (guest.key, tag), None)
+            if gone is not None:
+                (key, old), _ = gone
+                if key == guest.key:
+                    return False
+                self._drop_tag(self._guests[key], old)
+                pair = self._pairs.get(tag, [])
             self._pairs[tag] = [*pair, guest.key]
         guest.tags[tag] = now + constants.MEET_TIME
         return True
 
     def _drop_tag(self, guest: Guest, tag: bytes) -> None:
         del guest.tags[tag]
+        self._tags.pop((guest.key, tag))
         left = [key for key in self._pairs.get(tag, ()) if key != guest.key]
         if left:
             self._pairs[tag] = left
@@ -178,7 +189,8 @@ class Rendezvous:
         pairs = [self._guests[k] for tag in guest.tags for k in self._pairs[tag] if k != guest.key]
         for tag in list(guest.tags):
             self._drop_tag(guest, tag)
-        self._relayed -= len(guest.flows)
+        for flow in guest.flows:
+            self._flows.pop((guest.key, flow))
         guest.flows.clear()
         del self._guests[guest.key]
         self._e.timers.cancel(("guest", guest.key))
@@ -222,10 +234,8 @@ class Rendezvous:
         self._drop_old_flows(now, guest)
         if guest.tags.get(message.tag, 0.0) > now:
             for flow in message.flows:
-                if flow not in guest.flows:
-                    if len(guest.flows) >= constants.MAX_RELAYED or self._relayed >= constants.MAX_RELAYED_ALL:
-                        break
-                    self._relayed += 1
+                if flow not in guest.flows and not self._add_flow(now, guest, flow):
+                    break
                 guest.flows[flow] = (message.tag, now + constants.MEET_TIME)
                 accepted += 1
         self._e.send(now, guest.key, wire.Relayed(message.request, accepted), event.source, event.local)
@@ -236,7 +246,17 @@ class Rendezvous:
     def _drop_old_flows(self, now: float, guest: Guest) -> None:
         for flow in [flow for flow, (_, until) in guest.flows.items() if until <= now]:
             del guest.flows[flow]
-            self._relayed -= 1
+            self._flows.pop((guest.key, flow))
+
+    def _add_flow(self, now: float, guest: Guest, flow: int) -> bool:
+        if len(guest.flows) >= constants.MAX_RELAYED:
+            return False
+        gone = self._flows.put(constants.MAX_RELAYED_ALL, guest.key, (guest.key, flow), None)
+        if gone is not None and gone[0][0] != guest.key:
+            greedy = self._guests[gone[0][0]]
+            del greedy.flows[gone[0][1]]
+            self._tell_shell(now, greedy)
+        return (guest.key, flow) in self._flows
 
     def _moved(self, now: float, guest: Guest) -> None:
         """What it sends comes from elsewhere, and what goes to it goes elsewhere."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from redirectctl.flows import constants
+from redirectctl.proto.shares import Shared
 from redirectctl.wire import meeting
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.message import (
@@ -57,7 +58,7 @@ class Requests:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._open: dict[int, _Request] = {}
+        self._open: Shared[bytes, int, _Request] = Shared()  # of each peer
         self._last = 0
 
     def ask(
@@ -73,12 +74,13 @@ class Requests:
 
         It is built anew each time; None: there is nothing to ask any more.
         """
-        if len(self._open) >= constants.MAX_REQUESTS:
-            failed(now)
-            return
-        self._last = (self._last + 1) & 0xFFFFFFFF
-        self._open[self._last] = _Request(key, build, path, answered, failed)
-        self.retry(now, self._last)
+        self._last = number = (self._last + 1) & 0xFFFFFFFF
+        gone = self._open.put(constants.MAX_REQUESTS, key, number, _Request(key, build, path, answered, failed))
+        if number in self._open:
+            self.retry(now, number)
+        if gone is not None:
+            self._engine.timers.cancel(("request", gone[0]))
+            gone[1].failed(now)
 
     def retry(self, now: float, number: int) -> None:
         """The timer of a request."""
@@ -86,12 +88,12 @@ class Requests:
         if request is None:
             return
         if request.tries >= len(constants.REQUEST_RETRIES):
-            del self._open[number]
+            self._open.pop(number)
             request.failed(now)
             return
         request.message = request.build(number)
         if request.message is None:
-            del self._open[number]
+            self._open.pop(number)
             return
         self._engine.send(now, request.key, request.message, *request.path)
         self._engine.timers.set(("request", number), now + constants.REQUEST_RETRIES[request.tries])
@@ -100,8 +102,10 @@ class Requests:
     def answer(self, now: float, key: bytes, number: int, message: Message) -> None:
         """An answer came; only from the peer that was asked, and of the right kind, does it count."""
         request = self._open.get(number)
-        if request is None or request.key != key or type(message) is not _ANSWERS[type(request.message)]:
+        if request is None or request.message is None or request.key != key:
             return
-        del self._open[number]
+        if type(message) is not _ANSWERS[type(request.message)]:
+            return
+        self._open.pop(number)
         self._engine.timers.cancel(("request", number))
         request.answered(now, message)

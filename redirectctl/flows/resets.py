@@ -18,6 +18,7 @@ from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.state import State
 from redirectctl.proto import events
+from redirectctl.proto.shares import Shared
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
@@ -30,9 +31,10 @@ class Resets:
 
     def __init__(self, engine: Engine) -> None:
         self._e = engine
-        self._held: dict[bytes, tuple[int, bool]] = {}  # connection: its one held RST, and whether we began it
+        # Of each peer, by connection: its one held RST, and whether we began it.
+        self._held: Shared[bytes, bytes, tuple[int, bool]] = Shared()
         self._told: dict[bytes, float] = {}  # when rst.held was last reported
-        self._asked: dict[int, tuple[bytes, SockAddr, IPAddress, int]] = {}
+        self._asked: Shared[bytes, int, tuple[bytes, SockAddr, IPAddress, int]] = Shared()
         self._number = 0
 
     def held(self, now: float, socket: FourTuple, token: int, *, opened: bool = False) -> None:
@@ -49,10 +51,9 @@ class Resets:
         elif connection.state is State.SUSPENDED:
             self._drop(now, connection, token, "no-path")
             self._e.asking.refused(now, connection)
-        elif cid in self._held or len(self._held) >= constants.MAX_RST_QUESTIONS:
+        elif cid in self._held or not self._hold(now, connection.peer, cid, token, opened):
             self._drop(now, connection, token, "being-asked")
         else:
-            self._held[cid] = token, opened
             self._e.requests.ask(
                 now,
                 connection.peer,
@@ -60,6 +61,13 @@ class Resets:
                 lambda at, reply: self._answered(at, cid, reply),
                 lambda at: self._unanswered(at, cid),
             )
+
+    def _hold(self, now: float, key: bytes, cid: bytes, token: int, opened: bool) -> bool:
+        """Until the peer has answered.  Where there is no room one is dropped: the next segment draws another."""
+        gone = self._held.put(constants.MAX_RST_QUESTIONS, key, cid, (token, opened))
+        if gone is not None and gone[0] != cid:
+            self._settle(now, gone[0], gone[1][0], gone=False, reason="being-asked")
+        return cid in self._held
 
     def _from_there(self, connection: Connection) -> bool:
         """Both hosts are where they were when the connection began, for all that is known."""
@@ -70,8 +78,8 @@ class Resets:
         return not connection.moved and not elsewhere and here_now and heard
 
     def _unanswered(self, now: float, cid: bytes) -> None:
-        connection, (_, opened) = self._e.table.get(cid), self._held.get(cid, (0, False))
-        gone = opened and connection is not None and self._from_there(connection)
+        connection, held = self._e.table.get(cid), self._held.get(cid)
+        gone = held is not None and held[1] and connection is not None and self._from_there(connection)
         self._decide(now, cid, gone=gone, reason="peer-unreachable")
 
     def _answered(self, now: float, cid: bytes, reply: messages.Message) -> None:
@@ -79,10 +87,11 @@ class Resets:
         self._decide(now, cid, gone=gone, reason="peer-alive")
 
     def _decide(self, now: float, cid: bytes, *, gone: bool, reason: str) -> None:
-        held = self._held.pop(cid, None)
-        if held is None:
-            return
-        token, _ = held
+        held = self._held.pop(cid)
+        if held is not None:
+            self._settle(now, cid, held[0], gone=gone, reason=reason)
+
+    def _settle(self, now: float, cid: bytes, token: int, *, gone: bool, reason: str) -> None:
         connection = self._e.table.get(cid)
         if gone or connection is None or not connection.movable:
             self._e.emit(commands.Verdict(token, accept=True))
@@ -112,14 +121,14 @@ class Resets:
             self._e.send(now, event.key, messages.RstReply(message.request, alive=False), event.source, event.local)
             return
         self._number += 1
-        if len(self._asked) >= constants.MAX_RST_QUESTIONS:
-            self._asked.pop(next(iter(self._asked)))
-        self._asked[self._number] = (event.key, event.source, event.local, message.request)
-        self._e.emit(commands.CheckSockets(("rst", self._number), (connection.socket,)))
+        question = (event.key, event.source, event.local, message.request)
+        self._asked.put(constants.MAX_RST_QUESTIONS, event.key, self._number, question)
+        if self._number in self._asked:
+            self._e.emit(commands.CheckSockets(("rst", self._number), (connection.socket,)))
 
     def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple] | None) -> None:
         """The socket table has been read.  Where it could not be there is no answer: the peer keeps the RST back."""
-        asked = self._asked.pop(token[1], None)
+        asked = self._asked.pop(token[1])
         if asked is not None and present is not None:
             key, source, local, request = asked
             self._e.send(now, key, messages.RstReply(request, alive=bool(present)), source, local)

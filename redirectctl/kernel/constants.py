@@ -6,6 +6,8 @@ Kubernetes, Calico and Tailscale use lower bits.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 NFT_TABLE = "redirectctl"  # family inet; "redirect" is a keyword of nft
 TUN_DEVICE = "redirect0"  # holds the old addresses that moved connections still send from; the tunnel's device
 ROUTE_TABLE = 7747  # `local OLD` routes: incoming rewritten packets only (MARK_MOVED)
@@ -23,11 +25,16 @@ MARK_TOKEN = 0x0200_0000  # an incoming segment with a token (kernel/inband.py):
 MARK_WAIT = 0x0100_0000  # of a suspended connection: NFQUEUE; if no daemon listens what it sends is dropped
 MARK_PROBE = 0x0800_0000  # an outgoing ACK that a sequence-number probe provoked: NFQUEUE, accepted if nobody listens
 
-QUEUE_RST = 7747  # NFQUEUE numbers (per network namespace)
-QUEUE_HOLD = 7748
-QUEUE_PROBE = 7749
-QUEUE_TOKEN = 7750
-QUEUE_WAIT = 7751
-QUEUE_ANSWER = 7752
+
+class Queue(IntEnum):
+    """NFQUEUE numbers (per network namespace)."""
+
+    RST = 7747
+    HOLD = 7748
+    PROBE = 7749
+    TOKEN = 7750
+    WAIT = 7751
+    ANSWER = 7752
+
 
 CGROUP_PREFIX = "redirectctl-"  # child cgroups of opted-in commands: redirectctl-<pid>

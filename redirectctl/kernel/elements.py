@@ -75,8 +75,7 @@ def elements(flow: KernelFlow) -> list[tuple[Place, bytes | None]]:
         found.append(((names["src"], incoming), None))
     found.append(((names["src"], wire_remote + wire_local), remote[:-4]))
     found.append(((names["dst"], remote + wire_local), local[:-4] if here else None))
-    if here:
-        found.append(((names["wire"], wire_local + wire_remote), b""))
+    found.append(((names["wire"], wire_local + wire_remote), b""))
     if flow.tunnel:
         return found
     if away:

@@ -188,7 +188,7 @@ class Inband:
         return {one: (n.send_base, n.receive_base) for one, n in self._kicker.known(every).items()}
 
     def on_arrival(self, packet: QueuedPacket) -> None:
-        """Handler of QUEUE_TOKEN."""
+        """Handler of Queue.TOKEN."""
         arrived: FourTuple | None = None
         try:
             segment = parse_tcp(packet.payload)

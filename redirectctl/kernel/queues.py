@@ -9,19 +9,7 @@ from __future__ import annotations
 import subprocess
 from typing import NamedTuple
 
-from redirectctl.kernel.constants import (
-    MARK_ASK,
-    MARK_HOLD,
-    MARK_PROBE,
-    MARK_TOKEN,
-    MARK_WAIT,
-    QUEUE_ANSWER,
-    QUEUE_HOLD,
-    QUEUE_PROBE,
-    QUEUE_RST,
-    QUEUE_TOKEN,
-    QUEUE_WAIT,
-)
+from redirectctl.kernel.constants import MARK_ASK, MARK_HOLD, MARK_PROBE, MARK_TOKEN, MARK_WAIT, Queue
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.nft import Command, Nft, NftError
 
@@ -39,12 +27,12 @@ class QueueRule(NamedTuple):
 
 
 QUEUE_RULES = (
-    QueueRule("prerouting", MARK_HOLD, QUEUE_HOLD, bypass=False),
-    QueueRule("prerouting", MARK_ASK, QUEUE_RST, bypass=True),
-    QueueRule("prerouting", MARK_TOKEN, QUEUE_TOKEN, bypass=True),
-    QueueRule("prerouting", MARK_WAIT, QUEUE_ANSWER, bypass=True),
-    QueueRule("output", MARK_PROBE, QUEUE_PROBE, bypass=True),
-    QueueRule("output", MARK_WAIT, QUEUE_WAIT, bypass=False),
+    QueueRule("prerouting", MARK_HOLD, Queue.HOLD, bypass=False),
+    QueueRule("prerouting", MARK_ASK, Queue.RST, bypass=True),
+    QueueRule("prerouting", MARK_TOKEN, Queue.TOKEN, bypass=True),
+    QueueRule("prerouting", MARK_WAIT, Queue.ANSWER, bypass=True),
+    QueueRule("output", MARK_PROBE, Queue.PROBE, bypass=True),
+    QueueRule("output", MARK_WAIT, Queue.WAIT, bypass=False),
 )
 
 

@@ -156,7 +156,7 @@ class Rewriter:
         self._counts = counts
 
     def probe(self, sockets: Iterable[FourTuple]) -> None:
-        """Give the next outgoing pure ACK of exactly these socket tuples MARK_PROBE, which leads to QUEUE_PROBE.
+        """Give the next outgoing pure ACK of exactly these socket tuples MARK_PROBE, which leads to Queue.PROBE.
 
         One each, until the next call, and for PROBE_SECONDS at most.
         """
@@ -169,7 +169,7 @@ class Rewriter:
         self._shape = shape
 
     def listen(self, on: bool) -> None:
-        """Give incoming segments with a token MARK_TOKEN, which leads to QUEUE_TOKEN; or no longer.
+        """Give incoming segments with a token MARK_TOKEN, which leads to Queue.TOKEN; or no longer.
 
         They skip the rewriting: who reads them sees the tuple that they arrived with.
         """

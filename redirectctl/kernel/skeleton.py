@@ -134,7 +134,9 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
             rules["in"].append(_in_family(version, _has_flag("rst"), {"jump": {"target": f"rst{version}"}}))
         if "src" in here:
             last = _goto("dst", version) if "dst" in here else {"accept": None}
-            rules["in"].append(_in_family(version, _apply(version, "src"), _or_mark(MARK_MOVED), last))
+            # Who begins a connection on the same tuple is somebody else.
+            begun = _equals({"&": [_FLAGS, "syn"]}, 0)
+            rules["in"].append(_in_family(version, begun, _apply(version, "src"), _or_mark(MARK_MOVED), last))
         if "tun" in here:
             rules["out"].append(_in_family(version, _is_in(version, "tun"), _or_mark(MARK_TUNNEL), {"accept": None}))
         if "odst" in here:

@@ -311,7 +311,7 @@ class Suspender:
                 self._sender.send(connection, packet)
 
     def on_arrival(self, packet: QueuedPacket) -> None:
-        """Handler of QUEUE_ANSWER: what comes from the network for suspended connections."""
+        """Handler of Queue.ANSWER: what comes from the network for suspended connections."""
         try:
             segment = parse_tcp(packet.payload)
         except PacketError:
@@ -336,7 +336,7 @@ class Suspender:
         return acknowledged <= one.in_flight and (segment.seq - numbers.rcv_nxt(one)) & SEQ_MASK < _HALF
 
     def on_packet(self, packet: QueuedPacket) -> None:
-        """Handler of QUEUE_WAIT: what suspended connections send."""
+        """Handler of Queue.WAIT: what suspended connections send."""
         try:
             segment = parse_tcp(packet.payload)
         except PacketError:

@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         found.set_defaults(run=run)
         found.add_argument("--listen", type=int, metavar="PORT")
         found.add_argument("--connect", nargs=2, metavar=("ADDRESS", "PORT"))
+        found.add_argument("--from", type=int, default=0, dest="source", metavar="PORT", help="of this host")
         found.add_argument("--device", default="", metavar="INTERFACE", help="bind the socket to it (SO_BINDTODEVICE)")
         return found
 
@@ -123,6 +124,8 @@ def _connect(arguments: argparse.Namespace) -> socket.socket:
     connection = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     if arguments.device:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, arguments.device.encode())
+    if arguments.source:
+        connection.bind(("", arguments.source))
     connection.settimeout(CONNECT_TIMEOUT)
     connection.connect((host, int(port)))
     connection.settimeout(None)

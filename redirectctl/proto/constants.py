@@ -42,18 +42,20 @@ RATE_LIMIT_SOURCES: Final = 4096  # about 0.7 MiB at most; 4096 sources at their
 #                                   far more than Python can answer: the table is not what gives way first
 
 REKEY_AFTER_TIME_RESPONDER: Final = 150.0  # later than the initiator's, so that both do not start at once
+HANDSHAKE_DOUBTS: Final = 2  # tries with the known key after another has answered
 HANDSHAKE_RETRIES: Final = (0.4, 0.8, 1.6, 3.2, 3.0)  # seconds after each of five tries: about 9 s in all
 HANDSHAKE_OTHER_PORT: Final = 3  # unanswered ones, in 2.8 s, after which another port of ours is tried with known peers
 FRESH_PORT: Final = 3.0  # seconds for which we do with the newest port, whoever needs a fresh one
 CONFIRM_RETRIES: Final = (0.2, 0.4, 0.8, 1.6, 3.2)  # repeats of the first message of a session, until an answer comes
-HALF_OPEN_MAX: Final = 256  # XX handshakes that wait for their third message
+HALF_OPEN_MAX: Final = 256  # XX handshakes that wait for their third message, shared by network (shares.py)
 HALF_OPEN_TIME: Final = 10.0  # seconds that they may wait: longer than all the initiator's tries
 LOAD_HANDSHAKES: Final = 40  # in a second: from there on a cookie is asked for (a handshake costs about a millisecond)
-ATTEMPTS_MAX: Final = 256  # handshakes that we have under way
+ATTEMPTS_MAX: Final = 256  # handshakes that we have under way; with whom there are most gives way
 ATTEMPTS_OF_PEER: Final = 12  # with one peer, along different pairs of addresses
 SESSIONS_PER_PEER: Final = 4  # newest first, and as many not yet confirmed: both ends may start at once, on many paths
-PENDING_MAX: Final = 64  # strangers that wait for a person; the oldest goes
-PEERS_MAX: Final = 4096  # from there on no stranger is met that calls us: with "accept-new" anybody can call
+PENDING_MAX: Final = 64  # strangers that wait for a person; the oldest of the network that has most goes
+UNUSED_MAX: Final = 256  # accepted with "accept-new", but never of use (Accepted.UNUSED); the same
+PEERS_MAX: Final = 4096  # then one goes that has no connection and was accepted because everybody is, or nobody is met
 PROVEN_MAX: Final = 32  # places of one peer that are remembered as proven
 UNPROVEN_BURST: Final = 8192.0  # bytes to places where a peer has never answered: some dozen announcements
 UNPROVEN_RATE: Final = 100.0  # bytes a second after that

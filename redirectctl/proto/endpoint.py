@@ -8,6 +8,7 @@ A message that is refused leaves no trace but an events.Refused with a named rea
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ from redirectctl.proto.cipher import TransportCipher
 from redirectctl.proto.errors import AuthError
 from redirectctl.proto.initiate import Initiator
 from redirectctl.proto.noise import Handshake, Rng, StaticKey
-from redirectctl.proto.peer import Peer, PeerState, Session
+from redirectctl.proto.peer import Accepted, Peer, PeerState, Session
+from redirectctl.proto.ratelimit import network
 from redirectctl.proto.respond import Responder
 from redirectctl.proto.timers import Timers
 from redirectctl.wire import datagram
@@ -396,18 +398,35 @@ class Endpoint:
         state = self._admit(key, at, initiator)
         if state is None:
             raise MalformedError("unknown-peer")
+        accepted = Accepted.NO if initiator or state is not PeerState.APPROVED else Accepted.UNUSED
+        if state is PeerState.PENDING:
+            self._make_room(at, "too-many-pending", constants.PENDING_MAX, lambda p: p.state is PeerState.PENDING)
+        elif accepted:
+            self._make_room(at, "too-many-unused", constants.UNUSED_MAX, lambda p: p.unused)
         if len(self.peers) >= constants.PEERS_MAX and not initiator:
-            raise MalformedError("too-many-peers")
-        pending = [p for p in self.peers.values() if p.state is PeerState.PENDING]
-        if state is PeerState.PENDING and len(pending) >= constants.PENDING_MAX:
-            # Those that called us go before those that we called: a crowd of strangers pushes nobody else out.
-            oldest = min(pending, key=lambda p: (bool(p.identity), p.last_contact or 0.0))
-            self.emit(events.Refused(at, "too-many-pending", oldest.key))
-            self.forget(oldest.key)
-            self.emit(events.PeerDropped(oldest.key))
-        peer = self.peers[key] = Peer(key, state, last_contact=now)
+            self._make_room(at, "too-many-peers", 1, lambda p: not p.chosen and not p.keep)
+            if len(self.peers) >= constants.PEERS_MAX:
+                raise MalformedError("too-many-peers")
+        peer = self.peers[key] = Peer(key, state, accepted=accepted, last_contact=now)
         self.emit(events.PeerMet(key, at, initiator))
         return peer
+
+    def _make_room(self, at: SockAddr, reason: str, limit: int, may_go: Callable[[Peer], bool]) -> None:
+        """If so many may go, drop one of them: of those that called us and were never of use, if there are any, the one
+        that was silent for longest in the network that has most.  So a crowd of strangers pushes nobody else out."""
+        some = [p for p in self.peers.values() if may_go(p)]
+        if len(some) < limit:
+            return
+        crowds = Counter(network(p.seen_at) for p in some)
+        first = min(
+            some,
+            key=lambda p: (
+                bool(p.identity), p.accepted is Accepted.USED, -crowds[network(p.seen_at)], p.last_contact or 0.0
+            ),
+        )  # fmt: skip
+        self.emit(events.Refused(at, reason, first.key))
+        self.forget(first.key)
+        self.emit(events.PeerDropped(first.key))
 
     def _add_session(self, now: float, peer: Peer, session: Session) -> None:
         self._sessions[session.local_index] = session

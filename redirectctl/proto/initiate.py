@@ -3,6 +3,7 @@
     start ──INIT──► waits ──RESPONSE──► session (XX: FINAL is sent and repeated until the peer is heard)
                     │ ▲
         no answer, COOKIE, UNKNOWN, VERSIONS: INIT again, as the hint says; after the last try ContactFailed
+        another key than the known one: INIT to the known one again, which only that can answer; then KeyChanged
 
 Every try is a handshake of its own, and an answer to any of the last ones completes: on a slow path the answer to
 the first may come after the second was sent.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redirectctl.proto import constants, events
 from redirectctl.proto.cookie import CookieJar
@@ -34,6 +35,9 @@ def prologue(version: int, pattern: Pattern, offered: tuple[int, ...]) -> bytes:
     return constants.LABEL_PROLOGUE + bytes((version, pattern)) + datagram.pack_versions(offered)
 
 
+Which = tuple[SockAddr, IPAddress | None, bytes | None, bytes | None]  # to, from, handed over to, who must answer
+
+
 @dataclass(slots=True)
 class Attempt:
     """A handshake that we started, over one path."""
@@ -48,7 +52,13 @@ class Attempt:
     tries: int = 0
     cookies: int = 0  # replies that made us send again at once
     sent: float = 0.0
+    foreign: bytes | None = None  # the key of somebody else who has answered
     handshakes: dict[int, tuple[Pattern, Handshake]] = field(default_factory=dict)  # by our index, oldest first
+
+    @property
+    def which(self) -> Which:
+        """One at a time: the same question."""
+        return self.to, self.source, self.via, self.key
 
 
 class Initiator:
@@ -59,7 +69,7 @@ class Initiator:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._e = endpoint
-        self._attempts: dict[tuple[SockAddr, IPAddress | None, bytes | None], Attempt] = {}
+        self._attempts: dict[Which, Attempt] = {}
         self._of_peer: Counter[bytes | None] = Counter()  # how many there are
         self._by_index: dict[int, Attempt] = {}
 
@@ -75,14 +85,14 @@ class Initiator:
         ``again``: what is under way does not wait for its next try; somebody expects the way to be free now.
         """
         via = self._e.handed_to(to, key)
-        attempt = self._attempts.get((to, source, via))
+        attempt = self._attempts.get((to, source, via, key))
         if attempt is not None:
             if again and now - attempt.sent >= self.SOONEST:
                 self._send_once_more(now, attempt)
             return
         if key is not None and self._of_peer[key] >= constants.ATTEMPTS_OF_PEER:
             return  # along other pairs of addresses; these will have their turn
-        if len(self._attempts) >= constants.ATTEMPTS_MAX:
+        if len(self._attempts) >= constants.ATTEMPTS_MAX and not self._make_room(key or to.host):
             self._e.emit(events.ContactFailed(to, key, "too-many-handshakes", source))
             return
         peer = self._e.peers.get(key) if key is not None else None
@@ -96,22 +106,35 @@ class Initiator:
             CookieJar(key if known else None),
             via,
         )
-        self._attempts[to, source, via] = attempt
+        self._attempts[attempt.which] = attempt
         self._of_peer[key] += 1
         self._send(now, attempt)
+
+    def _make_room(self, party: bytes | IPAddress) -> bool:
+        """With whom there are most gives way: its oldest (shares.py)."""
+        parties = Counter(a.key or a.to.host for a in self._attempts.values())
+        greatest, most = parties.most_common(1)[0]
+        if parties[party] >= most:
+            return False
+        self._fail(next(a for a in self._attempts.values() if (a.key or a.to.host) == greatest), "too-many-handshakes")
+        return True
 
     def cancel(self, key: bytes) -> None:
         """The peer is forgotten: handshakes with it end."""
         for attempt in [a for a in self._attempts.values() if a.key == key]:
             self._fail(attempt, "peer-forgotten")
 
-    def retry(self, now: float, to: SockAddr, source: IPAddress | None, via: bytes | None) -> None:
-        """The timer of an attempt has run out."""
-        attempt = self._attempts.get((to, source, via))
+    def retry(self, now: float, *which: Any) -> None:
+        """The timer of an attempt has run out; ``which``: of that."""
+        attempt = self._attempts.get(which)
         if attempt is None:
             return
-        if attempt.tries >= len(constants.HANDSHAKE_RETRIES):
-            self._fail(attempt, "no-answer")
+        doubts = constants.HANDSHAKE_DOUBTS if attempt.foreign is not None else len(constants.HANDSHAKE_RETRIES)
+        if attempt.tries >= doubts:
+            if attempt.foreign is not None:
+                self._changed(attempt, attempt.foreign)
+            else:
+                self._fail(attempt, "no-answer")
             return
         self._send(now, attempt)
 
@@ -126,7 +149,8 @@ class Initiator:
         try:
             payload = handshake.read_message(message.noise)
         except HandshakeError as error:
-            if attempt.pattern is Pattern.IKPSK2:  # or the peer has another secret: killed in the middle of an XX
+            # Or the peer has another secret: killed in the middle of an XX.
+            if attempt.pattern is Pattern.IKPSK2 and attempt.foreign is None:
                 self._do_without(now, attempt)
             raise MalformedError("forged-response") from error
         try:
@@ -146,11 +170,10 @@ class Initiator:
         if seen is None or seen == self._e.static.public:
             self._fail(attempt, "own-key")
             raise MalformedError("own-key")
-        self._finish(attempt)
         if attempt.key is not None and seen != attempt.key:
-            self._e.emit(events.KeyChanged(attempt.to, attempt.key, seen))
-            self._e.emit(events.ContactFailed(attempt.to, attempt.key, "key-changed", attempt.source))
+            self._on_foreign(now, attempt, seen)
             return
+        self._finish(attempt)
         if final is not None:
             self._e.transmit(now, seen, local, attempt.to, final)
         try:
@@ -168,6 +191,27 @@ class Initiator:
             self._e.emit(events.ContactFailed(attempt.to, attempt.key, error.reason, attempt.source))
             raise
 
+    def _on_foreign(self, now: float, attempt: Attempt, seen: bytes) -> None:
+        """Another key.  Whoever sees what we send can make us ask in a way that anybody can answer, and be the first.
+
+        Asked with the pairwise secret, does the known one answer?
+        """
+        peer = self._e.peers.get(attempt.key) if attempt.key is not None else None
+        if peer is None or peer.secret is None:
+            self._changed(attempt, seen)
+            return
+        attempt.foreign = seen
+        attempt.pattern, attempt.jar = Pattern.IKPSK2, CookieJar(attempt.key)
+        self._drop_handshakes(attempt)
+        attempt.tries = 0
+        self._send(now, attempt)
+
+    def _changed(self, attempt: Attempt, seen: bytes) -> None:
+        self._finish(attempt)
+        if attempt.key is not None:
+            self._e.emit(events.KeyChanged(attempt.to, attempt.key, seen))
+        self._e.emit(events.ContactFailed(attempt.to, attempt.key, "key-changed", attempt.source))
+
     def on_cookie(self, now: float, message: datagram.Cookie) -> None:
         """Under load the peer wants to see that we receive what is sent to us."""
         attempt = self._matching(message.receiver)
@@ -184,7 +228,7 @@ class Initiator:
     def on_unknown(self, now: float, receiver: int) -> bool:
         """The peer does not know us any more: the full handshake, in which it must still hold the key we know."""
         attempt = self._by_index.get(receiver)
-        if attempt is None or attempt.pattern is Pattern.XX:
+        if attempt is None or attempt.pattern is Pattern.XX or attempt.foreign is not None:
             return attempt is not None
         self._drop_handshakes(attempt)
         self._do_without(now, attempt)
@@ -215,14 +259,15 @@ class Initiator:
 
     def _send(self, now: float, attempt: Attempt) -> None:
         e = self._e
-        if attempt.pattern is Pattern.IKPSK2 and attempt.tries == len(constants.HANDSHAKE_RETRIES) - 2:
+        last = attempt.tries == len(constants.HANDSHAKE_RETRIES) - 2
+        if attempt.pattern is Pattern.IKPSK2 and last and attempt.foreign is None:
             # The pairwise secrets may differ (a backup was restored): the last two tries do without.
             attempt.pattern, attempt.jar = Pattern.XX, CookieJar(None)
         if attempt.tries >= constants.HANDSHAKE_OTHER_PORT:
             e.try_another_port(now, attempt.key, attempt.sent)
         self._send_init(now, attempt, attempt.pattern, attempt.jar)
         again = now + constants.HANDSHAKE_RETRIES[attempt.tries]
-        e.timers.set(("attempt", attempt.to, attempt.source, attempt.via), again)
+        e.timers.set(("attempt", *attempt.which), again)
         attempt.tries += 1
 
     def _send_once_more(self, now: float, attempt: Attempt) -> None:
@@ -268,11 +313,11 @@ class Initiator:
     def _finish(self, attempt: Attempt) -> None:
         for index in list(attempt.handshakes):
             self._forget(attempt, index)
-        del self._attempts[attempt.to, attempt.source, attempt.via]
+        del self._attempts[attempt.which]
         self._of_peer[attempt.key] -= 1
         if not self._of_peer[attempt.key]:
             del self._of_peer[attempt.key]
-        self._e.timers.cancel(("attempt", attempt.to, attempt.source, attempt.via))
+        self._e.timers.cancel(("attempt", *attempt.which))
 
     def _fail(self, attempt: Attempt, reason: str) -> None:
         self._finish(attempt)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 
 from redirectctl.proto import constants
 from redirectctl.proto.cipher import TransportCipher
@@ -19,6 +19,14 @@ class PeerState(Enum):
     APPROVED = "approved"
     REJECTED = "rejected"
     CHANGED = "changed"  # answered at an address where we know another key
+
+
+class Accepted(IntEnum):
+    """Whether a peer that has called us is approved only because everybody is.  The numbers are stored."""
+
+    NO = 0
+    UNUSED = 1  # and no connection was ever protected with it, nor was it a guest of the rendezvous here
+    USED = 2
 
 
 @dataclass(slots=True)
@@ -101,6 +109,24 @@ class Peer:
     told: float | None = None  # when it last said so
     sessions: list[Session] = field(default_factory=list)  # newest first
     keep: bool = False  # renew sessions before they end
+    accepted: Accepted = Accepted.NO
+
+    @property
+    def chosen(self) -> bool:
+        """A person has approved it, or this host has called it."""
+        return not self.accepted or bool(self.identity)
+
+    @property
+    def unused(self) -> bool:
+        """It is here only because everybody is accepted, and has never been of use."""
+        return self.accepted is Accepted.UNUSED and not self.identity
+
+    @property
+    def seen_at(self) -> IPAddress | None:
+        """Where it is, or was met."""
+        if self.remote is not None:
+            return self.remote.host
+        return self.sessions[0].path[1].host if self.sessions else None
 
     @property
     def ports(self) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ class RateLimiter:
 
     def allow(self, source: IPAddress, now: float) -> bool:
         """Whether `source` may have one more handshake at `now` (seconds, monotonic)."""
-        key = _key(source)
+        key = network(source)
         bucket = self._buckets.pop(key, None)
         if bucket is None:
             if not self._make_room(now):
@@ -57,6 +57,9 @@ class RateLimiter:
         return True
 
 
-def _key(source: IPAddress) -> bytes:
+def network(source: IPAddress | None) -> bytes:
+    """What one host may have: an IPv4 address, or an IPv6 /64."""
+    if source is None:
+        return b""
     source = unmap(source)
     return source.packed if source.version == 4 else source.packed[:8]

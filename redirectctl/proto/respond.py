@@ -16,7 +16,8 @@ from redirectctl.proto.errors import HandshakeError
 from redirectctl.proto.initiate import NOISE, prologue
 from redirectctl.proto.noise import Handshake
 from redirectctl.proto.peer import PeerState
-from redirectctl.proto.ratelimit import RateLimiter
+from redirectctl.proto.ratelimit import RateLimiter, network
+from redirectctl.proto.shares import Shared
 from redirectctl.wire import datagram
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.datagram import MalformedError, Pattern
@@ -41,7 +42,7 @@ class Responder:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._e = endpoint
-        self._half_open: dict[int, HalfOpen] = {}  # by our index, oldest first
+        self._half_open: Shared[bytes, int, HalfOpen] = Shared()  # of each network, by our index
         self._cookies = CookieChecker(endpoint.static.public, endpoint.rng)
         self._limit = RateLimiter()
         self._hints = RateLimiter()  # apart, since their sources are not proven
@@ -91,8 +92,11 @@ class Responder:
         except HandshakeError as error:
             raise MalformedError("forged-init") from error
         if first_contact:
-            self._make_room(now)
-            self._half_open[index] = HalfOpen(handshake, message.version, message.sender, (local, source), now)
+            self._drop_old(now)
+            waiting = HalfOpen(handshake, message.version, message.sender, (local, source), now)
+            self._half_open.put(constants.HALF_OPEN_MAX, network(source.host), index, waiting)
+            if index not in self._half_open:
+                raise MalformedError("rate-limited")
         response = datagram.Response(message.version, message.pattern, index, message.sender, noise)
         e.transmit(now, None, local, source, response.encode())
         if not first_contact:
@@ -116,7 +120,7 @@ class Responder:
             half_open.handshake.read_message(message.noise)
         except HandshakeError as error:
             raise MalformedError("forged-final") from error
-        del self._half_open[message.receiver]
+        self._half_open.pop(message.receiver)
         if half_open.handshake.remote_static == self._e.static.public:
             raise MalformedError("own-key")
         self._e.establish(
@@ -156,14 +160,12 @@ class Responder:
         self._e.emit(events.PeerChanged(peer.key))
         handshake.set_psk(peer.secret)
 
-    def _make_room(self, now: float) -> None:
-        self._drop_old(now)
-        while len(self._half_open) >= constants.HALF_OPEN_MAX:
-            del self._half_open[next(iter(self._half_open))]
-
     def _drop_old(self, now: float) -> None:
-        for index in [i for i, h in self._half_open.items() if now - h.since > constants.HALF_OPEN_TIME]:
-            del self._half_open[index]
+        while (oldest := next(iter(self._half_open), None)) is not None:
+            waiting = self._half_open.get(oldest)
+            if waiting is None or now - waiting.since <= constants.HALF_OPEN_TIME:
+                return
+            self._half_open.pop(oldest)
 
     def _count(self, now: float) -> None:
         second, n = self._second

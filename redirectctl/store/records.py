@@ -55,6 +55,7 @@ class PeerRecord:
     addresses: tuple[PeerAddress, ...] = ()  # latest first
     last_contact: float | None = None
     handshake_timestamp: int = 0  # greatest seen, 64 bits without sign; only grows
+    accepted: int = 0  # approved only because everybody is: 1, and never of use; 2, and of use before; 0: not so
     met: float = 0.0  # seconds that the daemon had run, all its lives together, when it was met last
 
 
@@ -89,3 +90,4 @@ class ConnectionRecord:
     user_timeout: int | None = None  # and TCP_USER_TIMEOUT in milliseconds
     device: str = ""  # the interface or VRF that it does not leave
     bound: bool = False  # its program has bound the socket to that
+    proven: bool = False  # its wire tuple leads to the peer's socket

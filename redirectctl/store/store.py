@@ -120,8 +120,8 @@ class Store:
                 entry = PeerAddress(ip_address(address), first_seen, last_seen, bool(identity))
                 addresses.setdefault(public, []).append(entry)
             rows = self._database.execute(
-                "SELECT public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp, met"
-                " FROM peers ORDER BY first_seen"
+                "SELECT public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp, met,"
+                " accepted FROM peers ORDER BY first_seen"
             ).fetchall()
         return [
             PeerRecord(
@@ -133,10 +133,11 @@ class Store:
                 secret=secret,
                 addresses=tuple(addresses.get(public, ())),
                 last_contact=last_contact,
-                handshake_timestamp=int.from_bytes(handshake_timestamp),
+                handshake_timestamp=int.from_bytes(timestamp),
                 met=met,
+                accepted=accepted,
             )
-            for public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp, met in rows
+            for public, fingerprint, state, first_seen, name, secret, last_contact, timestamp, met, accepted in rows
         ]
 
     def put_peer(self, peer: PeerRecord) -> list[bytes]:
@@ -253,7 +254,7 @@ class Store:
                 "SELECT cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,"
                 " opened_at, moves, state, command, pid, there_local, there_remote, sending, receiving, integrity,"
                 " tunnel, outer_local, outer_remote, born, lost_at, reason, held, send_window, user_timeout,"
-                " device, bound"
+                " device, bound, proven"
                 " FROM connections ORDER BY opened_at"
             ).fetchall()
         return [
@@ -289,11 +290,13 @@ class Store:
                 user_timeout=user_timeout,
                 device=device,
                 bound=bool(bound),
+                proven=bool(proven),
             )
             for (
                 cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,
                 opened_at, moves, state, command, pid, there_local, there_remote, sending, receiving, integrity,
                 tunnel, outer_local, outer_remote, born, lost_at, reason, held, window, user_timeout, device, bound,
+                proven,
             ) in rows
         ]  # fmt: skip
 
@@ -336,6 +339,7 @@ class Store:
                 record.user_timeout,
                 record.device,
                 record.bound,
+                record.proven,
             )
             for record in batch
         ]
@@ -344,8 +348,8 @@ class Store:
                 "INSERT INTO connections (cid, peer, local, remote, wire_local, wire_remote, initiator,"
                 " local_epoch, remote_epoch, opened_at, moves, state, command, pid, there_local, there_remote,"
                 " sending, receiving, integrity, tunnel, outer_local, outer_remote, born,"
-                " lost_at, reason, held, send_window, user_timeout, device, bound)"
-                f" VALUES ({', '.join(['?'] * 30)})"
+                " lost_at, reason, held, send_window, user_timeout, device, bound, proven)"
+                f" VALUES ({', '.join(['?'] * 31)})"
                 " ON CONFLICT (cid) DO UPDATE SET"
                 " wire_local = excluded.wire_local, wire_remote = excluded.wire_remote,"
                 " local_epoch = excluded.local_epoch, remote_epoch = excluded.remote_epoch,"
@@ -356,7 +360,7 @@ class Store:
                 " born = excluded.born,"
                 " lost_at = excluded.lost_at, reason = excluded.reason, held = excluded.held,"
                 " send_window = excluded.send_window, user_timeout = excluded.user_timeout,"
-                " device = excluded.device, bound = excluded.bound",
+                " device = excluded.device, bound = excluded.bound, proven = excluded.proven",
                 rows,
             )
 
@@ -393,11 +397,12 @@ class Store:
     def _put_peer(self, peer: PeerRecord) -> None:
         self._database.execute(
             "INSERT INTO peers"
-            " (public, fingerprint, name, state, secret, first_seen, last_contact, handshake_timestamp, met)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
+            " (public, fingerprint, name, state, secret, first_seen, last_contact, handshake_timestamp, met, accepted)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
             " fingerprint = excluded.fingerprint, name = excluded.name, state = excluded.state,"
             " secret = excluded.secret, first_seen = excluded.first_seen, last_contact = excluded.last_contact,"
-            " handshake_timestamp = max(handshake_timestamp, excluded.handshake_timestamp), met = excluded.met",
+            " handshake_timestamp = max(handshake_timestamp, excluded.handshake_timestamp), met = excluded.met,"
+            " accepted = excluded.accepted",
             (
                 peer.public,
                 peer.fingerprint,
@@ -408,6 +413,7 @@ class Store:
                 peer.last_contact,
                 _u64(peer.handshake_timestamp),
                 peer.met,
+                peer.accepted,
             ),
         )
         self._put_addresses(peer)

@@ -441,13 +441,7 @@ def parse_unreachable(packet: bytes) -> IcmpError:
     kind, code, _, _ = ICMP_HEADER.unpack_from(ip.payload)
     if kind != (3 if ip.protocol == Protocol.ICMP else 1):
         raise PacketError(BadPacket.PROTOCOL)
-    quoted = parse_ip(ip.payload[ICMP_HEADER.size :])
-    if quoted.protocol != Protocol.TCP:
-        raise PacketError(BadPacket.PROTOCOL)
-    if len(quoted.payload) < 8:
-        raise PacketError(BadPacket.TRUNCATED)
-    sport, dport, seq = struct.unpack_from("!HHI", quoted.payload)
-    connection = FourTuple(SockAddr(quoted.source, sport), SockAddr(quoted.destination, dport))
+    connection, seq = _quoted(ip.payload)
     return IcmpError(ip.source, ip.destination, kind, code, connection, seq)
 
 
@@ -463,11 +457,18 @@ def parse_too_big(icmp: bytes, version: int) -> TooBig:
         raise PacketError(BadPacket.PROTOCOL)
     if version == 4 and checksum(icmp):
         raise PacketError(BadPacket.CHECKSUM)
+    connection, seq = _quoted(icmp)
+    if connection.local.host.version != version:
+        raise PacketError(BadPacket.PROTOCOL)
+    return TooBig(connection, seq, rest & 0xFFFF if version == 4 else rest)
+
+
+def _quoted(icmp: bytes) -> tuple[FourTuple, int]:
+    """The TCP segment that an ICMP error is about, as far as it is quoted: as its sender has it, and SEQ."""
     quoted = parse_ip(icmp[ICMP_HEADER.size :])
-    if quoted.protocol != Protocol.TCP or quoted.source.version != version:
+    if quoted.protocol != Protocol.TCP:
         raise PacketError(BadPacket.PROTOCOL)
     if len(quoted.payload) < 8:
         raise PacketError(BadPacket.TRUNCATED)
     sport, dport, seq = struct.unpack_from("!HHI", quoted.payload)
-    connection = FourTuple(SockAddr(quoted.source, sport), SockAddr(quoted.destination, dport))
-    return TooBig(connection, seq, rest & 0xFFFF if version == 4 else rest)
+    return FourTuple(SockAddr(quoted.source, sport), SockAddr(quoted.destination, dport)), seq

@@ -57,6 +57,13 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
     return make_lab()
 
 
+@pytest.fixture
+def open_to_all(lab: Lab) -> Lab:
+    """The lab's directory is root's alone; here other users may reach what is in it."""
+    lab.sandbox.directory.chmod(0o711)
+    return lab
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Say in the report of a failed test what the lab looked like."""

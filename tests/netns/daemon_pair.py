@@ -23,7 +23,7 @@ from redirectctl.kernel.constants import (
 from redirectctl.kernel.queues import QUEUE_RULES
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import Namespace
-from redirectctl.lab.streams import wait_until
+from redirectctl.lab.streams import Ticker, wait_until
 from redirectctl.lab.topology import Addresses, Host, Lab, Network
 
 FAST = """
@@ -47,8 +47,17 @@ class Pair:
         self.lab = lab
         self.client, self.server = daemons or (Daemon(lab.client, client), Daemon(lab.server, server))
         self.daemons = (self.client, self.server)
+        self.start()
+
+    def start(self) -> None:
+        """Both daemons."""
         for daemon in self.daemons:
             daemon.start()
+
+    def kill(self) -> None:
+        """Both daemons, the second before the first is back."""
+        for daemon in self.daemons:
+            daemon.kill()
 
     @property
     def wrap(self) -> list[str]:
@@ -78,6 +87,12 @@ class Pair:
     def stop_without_a_trace(self) -> None:
         """Stop both daemons: nothing of redirectctl is left in either kernel."""
         stop_without_a_trace(self.daemons)
+
+    def end(self, ticker: Ticker) -> None:
+        """All of the stream arrived once and in order; then as stop_without_a_trace."""
+        verdict = ticker.stop()
+        assert verdict.ok, verdict
+        self.stop_without_a_trace()
 
 
 def wait_nothing_held(daemons: Iterable[Daemon]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from redirectctl.lab import bench
 from redirectctl.lab.bench import Figures, suspended
-from redirectctl.lab.bench.gap import TRAFFIC
+from redirectctl.lab.bench.gap import MOVER, STAYER, TRAFFIC
 from redirectctl.lab.bench.protected import PHASES
 from redirectctl.lab.bench.ways import METHODS, OTHERS
 from redirectctl.lab.bench.without import WRITTEN
@@ -34,6 +35,18 @@ def test_gap():
     rows = measured("gap", "--runs", "1", "--labs", "1", "--outages", "0.1")
     assert [(row["traffic"], row["kick"]) for row in rows] == [(t, kick) for t in TRAFFIC for kick in (True, False)]
     assert positive(rows, "median")
+
+
+def test_tails(tmp_path: Path):
+    rows = measured("tails", "--moves", "2", "--labs", "1", "--busy", "0", "--outages", "0.1", "0.3", "--limit", "0",
+                    "--dump", str(tmp_path))  # fmt: skip
+    assert [(row["end"], row["answers"]) for row in rows] == [(MOVER, 2), (STAYER, 2)]
+    assert positive(rows, "worst")
+    for explained in (path.read_text() for path in tmp_path.iterdir()):
+        assert "events of client" in explained
+        assert "TCP: before" in explained
+        assert "move.finished" in explained
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @IPERF3

@@ -85,8 +85,7 @@ def test_ours_goes_and_what_is_somebody_elses_stays(lab: Lab) -> None:
     refused = clean(pair.client)
     assert refused.returncode == 1
     assert "redirectd runs" in refused.stderr
-    for daemon in pair.daemons:
-        daemon.kill()
+    pair.kill()
     held = everything(lab.client)
     refused = clean(pair.client)
     assert refused.returncode == 1

@@ -41,8 +41,7 @@ def test_moves_go_on_while_the_disk_is_full_and_after(lab: Lab, version: int) ->
     for end, stop in (("stop", (lab.cafe, 23)), ("kill", (lab.home, 24))):
         for daemon in pair.daemons:
             getattr(daemon, end)()
-        for daemon in pair.daemons:
-            daemon.start()
+        pair.start()
         ticker.wait_both(time.monotonic(), PATIENCE)
         link = lab.client.move(*stop)
         ticker.wait_both(link.usable_at, PATIENCE)
@@ -64,18 +63,14 @@ def test_killed_while_the_disk_is_full(lab: Lab) -> None:
         disk.fill()
     link = lab.client.move(lab.cafe, 20)
     ticker.wait_both(link.usable_at, PATIENCE)
-    for daemon in pair.daemons:
-        daemon.kill()
+    pair.kill()
     for disk in pair.disks:
         disk.clear()
-    for daemon in pair.daemons:
-        daemon.start()
+    pair.start()
     ticker.wait_both(time.monotonic(), PATIENCE)
     link = lab.client.move(lab.office, 21)
     ticker.wait_both(link.usable_at, PATIENCE)
-    verdict = ticker.stop()
-    assert verdict.ok, verdict
-    pair.stop_without_a_trace()
+    pair.end(ticker)
 
 
 def test_a_disk_that_works_is_not_spoken_of(lab: Lab) -> None:
@@ -92,5 +87,4 @@ def test_a_disk_that_works_is_not_spoken_of(lab: Lab) -> None:
     for daemon in pair.daemons:
         assert not [event for event in daemon.events() if event["event"].startswith("store.")]
         assert {"daemon", "daemon.state"}.isdisjoint(daemon.doctor())
-    assert ticker.stop().ok
-    pair.stop_without_a_trace()
+    pair.end(ticker)

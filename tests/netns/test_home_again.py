@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import time
 
-from daemon_pair import PATIENCE, Pair
+from daemon_pair import FAST, PATIENCE, Pair
 
 from redirectctl.lab.streams import start_idle, start_ticker, wait_until
 from redirectctl.lab.topology import FIRST_HOST, Lab
 
-CONFIG = """
-[trust]
-first_contact = "accept-new"
-[protect]
-long_lived_after = "1s"
-ports = [5001, 5002]
-"""
+CONFIG = FAST + "ports = [5001, 5002]\n"
 SOON = 30.0  # seconds on a machine that has much else to do; what failed for good was left alone for a minute at least
 CLOSED = 75.0  # seconds: four times in vain, and the next is more than SOON away
 STALLED = 3.0  # seconds: longer than the host that stays needs to see that nothing is acknowledged
@@ -40,9 +34,7 @@ def test_outages_are_no_fault_of_the_way_that_packets_took_before(lab: Lab) -> N
             lab.client.join(network, number)
             pair.wait_moved(pair.client, began)
             wait_plain(pair, path)
-    verdict = ticker.stop()
-    assert verdict.ok, verdict.why
-    pair.stop_without_a_trace()
+    pair.end(ticker)
 
 
 def test_a_way_that_opens_is_found_when_it_is_used_again(lab: Lab) -> None:

@@ -8,19 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from daemon_pair import PATIENCE
+from daemon_pair import FAST, PATIENCE
 
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.streams import start_ticker
 from redirectctl.lab.topology import Host, Lab
 
-CONFIG = """
-[trust]
-first_contact = "accept-new"
-[protect]
-long_lived_after = "1s"
-ports = [5001]
-"""
+CONFIG = FAST + "ports = [5001]\n"
 
 FIREWALL = """
 table inet host {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from daemon_pair import PATIENCE, Pair
+from other_users import AS_NOBODY, ECHO_PORT, NOBODY, TALK, start_echo, wait_listening
 
 from redirectctl.kernel.constants import CGROUP_PREFIX
 from redirectctl.lab.daemons import Daemon
@@ -18,20 +19,13 @@ from redirectctl.lab.namespaces import LabError, Namespace, program
 from redirectctl.lab.streams import start_ticker, wait_until
 from redirectctl.lab.topology import Lab
 
-NOBODY = 65534
 HOSTS = 400
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
-AS_NOBODY = f"""
-import os, socket, sys, time
-os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
-"""
 # Connects, and leaves the connection to a child; the process that the kernel has noted ends.
 HAND_ON = (
     AS_NOBODY
+    + TALK
     + """
-s = socket.socket(socket.AF_UNIX)
-s.connect(sys.argv[1])
-lines = s.makefile()
 lines.readline()  # hello
 if os.fork():
     os._exit(0)
@@ -42,14 +36,15 @@ for request in sys.stdin:
     print(lines.readline().strip(), flush=True)
 """
 )
-OPT_IN = """
-s = socket.socket(socket.AF_UNIX)
-s.connect(sys.argv[1])
-lines = s.makefile()
+OPT_IN = (
+    AS_NOBODY
+    + TALK
+    + """
 lines.readline()
 s.sendall(b'{"type":"opt-in"}\\n')
 print(lines.readline().strip())
 """
+)
 IDLE = """
 import os, socket, sys
 uid = int(sys.argv[2])
@@ -60,26 +55,27 @@ for each in kept:
 print("connected", flush=True)
 sys.stdin.read()
 """
-LISTEN = """
+LISTEN = f"""
 import socket
-server = socket.create_server(("::", 9000), family=socket.AF_INET6, backlog=1000)
+server = socket.create_server(("::", {ECHO_PORT}), family=socket.AF_INET6, backlog=1000)
 kept = []
 while True:
     kept.append(server.accept())
 """
-MANY = """
-s = socket.socket(socket.AF_UNIX)
-s.connect(sys.argv[1])
-lines = s.makefile()
+MANY = (
+    AS_NOBODY
+    + TALK
+    + """
 lines.readline()
 s.sendall(b'{"type":"opt-in"}\\n')
 assert "opted-in" in lines.readline()
-kept = [socket.socket(socket.AF_INET6) for _ in sys.argv[2:]]
-for each, address in zip(kept, sys.argv[2:]):
-    each.connect((address, 9000))
+kept = [socket.socket(socket.AF_INET6) for _ in sys.argv[3:]]
+for each, address in zip(kept, sys.argv[3:]):
+    each.connect((address, int(sys.argv[2])))
 print("connected", flush=True)
 sys.stdin.read()
 """
+)
 HOLD_PORT = """
 s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
 if ":" in sys.argv[1]:
@@ -94,13 +90,6 @@ s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 30)
 print("connected", flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture
-def open_to_all(lab: Lab) -> Lab:
-    """The lab's directory is root's alone; here other users may reach what is in it."""
-    lab.sandbox.directory.chmod(0o711)
-    return lab
 
 
 def start_as(host: Namespace, pid: int, argv: Sequence[str]) -> subprocess.Popen[str]:
@@ -127,8 +116,7 @@ def test_a_number_that_is_another_process_by_now(open_to_all: Lab) -> None:
     lab = open_to_all
     pair = Pair(lab)
     pair.client.socket.parent.chmod(0o755)
-    lab.server.popen([sys.executable, "-m", "redirectctl.lab.traffic", "echo", "--listen", "9000"])
-    wait_until(lambda: lab.server.run(["ss", "-tlnH", "sport = :9000"]).stdout, PATIENCE, "the echo", poll=0.1)
+    start_echo(lab.server)
     attacker = lab.client.popen(
         [sys.executable, "-c", HAND_ON, str(pair.client.socket)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -136,7 +124,9 @@ def test_a_number_that_is_another_process_by_now(open_to_all: Lab) -> None:
     assert attacker.stdout is not None
     attacker.stdout.readline()
     attacker.wait(PATIENCE)
-    roots = start_as(lab.client, attacker.pid, [sys.executable, "-c", CONNECTED, str(lab.server.address()), "9000"])
+    roots = start_as(
+        lab.client, attacker.pid, [sys.executable, "-c", CONNECTED, str(lab.server.address()), str(ECHO_PORT)]
+    )
     assert roots.stdout is not None
     assert roots.stdout.readline() == "connected\n"
 
@@ -157,7 +147,7 @@ def test_a_number_that_is_another_process_by_now(open_to_all: Lab) -> None:
     told = ask("watch")
     assert told["type"] == "error", told
     # A second party with a process of its own is opted in as ever.
-    done = lab.client.run([sys.executable, "-c", AS_NOBODY + OPT_IN, str(pair.client.socket)])
+    done = lab.client.run([sys.executable, "-c", OPT_IN, str(pair.client.socket)])
     assert json.loads(done.stdout.splitlines()[-1])["type"] == "opted-in"
 
 
@@ -176,7 +166,7 @@ def test_idle_clients_of_some_users_shut_nobody_out(open_to_all: Lab, users: int
         assert hoarder.stdout is not None
         assert hoarder.stdout.readline() == "connected\n"
     assert daemon.ctl("status")["pid"]
-    done = lab.client.run([sys.executable, "-c", AS_NOBODY + OPT_IN, str(daemon.socket)])
+    done = lab.client.run([sys.executable, "-c", OPT_IN, str(daemon.socket)])
     assert json.loads(done.stdout.splitlines()[-1])["type"] == "opted-in"
 
 
@@ -194,9 +184,9 @@ def test_connections_to_many_hosts_keep_nobody_elses_from_being_protected(open_t
     lab.stranger.run(["nft", "add chain inet t i { type filter hook input priority 0; }"])
     lab.stranger.run(["nft", "add rule inet t i udp dport 7747 drop"])  # nothing says that nobody is there
     lab.stranger.popen([sys.executable, "-c", LISTEN])
-    wait_until(lambda: lab.stranger.run(["ss", "-tlnH", "sport = :9000"]).stdout, PATIENCE, "it listens", poll=0.1)
+    wait_listening(lab.stranger)
     many = lab.client.popen(
-        [sys.executable, "-c", AS_NOBODY + MANY, str(pair.client.socket), *addresses],
+        [sys.executable, "-c", MANY, str(pair.client.socket), str(ECHO_PORT), *addresses],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

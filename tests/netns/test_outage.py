@@ -256,8 +256,7 @@ def test_daemons_that_end_in_the_outage_leave_them_suspended_and_take_them_up_ag
             daemon.kill()
     # Not for long: nothing answers the sockets meanwhile, and these hosts' TCP gives up after five attempts.
     time.sleep(2.0)
-    for daemon in pair.daemons:
-        daemon.start()
+    pair.start()
     for daemon in pair.daemons:
         assert len(daemon.wait_connections("suspended", len(KINDS), timeout=PATIENCE)) == len(KINDS)
     time.sleep(30.0)

@@ -6,19 +6,13 @@ client ── home, café ── router ── dc1 ── server          the ro
 from __future__ import annotations
 
 import pytest
-from daemon_pair import PATIENCE
+from daemon_pair import FAST, PATIENCE
 
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.streams import start_bulk, wait_until
 from redirectctl.lab.topology import Lab
 
-CONFIG = """
-[trust]
-first_contact = "accept-new"
-[protect]
-long_lived_after = "1s"
-ports = [5001]
-"""
+CONFIG = FAST + "ports = [5001]\n"
 
 
 @pytest.mark.parametrize("version", [4, 6])

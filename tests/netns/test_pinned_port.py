@@ -58,6 +58,16 @@ class LateGateway(Gateway):
         return {counter["name"]: counter["packets"] for counter in found}
 
 
+def moved_behind(lab: Lab, gateway: LateGateway) -> tuple[Pair, Ticker, float]:
+    """A protected connection whose client goes to the gateway's network; the time of that."""
+    pair = Pair(lab, FAST, FAST)
+    ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
+    pair.wait_protected(1)
+    since = time.time()
+    lab.client.move(gateway.private, 10)
+    return pair, ticker, since
+
+
 def goes_on(ticker: Ticker) -> None:
     ticker.wait_both(time.monotonic(), PATIENCE)
 
@@ -71,11 +81,7 @@ def unanswered(gateway: LateGateway) -> int:
 def test_another_port_gets_through(lab: Lab, restarted: bool) -> None:
     gateway = LateGateway(lab)
     gateway.forget_rule()
-    pair = Pair(lab, FAST, FAST)
-    ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
-    pair.wait_protected(1)
-    since = time.time()
-    lab.client.move(gateway.private, 10)
+    pair, ticker, since = moved_behind(lab, gateway)
     wait_until(lambda: unanswered(gateway), PATIENCE, "the entry is there", poll=0.1)
     if restarted:
         pair.client.restart()
@@ -101,11 +107,7 @@ def test_a_rule_that_comes_even_later(lab: Lab) -> None:
     """The first other port has an entry without translation, too: the next ones do not."""
     gateway = LateGateway(lab)
     gateway.forget_rule()
-    pair = Pair(lab, FAST, FAST)
-    ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
-    pair.wait_protected(1)
-    since = time.time()
-    lab.client.move(gateway.private, 10)
+    pair, ticker, since = moved_behind(lab, gateway)
     wait_until(lambda: gateway.seen()["others"] >= 5, PATIENCE, "another port is tried", poll=0.1)
     gateway.remember_rule()
     pair.wait_moved(pair.client, since)
@@ -115,11 +117,7 @@ def test_a_rule_that_comes_even_later(lab: Lab) -> None:
 
 def test_where_all_is_well_there_is_one_port_only(lab: Lab) -> None:
     gateway = LateGateway(lab)
-    pair = Pair(lab, FAST, FAST)
-    ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
-    pair.wait_protected(1)
-    since = time.time()
-    lab.client.move(gateway.private, 10)
+    pair, ticker, since = moved_behind(lab, gateway)
     pair.wait_moved(pair.client, since)
     goes_on(ticker)
     assert gateway.seen()["others"] == 0

@@ -14,16 +14,16 @@ import time
 import pexpect
 import pytest
 from daemon_pair import FAST, PATIENCE, Pair, give_away
+from other_users import AS_NOBODY, ECHO_PORT, TALK, start_echo
 
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import program
 from redirectctl.lab.sshd import SshServer
-from redirectctl.lab.streams import start_ticker, wait_until
+from redirectctl.lab.streams import start_ticker
 from redirectctl.lab.topology import Lab
 
 MEGABYTES = 100
 BLOCK = 1 << 20
-NOBODY = 65534
 FORWARDED = 15022  # a port on the client's loopback
 BANNER = "import socket,sys; print(socket.create_connection(('127.0.0.1', int(sys.argv[1])), 30).recv(4))"
 
@@ -148,6 +148,15 @@ def test_without_a_daemon(lab: Lab) -> None:
 ASK = FAST.replace("accept-new", "ask")
 
 
+def session(pair: Pair, sshd: SshServer) -> pexpect.spawn:
+    """On a terminal; at the other end `cat` runs."""
+    command = pair.lab.client.inside([*pair.wrap, *sshd.ssh("-t", "echo ready; cat")])
+    env = os.environ | {"TERM": "xterm"}
+    child = pexpect.spawn(command[0], command[1:], encoding="utf-8", timeout=PATIENCE, env=env)
+    child.expect_exact("ready")
+    return child
+
+
 def told_of_an_outage(lab: Lab, child: pexpect.spawn) -> None:
     """The client loses its address and gets another: the title says both, and the session goes on and ends."""
     give_away(lab, lab.client)
@@ -164,15 +173,19 @@ def test_asked_and_told_on_a_terminal(lab: Lab) -> None:
     """First contact is answered where the session is; the title says that the path is lost, and back."""
     pair = Pair(lab, client=ASK)
     sshd = SshServer(lab.server)
-    command = lab.client.inside([*pair.wrap, *sshd.ssh("-t", "echo ready; cat")])
-    env = os.environ | {"TERM": "xterm"}
-    child = pexpect.spawn(command[0], command[1:], encoding="utf-8", timeout=PATIENCE, env=env)
+    child = session(pair, sshd)
     try:
-        child.expect_exact("ready")
         child.expect_exact("first contact")
+        child.expect_exact("press Ctrl-] to see")
+        child.sendline("yes")  # typed for the session
+        child.expect_exact("yes\r\nyes\r\n")
+        assert [peer["state"] for peer in pair.client.ctl("peers")] == ["pending"]
+        child.send("\x1d")
         child.expect_exact(pair.server.ctl("identity")["fingerprint"])
-        child.expect_exact("yes, no")
-        child.sendline("yes")
+        child.expect_exact("approve, reject")
+        child.sendline("yes")  # what ssh is answered
+        child.expect_exact("'yes' is no answer")
+        child.sendline("approve")
         child.expect_exact("\x1b[?1049l")
         pair.wait_protected(1)
         told_of_an_outage(lab, child)
@@ -186,12 +199,8 @@ def test_told_again_by_a_daemon_that_was_started_anew(lab: Lab, how: str) -> Non
     """The session's terminal goes on telling what happens, as the next daemon sees it."""
     pair = Pair(lab)
     sshd = SshServer(lab.server)
-    command = lab.client.inside([*pair.wrap, *sshd.ssh("-t", "echo ready; cat")])
-    child = pexpect.spawn(
-        command[0], command[1:], encoding="utf-8", timeout=PATIENCE, env=os.environ | {"TERM": "xterm"}
-    )
+    child = session(pair, sshd)
     try:
-        child.expect_exact("ready")
         (before,) = pair.wait_protected(1)
         if how == "stopped":
             pair.client.stop()
@@ -221,19 +230,18 @@ def test_a_changed_key_is_not_approved_by_reflex(lab: Lab) -> None:
     pair.server.start()
     new = pair.server.ctl("identity")["fingerprint"]
 
-    command = lab.client.inside([*pair.wrap, *sshd.ssh("-t", "echo ready; cat")])
-    child = pexpect.spawn(
-        command[0], command[1:], encoding="utf-8", timeout=PATIENCE, env=os.environ | {"TERM": "xterm"}
-    )
+    child = session(pair, sshd)
     try:
-        child.expect_exact("ready")
+        child.expect_exact(f"WARNING: the key of {lab.server.address()} has changed")
+        child.expect_exact("press Ctrl-] to see it")
+        child.send("\x1d")
         child.expect_exact(f"WARNING: THE KEY OF {lab.server.address()} HAS CHANGED")
         child.expect_exact(f"known  {known}")
         child.expect_exact(f"now    {new}")
-        child.expect_exact("Trust it? no (never) or later:")
-        for hurried in ("", "yes", "y", new):
+        child.expect_exact("redirectctl: reject it (for good), or later:")
+        for hurried in ("", "yes", "approve", new):
             child.sendline(hurried)
-            child.expect_exact("Trust it? no (never) or later:")
+            child.expect_exact("redirectctl: reject it (for good), or later:")
             assert states(pair) == {known: "approved", new: "changed"}
         child.sendline("later")
         child.expect_exact("\x1b[?1049l")
@@ -272,17 +280,17 @@ def test_snippet_for_ssh_config(lab: Lab) -> None:
 
 
 # All modules are imported before the rights are given up: the interpreter may be where only root can read it.
-AS_NOBODY = f"""
-import encodings.idna, importlib, os, pkgutil, socket, sys
+IMPORTED = """
+import encodings.idna, importlib, pkgutil, sys
 import redirectctl.api, redirectctl.cli
 for package in (redirectctl.api, redirectctl.cli):
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(package.__name__ + "." + module.name)
-os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 """
-COMMAND = AS_NOBODY + "sys.exit(redirectctl.cli.main.main(sys.argv[1:]))\n"
+COMMAND = IMPORTED + AS_NOBODY + "sys.exit(redirectctl.cli.main.main(sys.argv[1:]))\n"
 CONNECT = (
-    AS_NOBODY
+    IMPORTED
+    + AS_NOBODY
     + """
 redirectctl.api.optin.opt_in(sys.argv[1])
 connection = socket.create_connection((sys.argv[2], int(sys.argv[3])), 30)
@@ -291,14 +299,10 @@ for line in sys.stdin:
     print(connection.recv(100).decode(), end="", flush=True)
 """
 )
-
-
 WATCH = (
     AS_NOBODY
+    + TALK
     + """
-s = socket.socket(socket.AF_UNIX)
-s.connect(sys.argv[1])
-lines = s.makefile()
 print(lines.readline(), end="")
 for request in ("opt-in", "watch"):
     s.sendall(b'{"type":"%s"}\\n' % request.encode())
@@ -307,19 +311,11 @@ for request in ("opt-in", "watch"):
 )
 
 
-@pytest.fixture
-def open_to_all(lab: Lab) -> Lab:
-    """The lab's directory is root's alone; here other users may reach what is in it."""
-    lab.sandbox.directory.chmod(0o711)
-    return lab
-
-
 def test_a_user_without_rights(open_to_all: Lab) -> None:
     lab = open_to_all
     pair = Pair(lab)
     others = start_ticker(lab.server, lab.client, wrap=pair.wrap)
-    echo = lab.server.popen([sys.executable, "-m", "redirectctl.lab.traffic", "echo", "--listen", "9000"])
-    wait_until(lambda: lab.server.run(["ss", "-tlnH", "sport = :9000"]).stdout, PATIENCE, "the echo", poll=0.1)
+    echo = start_echo(lab.server)
     (listed,) = pair.wait_protected(1)
     peer, connection = listed["peer"], listed["id"]
     pair.client.socket.parent.chmod(0o755)
@@ -348,7 +344,7 @@ def test_a_user_without_rights(open_to_all: Lab) -> None:
         assert (status, "not permitted" in complaint) == (4, True), (arguments, status, complaint)
         assert complaint.count("\n") == 1
 
-    argv = [sys.executable, "-c", CONNECT, str(pair.client.socket), str(lab.server.address()), "9000"]
+    argv = [sys.executable, "-c", CONNECT, str(pair.client.socket), str(lab.server.address()), str(ECHO_PORT)]
     own = lab.client.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert {c["state"] for c in pair.wait_protected(2)} == {"protected"}
     link = lab.client.move(lab.cafe, 20)

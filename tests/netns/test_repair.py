@@ -84,6 +84,4 @@ def test_what_is_removed_is_put_back_while_a_moved_connection_goes_on(lab: Lab, 
     # It can move again.
     link = lab.client.move(lab.office, 21)
     ticker.wait_both(link.usable_at, PATIENCE)
-    verdict = ticker.stop()
-    assert verdict.ok, verdict
-    pair.stop_without_a_trace()
+    pair.end(ticker)

@@ -140,11 +140,9 @@ def test_killed_before_any_move(lab: Lab, version: int) -> None:
     pair = Pair(lab)
     ticker = start_ticker(lab.server, lab.client, version=version, wrap=pair.wrap)
     (before,) = pair.wait_protected(1)
-    for daemon in pair.daemons:
-        daemon.kill()
+    pair.kill()
     ticker.wait_both(time.monotonic(), PATIENCE)
-    for daemon in pair.daemons:
-        daemon.start()
+    pair.start()
     (after,) = pair.wait_protected(1)
     assert {key: after[key] for key in ("id", "path", "local", "remote", "peer", "moves")} == {
         key: before[key] for key in ("id", "path", "local", "remote", "peer", "moves")

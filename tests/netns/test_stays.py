@@ -211,8 +211,7 @@ def test_without_any_daemon_a_path_that_comes_back_carries(lab: Lab, version: in
     for idle in (plain, protected):
         wait_until(idle.echoed, PATIENCE, "an echo")
         assert idle.ask(PATIENCE) == {}
-    for daemon in pair.daemons:
-        daemon.start()
+    pair.start()
     pair.wait_protected(2)
     for idle in (plain, protected):
         assert idle.ask(PATIENCE) == {}

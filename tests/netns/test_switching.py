@@ -6,21 +6,20 @@ import time
 from typing import Any
 
 import pytest
-from daemon_pair import PATIENCE, Pair
+from daemon_pair import FAST, PATIENCE, Pair
 
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.streams import Bulk, start_bulk, wait_until
 from redirectctl.lab.topology import FIRST_HOST, Lab
 
-CONFIG = """
-[trust]
-first_contact = "accept-new"
-[protect]
-long_lived_after = "1s"
+CONFIG = (
+    FAST
+    + """\
 ports = [5001]
 [path]
 prefer = "{prefer}"
 """
+)
 ENOUGH = 20_000_000  # bytes that must come by each way
 
 

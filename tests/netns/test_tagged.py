@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from daemon_pair import PATIENCE, held
+from daemon_pair import FAST, PATIENCE, held
 
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.streams import start_bulk, wait_until
@@ -14,15 +14,14 @@ from redirectctl.lab.topology import Host, Lab
 from redirectctl.wire.addr import SockAddr
 from redirectctl.wire.ip import TcpFlags, build_tcp
 
-CONFIG = """
-[trust]
-first_contact = "accept-new"
-[protect]
-long_lived_after = "1s"
+CONFIG = (
+    FAST
+    + """\
 ports = [5001]
 [integrity]
 mode = "on"
 """
+)
 SEND = """import socket,sys; raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
 raw.sendto(bytes.fromhex(sys.argv[1]), (sys.argv[2], 0))"""
 

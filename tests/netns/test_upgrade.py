@@ -62,8 +62,7 @@ def test_a_moved_connection_of_an_older_daemon(lab: Lab, schema: int, path: str,
     for daemon in pair.daemons:
         daemon.kill()
         downgrade(daemon, schema)
-    for daemon in pair.daemons:
-        daemon.start()
+    pair.start()
     ticker.wait_both(time.monotonic(), PATIENCE)
     (after,) = pair.wait_protected(1)
     assert {key: after[key] for key in ("id", "local", "remote", "peer")} == {
@@ -72,6 +71,4 @@ def test_a_moved_connection_of_an_older_daemon(lab: Lab, schema: int, path: str,
     assert {way for way, _ in ways(pair)} == {path}
     link = lab.client.move(lab.office, 21)
     ticker.wait_both(link.usable_at, PATIENCE)
-    verdict = ticker.stop()
-    assert verdict.ok, verdict
-    pair.stop_without_a_trace()
+    pair.end(ticker)

@@ -64,9 +64,7 @@ def test_a_connection_that_waits_for_a_path_goes_on(lab: Lab, off: float, when: 
         assert connection["age"] < DAY
     link = lab.client.join(lab.cafe, 20)
     ticker.wait_both(link.usable_at, PATIENCE)
-    verdict = ticker.stop()
-    assert verdict.ok, verdict
-    pair.stop_without_a_trace()
+    pair.end(ticker)
 
 
 def test_decisions_about_keys_stay(lab: Lab) -> None:

@@ -61,6 +61,7 @@ class Link:
     cut: bool = False
     blocked: bool = False  # nothing of the daemons gets through
     strips: bool = False  # TCP options that it does not know
+    strips_from: frozenset[IPAddress] = frozenset()  # only of what comes from these
     shift: int = 0  # added to sequence numbers on the way (and taken away from ACKs), as a SYN proxy does
 
 
@@ -145,8 +146,9 @@ def copied(c: Connection) -> Connection:
     return Connection(
         c.cid, c.socket, c.wire, c.since, c.state, peer=c.peer, initiator=c.initiator, local_epoch=c.local_epoch,
         remote_epoch=c.remote_epoch, moves=c.moves, there=c.there, sending=c.sending, receiving=c.receiving,
-        integrity=c.integrity, tunnel=c.tunnel, outer_local=c.outer_local, outer_remote=c.outer_remote, born=c.born,
-        reason=c.reason, lost_since=c.lost_since, held=c.held, before=c.before, device=c.device, bound=c.bound,
+        integrity=c.integrity, tunnel=c.tunnel, proven=c.proven, outer_local=c.outer_local, born=c.born,
+        outer_remote=c.outer_remote, reason=c.reason, lost_since=c.lost_since, held=c.held, before=c.before,
+        device=c.device, bound=c.bound,
     )  # fmt: skip
 
 
@@ -208,7 +210,7 @@ class Host:
         self.generation += 1
         peers = [
             Peer(p.key, p.state, p.secret, identity=set(p.identity), greatest_counter=p.greatest_counter,
-                 remote=p.remote, local=p.local)
+                 remote=p.remote, local=p.local, accepted=p.accepted)
             for p in self.stored_peers.values()
         ]  # fmt: skip
         self.engine = Engine(self.static, self.world.random.randbytes, self.generation, self.policy, peers)
@@ -227,7 +229,7 @@ class Host:
                 again.state = c.state if kept else State.PROTECTED  # as daemon/records.py has it
             else:
                 del self.stored[c.cid]
-        self.flows = {c.socket: c.wire for c in restored if c.movable or c.may_come_tunnelled}
+        self.flows = {c.socket: c.flow.incoming for c in restored if c.movable or c.may_come_tunnelled}
         self.relaying = {}
         self.held = {c.socket for c in restored if c.held}
         self.engine.restore(self.world.now, restored)
@@ -349,8 +351,7 @@ class Host:
                 self.world.segment(packet.to, packet.source, answer, self)
         elif there and self.up and packet.data == RESET:
             self.resets += 1
-            self.engine.rst(self.world.now, socket, -self.resets, opened=socket in self.began)
-            self.run()
+            self.rst(socket, -self.resets, opened=socket in self.began)
         elif there and self.up and socket in self.held:
             self.engine.answered(self.world.now, [socket])
             self.run()
@@ -361,6 +362,11 @@ class Host:
         return self.numbers.get(socket, here)
 
     # -- carrying out commands ----------------------------------------------------------------------------------------
+
+    def rst(self, socket: FourTuple, token: int, *, opened: bool = False) -> None:
+        """The kernel holds a RST for this connection."""
+        self.engine.rst(self.world.now, socket, token, opened=opened)
+        self.run()
 
     def run(self) -> None:
         self._collect()
@@ -429,7 +435,8 @@ class Host:
                     self.world.transmit(SockAddr(source, port), to, data, self)
             case commands.SavePeer(peer):
                 copy = Peer(peer.key, peer.state, peer.secret, identity=set(peer.identity),
-                            greatest_counter=peer.greatest_counter, remote=peer.remote, local=peer.local)  # fmt: skip
+                            greatest_counter=peer.greatest_counter, remote=peer.remote, local=peer.local,
+                            accepted=peer.accepted)  # fmt: skip
                 if peer.key in self.engine.peers:
                     self.stored_peers[peer.key] = copy
             case commands.DropPeer(key):
@@ -531,16 +538,19 @@ class Host:
 
     def rewrite(self, add: tuple[Flow, ...], remove: tuple[Flow, ...]) -> str | None:
         for flow in remove:
-            if self.flows.get(flow.socket) != flow.wire:
+            if self.flows.get(flow.socket) != flow.incoming:
                 # Behind a change that has failed, a later one fails too, as in nftables.
                 assert self.world.kernel_failed, f"{self.name}: removes a flow that the kernel does not have"
                 return "no such element"
+        fresh = {f.incoming for f in add if f.incoming != f.socket} - {f.incoming for f in remove}
+        if fresh & self.sockets:
+            return "another connection of this host has that tuple"
         for flow in remove:
             del self.flows[flow.socket]
             self.held.discard(flow.socket)
         for flow in add:
             assert flow.socket not in self.flows, f"{self.name}: adds a flow twice"
-            self.flows[flow.socket] = flow.wire
+            self.flows[flow.socket] = flow.incoming
             if flow.suspended:
                 self.held.add(flow.socket)
         self.transactions.append((len(add), len(remove)))
@@ -571,7 +581,6 @@ class Host:
             assert len(table) <= limits.MAX_CLAIMED
         for peer_key in engine.peers:
             assert len([a for a in engine.binding._asking.values() if a.key == peer_key]) <= limits.CLAIM_WINDOW
-            assert engine.claims._of_peer[peer_key] <= limits.MAX_CLAIMED_OF_PEER
         assert len(engine.endpoint.responder._half_open) <= proto_limits.HALF_OPEN_MAX
         assert len(engine.endpoint.initiator._attempts) <= proto_limits.ATTEMPTS_MAX
         for peer in engine.peers.values():
@@ -585,7 +594,8 @@ class Host:
             if c.movable:
                 self.world.check_ends(self, c)
             if c.guarded:
-                assert self.flows.get(c.socket) == c.wire, f"{self.name}: kernel and engine differ on {c.socket}"
+                there = self.flows.get(c.socket)
+                assert there == c.flow.incoming, f"{self.name}: kernel and engine differ on {c.socket}"
                 assert (c.socket in self.held) == c.held, f"{self.name}: kernel and engine differ on {c.socket}"
             if c.movable:
                 stored = self.stored.get(c.cid)
@@ -615,6 +625,7 @@ class World:
         self.kernel_failed = False  # some change has been refused on purpose
         self.recorded: list[tuple[SockAddr, SockAddr, bytes]] = []
         self.tap: Callable[[SockAddr, SockAddr, bytes], bool] | None = None  # False: do not deliver
+        self.tap_segment: Callable[[SockAddr, SockAddr], bool] | None = None
         self.strangers: dict[IPAddress, Callable[[SockAddr, SockAddr, bytes], None]] = {}  # other machines
 
     def host(self, name: str, *addresses: str, policy: Policy | None = None) -> Host:
@@ -650,7 +661,9 @@ class World:
         plain = token in (KEEPALIVE, ACKNOWLEDGED, RESET)
         if not plain:
             self.segments.append(packet)
-        if plain or not self.link.strips:
+        if self.tap_segment is not None and not self.tap_segment(source, to):
+            return
+        if plain or not (self.link.strips or source.host in self.link.strips_from):
             self._send(packet)
 
     def _send(self, packet: Packet) -> None:

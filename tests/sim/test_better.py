@@ -114,6 +114,23 @@ def test_a_hint_is_followed_before_anything_is_lost() -> None:
     assert scene.bob.named("move.started", "better-address")
 
 
+def test_a_move_that_is_announced_anew_before_it_has_arrived_is_one_move() -> None:
+    """While the peer is being told of the better address the old one goes, and one more comes."""
+    scene = Scene()
+    scene.dead = set()
+    scene.bob.addresses.insert(0, ip(ETHERNET))
+    scene.bob.network_changed()
+    while scene.here() != ip(ETHERNET):
+        scene.world.run(0.005)
+    assert scene.bob.engine.mobility.announcing(scene.alice.static.public)
+    scene.bob.addresses.remove(ip(WIFI))
+    scene.bob.addresses.append(ip("203.0.113.10"))
+    scene.bob.network_changed()
+    scene.world.run(3)
+    assert scene.both_agree()
+    assert scene.bob.connection(scene.socket).moves == scene.alice.connection(scene.mirrored).moves == 1
+
+
 def test_a_hint_that_leads_nowhere_changes_nothing() -> None:
     """The new uplink is dead upstream."""
     scene = Scene()

@@ -439,7 +439,8 @@ def test_a_peer_that_says_yes_without_having_seen_the_token() -> None:
     world.settled()
 
 
-def test_claims_without_end_are_bounded() -> None:
+def test_claims_without_end_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "MAX_CLAIMED", 512)
     thief = Thief(NEIGHBOUR)
     for i in range(100):
         claims = tuple(

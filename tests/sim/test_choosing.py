@@ -222,12 +222,18 @@ def test_neither_traffic_nor_changes_of_the_network_make_many_tokens() -> None:
     assert tokens.sent - before < 600
 
 
-def test_what_stalls_in_the_tunnel_is_sent_plainly_if_no_daemon_reads_it_there() -> None:
-    world, alice, bob, (socket,), tokens = started()
-    tokens.plain = False
+def half_proven() -> tuple[World, Host, Host, FourTuple]:
+    """Plain packets of Alice have reached Bob where he is now; of his own nobody knows."""
+    world, alice, bob, (socket,), _ = started()
+    world.link.strips_from = frozenset({ip("203.0.113.9")})
     bob.move("203.0.113.9")
     world.run(1)
-    assert paths(alice) == paths(bob) == {Path.TUNNEL}
+    assert (paths(alice), paths(bob)) == ({Path.REWRITTEN}, {Path.TUNNEL})
+    return world, alice, bob, socket
+
+
+def test_what_stalls_in_the_tunnel_is_sent_plainly_if_no_daemon_reads_it_there() -> None:
+    world, alice, bob, socket = half_proven()
     alice.crash()
     for _ in range(3):  # a stall alone says nothing about the daemon there
         assert paths(bob) == {Path.TUNNEL}
@@ -243,23 +249,33 @@ def test_what_stalls_in_the_tunnel_is_sent_plainly_if_no_daemon_reads_it_there()
         assert paths(bob) == {Path.TUNNEL}
         stall(world, bob, socket)
     alice.start()
-    tokens.plain = True
+    world.link.strips_from = frozenset()
     world.run(130)
     assert paths(alice) == paths(bob) == {Path.REWRITTEN}
 
 
-def test_the_answer_of_a_daemon_leads_back_into_the_tunnel() -> None:
+def test_where_nothing_plain_has_come_from_the_peer_it_stays_in_the_tunnel() -> None:
+    """Its tuple may be that of somebody else's connection, behind the same NAT."""
     world, alice, bob, (socket,), tokens = started()
     tokens.plain = False
     bob.move("203.0.113.9")
     world.run(1)
+    alice.crash()
+    for _ in range(6):
+        stall(world, bob, socket, 1.1)
+        assert paths(bob) == {Path.TUNNEL}
+        assert bob.flows[socket] == socket
+
+
+def test_the_answer_of_a_daemon_leads_back_into_the_tunnel() -> None:
+    world, alice, bob, socket = half_proven()
     alice.crash()
     for _ in range(3):
         stall(world, bob, socket, 1.1)
     assert paths(bob) == {Path.REWRITTEN}
     alice.start()
     world.run(10)
-    assert paths(alice) == paths(bob) == {Path.TUNNEL}
+    assert paths(bob) == {Path.TUNNEL}
 
 
 def test_one_that_stalls_while_its_host_is_announced_does_not_hinder_the_others() -> None:
@@ -371,3 +387,71 @@ def test_an_address_of_the_own_family_that_comes_a_moment_later_is_taken() -> No
     world.run(8)
     assert paths(alice) == paths(bob) == {Path.REWRITTEN}
     assert alice.connection(socket.mirrored).there_now == ip("203.0.113.9")
+
+
+def test_what_a_peer_has_not_proven_is_received_by_the_tunnel_only() -> None:
+    world, alice, bob, (socket,), tokens = started()
+    tokens.plain = False
+    bob.move("203.0.113.9")
+    world.run(1)
+    assert alice.flows[socket.mirrored] == socket.mirrored
+    tokens.plain = True
+    world.run(5)
+    assert alice.flows[socket.mirrored].remote.host == ip("203.0.113.9")
+    tokens.plain = False
+    bob.move("203.0.113.10")  # what was proven there says nothing of here
+    world.run(1)
+    assert alice.flows[socket.mirrored] == socket.mirrored
+
+
+def test_a_tuple_of_another_connection_is_not_taken_for_a_peers() -> None:
+    """A neighbour behind the NAT that the peer says is its own address has a connection with the same ports."""
+    world, alice, bob, (one, two), _ = started(2)
+    new = ip("203.0.113.9")
+    theirs = FourTuple(one.remote, SockAddr(new, one.local.port))
+    alice.sockets.add(theirs)
+    bob.move(str(new))
+    world.run(3)
+    assert alice.flows[one.mirrored] == one.mirrored
+    assert alice.named("redirect.refused", "kernel")
+    assert bob.connection(one).path is Path.TUNNEL  # which goes on
+    assert bob.connection(two).path is Path.REWRITTEN  # not taken along
+    assert alice.flows[two.mirrored].remote == SockAddr(new, two.local.port)
+    tried = len(alice.named("redirect.refused", "kernel"))
+    world.run(60)
+    assert len(alice.named("redirect.refused", "kernel")) - tried < 20
+    alice.sockets.discard(theirs)
+    world.run(300)
+    assert bob.connection(one).path is Path.REWRITTEN
+
+
+def test_each_connection_proves_its_own_tuple() -> None:
+    """A NAT changes the port of one: the others are not taken for it."""
+    world, alice, bob, sockets, _ = started(80)
+    new = ip("203.0.113.9")
+    changed = {sockets[0], sockets[50]}
+    # What the network does to these: they arrive with another port, and so on no connection.
+    world.tap_segment = lambda *ends: {SockAddr(new, s.local.port) for s in changed}.isdisjoint(ends)
+    bob.move(str(new))
+    world.run(20)
+    for socket in sockets:
+        expected = Path.TUNNEL if socket in changed else Path.REWRITTEN
+        assert bob.connection(socket).path is expected
+        assert (alice.flows[socket.mirrored] == socket.mirrored) == (socket in changed)
+
+
+def test_a_daemon_that_ends_takes_nothing_out_of_the_tunnel_that_is_not_proven() -> None:
+    world, alice, bob, (socket,), tokens = started()
+    tokens.plain = False
+    bob.move("203.0.113.9")
+    world.run(1)
+    assert alice.engine.choosing.unread_from_now() == []
+    _, _, bob, socket = half_proven()
+    assert [flow.wire for _, flow in bob.engine.choosing.unread_from_now()] == [bob.connection(socket).wire]
+
+
+def test_what_was_proven_is_so_after_a_restart() -> None:
+    _, _, bob, socket = half_proven()
+    bob.crash()
+    bob.start()
+    assert bob.flows[socket].local.host == ip("203.0.113.9")

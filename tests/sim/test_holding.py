@@ -252,8 +252,7 @@ def test_kill_and_release_of_a_suspended_connection() -> None:
 
 def test_a_reset_for_a_suspended_connection_is_dropped() -> None:
     _, _, bob, socket = silent()
-    bob.engine.rst(bob.world.now, socket, 1)
-    bob.run()
+    bob.rst(socket, 1)
     assert bob.verdicts == {1: False}
     assert bob.named("rst.held", "no-path")
 
@@ -319,13 +318,11 @@ def test_a_socket_table_that_cannot_be_read_ends_nothing() -> None:
     """bob cannot say whether his socket is there: alice keeps the RST back, as if he had not answered."""
     world, alice, bob, socket = started()
     bob.socket_table_fails = True
-    alice.engine.rst(world.now, socket.mirrored, 1)
-    alice.run()
+    alice.rst(socket.mirrored, 1)
     world.run(30)
     assert alice.verdicts == {1: False}
     bob.socket_table_fails = False
     bob.sockets.discard(socket)
-    alice.engine.rst(world.now, socket.mirrored, 2)
-    alice.run()
+    alice.rst(socket.mirrored, 2)
     world.run(30)
     assert alice.verdicts == {1: False, 2: True}

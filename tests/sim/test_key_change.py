@@ -1,5 +1,6 @@
 """The other host's daemon comes back with another key while our session with it is still there."""
 
+from redirectctl.flows import constants
 from redirectctl.flows.state import State
 from redirectctl.proto.peer import PeerState
 from tests.sim.pair import World, ip
@@ -57,3 +58,23 @@ def test_a_changed_key_where_the_peer_had_moved_to_is_settled_by_forgetting_the_
     again, _ = world.connect(bob, impostor, 42001)
     world.run(10)
     assert bob.connection(again).state is State.PROTECTED
+
+
+def test_a_connection_that_was_refused_for_a_changed_key_is_tried_again_later() -> None:
+    world = World(seed=7)
+    alice, bob = world.host("alice", ALICE), world.host("bob", BOB)
+    before, _ = world.connect(bob, alice, 40000)
+    world.run(5)
+    bob.closed(before)
+    alice.closed(before.mirrored)
+    world.run(200)
+    impostor = world.host("impostor", ELSEWHERE)
+    impostor.addresses = alice.addresses
+    world.hosts.remove(alice)
+    socket, _ = world.connect(bob, alice, 42000)
+    world.run(30)
+    assert bob.connection(socket).reason == "key-changed"
+    world.hosts.remove(impostor)
+    world.hosts.append(alice)
+    world.run(constants.CHANGED_POLL)
+    assert bob.connection(socket).state is State.PROTECTED

@@ -177,7 +177,8 @@ def test_our_own_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         world.connect(bob, alice, 40000 + i)
     world.run(10)
     assert len(bob.engine.table) == 3
-    assert len(bob.named("connection.refused", "too-many-connections")) == 2
+    here = [n for n in bob.named("connection.refused", "too-many-connections") if n.peer is None]
+    assert len(here) == 2
 
 
 def test_a_claim_that_the_peer_passes_over() -> None:
@@ -293,7 +294,7 @@ def test_what_has_moved_is_heard_on_every_way_until_its_socket_is_gone(who: str,
 
 @pytest.mark.parametrize("tokens", [True, False])
 @pytest.mark.parametrize("who", ["alice", "bob"])
-@pytest.mark.parametrize("pause", [0.05, 3.0])  # the end that was told is told again meanwhile, or has not been answered
+@pytest.mark.parametrize("pause", [0.05, 3.0])  # the end that was told is told again meanwhile, or no more
 def test_a_key_that_is_approved_again_takes_up_its_own_connections(who: str, tokens: bool, pause: float) -> None:
     world, alice, bob, socket = differing()
     forgetting, other = (alice, bob) if who == "alice" else (bob, alice)

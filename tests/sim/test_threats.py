@@ -331,8 +331,7 @@ def test_wrong_peer_claims_one_connection_twice(scene: Scene) -> None:
 def test_wrong_peer_answers_what_others_were_asked(scene: Scene) -> None:
     """mallory answers alice's question to bob, whose number it guesses: the RST stays held."""
     scene.bob.crash()
-    scene.alice.engine.rst(scene.world.now, scene.mirrored, 1)
-    scene.alice.run()
+    scene.alice.rst(scene.mirrored, 1)
     for number in range(1, 20):
         scene.as_mallory(messages.RstReply(number, alive=False))
     scene.world.run(30)
@@ -748,8 +747,7 @@ def test_garbage_inside_a_session(scene: Scene) -> None:
 
 def held(scene: Scene, token: int, host: Host | None = None, socket: FourTuple | None = None) -> None:
     host, socket = host or scene.alice, socket or scene.mirrored
-    host.engine.rst(scene.world.now, socket, token)
-    host.run()
+    host.rst(socket, token)
 
 
 def test_rst_while_the_peer_is_alive_is_dropped(scene: Scene) -> None:
@@ -811,8 +809,7 @@ def test_rst_of_an_unprotected_connection_is_accepted_at_once(scene: Scene) -> N
 def test_an_eavesdropper_reads_no_addresses_ports_or_ids(scene: Scene) -> None:
     """Who is protected with whom, and that a host moves, are in no datagram; nor are static keys of those who call."""
     scene.bob_moves()
-    scene.alice.engine.rst(scene.world.now, scene.mirrored, 1)
-    scene.alice.run()
+    scene.alice.rst(scene.mirrored, 1)
     scene.world.run(1)
     scene.bob.closed(scene.socket)
     scene.world.run(1)

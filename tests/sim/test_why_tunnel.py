@@ -71,13 +71,19 @@ def test_the_configuration_and_integrity() -> None:
         assert why(alice) == why(bob) == {reason}
 
 
-def test_a_nat() -> None:
+def behind_a_nat() -> tuple[World, Host, Host]:
+    """A connection of bob's, who is."""
     world = World()
     alice = world.host("alice", "192.0.2.1", policy=AUTO)
     bob = world.host("bob", "10.0.0.2", policy=AUTO)
     world.nat("198.51.100.2", bob)
     world.connect(bob, alice, 40000)
     world.run(5)
+    return world, alice, bob
+
+
+def test_a_nat() -> None:
+    world, alice, bob = behind_a_nat()
     world.nat("203.0.113.7", bob)
     bob.move("10.0.0.3")
     world.run(20)
@@ -86,12 +92,7 @@ def test_a_nat() -> None:
 
 def test_another_address_behind_the_same_nat() -> None:
     """From outside nothing has changed, but the NAT sends plain packets to where nobody is any more."""
-    world = World()
-    alice = world.host("alice", "192.0.2.1", policy=AUTO)
-    bob = world.host("bob", "10.0.0.2", policy=AUTO)
-    world.nat("198.51.100.2", bob)
-    world.connect(bob, alice, 40000)
-    world.run(5)
+    world, alice, bob = behind_a_nat()
     bob.move("10.0.0.3")
     world.run(0.5)
     assert why(alice) == {Why.BEING_TRIED}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,28 +14,19 @@ import pytest
 from redirectctl.api import schema
 from redirectctl.api.client import UnreachableError
 from redirectctl.api.schema import EventName, RequestError
-from redirectctl.daemon.apiserver import ApiServer, Service
-from redirectctl.daemon.eventlog import EventLog
 from redirectctl_tui.feed import Feed, Lost
 from redirectctl_tui.model import View
+from tests.served import PATIENCE, Served
 from tests.tui.recorded import scene
 
-PATIENCE = 30.0
 
-
-class Server:
-    """Answers from a scene.  Served by a thread of its own."""
+class Server(Served):
+    """Answers from a scene."""
 
     def __init__(self, directory: Path) -> None:
-        self.socket = directory / "d.sock"
         self.scene = scene("protected")
         self.denied = False
-        self.time = self.scene.view.at
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self._log = EventLog(directory, lambda: self.time)
-        self._server: ApiServer | None = None
+        super().__init__(directory, self.scene.view.at)
 
     async def status(self, request: Any, caller: Any) -> schema.StatusReply:
         return schema.StatusReply(self.scene.view.status)
@@ -52,31 +42,6 @@ class Server:
 
     async def announce(self, request: Any, caller: Any) -> schema.AnnounceReply:
         return schema.AnnounceReply(3)
-
-    def start(self) -> None:
-        self._server = ApiServer(cast(Service, self), self._log, "0.1.0")
-        self._do(self._server.start(self.socket))
-
-    def stop(self) -> None:
-        if self._server is not None:
-            self._do(self._server.close())
-            self._server = None
-
-    def record(self, event: EventName, **fields: Any) -> None:
-        async def record() -> None:
-            self._log.record(event, **fields)
-
-        self._do(record())
-
-    def close(self) -> None:
-        self.stop()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self._log.close()
-
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
 
 
 class Heard:

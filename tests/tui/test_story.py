@@ -23,6 +23,7 @@ PATIENCE = 60.0
 CLIENT = '[trust]\nfirst_contact = "ask"\n[protect]\nlong_lived_after = "6s"\n'
 SERVER = '[trust]\nfirst_contact = "accept-new"\n'
 PROMPT = "server> "
+ASKED = "first contact with another host"  # the open question in the session's terminal
 
 pytestmark = [
     pytest.mark.netns,
@@ -122,8 +123,14 @@ class Person:
         picture = self.identity["picture"].splitlines()
         asked = self.ui.wait("First contact", self.identity["fingerprint"], "wanted by", "ssh -F", *picture)
         assert "Approve" in asked
-        asked = self.shell.wait("first contact with another host", self.identity["fingerprint"], *picture)
-        assert "Trust it? yes, no (never), later" in asked
+        said = f"first contact with {self.server.host.address()}: "
+        self.shell.wait(said, f"\nredirectctl: press Ctrl-] to see the key and to answer\n{PROMPT.strip()}")
+
+    def open_question(self) -> None:
+        """In the session's own terminal."""
+        self.shell.press("C-]")
+        self.shell.wait(ASKED, self.identity["fingerprint"], *self.identity["picture"].splitlines())
+        self.shell.wait("redirectctl: approve, reject (for good), later")
 
     def says(self, word: str) -> None:
         """The session answers."""
@@ -152,9 +159,10 @@ def person(lab: Lab) -> Iterator[Person]:
 def test_from_first_contact_to_the_end(lab: Lab, person: Person) -> None:
     ui, shell = person.ui, person.shell
     person.open_ssh()
+    person.open_question()
     ui.press("a", "Enter")
     ui.wait("● protected", "original", gone="First contact")
-    shell.wait(PROMPT.strip(), gone="first contact")  # the other question is over too, and the screen as it was
+    shell.wait(PROMPT.strip(), gone=ASKED)  # the other question is over too, and the screen as it was
     person.says("approved")
 
     lab.client.move(lab.cafe, 20)
@@ -208,8 +216,14 @@ def test_from_first_contact_to_the_end(lab: Lab, person: Person) -> None:
 
 def test_the_question_is_answered_where_the_session_is(person: Person) -> None:
     person.open_ssh()
-    person.shell.type("yes")
+    person.shell.type("read -r word; echo got-$word")
+    person.shell.type("yes")  # the question is there, and nobody has opened it
+    person.shell.wait("\ngot-yes")
+    assert "First contact" in person.ui.screen()
+    assert [peer["state"] for peer in person.client.ctl("peers")] == ["pending"]
+    person.open_question()
+    person.shell.type("approve")
     person.ui.wait("is approved: decided", gone="First contact")  # for five seconds
     person.ui.wait("● protected")
-    person.shell.wait(PROMPT.strip(), gone="first contact")
+    person.shell.wait(PROMPT.strip(), gone=ASKED)
     person.says("approved")

@@ -14,7 +14,7 @@ from redirectctl.daemon.checks import alone, host, ruleset, traces
 from redirectctl.daemon.checks.outcome import count
 from redirectctl.daemon.checks.traces import Trace
 from redirectctl.kernel.cgroup import CgroupTree
-from redirectctl.kernel.constants import NFT_TABLE, TUN_DEVICE
+from redirectctl.kernel.constants import NFT_TABLE, TUN_DEVICE, Queue
 from redirectctl.kernel.elements import flows_in
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.keep import Keeper
@@ -33,7 +33,7 @@ async def clean(noted: Path | None) -> list[Trace]:
     ``noted``: the file in which the daemon noted the ports that it had reserved.  Raises RefusedError, KernelError.
     """
     listening = host.bound_queues()
-    if listening and not listening.isdisjoint(host.QUEUES):
+    if listening and not listening.isdisjoint(Queue):
         raise RefusedError("a redirectd runs in this network namespace; stop it first, or leave it to it")
     before = await present(noted)
     listed = (await ruleset.read()).nft

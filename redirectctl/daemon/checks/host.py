@@ -24,15 +24,13 @@ from pyroute2.netlink.exceptions import NetlinkError
 from redirectctl.api.schema import Check
 from redirectctl.daemon.checks.outcome import fail, ok, refused, several, skip, warn
 from redirectctl.kernel import borrow, cgroup
-from redirectctl.kernel.constants import NFT_TABLE, QUEUE_HOLD, QUEUE_PROBE, QUEUE_RST, QUEUE_TOKEN
+from redirectctl.kernel.constants import NFT_TABLE, Queue
 from redirectctl.kernel.diag import SockDiag, SocketInfo, TcpState
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.nft import Command, Nft
 from redirectctl.kernel.queues import QUEUE_RULES, nft_has_queue
 from redirectctl.kernel.skeleton import skeleton
 from redirectctl.wire.addr import FourTuple, SockAddr
-
-QUEUES = (QUEUE_RST, QUEUE_HOLD, QUEUE_PROBE, QUEUE_TOKEN)
 
 # linux/capability.h
 _NEEDED = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"}
@@ -133,7 +131,7 @@ def uses_nft_queue() -> bool:
 def _iptables_refuses(program: str) -> str | None:
     """Why it does not take a rule to NFQUEUE; a trial, nothing is changed."""
     mark = f"{QUEUE_RULES[0].mark:#x}"
-    rule = f"-A PREROUTING -m mark --mark {mark}/{mark} -j NFQUEUE --queue-num {QUEUE_RST} --queue-bypass"
+    rule = f"-A PREROUTING -m mark --mark {mark}/{mark} -j NFQUEUE --queue-num {Queue.RST} --queue-bypass"
     command = shutil.which(f"{program}-restore", path="/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin")
     if command is None:
         return "it is not installed"

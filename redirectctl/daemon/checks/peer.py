@@ -93,6 +93,7 @@ class PeerCheck:
             if not engine.meeting.by_way_of(self._key, self._peer.remote)
             else skip(ways.NAT, "the hosts do not reach each other: see peer.rendezvous"),
             ways.families(here, [*addresses, *self._peer.addresses, *seen]),
+            ways.addresses(here, engine.better.failed(self._peer.key), self._r.now),
             ways.path_of_each(protected, engine.choosing.why_tunnel),
             ways.tunnel_size(protected, self._r.carrier.mtu),
             ways.integrity(here, protected, others),

@@ -18,10 +18,10 @@ from redirectctl.daemon.checks.alone import cgroups
 from redirectctl.daemon.checks.outcome import count, fail, ok, refused, several, warn
 from redirectctl.daemon.checks.ruleset import Ruleset
 from redirectctl.daemon.checks.traces import Routing, Trace
-from redirectctl.daemon.needs import needs_of_all
+from redirectctl.daemon.needs import needs_of_all, rules
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.flows.state import State
-from redirectctl.kernel.constants import NFT_TABLE, ROUTE_TABLE
+from redirectctl.kernel.constants import NFT_TABLE, ROUTE_TABLE, Queue
 from redirectctl.kernel.elements import KernelFlow, flows_in
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.ports import ReservedPorts
@@ -169,7 +169,7 @@ class KernelState:
         own = traces.own_table(self.rules.nft)
         present = await traces.routing()
         queues = traces.queue_traces()
-        wanted = {KernelFlow(*c.flow) for c in self._r.engine.table if c.guarded}
+        wanted = {rules(c.flow) for c in self._r.engine.table if c.guarded}
         arrivals = await self._arrivals()
         conflicts = await self._r.rewriting.keeper.rp_filter_conflicts(arrivals)
         return [
@@ -212,7 +212,7 @@ class KernelState:
     def _queues(queues: list[Trace]) -> Check:
         name = "state.queues"
         bound = host.bound_queues()
-        unbound = [str(number) for number in host.QUEUES if bound is not None and number not in bound]
+        unbound = [str(number) for number in Queue if bound is not None and number not in bound]
         if unbound:
             return fail(name, f"redirectd does not listen on NFQUEUE {', '.join(unbound)}", RESTART)
         if not host.uses_nft_queue() and len(queues) < traces.wanted_queues():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, Literal, NamedTuple
 
 from redirectctl.api.reasons import explain
 from redirectctl.api.schema import Check
 from redirectctl.daemon.checks.outcome import count, fail, ok, several, skip, warn
+from redirectctl.flows.better import Failure
 from redirectctl.flows.choosing import Why
 from redirectctl.flows.connection import Connection, Path
 from redirectctl.proto.peer import Peer
@@ -96,6 +97,20 @@ def families(here: Here, known: Iterable[IPAddress]) -> Check:
         return ok(name, "; ".join([f"{_named(both)} here and there", *only]))
     text = f"none in common: {_named(ours) or 'no address'} here, {_named(theirs)} there"
     return warn(name, text, f"this host needs {_named(theirs)}, or the peer {_named(ours) or 'another family'}")
+
+
+def addresses(here: Here, failed: Mapping[IPAddress, Failure], now: float) -> Check:
+    """Which of this host's addresses exist, but do not carry to the peer."""
+    name = "peer.uplinks"
+    dead = {a: f for a, f in sorted(failed.items(), key=lambda item: str(item[0])) if a in here.addresses}
+    if not dead:
+        return ok(name, "each of this host's addresses that was tried has carried")
+    found = [f"{a} did not carry {now - f.at:.0f} s ago, {count(f.times, 'time')} in a row" for a, f in dead.items()]
+    hint = (
+        "connections go by another address, and come back when this one carries again. If it should carry now: does "
+        "the network there drop what has this source, or is its upstream down?"
+    )
+    return warn(name, several(found), hint)
 
 
 def _named(versions: Collection[int]) -> str:

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
@@ -99,6 +99,13 @@ def main(name: str, arguments: Sequence[str] | None = None) -> int:
 def tell(text: str) -> None:
     """Progress."""
     print(text, file=sys.stderr, flush=True)
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """A table in Markdown.  words: so many columns, from the left, have words; the others figures."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (columns, *rows)]
+    lines.insert(1, f"|{'---|' * words}{'--:|' * (len(columns) - words)}")
+    return "\n".join(lines)
 
 
 def need(*tools: str) -> None:

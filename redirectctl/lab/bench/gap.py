@@ -27,7 +27,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from redirectctl.lab.bench import Figures, Outcome, machine
+from redirectctl.lab.bench import Figures, Outcome, machine, markdown
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import LabError
 from redirectctl.lab.streams import start_idle, start_ticker
@@ -201,12 +201,10 @@ def table(found: list[Figures]) -> str:
     for each in found:
         cells = [milliseconds(float(each[name] or 0)) for name in ("median", "worst")]
         rows[str(each["traffic"]), float(each["outage"] or 0)] += cells
-    lines = [
-        "| traffic | outage | median | worst | without: median | worst |",
-        "|---|--:|--:|--:|--:|--:|",
-        *(f"| {traffic} | {outage:g} s | {' | '.join(cells)} |" for (traffic, outage), cells in rows.items()),
-    ]
-    return "\n".join(lines)
+    return markdown(
+        ["traffic", "outage", "median", "worst", "without: median", "worst"],
+        [[traffic, f"{outage:g} s", *cells] for (traffic, outage), cells in rows.items()],
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

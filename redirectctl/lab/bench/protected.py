@@ -28,7 +28,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from redirectctl.lab.bench import Figures, Outcome, machine, tell
+from redirectctl.lab.bench import Figures, Outcome, machine, markdown, tell
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import LabError
 from redirectctl.lab.streams import Flood, start_flood, wait_until
@@ -147,10 +147,8 @@ def figures(rounds: list[list[Measured]]) -> list[Figures]:
 
 def table(found: list[Figures]) -> str:
     """In Markdown."""
-    lines = [
-        "| connection | median | ratio to plain: median | lowest | highest | processor time for a GB |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
+    columns = ["connection", "median", "ratio to plain: median", "lowest", "highest", "processor time for a GB"]
+    rows = []
     for each in found:
         cells = [str(each["connection"]), f"{float(each['bits_per_second'] or 0) * 1e-9:.1f} Gbit/s"]
         if each["connection"] == "plain":
@@ -158,8 +156,8 @@ def table(found: list[Figures]) -> str:
         else:
             cells += [f"{each[name]:.3f}" for name in ("ratio", "lowest_ratio", "highest_ratio")]
         cells.append(f"{each['processor_seconds_per_gigabyte']:.2f} s")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown(columns, rows)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ import socket
 import statistics
 import time
 
-from redirectctl.lab.bench import Figures, Outcome, machine
+from redirectctl.lab.bench import Figures, Outcome, machine, markdown
 from redirectctl.lab.bench.played import played
 
 QUICK = ("--runs", "20")
@@ -67,8 +67,8 @@ def measure(options: argparse.Namespace) -> Outcome:
 
 def table(found: list[Figures]) -> str:
     """In Markdown."""
-    lines = ["| command | plain | with redirect-run | ratio |", "|---|--:|--:|--:|"]
+    rows = []
     for row in found:
         times = [f"{float(row[name] or 0) * 1e3:.1f} ms" for name in ("plain", "wrapped")]
-        lines.append(f"| `{row['command']}` | {' | '.join(times)} | {row['ratio']:.1f} |")
-    return "\n".join(lines)
+        rows.append([f"`{row['command']}`", *times, f"{row['ratio']:.1f}"])
+    return markdown(["command", "plain", "with redirect-run", "ratio"], rows)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from redirectctl.lab.bench import Figures, Outcome, machine, tell
+from redirectctl.lab.bench import Figures, Outcome, machine, markdown, tell
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import LabError
 from redirectctl.lab.streams import Idle, start_idle, wait_until
@@ -170,10 +170,8 @@ def figures(costs: list[Cost], count: int) -> list[Figures]:
 
 def table(found: list[Figures]) -> str:
     """In Markdown."""
-    lines = [
-        "| connections | host | memory | for each connection | processor | descriptors |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
+    columns = ["connections", "host", "memory", "for each connection", "processor", "descriptors"]
+    rows = []
     for each in found:
         single = each["memory_bytes_each"]
         cells = [
@@ -184,8 +182,8 @@ def table(found: list[Figures]) -> str:
             f"{float(each['processor_share'] or 0) * 100:.1f} %",
             str(each["descriptors"]),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown(columns, rows, words=2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

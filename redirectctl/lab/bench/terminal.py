@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Final
 
-from redirectctl.lab.bench import Figures, Outcome, machine
+from redirectctl.lab.bench import Figures, Outcome, machine, markdown
 from redirectctl.lab.bench.played import played
 
 QUICK = ("--runs", "3", "--megabytes", "16")
@@ -111,15 +111,12 @@ def figures(taken: dict[tuple[str, str], list[float]], sizes: dict[str, int]) ->
 
 def table(found: list[Figures]) -> str:
     """In Markdown."""
-    lines = [
-        "| on a terminal | alone | with `redirect-run --plain` | with redirect-run | ratio |",
-        "|---|--:|--:|--:|--:|",
-    ]
+    rows = []
     for row in found:
         what = f"`cat`, {row['command']} text" if row["bytes"] else f"start of `{row['command']}`"
         cells = [_cell(float(row[way] or 0), float(row["bytes"] or 0)) for way in WAYS]
-        lines.append(f"| {what} | {' | '.join(cells)} | {float(row['ratio'] or 0):.2f} |")
-    return "\n".join(lines)
+        rows.append([what, *cells, f"{float(row['ratio'] or 0):.2f}"])
+    return markdown(["on a terminal", "alone", "with `redirect-run --plain`", "with redirect-run", "ratio"], rows)
 
 
 def _cell(taken: float, size: float) -> str:

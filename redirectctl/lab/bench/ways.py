@@ -34,7 +34,7 @@ from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, TUN_DEVICE, TU
 from redirectctl.kernel.reports import Report
 from redirectctl.kernel.rewrite import KernelFlow, Rewriter
 from redirectctl.kernel.sharing import share_port
-from redirectctl.lab.bench import AbsentError, Figures, Outcome, machine, need, tell
+from redirectctl.lab.bench import AbsentError, Figures, Outcome, machine, markdown, need, tell
 from redirectctl.lab.namespaces import LabError
 from redirectctl.lab.streams import wait_until
 from redirectctl.lab.topology import FIRST_HOST, Host, Lab
@@ -215,13 +215,13 @@ def shown(host: Host, device: str) -> bool:
 
 def table(found: list[Figures]) -> str:
     """In Markdown."""
-    lines = ["| connection | median | ratio to wireguard-go: median | lowest | highest |", "|---|--:|--:|--:|--:|"]
+    rows = []
     for row in found:
         cells = [str(row["connection"]), f"{float(row['bits_per_second'] or 0) * 1e-9:.2f} Gbit/s"]
         ratios = [row[name] for name in ("ratio", "lowest_ratio", "highest_ratio")]
         cells += ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown(["connection", "median", "ratio to wireguard-go: median", "lowest", "highest"], rows)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

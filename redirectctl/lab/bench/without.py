@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final, NamedTuple
 
-from redirectctl.lab.bench import Figures, Outcome, machine, tell
+from redirectctl.lab.bench import Figures, Outcome, machine, markdown, tell
 from redirectctl.lab.bench.gap import milliseconds
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.streams import Idle, start_idle, wait_until
@@ -231,18 +231,16 @@ def figures(samples: list[Sample]) -> list[Figures]:
 
 def table(found: list[Figures]) -> str:
     """In Markdown."""
-    lines = [
-        "| situation | written | plain: median | worst | protected: median | worst |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
+    columns = ["situation", "written", "plain: median", "worst", "protected: median", "worst"]
+    rows = []
     for row in found:
         cells = [str(row["situation"]), str(row["written"])]
         for kind in KINDS:
             for figure in ("median", "worst"):
                 seconds = float(row[f"{kind}_{figure}"] or 0)
                 cells.append("lost" if seconds == LOST else milliseconds(seconds))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown(columns, rows, words=2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

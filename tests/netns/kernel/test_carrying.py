@@ -142,10 +142,10 @@ class Tunnel:
     def socket(self, end: End) -> FourTuple:
         return self.connection.tuple if end is self.bob else self.connection.tuple.mirrored
 
-    def start(self) -> None:
-        """Both receive, then both send by the tunnel."""
+    def start(self, *, hold: bool = False) -> None:
+        """Both receive, then both send by the tunnel; with hold what bob sends waits."""
         for end in (self.bob, self.alice):
-            end.carrier.carry(self.carried(end))
+            end.carrier.carry(self.carried(end, hold=hold and end is self.bob))
         for end in (self.bob, self.alice):
             end.steer()
 
@@ -363,10 +363,7 @@ def test_an_interface_smaller_than_everything_is_heeded(net: Net, ends: tuple[En
 def test_what_is_sent_before_there_is_an_address_waits(ends: tuple[End, End]) -> None:
     tunnel = connect(ends)
     bob, alice = ends
-    bob.carrier.carry(tunnel.carried(bob, hold=True))
-    alice.carrier.carry(tunnel.carried(alice))
-    for end in ends:
-        end.steer()
+    tunnel.start(hold=True)
     data = random.randbytes(30_000)
     tunnel.connection.bob.sendall(data)
     until(lambda: bob.carrier.counters(tunnel.socket(bob)).held > 10_000)
@@ -384,11 +381,8 @@ def test_what_is_sent_before_there_is_an_address_waits(ends: tuple[End, End]) ->
 def test_what_has_waited_for_too_long_is_not_sent(ends: tuple[End, End]) -> None:
     """TCP would take the wait for the round trip, and has sent it again or will."""
     tunnel = connect(ends)
-    bob, alice = ends
-    bob.carrier.carry(tunnel.carried(bob, hold=True))
-    alice.carrier.carry(tunnel.carried(alice))
-    for end in ends:
-        end.steer()
+    bob, _ = ends
+    tunnel.start(hold=True)
     sender = tunnel.connection.bob
     sender.sendall(b"once")
     until(lambda: learnt(sender).retransmits >= 2)

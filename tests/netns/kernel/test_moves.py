@@ -10,6 +10,7 @@ import pytest
 from two_hosts import Connection, Host, Net, Side, address, until
 
 from redirectctl.kernel.rewrite import KernelFlow
+from redirectctl.wire.addr import SockAddr
 
 pytestmark = pytest.mark.netns
 both_families = pytest.mark.parametrize("version", [4, 6])
@@ -163,3 +164,33 @@ def test_the_old_address_belongs_to_a_stranger(net: Net, bob: Host, alice: Host,
     assert other.works()
     assert Connection(alice, stranger, version, bob_net=3, alice_net=1).works()
     assert connection.works()
+
+
+def listening(at: SockAddr, version: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((str(at.host), at.port))
+    listener.listen()
+    return listener
+
+
+@both_families
+def test_who_begins_a_connection_on_the_same_tuple_is_not_taken_for_the_peer(
+    net: Net, bob: Host, alice: Host, version: int
+) -> None:
+    connection = Connection(bob, alice, version)
+    net.join(bob, 2, 10, False)
+    wire = connection.wire(2, 3)
+    Side(alice).rewrite((connection.tuple.mirrored, wire.mirrored))
+
+    def connect() -> bool:
+        (host, port), there = wire
+        with socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6) as another:
+            another.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            another.bind((str(host), port))
+            another.settimeout(5)
+            another.connect((str(there.host), there.port))
+            return True
+
+    with alice.do(listening, wire.remote, version):
+        assert bob.do(connect)

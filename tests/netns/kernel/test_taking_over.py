@@ -95,7 +95,7 @@ def test_killed_before_any_request(
     beside = flow(2, old, new, peer)  # which is not touched
 
     async def start(stored: Flow) -> Rewriting:
-        rewriting = Rewriting(tmp_path, _interface_to)
+        rewriting = Rewriting(tmp_path, _interface_to, lambda _: ())
         await rewriting.take_over([stored, beside])
         return rewriting
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from redirectctl.kernel.constants import MARK_MOVED, MARK_PROBE, QUEUE_PROBE
+from redirectctl.kernel.constants import MARK_MOVED, MARK_PROBE, Queue
 from redirectctl.kernel.diag import SockDiag, SocketInfo
 from redirectctl.kernel.inject import RawInjector
 from redirectctl.kernel.kick import Kicker
@@ -158,7 +158,7 @@ class Tools:
             self.diag = SockDiag()
             self.injector = RawInjector()
             self.kicker = Kicker(self.diag, self.injector, self.probe)
-            self.queue = PacketQueue(QUEUE_PROBE, self.kicker.on_ack, on_error=self.errors.append)
+            self.queue = PacketQueue(Queue.PROBE, self.kicker.on_ack, on_error=self.errors.append)
         self.host = host
         self.probed: list[FourTuple] = []
         # Rough, for a test: data that these programs send ends in PSH or fills a packet.
@@ -178,7 +178,7 @@ class Tools:
         )
         for program in ("iptables", "ip6tables"):
             mark = f"{MARK_PROBE:#x}/{MARK_PROBE:#x}"
-            rule = f"-A OUTPUT -m mark --mark {mark} -j NFQUEUE --queue-num {QUEUE_PROBE} --queue-bypass"
+            rule = f"-A OUTPUT -m mark --mark {mark} -j NFQUEUE --queue-num {Queue.PROBE} --queue-bypass"
             host.run(program, "-t", "raw", *rule.split())
         self.queue.start(asyncio.get_running_loop())
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from redirectctl.kernel.borrow import Handle, borrow
-from redirectctl.kernel.constants import QUEUE_ANSWER, QUEUE_PROBE, QUEUE_WAIT
+from redirectctl.kernel.constants import Queue
 from redirectctl.kernel.diag import CONNECTED, SockDiag, SocketInfo, Timer
 from redirectctl.kernel.inband import RawSender
 from redirectctl.kernel.inject import RawInjector
@@ -73,9 +73,9 @@ class Daemon:
                 self.diag, self.injector, self.kicker, self.sender, self.lend, answered=self.answered.add
             )
             handlers = {
-                QUEUE_PROBE: self.kicker.on_ack,
-                QUEUE_WAIT: self.suspender.on_packet,
-                QUEUE_ANSWER: self.suspender.on_arrival,
+                Queue.PROBE: self.kicker.on_ack,
+                Queue.WAIT: self.suspender.on_packet,
+                Queue.ANSWER: self.suspender.on_arrival,
             }
             self.queues = [PacketQueue(n, handler, on_error=self.errors.append) for n, handler in handlers.items()]
         for queue in self.queues:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import pytest
 
 from redirectctl.flows.commands import Proof
-from redirectctl.kernel.constants import QUEUE_PROBE, QUEUE_TOKEN
+from redirectctl.kernel.constants import Queue
 from redirectctl.kernel.diag import SockDiag
 from redirectctl.kernel.inband import Inband, RawSender
 from redirectctl.kernel.inject import RawInjector
@@ -93,8 +93,8 @@ class Side:
                 self.kicker, self.sender, on_token=lambda at, token, _: self.arrived.append((at, token))
             )
             self.queues = [
-                PacketQueue(QUEUE_PROBE, self._on_ack, on_error=self.errors.append),
-                PacketQueue(QUEUE_TOKEN, self._on_arrival, on_error=self.errors.append),
+                PacketQueue(Queue.PROBE, self._on_ack, on_error=self.errors.append),
+                PacketQueue(Queue.TOKEN, self._on_arrival, on_error=self.errors.append),
             ]
         for queue in self.queues:
             queue.start(asyncio.get_running_loop())

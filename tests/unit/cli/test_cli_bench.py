@@ -13,8 +13,8 @@ import pytest
 from redirectctl.cli import main as ctl
 from redirectctl.cli.common import ExitCode
 from redirectctl.lab import bench
-from redirectctl.lab.bench import AbsentError, Outcome, gap, protected, start, terminal, ways, without
-from redirectctl.lab.bench.gap import EITHER, TRAFFIC, Sample
+from redirectctl.lab.bench import AbsentError, Outcome, gap, protected, start, tails, terminal, ways, without
+from redirectctl.lab.bench.gap import EITHER, MOVER, STAYER, TRAFFIC, Sample
 from redirectctl.lab.bench.protected import Measured
 
 
@@ -152,3 +152,14 @@ class TestTables:
             "| start of `true` | 2.0 ms | 20.0 ms | 30.0 ms | 20.00 |",
             "| `cat`, plain text | 640 MB/s | 640 MB/s | 320 MB/s | 2.00 |",
         ]
+
+
+def test_a_histogram_counts_each_answer_once():
+    gaps = [0.01] * 97 + [0.025, 0.3, 2.0]
+    samples = [tails.Sample(end, 1.0, 0.5, gap) for end in (MOVER, STAYER) for gap in gaps]
+    rows = tails.figures(samples)
+    for row in rows:
+        counts = [row[f"below {high:g} s"] for high in (*tails.STEPS, float("inf"))]
+        assert counts == [97, 1, 0, 0, 1, 0, 1]
+        assert (row["answers"], row["median"], row["99 %"], row["worst"]) == (100, 0.01, 0.3, 2.0)
+    assert "| 97 | 1 | 0 | 0 | 1 | 0 | 1 | 10 ms | 300 ms | 2,000 ms |" in tails.table(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from redirectctl.daemon.needs import Needs, needs, needs_of_all
+from redirectctl.daemon.needs import Needs, needs, needs_of_all, rules
 from redirectctl.flows.connection import Flow
 from redirectctl.kernel.elements import KernelFlow
 from redirectctl.wire.addr import FourTuple, SockAddr
@@ -37,6 +37,11 @@ def test_a_suspended_connection_needs_a_way_to_where_it_is_answered() -> None:
     assert found.ports == frozenset()
 
 
-def test_a_flow_of_the_engine_needs_the_same() -> None:
+def test_a_flow_of_the_engine_is_one_of_the_kernel() -> None:
     for flow in (STILL, WENT, PEER_WENT, TUNNELLED, replace(WENT, suspended=True)):
-        assert needs(Flow(flow.socket, flow.wire, flow.tunnel, flow.integrity, flow.suspended)) == needs(flow)
+        assert rules(Flow(flow.socket, flow.wire, flow.tunnel, flow.integrity, flow.suspended)) == flow
+
+
+def test_the_kernel_has_nothing_of_a_tuple_that_nobody_has_proven() -> None:
+    wire = WENT.wire
+    assert rules(Flow(WENT.socket, wire, tunnel=True, closed=True)) == replace(WENT, wire=WENT.socket, tunnel=True)

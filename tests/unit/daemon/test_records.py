@@ -10,7 +10,7 @@ import pytest
 from redirectctl.daemon.records import connection_records, peer_record, restored_connection, restored_peer
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.state import State
-from redirectctl.proto.peer import Peer, PeerState
+from redirectctl.proto.peer import Accepted, Peer, PeerState
 from redirectctl.wire.addr import FourTuple, SockAddr
 
 KEY = b"k" * 32
@@ -40,6 +40,12 @@ def test_the_latest_address_comes_first_whatever_the_clock_says(set_by: float) -
     assert max(after.addresses, key=lambda a: a.last_seen).address == CAFE
     back = peer_record(at(HOME), after, now + 1.0, 30.0)
     assert max(back.addresses, key=lambda a: a.last_seen).address == HOME
+
+
+@pytest.mark.parametrize("accepted", list(Accepted))
+def test_that_everybody_is_accepted_is_kept(accepted: Accepted) -> None:
+    record = peer_record(replace(at(HOME), accepted=accepted), None, 1000.0, 10.0)
+    assert restored_peer(record, 7747).accepted is accepted
 
 
 def test_only_a_contact_makes_a_peer_young() -> None:

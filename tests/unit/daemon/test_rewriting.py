@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from redirectctl.daemon import rewriting
+from redirectctl.daemon.needs import rules
 from redirectctl.daemon.rewriting import Rewriting
 from redirectctl.flows.connection import Flow
 from redirectctl.kernel.errors import KernelError
@@ -100,11 +101,11 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewriting, "ReservedPorts", FakePorts)
 
 
-def made(tmp_path: Path) -> Any:
+def made(tmp_path: Path, *others: FourTuple) -> Any:
     async def interface_to(remote: IPAddress, local: IPAddress) -> int | None:
         return 7
 
-    return Rewriting(tmp_path, interface_to)
+    return Rewriting(tmp_path, interface_to, lambda asked: set(asked) & set(others))
 
 
 OLD, NEW, NEWER = "198.51.100.2", "203.0.113.9", "203.0.113.10"
@@ -228,7 +229,7 @@ def test_a_port_that_cannot_be_noted_now_is_reserved_later_and_holds_up_nothing(
         before = flow(OLD, OLD, 40001)
         await it.apply([before], [])
         await it.apply([flow(OLD, NEW, 40001)], [before])
-        assert it.rewriter.flows == {KernelFlow(*flow(OLD, NEW, 40001))}
+        assert it.rewriter.flows == {rules(flow(OLD, NEW, 40001))}
         with pytest.raises(OSError, match="No space left"):
             it.restore_ports()
         room = True
@@ -240,5 +241,30 @@ def test_a_port_that_cannot_be_noted_now_is_reserved_later_and_holds_up_nothing(
         room = True
         it.restore_ports()
         assert it._ports.ours == made(tmp_path)._ports.ours == set()
+
+    asyncio.run(story())
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_tuple_that_has_a_socket_is_not_taken_from_it(tmp_path: Path) -> None:
+    """A neighbour of the peer, behind one NAT with it, has a connection from the same port."""
+
+    async def story() -> None:
+        before, after = flow(OLD, OLD, 1), flow(OLD, NEW, 1)
+        closed = after._replace(tunnel=True, closed=True)
+        it = made(tmp_path, after.wire)
+        await it.apply([before], [])
+        with pytest.raises(KernelError, match="another connection of this host has that tuple"):
+            await it.apply([after], [before])
+        assert it.rewriter.flows == {rules(before)}
+        await it.apply([closed], [before])  # by the tunnel it may move
+        assert it.rewriter.flows == {KernelFlow(before.socket, before.socket, True)}
+        for wider in (after._replace(tunnel=True), after):
+            with pytest.raises(KernelError, match="another connection"):
+                await it.apply([wider], [closed])
+        # Its own socket, when it is back at its first address, is none of another's.
+        it = made(tmp_path, before.socket)
+        await it.apply([after], [])
+        await it.apply([before], [after])
 
     asyncio.run(story())

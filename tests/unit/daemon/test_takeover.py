@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from ipaddress import ip_address
 
+from redirectctl.daemon.needs import rules
 from redirectctl.daemon.takeover import newest, untangle
 from redirectctl.flows.connection import Connection
 from redirectctl.kernel.elements import KernelFlow
@@ -41,7 +42,7 @@ def test_of_two_that_would_be_one_on_the_wire_the_kernel_has_the_right_one() -> 
         both = [connection(1, OLD, NEW), connection(2, OTHER, NEW)]
         right, wrong = both[there], both[1 - there]
         wrong.sending, wrong.outer_remote = Offer(1, bytes(16), 0), right.wire.remote
-        assert untangle(both, lambda right=right: {KernelFlow(*right.flow)}) == [wrong]  # type: ignore[misc]
+        assert untangle(both, lambda right=right: {rules(right.flow)}) == [wrong]  # type: ignore[misc]
         assert right.wire.local.host == ip_address(NEW)
         assert (wrong.wire, wrong.tunnel) == (wrong.socket, True)
         assert untangle(both, nothing) == []

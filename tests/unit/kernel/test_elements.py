@@ -46,6 +46,7 @@ HOLD = (("hold4", R + RP + L + LP), b"")
                 HOLD,
                 (("src4", WR + RP + L + LP), R),
                 (("dst4", R + RP + L + LP), None),
+                (("wire4", L + LP + WR + RP), b""),
                 (("odst4", L + LP + R + RP), WR),
                 (("bsrc4", L + LP + WR + RP), None),
             ],

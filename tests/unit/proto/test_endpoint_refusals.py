@@ -102,6 +102,52 @@ def test_a_changed_key() -> None:
     assert not bob.peer(alice).sessions
 
 
+def test_who_makes_us_ask_without_the_secret_and_answers_first_changes_no_key() -> None:
+    """He reads what we send, and says in the peer's place that it does not know us; then he is the quicker one."""
+    net, alice, bob = met()
+    bob.restart()
+    net.run(200)
+    mallory = net.end("mallory", "203.0.113.66")
+
+    def unknown_then_answer(source: SockAddr, to: SockAddr, data: bytes) -> Iterable[tuple[float, bytes]]:
+        init = datagram.decode(data) if data[0] == Type.INIT else None
+        if to != alice.at() or not isinstance(init, datagram.Init):
+            return [(0.01, data)]
+        if init.pattern is Pattern.XX:
+            mallory.endpoint.receive(net.now, data, source, mallory.address)
+            mallory.flush()
+        else:
+            bob.endpoint.receive(net.now, datagram.Unknown(init.version, init.sender).encode(), alice.at(), bob.address)
+            bob.flush()
+        return [(0.2, data)]
+
+    net.filter = unknown_then_answer
+    bob.contact(alice, known=True)
+    net.run(10)
+    assert not bob.of(events.KeyChanged)
+    assert not bob.failed()
+    assert bob.peer(alice).sessions
+
+
+def test_attempts_for_different_keys_at_one_address_do_not_share_an_answer() -> None:
+    net, alice, bob = met()
+    bob.restart()
+    net.run(200)
+    other = net.end("other", "203.0.113.7")
+    bob.contact(other)
+    net.run(1)
+    net.run(200)
+    before = bob.failed()
+    assert not bob.peer(alice).sessions
+    bob.endpoint.contact(net.now, alice.at(), bob.address, other.static.public)  # somebody has named that address
+    bob.flush()
+    bob.contact(alice, known=True)
+    net.run(20)
+    assert bob.peer(alice).sessions
+    assert bob.failed()[len(before) :] == ["key-changed"]
+    assert bob.of(events.KeyChanged)[-1].known == other.static.public
+
+
 def test_what_the_answer_of_a_stranger_comes_from_is_not_where_the_peer_is() -> None:
     """Somebody on the path changes the source of the answer: we go on talking to where we sent the question."""
     net, alice, bob = pair()
@@ -125,7 +171,7 @@ def test_a_first_message_of_ik_counts_once_and_moves_nothing() -> None:
     for _ in range(3):
         assert deliver(alice, init) == ["replayed-handshake"]
     assert (alice.peer(bob).remote, alice.peer(bob).session(net.now)) == before
-    assert alice.endpoint.responder._half_open == {}
+    assert not alice.endpoint.responder._half_open
 
 
 def test_a_first_message_of_ik_that_another_delivers_first_moves_nothing() -> None:
@@ -411,15 +457,21 @@ def test_no_common_version() -> None:
     assert "unknown-version" in alice.refused()
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_a_forged_answer_that_only_the_old_version_is_spoken(known: bool) -> None:
-    """Both speak 2; somebody on the path says that alice does not.  There is no session in version 1."""
+def both_speak_2(known: bool) -> tuple[Net, End, End]:
+    """known: they have met, and have no session any more."""
     net, alice, bob = versions((2, 1), (2, 1))
     if known:
         bob.contact(alice)
         net.run(1)
         alice.restart()
         bob.restart()
+    return net, alice, bob
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_forged_answer_that_only_the_old_version_is_spoken(known: bool) -> None:
+    """Both speak 2; somebody on the path says that alice does not.  There is no session in version 1."""
+    net, alice, bob = both_speak_2(known)
 
     def forging(source: SockAddr, to: SockAddr, data: bytes) -> Iterable[tuple[float, bytes]]:
         init = datagram.decode(data)
@@ -442,12 +494,7 @@ def test_a_forged_answer_that_only_the_old_version_is_spoken(known: bool) -> Non
 @pytest.mark.parametrize("strip", [True, False])
 def test_what_is_offered_cannot_be_changed_on_the_way(known: bool, strip: bool) -> None:
     """The list of versions is cut to the old one, and the message's own version with it or not."""
-    net, alice, bob = versions((2, 1), (2, 1))
-    if known:
-        bob.contact(alice)
-        net.run(1)
-        alice.restart()
-        bob.restart()
+    net, alice, bob = both_speak_2(known)
 
     def changing(source: SockAddr, to: SockAddr, data: bytes) -> Iterable[tuple[float, bytes]]:
         init = datagram.decode(data)

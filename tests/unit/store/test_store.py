@@ -63,6 +63,7 @@ def carried(number: int) -> ConnectionRecord:
         outer_local=ip_address("2001:db8::1"),
         outer_remote=SockAddr.parse("[2001:db8::2]:7747"),
         born=7,
+        proven=True,
     )
 
 
@@ -109,6 +110,7 @@ class TestPeers:
             ),
             last_contact=9.0,
             handshake_timestamp=2**64 - 1,
+            accepted=2,
         )
         with Store(directory) as store:
             store.put_peer(full)
@@ -272,7 +274,7 @@ class TestOpening:
         database.commit()
         database.close()
         with Store(directory) as store:
-            assert store.connections() == [connection(1)]
+            assert store.connections() == [replace(connection(1), proven=True)]  # it was received so until then
             store.put_connections([carried(1)])
         with Store(directory) as store:
             assert store.connections() == [carried(1)]

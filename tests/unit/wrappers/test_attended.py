@@ -55,19 +55,29 @@ def decisions(daemon: FakeDaemon) -> list[dict[str, object]]:
     return [each for each in said if each["type"] in ("approve", "reject")]
 
 
+KEY = "\x1d"
+
+
+def opened(child: pexpect.spawn) -> None:
+    """A question has come up, and its key opens it."""
+    child.expect_exact("press Ctrl-] to see")
+    child.send(KEY)
+    child.expect_exact("\x1b[?1049h")
+
+
 def cat(child: pexpect.spawn) -> None:
     """The command is there."""
     child.sendline("begin")
     child.expect_exact("begin\r\nbegin\r\n")
 
 
-@pytest.mark.parametrize(("word", "verb"), [("yes", "approve"), (FINGERPRINT, "approve"), ("no", "reject")])
+@pytest.mark.parametrize(("word", "verb"), [("approve", "approve"), (FINGERPRINT, "approve"), ("reject", "reject")])
 def test_first_contact(asking: FakeDaemon, start: Any, word: str, verb: str) -> None:
     child = start("cat")
     cat(child)
     asking.tell(questions=[NEW])
-    child.expect_exact("\x1b[?1049h")
-    for text in ("first contact", "192.0.2.7", "cat", FINGERPRINT, "|     o+=+o       |", "yes, no"):
+    opened(child)
+    for text in ("first contact", "192.0.2.7", "cat", FINGERPRINT, "|     o+=+o       |", "approve, reject"):
         child.expect_exact(text)
     child.sendline("ls -l")  # somebody was typing
     child.expect_exact("'ls -l' is no answer")
@@ -84,7 +94,8 @@ def test_later(asking: FakeDaemon, start: Any) -> None:
     child = start("cat")
     cat(child)
     asking.tell(questions=[NEW])
-    child.expect_exact("yes, no")
+    opened(child)
+    child.expect_exact("approve, reject")
     child.sendcontrol("c")
     child.expect_exact("\x1b[?1049l")
     asking.tell(LOST, questions=[NEW])
@@ -95,12 +106,104 @@ def test_later(asking: FakeDaemon, start: Any) -> None:
     assert decisions(asking) == []
 
 
+@pytest.mark.parametrize("typed", ["yes", "approve", "reject", FINGERPRINT, "later", ""])
+def test_what_is_typed_for_the_command_answers_nothing(asking: FakeDaemon, start: Any, typed: str) -> None:
+    """The question comes up under somebody's fingers."""
+    child = start("cat")
+    cat(child)
+    asking.tell(questions=[NEW])
+    child.expect_exact("press Ctrl-] to see")
+    child.sendline(typed)
+    child.expect_exact(f"{typed}\r\n{typed}\r\n")
+    child.send(f"{KEY}approve\r")  # a part of what is pasted, and not pressed
+    child.expect_exact("approve\r\n")
+    child.sendline("end")
+    child.expect_exact("end\r\n")
+    assert "\x1b[?1049h" not in child.before
+    assert decisions(asking) == []
+    child.send(KEY)
+    child.expect_exact("\x1b[?1049h")
+    child.sendline("approve")
+    child.expect_exact("\x1b[?1049l")
+    assert decisions(asking) == [{"type": "approve", "peer": FINGERPRINT}]
+
+
+# Two lines are read without echo: while the second is awaited, the first has been, and nothing may be asked yet.
+PASSWORD = (
+    "stty -echo; printf 'password: '; read -r x; echo; echo got $x; read -r z; stty echo; echo shown; "
+    "read -r y; echo got $y"
+)
+
+
+def test_a_password_is_the_commands_alone(asking: FakeDaemon, start: Any) -> None:
+    """No question before it is there: neither its line nor its key, nor a letter of it on the screen."""
+    child = start("sh", "-c", PASSWORD)
+    child.expect_exact("password: ")
+    asking.tell(questions=[NEW])
+    child.expect_exact("is new")  # the title may say so
+    child.send("se")
+    child.send(KEY)
+    child.send("cret\r")
+    child.expect_exact(f"got se{KEY}cret\r\n")
+    for text in ("Ctrl-]", "\x1b[?1049h", "SHA256:", "se\x1d"):
+        assert text not in child.before
+    assert decisions(asking) == []
+    child.sendline("")
+    opened(child)  # now it can be asked
+    child.sendline("later")
+    child.expect_exact("\x1b[?1049l")
+    child.sendline("two")
+    child.expect_exact("got two\r\n")
+
+
+def test_an_open_question_gives_way_to_a_password(asking: FakeDaemon, start: Any) -> None:
+    child = start("sh", "-c", f"echo go; read -r a; sleep 2; {PASSWORD}")
+    child.expect_exact("go\r\n")
+    child.sendline("")
+    asking.tell(questions=[NEW])
+    opened(child)
+    child.expect_exact("approve, reject")
+    child.expect_exact("\x1b[?1049l")  # by itself
+    child.expect_exact("password: ")
+    child.sendline("approve")
+    child.expect_exact("got approve\r\n")
+    assert decisions(asking) == []
+    child.sendline("")
+    child.expect_exact("shown\r\n")
+    child.send(KEY)
+    child.expect_exact("\x1b[?1049h")
+
+
+def test_the_key_puts_the_question_away_and_brings_it_back(asking: FakeDaemon, start: Any) -> None:
+    child = start("cat")
+    cat(child)
+    asking.tell(questions=[NEW])
+    for _ in range(2):
+        child.send(KEY)
+        child.expect_exact("\x1b[?1049h")
+        child.expect_exact("approve, reject")
+        child.send(KEY)
+        child.expect_exact("\x1b[?1049l")
+    child.sendline("two")
+    child.expect_exact("two\r\ntwo\r\n")
+    assert decisions(asking) == []
+
+
+def test_without_a_question_the_key_is_the_commands(daemon: FakeDaemon, start: Any) -> None:
+    child = start("sh", "-c", "stty raw -echo; echo go; head -c 1 | od -An -tx1")
+    child.expect_exact("go")
+    daemon.tell(LOST)
+    child.send(KEY)
+    child.expect_exact("1d")
+
+
 def test_answered_by_somebody_else(asking: FakeDaemon, start: Any) -> None:
     child = start("sh", "-c", "while read x; do echo got $x; done")
     child.sendline("one")
     child.expect_exact("got one\r\n")
     asking.tell(questions=[NEW])
-    child.expect_exact("yes, no")
+    opened(child)
+    child.expect_exact("approve, reject")
     asking.tell()
     child.expect_exact("\x1b[?1049l")
     child.sendline("two")
@@ -111,11 +214,13 @@ def test_changed_key(asking: FakeDaemon, start: Any) -> None:
     child = start("cat")
     cat(child)
     asking.tell(questions=[NEW | {"known": ["SHA256:known"]}])
+    child.expect_exact("WARNING: the key of 192.0.2.7 has changed")
+    opened(child)
     for text in ("WARNING", "HAS CHANGED", "SHA256:known", FINGERPRINT):
         child.expect_exact(text)
-    child.sendline("yes")
+    child.sendline("approve")
     child.expect_exact("is no answer")
-    child.sendline("no")
+    child.sendline("reject")
     child.expect_exact("\x1b[?1049l")
     assert decisions(asking) == [{"type": "reject", "peer": FINGERPRINT}]
 
@@ -123,7 +228,8 @@ def test_changed_key(asking: FakeDaemon, start: Any) -> None:
 def test_output_goes_on_when_nobody_answers(asking: FakeDaemon, start: Any) -> None:
     child = start("sh", "-c", "read x; head -c 600000 /dev/zero | tr '\\0' x; echo; echo end")
     asking.tell(questions=[NEW])
-    child.expect_exact("yes, no")
+    opened(child)
+    child.expect_exact("approve, reject")
     asking.tell()
     child.expect_exact("\x1b[?1049l")
     child.sendline("")
@@ -134,7 +240,8 @@ def test_a_command_that_ends_under_a_question(asking: FakeDaemon, start: Any) ->
     child = start("sh", "-c", "echo go; sleep 2; echo gone; exit 5")
     child.expect_exact("go\r\n")
     asking.tell(questions=[NEW])
-    child.expect_exact("yes, no")
+    opened(child)
+    child.expect_exact("approve, reject")
     child.expect_exact("\x1b[?1049l")
     child.expect_exact("gone\r\n")
     child.expect(pexpect.EOF)
@@ -184,13 +291,15 @@ def test_no_notices_but_questions(asking: FakeDaemon, start: Any) -> None:
     asking.tell(LOST, questions=[NEW])
     child.expect_exact("first contact")
     assert "no path" not in child.before
+    opened(child)
 
 
 def test_the_daemon_stops_and_comes_back(asking: FakeDaemon, start: Any) -> None:
     child = start("cat")
     cat(child)
     asking.tell(questions=[NEW])
-    child.expect_exact("yes, no")
+    opened(child)
+    child.expect_exact("approve, reject")
     asking.tell()
     asking.forget_watchers()
     child.expect_exact("\x1b[?1049l")
@@ -361,10 +470,15 @@ def test_question_after_a_full_screen_program(redirect_run: str, asking: FakeDae
         screen.wait("in>")
         screen.type("echo some text; echo 'half")
         screen.wait("'half")
-        before = screen.settled()
         asking.tell(questions=[NEW])
-        screen.wait("first contact")
+        screen.wait("press Ctrl-] to see the key and to answer\nin> echo some text; echo 'half")
+        screen.type("e")  # the command's still
+        screen.wait("'halfe")
+        screen.type("BSpace")
+        before = screen.settled()
+        screen.type("C-]")
         screen.wait("SHA256:Zmh6")
+        screen.wait("redirectctl: approve, reject (for good), later, or the fingerprint:")
         screen.type("later", "Enter")
         screen.wait("'half")
         assert screen.settled() == before

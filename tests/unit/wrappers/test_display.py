@@ -18,6 +18,16 @@ def reply(*connections: Any, questions: Any = ()) -> dict[str, Any]:
     return {"connections": list(connections), "questions": list(questions)}
 
 
+KEY = b"\x1d"
+
+
+def ask(shown: Display, now: float = 0.0) -> bytes:
+    """A question comes up, and somebody presses the key that it names."""
+    shown.update(now, reply(questions=[NEW]))
+    assert shown.waiting
+    return shown.open()
+
+
 def display(notify: str = "title", simple: bool = False) -> Display:
     made = Display(notify, "ssh server", "/nowhere/redirectd.sock", simple)
     made.resize(WINSIZE)
@@ -74,10 +84,51 @@ def test_no_notices_when_none_are_wanted():
     assert b"first contact" in shown.update(2.0, reply(questions=[NEW]))
 
 
+def test_a_question_is_a_line_that_names_a_key_until_that_is_pressed():
+    shown = display()
+    shown.pass_on(b"before\r\n$ ls -")
+    assert shown.update(0.0, reply(questions=[NEW])) == (
+        b"\r\nredirectctl: first contact with 192.0.2.7: nothing is protected yet"
+        b"\r\nredirectctl: press Ctrl-] to see the key and to answer\r\n$ ls -"
+        b"\x1b[22;2t\x1b]2;redirectctl: host 192.0.2.7 is new: press Ctrl-]\x07"
+    )
+    assert not shown.asking
+    assert shown.waiting
+    assert shown.pass_on(b"l") == b"l"
+    assert shown.tick(1.0) == b""  # said once
+    opened = shown.open()
+    assert b"\x1b[?1049h" in opened
+    assert b"SHA256:new" in opened
+    assert shown.asking
+    assert shown.press(2.0, KEY) == b"\x1b[?1049l"  # away again, and not answered
+    assert shown.waiting
+    assert b"\x1b[?1049h" in shown.open()
+
+
+def test_a_changed_key_is_a_warning_that_names_a_key():
+    shown = display()
+    written = shown.update(0.0, reply(questions=[NEW | {"known": ["SHA256:old"]}]))
+    assert b"redirectctl: WARNING: the key of 192.0.2.7 has changed\r\n" in written
+    assert b"Ctrl-]" in written
+    assert b"WARNING: THE KEY" in shown.open()
+
+
+def test_nothing_is_said_of_a_question_while_a_password_is_typed():
+    shown = display()
+    shown.pass_on(b"password: ")
+    written = shown.update(0.0, reply(questions=[NEW]), secret=True)
+    assert b"\r\n" not in written
+    assert b"Ctrl-]" not in written
+    assert not shown.waiting
+    assert shown.open() == b""
+    assert b"Ctrl-]" in shown.tick(1.0)
+    assert shown.waiting
+
+
 def test_question_and_what_is_written_meanwhile():
     shown = display()
     shown.pass_on(b"$ \x1b[?25l")
-    assert shown.update(0.0, reply(questions=[NEW])).startswith(b"\x1b[?1049h")
+    assert b"\x1b[?1049h" in ask(shown)
     assert shown.asking
     assert shown.pass_on(b"output") == b""
     assert shown.next_at(0.0) is None
@@ -90,7 +141,7 @@ def test_question_and_what_is_written_meanwhile():
 
 def test_question_goes_away_when_somebody_else_has_answered():
     shown = display()
-    shown.update(0.0, reply(questions=[NEW]))
+    ask(shown)
     assert shown.update(1.0, reply()) == b"\x1b[?1049l"
     assert not shown.asking
 
@@ -98,16 +149,19 @@ def test_question_goes_away_when_somebody_else_has_answered():
 def test_question_waits_for_the_end_of_a_full_screen_program():
     shown = display()
     shown.pass_on(b"\x1b[?1049h")
-    assert b"host 192.0.2.7 is new" in shown.update(0.0, reply(questions=[NEW]))
-    assert not shown.asking
+    assert b"host 192.0.2.7 is new: see redirectctl peers" in shown.update(0.0, reply(questions=[NEW]))
+    assert not shown.waiting  # the key is that program's
+    assert shown.open() == b""
     shown.pass_on(b"\x1b[?1049l$ ")
     assert b"first contact" in shown.tick(1.0)
-    assert shown.asking
+    assert shown.waiting
+    shown.pass_on(b"\x1b[?1049h")
+    assert not shown.waiting
 
 
 def test_a_command_with_much_to_say_does_not_wait_for_an_answer():
     shown = display()
-    shown.update(0.0, reply(questions=[NEW]))
+    ask(shown)
     written = b""
     for _ in range(HELD // 1000 + 1):
         written += shown.pass_on(b"x" * 1000)
@@ -115,19 +169,20 @@ def test_a_command_with_much_to_say_does_not_wait_for_an_answer():
     assert written.startswith(b"\x1b[?1049l")
     assert written.count(b"x") == (HELD // 1000 + 1) * 1000
     assert shown.has_room()
-    assert shown.update(1.0, reply(questions=[NEW])) == b""
+    assert b"first contact" not in shown.update(1.0, reply(questions=[NEW]))
+    assert not shown.asking  # but it can be opened again
 
 
 def test_answer_that_the_daemon_does_not_take():
     shown = display()
-    shown.update(0.0, reply(questions=[NEW]))
-    assert b"cannot reach the daemon" in shown.press(1.0, b"yes\r")
+    ask(shown)
+    assert b"cannot reach the daemon" in shown.press(1.0, b"approve\r")
     assert shown.asking
 
 
 def test_the_daemon_goes_away():
     shown = display()
-    shown.update(0.0, reply(questions=[NEW]))
+    ask(shown)
     assert shown.forget() == b"\x1b[?1049l"
     shown.update(1.0, reply(LOST))
     assert shown.forget() == b"\x1b]2;\x07\x1b[23;2t"
@@ -140,6 +195,9 @@ def test_a_terminal_without_titles_and_screens():
     assert shown.update(0.0, reply(LOST)).startswith(b"\r\nredirectctl: no path")
     asked = shown.update(1.0, reply(LOST, questions=[NEW]))
     assert b"first contact" in asked
+    assert b"\x1b" not in asked
+    asked = shown.open()
+    assert b"SHA256:new" in asked
     assert b"\x1b[?" not in asked + shown.press(2.0, b"la")
     assert shown.press(3.0, b"ter\r") == b"\r\n$ ls"
 
@@ -147,7 +205,7 @@ def test_a_terminal_without_titles_and_screens():
 def test_redrawn_at_another_size():
     shown = display()
     assert shown.resize(WINSIZE) == b""
-    shown.update(0.0, reply(questions=[NEW]))
+    ask(shown)
     assert b"first contact" in shown.resize(WINSIZE)
 
 

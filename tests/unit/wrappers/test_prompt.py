@@ -29,29 +29,32 @@ def answer(typed: bytes, **changes: Any) -> str | None:
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        (b"yes\r", "yes"),
-        (b" YES \r", "yes"),
-        (FINGERPRINT.encode() + b"\r", "yes"),
-        (b"\x1b[200~" + FINGERPRINT.encode() + b"\x1b[201~\r", "yes"),  # pasted
-        (b"no\r", "no"),
+        (b"approve\r", "approve"),
+        (b" APPROVE \r", "approve"),
+        (FINGERPRINT.encode() + b"\r", "approve"),
+        (b"\x1b[200~" + FINGERPRINT.encode() + b"\x1b[201~\r", "approve"),  # pasted
+        (b"reject\r", "reject"),
         (b"later\r", "later"),
         (b"\x03", "later"),
         (b"\x04", "later"),
-        (b"yex\x7fs\r", "yes"),
-        (b"ls -l\x15yes\n", "yes"),
-        (b"\r\r\ryes\r", "yes"),
-        (b"\x1b[A\x1bOByes\r", "yes"),  # arrows
+        (b"\x1d", "back"),
+        (b"approvex\x7f\r", "approve"),
+        (b"ls -l\x15approve\n", "approve"),
+        (b"\r\r\rapprove\r", "approve"),
+        (b"\x1b[A\x1bOBapprove\r", "approve"),  # arrows
         # What somebody happens to be typing decides nothing.
-        (b"y", None),
-        (b"y\r", None),
-        (b"n\r", None),
+        (b"a", None),
+        (b"a\r", None),
+        (b"r\r", None),
+        (b"yes\r", None),  # the words of ssh
+        (b"no\r", None),
         (b"\r", None),
-        (b"yes", None),
-        (b"cat yes\r", None),
+        (b"approve", None),
+        (b"cat approve\r", None),
         (FINGERPRINT[:-1].encode() + b"\r", None),
         (FINGERPRINT.lower().encode() + b"\r", None),
         (b"x" * 1000 + b"\r", None),
-        (b"\xff\xfeyes\xc3\r", None),
+        (b"\xff\xfeapprove\xc3\r", None),
     ],
 )
 def test_only_a_whole_word_decides(typed: bytes, expected: str | None):
@@ -61,7 +64,7 @@ def test_only_a_whole_word_decides(typed: bytes, expected: str | None):
     assert answers[:1] == ([expected] if expected else [])
 
 
-@pytest.mark.parametrize("typed", [b"yes\r", FINGERPRINT.encode() + b"\r", b"\r"])
+@pytest.mark.parametrize("typed", [b"approve\r", b"yes\r", FINGERPRINT.encode() + b"\r", b"\r"])
 def test_a_changed_key_cannot_be_approved(typed: bytes):
     assert answer(typed, known=["SHA256:old"]) is None
 
@@ -70,17 +73,35 @@ def test_a_changed_key_is_loud():
     shown = Prompt(question(known=["SHA256:old"]), "ssh server").draw(24, 80)
     for text in (b"WARNING", b"THE KEY OF 192.0.2.7 HAS CHANGED", b"SHA256:old", FINGERPRINT.encode()):
         assert text in shown
-    assert b"yes" not in shown
-    assert answer(b"no\r", known=["SHA256:old"]) == "no"
+    assert b"approve" not in shown
+    assert answer(b"reject\r", known=["SHA256:old"]) == "reject"
     assert answer(b"later\r", known=["SHA256:old"]) == "later"
 
 
+@pytest.mark.parametrize("key", [b"\x1d", b"\x1b[93;5u", b"\x1b[27;5;93~"])
+def test_the_key_that_opened_it_puts_it_away(key: bytes):
+    """However the terminal sends it."""
+    assert answer(key) == "back"
+
+
+def test_its_words_are_not_those_of_ssh():
+    """ "Are you sure you want to continue connecting (yes/no/[fingerprint])?" is what ssh asks."""
+    for prompt in (Prompt(question(), "ssh"), Prompt(question(known=["SHA256:old"]), "ssh")):
+        asked = prompt.plain_question().decode()
+        assert asked.strip("\r\x1b[K ").startswith("redirectctl: ")
+        for word in ("yes", "no,", "no ", "continue connecting"):
+            assert word not in asked
+        assert prompt.press(b"yes\rno\r") is None
+
+
 def test_without_the_right():
-    assert answer(b"yes\r", may_decide=False) is None
-    assert answer(b"no\r", may_decide=False) is None
+    assert answer(b"approve\r", may_decide=False) is None
+    assert answer(b"reject\r", may_decide=False) is None
     assert answer(b"\r", may_decide=False) == "later"
-    shown = Prompt(question(may_decide=False), "ssh server").draw(40, 100)
-    assert f"sudo redirectctl approve {FINGERPRINT}".encode() in shown
+    for rows, columns in ((40, 100), (24, 80)):
+        picture = "\n".join(["+---[redirectctl]---+"] * 11)
+        shown = Prompt(question(may_decide=False, picture=picture), "ssh server").draw(rows, columns)
+        assert f"sudo redirectctl approve {FINGERPRINT}".encode() in shown
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(24, 80), (10, 40), (3, 20), (50, 200)])
@@ -92,6 +113,15 @@ def test_it_fits(rows: int, columns: int):
         lines = [line.split("H", 1)[1] for line in drawn.split("\x1b[")[4:]]
         assert all(len(line) < max(columns, 2) for line in lines), lines
         assert len(lines) <= max(rows, 2)
+
+
+def test_a_real_picture_fits_an_ordinary_terminal_also_after_a_wrong_answer():
+    prompt = Prompt(question(picture="\n".join(["+---[redirectctl]---+"] * 11)), "ssh server")
+    prompt.press(b"what\r")
+    drawn = prompt.draw(24, 80).decode()
+    assert drawn.count("[redirectctl]") == 11
+    for text in ("Ctrl-] puts this away", FINGERPRINT, "change of address.", "'what' is no answer.", "approve, reject"):
+        assert text in drawn
 
 
 def test_what_does_not_fit_is_seen_to_be_cut():

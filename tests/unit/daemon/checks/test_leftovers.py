@@ -10,7 +10,9 @@ import pytest
 from redirectctl.api.reasons import advice, explain
 from redirectctl.api.schema import CheckStatus
 from redirectctl.daemon.checks import alone, host, traces
+from redirectctl.daemon.checks.state import KernelState
 from redirectctl.daemon.checks.traces import Trace
+from redirectctl.kernel.constants import Queue
 from redirectctl.kernel.elements import KernelFlow
 from redirectctl.wire.addr import FourTuple, SockAddr
 
@@ -76,3 +78,10 @@ def test_queue_numbers_in_use(monkeypatch: pytest.MonkeyPatch):
     text = " 7747  4711     0 2 65531     0     0        0  1\n 7749  4711     3 2 65531     0     0        9  1\n"
     monkeypatch.setattr(Path, "read_text", lambda _self: text)
     assert host.bound_queues() == {7747, 7749}
+
+
+@pytest.mark.parametrize("lost", Queue)
+def test_each_queue_that_has_no_listener_is_told(monkeypatch: pytest.MonkeyPatch, lost: Queue):
+    monkeypatch.setattr(host, "bound_queues", lambda: set(Queue) - {lost})
+    found = KernelState._queues([])
+    assert (found.status, found.found) == (CheckStatus.FAIL, f"redirectd does not listen on NFQUEUE {lost.value}")

@@ -8,6 +8,7 @@ import pytest
 
 from redirectctl.api.schema import CheckStatus
 from redirectctl.daemon.checks import ways
+from redirectctl.flows.better import Failure
 from redirectctl.flows.choosing import Why
 from redirectctl.flows.connection import Connection
 from redirectctl.proto.peer import Peer, PeerState
@@ -94,6 +95,14 @@ def test_address_families() -> None:
     none = ways.families(HERE, [V6])
     assert (none.status, none.found) == (CheckStatus.WARN, "none in common: IPv4 here, IPv6 there")
     assert ways.families(HERE, []).status is CheckStatus.SKIP
+
+
+def test_an_address_that_does_not_carry_is_named() -> None:
+    assert ways.addresses(HERE, {}, 100.0).status is CheckStatus.OK
+    check = ways.addresses(HERE, {OURS: Failure(2, 88.0, 148.0), PUBLIC: Failure(1, 99.0, 120.0)}, 100.0)
+    assert check.status is CheckStatus.WARN
+    assert check.found == f"{OURS} did not carry 12 s ago, 2 times in a row"  # the other one is gone
+    assert "connections go by another address" in (check.hint or "")
 
 
 def test_paths_are_counted_with_the_reason() -> None:
