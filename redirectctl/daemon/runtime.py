@@ -48,7 +48,7 @@ from redirectctl.kernel import borrow
 from redirectctl.kernel.carrier import Carrier, Report, Sight
 from redirectctl.kernel.constants import Queue
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.exits import Exits
+from redirectctl.kernel.exits import Exits, Wanted
 from redirectctl.kernel.inband import Inband, RawSender
 from redirectctl.kernel.inject import RawInjector
 from redirectctl.kernel.kick import Kicker
@@ -101,8 +101,10 @@ class Runtime:
         static = StaticKey.from_private(self.store.load_identity(os.urandom))
         self.engine = Engine(static, os.urandom, self.store.next_epoch(), policy(config), peers)
         self._exits = Exits()
-        self.port = ControlPort(config.control.port, config.control.listen, self._on_datagram, self._exits)
-        self.network = NetworkView(self.log, self.engine.remotes, self._on_network, self._on_loss, self._exits)
+        self.port = ControlPort(config.control.port, config.control.listen, self._on_datagram)
+        self.network = NetworkView(
+            self.log, self.engine.remotes, self._on_network, self._on_loss, self._exits.reconcile
+        )
         self.finder = Finder(self.engine, config.protect, self.network.all_addresses, self.network.interface, self.wake)
         self.rewriting = Rewriting(state, self.network.interface_to, self.finder.present)
         self.repairs = Repairs(self.rewriting, lambda: self.carrier, self._on_repair)
@@ -190,7 +192,7 @@ class Runtime:
             _log.warning("%s begins anew: it would be another connection on the wire", connection.socket)
         await self.rewriting.take_over([c.flow for c in restored if c.movable or c.may_come_tunnelled])
         self.store.delete_connections([c.cid for c in (*ended, *older)])
-        self._carrier = Carrier(self.port.shared(), self._on_report_in_thread, exits=self._exits)
+        self._carrier = Carrier(self.port.shared(), self._on_report_in_thread)
         handlers: dict[Queue, Handler] = {
             Queue.RST: self._on_rst,
             Queue.HOLD: self._on_rst,
@@ -260,11 +262,13 @@ class Runtime:
             try:
                 self.rewriting.rewriter.teardown()
                 await self.rewriting.keeper.teardown()
+                await self._exits.reconcile(Wanted())
             except KernelError as error:
                 _log.warning("%s", error)
         self.suspender.close()
         self.finder.close()
         self.network.close()
+        self._exits.close()
         self.port.close()
         self._mtu.close()
         self._sender.close()
