@@ -242,7 +242,7 @@ class NetWatch:
                 for kind, _, _, start, end in split(data):
                     message = data[start - HEADER.size : end]  # as pyroute2 parses it
                     if kind in (_NEWROUTE, _DELROUTE):
-                        table = self._table(message)
+                        table = self._table_of(message)
                         ours = table in _OUR_TABLES
                         made = kind == _NEWROUTE and is_exit_table(table)
                         routes = routes or not (ours or made or not self._matters(message))
@@ -320,7 +320,7 @@ class NetWatch:
         _, _, _, _, table, _, _, _, flags = _ROUTE.unpack_from(message, HEADER.size)
         return table != _TABLE_LOCAL and not flags & _ROUTE_CLONED
 
-    def _table(self, message: bytes) -> int:
+    def _table_of(self, message: bytes) -> int:
         """Of a route.  All of redirectctl's tables have numbers that do not fit into 8 bits."""
         table: int = _ROUTE.unpack_from(message, HEADER.size)[4]
         if table != _TABLE_COMPAT:
