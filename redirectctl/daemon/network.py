@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 from redirectctl.api.schema import EventName
 from redirectctl.daemon.eventlog import EventLog
 from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Network
-from redirectctl.kernel.exits import Exits
+from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.exits import Wanted
 from redirectctl.kernel.netlink import Link, NetChange, NetState, NetWatch
-from redirectctl.kernel.routes import Question
+from redirectctl.kernel.routes import Question, Route
 from redirectctl.wire.addr import IPAddress
 
 Remotes = Callable[[], Collection[IPAddress]]
 OnNetwork = Callable[[float, Network], None]
+Leave = Callable[[Wanted], Awaitable[None]]
+
+_log = logging.getLogger(__name__)
 
 # What these are given is wrapped up, most often encrypted, before it leaves the host.  Not ppp, which is a DSL line as
 # often as a VPN; nor can the flag IFF_POINTOPOINT tell them: modems (qmi_wwan) have it too.
@@ -33,14 +38,18 @@ class NetworkView:
         remotes: Remotes,
         on_network: OnNetwork,
         on_loss: Callable[[], None],
-        exits: Exits | None = None,
+        leave: Leave | None = None,
     ) -> None:
-        """``on_loss``: something that redirectctl had put into the kernel's routing has gone.  ``exits`` are told."""
+        """``on_loss``: something that redirectctl had put into the kernel's routing has gone.
+
+        ``leave`` has the kernel send what is from an address by the interface of that.
+        """
         self._log = log
         self._remotes = remotes
         self._on_network = on_network
-        self._exits = exits or Exits()
+        self._leave = leave
         self._watch = NetWatch(self._changed, on_loss)
+        self._wanted: Wanted | None = None  # None: an earlier run may have left some
         self._dirty = asyncio.Event()
         self._since: float | None = None  # when the oldest change came that has not been reported
 
@@ -123,19 +132,36 @@ class NetworkView:
             others += [Question(remote, a) for a in ours[remote.version] if a != first]
         routed = dict(zip(others, await self._watch.routes(others), strict=True))
         # What the kernel would send by another interface, where its source may be unknown, leaves by its own.
-        astray = [
-            q
+        astray = {
+            q.source
             for q, route in routed.items()
             if q.source is not None and (route is None or route.ifindex != at[q.source])
-        ]
-        own = await self._watch.routes([q._replace(ifindex=at[q.source]) for q in astray if q.source is not None])
-        exits = {q: at[q.source] for q, route in zip(astray, own, strict=True)
-                 if q.source is not None and route is not None and route.ifindex == at[q.source]}  # fmt: skip
-        for question, route in routed.items():
-            if question.source is not None and (route is not None or question in exits):
-                sources[question.target].append(question.source)
-        self._exits.learn({(q.source, q.target): index for q, index in exits.items() if q.source is not None})
+        }
+        own = await self._own_routes(remotes, {at[a] for a in astray})
+        exits = frozenset((a, at[a]) for a in astray)
+        for (remote, source, *_), route in routed.items():
+            if source is not None and (route is not None or (source in astray and (remote, at[source]) in own)):
+                sources[remote].append(source)
+        await self._let_leave(Wanted(exits, frozenset(own.values())))
         return {remote: tuple(found) for remote, found in sources.items()}
+
+    async def _own_routes(
+        self, remotes: Iterable[IPAddress], indices: Iterable[int]
+    ) -> dict[tuple[IPAddress, int], Route]:
+        """By which of these interfaces each of the remotes could be reached, if the host had no others."""
+        questions = [Question(remote, None, ifindex=index) for remote in remotes for index in indices]
+        found = zip(questions, await self._watch.routes(questions), strict=True)
+        return {(q.target, q.ifindex): route._replace(source=None) for q, route in found
+                if route is not None and route.ifindex == q.ifindex}  # fmt: skip
+
+    async def _let_leave(self, wanted: Wanted) -> None:
+        if self._leave is None or wanted == self._wanted == Wanted():
+            return
+        self._wanted = wanted
+        try:
+            await self._leave(wanted)
+        except KernelError as error:  # packets leave as the host routes them
+            _log.warning("%s", error)
 
     def _changed(self, change: NetChange) -> None:
         if self._since is None:

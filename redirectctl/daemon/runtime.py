@@ -49,7 +49,7 @@ from redirectctl.kernel import borrow
 from redirectctl.kernel.carrier import Carrier, Report, Routes, Sight
 from redirectctl.kernel.constants import Queue
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.exits import Exits
+from redirectctl.kernel.exits import Exits, Wanted
 from redirectctl.kernel.inband import Inband, RawSender
 from redirectctl.kernel.inject import RawInjector
 from redirectctl.kernel.kick import Kicker
@@ -103,8 +103,10 @@ class Runtime:
         static = StaticKey.from_private(self.store.load_identity(os.urandom))
         self.engine = Engine(static, os.urandom, self.store.next_epoch(), policy(config), peers)
         self._exits = Exits()
-        self.port = ControlPort(config.control.port, config.control.listen, self._on_datagram, self._exits)
-        self.network = NetworkView(self.log, self.engine.remotes, self._on_network, self._on_loss, self._exits)
+        self.port = ControlPort(config.control.port, config.control.listen, self._on_datagram)
+        self.network = NetworkView(
+            self.log, self.engine.remotes, self._on_network, self._on_loss, self._exits.reconcile
+        )
         self._counters = TcpCounters()
         self.finder = Finder(
             self.engine,
@@ -207,7 +209,7 @@ class Runtime:
             _log.warning("%s begins anew: it would be another connection on the wire", connection.socket)
         await self.rewriting.take_over([c.flow for c in restored if c.movable or c.may_come_tunnelled])
         self.store.delete_connections([c.cid for c in (*ended, *older)])
-        self._carrier = Carrier(self.port.shared(), self._on_report_in_thread, exits=self._exits)
+        self._carrier = Carrier(self.port.shared(), self._on_report_in_thread)
         handlers: dict[Queue, Handler] = {
             Queue.RST: self._on_rst,
             Queue.HOLD: self._on_rst,
@@ -277,12 +279,14 @@ class Runtime:
             try:
                 self.rewriting.rewriter.teardown()
                 await self.rewriting.keeper.teardown()
+                await self._exits.reconcile(Wanted())
             except KernelError as error:
                 _log.warning("%s", error)
         self.suspender.close()
         self.finder.close()
         self._counters.close()
         self.network.close()
+        self._exits.close()
         self.port.close()
         self._mtu.close()
         self._sender.close()

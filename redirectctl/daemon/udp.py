@@ -18,8 +18,8 @@ from pathlib import Path
 from redirectctl.api.text import shortened
 from redirectctl.kernel import procs
 from redirectctl.kernel.carrier import share_port
+from redirectctl.kernel.constants import MARK_EXIT
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.exits import Exits
 from redirectctl.wire.addr import IPAddress, SockAddr, parse_ip
 
 _log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ _IP_PKTINFO = 8
 _ANCILLARY = socket.CMSG_SPACE(max(_IN_PKTINFO.size, _IN6_PKTINFO.size))
 _RECEIVE = 2048  # longer ones are cut, and refused as too long
 _BUFFER = 4 << 20  # bytes, of which a small datagram takes 768: some thousand connections may end at once
+_SO_MARK = 36
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h; beyond net.core.rmem_max, with CAP_NET_ADMIN
 _BATCH = 64  # datagrams before the event loop gets its turn
 
@@ -47,11 +48,10 @@ class ControlPortError(Exception):
 class ControlPort:
     """Sends and receives datagrams; calls ``on_datagram(data, source, our address, number of our port)``."""
 
-    def __init__(self, port: int, listen: Iterable[str], on_datagram: OnDatagram, exits: Exits | None = None) -> None:
+    def __init__(self, port: int, listen: Iterable[str], on_datagram: OnDatagram) -> None:
         """Bind; an empty ``listen`` is all addresses.  Raises ControlPortError."""
         self.port = port
         self._on_datagram = on_datagram
-        self._exits = exits or Exits()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sockets: Bound = []
         self._others: dict[int, Bound] = {}
@@ -141,11 +141,10 @@ class ControlPort:
         if sock is None:
             return
         ancillary = []
-        ifindex = self._exits.of(source, to.host)
         if isinstance(source, IPv4Address):
-            ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(ifindex, source.packed, bytes(4)))]
+            ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(0, source.packed, bytes(4)))]
         elif isinstance(source, IPv6Address):
-            ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(source.packed, ifindex))]
+            ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(source.packed, 0))]
         try:
             sock.sendmsg([data], ancillary, 0, (str(to.host), to.port))
         except OSError as error:
@@ -161,6 +160,7 @@ class ControlPort:
         with contextlib.suppress(PermissionError):  # without the right the system's default has to do
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
             sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, struct.pack("=I", MARK_EXIT))
         if version == 4:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
         else:

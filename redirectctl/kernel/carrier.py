@@ -30,7 +30,6 @@ from typing import Final, NamedTuple, TypeAlias
 
 from redirectctl.flows.commands import Carried
 from redirectctl.kernel.constants import TUN_DEVICE
-from redirectctl.kernel.exits import Exits
 from redirectctl.kernel.probing import SAFE_MTU, SUSPICION, Path
 from redirectctl.kernel.relay import Relays, sent_from
 from redirectctl.kernel.reports import REPORT_SECONDS, Report, Reporter, Sight
@@ -94,13 +93,11 @@ class _Route:
 
     __slots__ = ("_segmented", "address", "path", "plain", "sock")
 
-    def __init__(
-        self, sock: socket.socket, local: IPAddress | None, remote: SockAddr, path: Path, ifindex: int = 0
-    ) -> None:
+    def __init__(self, sock: socket.socket, local: IPAddress | None, remote: SockAddr, path: Path) -> None:
         self.sock = sock
         self.address = (str(remote.host), remote.port)
         self.path = path
-        self.plain: Ancillary = [] if local is None else [sent_from(local, ifindex)]
+        self.plain: Ancillary = [] if local is None else [sent_from(local)]
         self._segmented: dict[int, Ancillary] = {}
 
     def segmented(self, size: int) -> Ancillary:
@@ -161,7 +158,6 @@ class Carrier:
         sockets: Sequence[socket.socket],
         on_report: Callable[[Report], None],
         device: str = TUN_DEVICE,
-        exits: Exits | None = None,
     ) -> None:
         """``sockets``: from sharing.share_port; closed with the carrier.
 
@@ -171,7 +167,6 @@ class Carrier:
         self._sockets = {0: list(sockets)}  # by the number of their port; 0: the control port
         self._changes: deque[Callable[[], None]] = deque()  # of what is listened to, for the thread
         self._device = device
-        self._exits = exits or Exits()
         self._tun = open_tun(device)
         self._attached = True
         self._fresh: int | None = None  # a descriptor that takes the place of _tun
@@ -312,7 +307,7 @@ class Carrier:
                 used = {(each.carried.local, each.carried.remote) for each in list(self._flows.values())}
                 self._paths = {key: path for key, path in self._paths.items() if key in used}
             path = self._paths[key] = Path(remote.host.version, _interface_mtu(local, remote))
-        return _Route((exact or ours)[0], local, remote, path, self._exits.of(local, remote.host))
+        return _Route((exact or ours)[0], local, remote, path)
 
     # From here on: in the thread.
 

@@ -16,6 +16,9 @@ TUNNEL_TABLE = 7749  # default routes through TUN_DEVICE
 RULE_PRIORITY = 7747  # fwmark MARK_MOVED -> ROUTE_TABLE
 TUNNEL_PRIORITY = 1  # iif lo fwmark MARK_TUNNEL -> TUNNEL_TABLE; before a host's own rules `from ADDRESS`
 FALLBACK_PRIORITY = 40000  # after main and default
+EXIT_TABLES = 7_750_000  # and the index of an interface: routes to peers by that one (kernel/exits.py)
+MOST_EXIT_TABLES = 100_000
+EXIT_PRIORITY = 32765  # from ADDRESS fwmark MARK_EXIT -> such a table; just before main
 
 MARK_MOVED = 0x1000_0000  # incoming, rewritten to its socket tuple: routed by ROUTE_TABLE
 MARK_ASK = 0x2000_0000  # an RST for an unmoved protected connection: NFQUEUE, accepted if no daemon listens
@@ -23,6 +26,7 @@ MARK_HOLD = 0x4000_0000  # an RST for a moved connection: NFQUEUE, dropped if no
 MARK_TUNNEL = 0x0400_0000  # goes, or came, through the tunnel: routed by TUNNEL_TABLE
 MARK_TOKEN = 0x0200_0000  # an incoming segment with a token (kernel/inband.py): NFQUEUE, accepted if nobody listens
 MARK_WAIT = 0x0100_0000  # of a suspended connection: NFQUEUE; if no daemon listens what it sends is dropped
+MARK_EXIT = 0x8000_0000  # leaves by the interface of its source address
 MARK_PROBE = 0x0800_0000  # an outgoing ACK that a sequence-number probe provoked: NFQUEUE, accepted if nobody listens
 
 

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from redirectctl.flows.commands import Proof
-from redirectctl.kernel.constants import MARK_TOKEN
+from redirectctl.kernel.constants import MARK_EXIT, MARK_TOKEN
 from redirectctl.kernel.diag import SocketInfo
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.kick import Kicker
@@ -71,7 +71,7 @@ class Sender(Protocol):
 class RawSender:
     """Raw sockets of the current network namespace; tokens skip conntrack while Rewriter.probe is in force."""
 
-    def __init__(self, *, mark: int = MARK_TOKEN) -> None:
+    def __init__(self, *, mark: int = MARK_TOKEN | MARK_EXIT) -> None:
         """``mark`` 0: of what is like any packet of its connection.
 
         Raises KernelError without CAP_NET_RAW and CAP_NET_ADMIN.  A host without IPv6 is fine.
@@ -91,7 +91,7 @@ class RawSender:
     def _open(self, version: int, family: int) -> None:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._raw[version] = raw = socket.socket(family, kind, socket.IPPROTO_RAW)
-        raw.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
+        raw.setsockopt(socket.SOL_SOCKET, _SO_MARK, struct.pack("=I", self._mark))
         if family == socket.AF_INET6:
             # The old address of a moved connection is a route only, and no address (`ip6_datagram_send_ctl`).
             raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)

@@ -19,10 +19,7 @@ the tunnel   what has MARK_TUNNEL and is sent from here finds default routes to 
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import fcntl
-import os
 import socket
 import struct
 from collections.abc import Iterable, Mapping
@@ -30,9 +27,6 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
-
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from redirectctl.kernel.constants import (
     FALLBACK_PRIORITY,
@@ -46,6 +40,7 @@ from redirectctl.kernel.constants import (
     TUNNEL_TABLE,
 )
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.rtnl import RouteNetlink
 from redirectctl.wire.addr import IPAddress
 
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
@@ -75,13 +70,13 @@ class Keeper:
     """
 
     def __init__(self) -> None:
-        self._netlink: Any = AsyncIPRoute()
-        self._one = asyncio.Lock()  # request at a time: during a dump the kernel refuses others (EBUSY)
+        self._rtnl = RouteNetlink()
+        self._request = self._rtnl.request
         self._device = 0
 
     def close(self) -> None:
         """Let go of netlink; what is kept stays kept."""
-        self._netlink.close()
+        self._rtnl.close()
 
     async def setup(self) -> None:
         """Make device and rules."""
@@ -315,29 +310,7 @@ class Keeper:
         return [rule for rule in rules if (rule.get("priority"), rule.get("table")) in ours]
 
     async def _routes(self, table: int, family: int, kind: str | None = None) -> list[Any]:
-        routes = await self._request("route", "dump", table=table, family=family)
-        wanted = {None: None, "unicast": 1, "local": 2}[kind]
-        return [
-            route for route in routes if route.get("table") == table and (wanted is None or route["type"] == wanted)
-        ]
-
-    async def _request(self, kind: str, verb: str, **arguments: Any) -> Any:
-        """One netlink request; to add what is there and to delete what is not is no error."""
-        try:
-            async with self._one:
-                answer = await getattr(self._netlink, kind)(verb, **arguments)
-                return [message async for message in answer] if verb == "dump" else answer
-        except NetlinkError as error:
-            # ENODEV: the interface went, and its routes with it
-            done = {"add": {errno.EEXIST}, "del": {errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV}}
-            if error.code in done.get(verb, set()):
-                return ()
-            subject = arguments.get("dst") or arguments.get("address") or arguments.get("table") or TUN_DEVICE
-            raise KernelError(
-                f"{verb} {kind} {subject}",
-                os.strerror(error.code),
-                "redirectctl needs root; is a network manager changing redirect0?",
-            ) from error
+        return await self._rtnl.routes(table, family, {None: None, "unicast": 1, "local": 2}[kind])
 
 
 def strict_rp_filter(ifindex: int) -> bool:

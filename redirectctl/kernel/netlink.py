@@ -27,6 +27,7 @@ from redirectctl.kernel.constants import (
     TUNNEL_TABLE,
 )
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.exits import is_exit, is_exit_table
 from redirectctl.kernel.nlmsg import HEADER, split
 from redirectctl.kernel.routes import AT_ONCE, Question, Route, RouteTable
 from redirectctl.wire.addr import IPAddress
@@ -46,6 +47,7 @@ _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
 _TABLE_COMPAT, _TABLE_LOCAL, _ROUTE_CLONED = 252, 255, 0x200
 
 _OUR_RULES = {(RULE_PRIORITY, ROUTE_TABLE), (FALLBACK_PRIORITY, FALLBACK_TABLE), (TUNNEL_PRIORITY, TUNNEL_TABLE)}
+_OUR_TABLES = {table for _, table in _OUR_RULES}
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 _RUNNING = {"UP", "UNKNOWN"}  # IFLA_OPERSTATE; tunnels and lo have no carrier to report: UNKNOWN
 _TENTATIVE, _DADFAILED, _DEPRECATED, _TEMPORARY, _OPTIMISTIC = 0x40, 0x08, 0x20, 0x01, 0x04
@@ -240,13 +242,16 @@ class NetWatch:
                 for kind, _, _, start, end in split(data):
                     message = data[start - HEADER.size : end]  # as pyroute2 parses it
                     if kind in (_NEWROUTE, _DELROUTE):
-                        ours = self._is_ours(message)
-                        routes = routes or (not ours and self._matters(message))
+                        table = self._table_of(message)
+                        ours = table in _OUR_TABLES
+                        made = kind == _NEWROUTE and is_exit_table(table)
+                        routes = routes or not (ours or made or not self._matters(message))
                         lost = lost or (ours and kind == _DELROUTE)
                     elif kind in (_NEWRULE, _DELRULE):
                         for parsed in self._marshal.parse(message):
                             ours = (parsed.get("priority"), parsed.get("table")) in _OUR_RULES
-                            routes = routes or not ours
+                            made = kind == _NEWRULE and is_exit(parsed)
+                            routes = routes or not (ours or made)
                             lost = lost or (ours and kind == _DELRULE)
                     elif kind in (_NEWLINK, _DELLINK, _NEWADDR, _DELADDR):
                         for parsed in self._marshal.parse(message):
@@ -315,13 +320,13 @@ class NetWatch:
         _, _, _, _, table, _, _, _, flags = _ROUTE.unpack_from(message, HEADER.size)
         return table != _TABLE_LOCAL and not flags & _ROUTE_CLONED
 
-    def _is_ours(self, message: bytes) -> bool:
-        """Whether a route is in a table of redirectctl."""
-        table = _ROUTE.unpack_from(message, HEADER.size)[4]
-        if table != _TABLE_COMPAT:  # the number does not fit into 8 bits
-            return False
+    def _table_of(self, message: bytes) -> int:
+        """Of a route.  All of redirectctl's tables have numbers that do not fit into 8 bits."""
+        table: int = _ROUTE.unpack_from(message, HEADER.size)[4]
+        if table != _TABLE_COMPAT:
+            return table
         (parsed,) = self._marshal.parse(message)
-        return parsed.get("table") in (ROUTE_TABLE, FALLBACK_TABLE, TUNNEL_TABLE)
+        return parsed.get("table") or table
 
 
 def _takes_ours(state: NetState, kind: int, message: Any) -> bool:

@@ -36,11 +36,11 @@ _KINDS = (int(Type.TUNNEL), int(Type.PROBE))
 _NOT_AT_ONCE = (errno.EIO, errno.EINVAL)  # the interface has no checksum offload; the size does not fit
 
 
-def sent_from(local: IPAddress, ifindex: int = 0) -> tuple[int, int, bytes]:
+def sent_from(local: IPAddress) -> tuple[int, int, bytes]:
     """Ancillary data that makes a datagram come from this address of ours."""
     if isinstance(local, IPv4Address):
-        return socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(ifindex, local.packed, bytes(4))
-    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(local.packed, ifindex)
+        return socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(0, local.packed, bytes(4))
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(local.packed, 0)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, overload
 
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.nlmsg import ATTRIBUTE, HEADER, attribute, split
@@ -56,11 +56,16 @@ class Question(NamedTuple):
 
 
 class Route(NamedTuple):
-    """Where the kernel would send a packet."""
+    """Where the kernel would send a packet.
+
+    Target and length are those of the route in the table, if the question was about an interface.
+    """
 
     ifindex: int
     source: IPAddress | None  # what it would choose as source address
     gateway: IPAddress | None
+    target: IPAddress = IPv4Address(0)
+    length: int = 0  # of the prefix, in bits
 
 
 class RouteTable:
@@ -102,6 +107,7 @@ class RouteTable:
 
     def _ask(self, questions: list[tuple[int, Question]]) -> dict[int, Route | None]:
         base, self._sequence = self._sequence, (self._sequence + len(questions)) & 0xFFFF_FFFF
+        wanted = dict(questions)
         numbers = {(base + place) & 0xFFFF_FFFF: number for place, (number, _) in enumerate(questions)}
         messages = zip(numbers, (question for _, question in questions), strict=True)
         self._netlink.send(b"".join(_message(sequence, question) for sequence, question in messages))
@@ -117,7 +123,8 @@ class RouteTable:
                 raise
             for kind, _, sequence, body, end in split(data):
                 if (number := numbers.get(sequence)) is not None:  # else an answer that was given up
-                    found[number] = None if kind == _ERROR else _parse(data, body, end)
+                    by_interface = bool(wanted[number].ifindex)
+                    found[number] = None if kind == _ERROR else _parse(data, body, end, prefix=by_interface)
                     if kind == _ERROR and (code := -_S32.unpack_from(data, body)[0]) not in _NO_ROUTE:
                         raise OSError(code, os.strerror(code))
         return found
@@ -139,22 +146,37 @@ def _message(sequence: int, question: Question) -> bytes:
     return HEADER.pack(HEADER.size + len(body), _GETROUTE, _NLM_F_REQUEST, sequence, 0) + body
 
 
-def _parse(data: bytes, at: int, end: int) -> Route | None:
+def _parse(data: bytes, at: int, end: int, *, prefix: bool) -> Route | None:
     if data[at + _TYPE] in _REFUSING:
         return None
     index, source, gateway = 0, None, None
+    family, length = data[at], data[at + 1]
+    target: bytes = bytes(4 if family == socket.AF_INET else 16)
     at += _ROUTE.size
     unpack = ATTRIBUTE.unpack_from
     while at + ATTRIBUTE.size <= end:
-        length, kind = unpack(data, at)
+        size, kind = unpack(data, at)
         if kind == _OIF:
             (index,) = _U32.unpack_from(data, at + ATTRIBUTE.size)
         elif kind == _PREFSRC:
-            source = data[at + ATTRIBUTE.size : at + length]
+            source = data[at + ATTRIBUTE.size : at + size]
         elif kind == _GATEWAY:
-            gateway = data[at + ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3 or end
-    return Route(index, _address(source), _address(gateway)) if index else None
+            gateway = data[at + ATTRIBUTE.size : at + size]
+        elif kind == _DST:
+            target = data[at + ATTRIBUTE.size : at + size]
+        at += (size + 3) & ~3 or end
+    if not index:
+        return None
+    to = (_address(target), length) if prefix else ()
+    return Route(index, _address(source), _address(gateway), *to)
+
+
+@overload
+def _address(packed: bytes) -> IPAddress: ...
+
+
+@overload
+def _address(packed: None) -> None: ...
 
 
 def _address(packed: bytes | None) -> IPAddress | None:

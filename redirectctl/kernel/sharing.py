@@ -12,9 +12,11 @@ import socket
 import struct
 from contextlib import suppress
 
+from redirectctl.kernel.constants import MARK_EXIT
 from redirectctl.wire.tunnel import Type
 
 _SO_REUSEPORT, _SO_ATTACH_REUSEPORT_CBPF = 15, 51  # asm-generic/socket.h
+_SO_MARK = 36
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _IP_PKTINFO, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 8, 10, 3
 _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_PROBE = 23, 3
@@ -35,6 +37,7 @@ def share_port(control: socket.socket) -> socket.socket:
         with suppress(PermissionError):
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
             sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, struct.pack("=I", MARK_EXIT))
         # A path MTU that the kernel has learned is that of the connection's own packets as well; we find our own.
         if sock.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)

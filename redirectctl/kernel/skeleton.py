@@ -25,7 +25,7 @@ a host without protected connections has no hook, and nothing is looked up befor
     back   prerouting, raw - 5     MARK_WAIT: what comes from the network, by now with the socket tuple
     late   prerouting, raw + 10    what looked like a token and came out of its queue: tag dropped, UNTAGGED
     probe  output, raw - 10        MARK_WAIT; MARK_PROBE
-    out    output, mangle          type route: tun gets MARK_TUNNEL; odst, bsrc, osrc applied; then routed again
+    out    output, mangle          type route: tun gets MARK_TUNNEL; odst, bsrc, osrc applied, MARK_EXIT; routed again
     post   postrouting, mangle     what got a new source in `out` and leads to redirect0 all the same is dropped
 """
 
@@ -36,6 +36,7 @@ from typing import Any
 
 from redirectctl.kernel.constants import (
     MARK_ASK,
+    MARK_EXIT,
     MARK_HOLD,
     MARK_MOVED,
     MARK_PROBE,
@@ -141,9 +142,9 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
             rules["out"].append(_in_family(version, _is_in(version, "tun"), _or_mark(MARK_TUNNEL), {"accept": None}))
         if "odst" in here:
             last = _goto("bsrc", version) if "bsrc" in here else {"accept": None}
-            rules["out"].append(_in_family(version, _apply(version, "odst"), last))
+            rules["out"].append(_in_family(version, _apply(version, "odst"), _or_mark(MARK_EXIT), last))
         if "osrc" in here:
-            rules["out"].append(_in_family(version, _apply(version, "osrc"), {"accept": None}))
+            rules["out"].append(_in_family(version, _apply(version, "osrc"), _or_mark(MARK_EXIT), {"accept": None}))
         if "wire" in here:
             refuse = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
             rules["out"].append(_in_family(version, _flags_are("syn"), _is_in(version, "wire"), refuse))

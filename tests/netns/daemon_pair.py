@@ -11,6 +11,7 @@ from typing import Any
 
 from redirectctl.kernel.constants import (
     CGROUP_PREFIX,
+    EXIT_PRIORITY,
     FALLBACK_PRIORITY,
     FALLBACK_TABLE,
     NFT_TABLE,
@@ -138,6 +139,7 @@ def traces(host: Namespace) -> list[str]:
         rules = host.run(["ip", family, "rule"]).stdout.splitlines()
         priorities = tuple(f"{number}:" for number in (RULE_PRIORITY, FALLBACK_PRIORITY, TUNNEL_PRIORITY))
         found += [rule for rule in rules if rule.startswith(priorities)]
+        found += [rule for rule in rules if rule.startswith(f"{EXIT_PRIORITY}:") and "fwmark" in rule]
         shown = host.run(["ip", family, "route", "show", "table", str(TUNNEL_TABLE)], check=False).stdout
         found += shown.splitlines()
     queues = [f"--queue-num {rule.queue}" for rule in QUEUE_RULES]

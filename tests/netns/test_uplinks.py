@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
 
 import pytest
 from daemon_pair import FAST, Pair, answer_of
 
-from redirectctl.lab.streams import Ticker, start_ticker
+from redirectctl.lab.streams import Ticker, start_ticker, wait_until
 from redirectctl.lab.topology import FIRST_HOST, Lab, Network
 
 SOON = 20.0  # seconds in which a protected one has to: many times what it takes
@@ -154,3 +155,34 @@ def test_a_prefix_is_renumbered(make_lab: Callable[..., Lab]) -> None:
     assert echoes(protected, began + 1.0, SOON)
     assert not echoes(plain, began + 1.0, 3.0)
     assert protected.stop().ok
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_each_address_leaves_by_its_own_interface(make_lab: Callable[..., Lab], version: int) -> None:
+    """The better uplink's upstream dies, its default route stays preferred: plain packets leave by the other."""
+    lab = make_lab()
+    lab.client.move(lab.cafe, FIRST_HOST)
+    lab.client.join(lab.office, FIRST_HOST + 1)
+    provider_filters(lab, lab.cafe, lab.office)
+    pair = Pair(lab, FAST, FAST)
+    protected = start_ticker(lab.server, lab.client, version=version, wrap=pair.wrap, interval=0.05)
+    plain = start_ticker(lab.server, lab.client, version=version, interval=0.05)
+    pair.wait_protected(1)
+    (connection,) = pair.client.ctl("connections")
+    assert lab.office.addresses(FIRST_HOST + 1).of(version) == ip_address(
+        connection["local"].rpartition(":")[0].strip("[]")
+    )
+    lab.office.cut()
+    cut = time.monotonic()
+    assert echoes(protected, cut + 1.0, SOON)
+    assert not echoes(plain, cut + 1.0, 3.0)
+    wait_until(lambda: pair.client.ctl("connections")[0]["path"] == "rewritten", SOON, "plain packets", poll=0.2)
+    shown = lab.client.run(["ip", f"-{version}", "rule"]).stdout
+    assert f"from {lab.cafe.addresses(FIRST_HOST).of(version)} fwmark" in shown
+    assert echoes(protected, time.monotonic(), SOON)
+    # Whatever is not ours goes as the host's routing says.
+    route = lab.client.run(["ip", f"-{version}", "route", "get", str(lab.server.address(version)), "from",
+                            str(lab.cafe.addresses(FIRST_HOST).of(version))]).stdout  # fmt: skip
+    assert lab.client.links[-1].interface in route
+    assert protected.stop().ok
+    pair.stop_without_a_trace()

@@ -35,7 +35,7 @@ async def examine(noted: Path | None) -> list[Check]:
         return [*checks, skip("leftovers", "only root can find out"), cgroups(traces.empty_cgroups())]
     try:
         listed = (await ruleset.read()).nft
-        found = [*traces.filter_traces(listed), *(await traces.routing()).traces, *traces.queue_traces()]
+        found = [*traces.filter_traces(listed), *(await traces.routing()).all, *traces.queue_traces()]
         flows = flows_in(traces.own_table(listed))
         found += traces.port_traces([*noted_ports(noted), *needs_of_all(flows).ports])
         alive = living(flows)

@@ -17,6 +17,7 @@ from redirectctl.kernel.cgroup import CgroupTree
 from redirectctl.kernel.constants import NFT_TABLE, TUN_DEVICE, Queue
 from redirectctl.kernel.elements import flows_in
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.exits import Exits, Wanted
 from redirectctl.kernel.keep import Keeper
 from redirectctl.kernel.nft import Nft
 from redirectctl.kernel.ports import ReservedPorts
@@ -54,6 +55,11 @@ async def clean(noted: Path | None) -> list[Trace]:
         await keeper.teardown()
     finally:
         keeper.close()
+    exits = Exits()
+    try:
+        await exits.reconcile(Wanted())
+    finally:
+        exits.close()
     _release_ports(noted)
     if any(trace.is_cgroup for trace in before):
         CgroupTree().sweep()
@@ -74,7 +80,7 @@ async def present(noted: Path | None) -> list[Trace]:
     return [
         *traces.filter_traces(listed),
         *traces.queue_traces(),
-        *(await traces.routing()).traces,
+        *(await traces.routing()).all,
         *traces.port_traces(alone.noted_ports(noted)),
         *traces.empty_cgroups(),
     ]

@@ -27,6 +27,7 @@ from redirectctl.kernel.constants import (
 )
 from redirectctl.kernel.elements import KernelFlow, flows_in
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.exits import is_exit
 from redirectctl.kernel.nft import Command
 from redirectctl.kernel.ports import ReservedPorts
 from redirectctl.kernel.queues import QUEUE_RULES, IptablesQueues
@@ -138,7 +139,13 @@ class Routing(NamedTuple):
     traces: list[Trace]
     device: bool
     up: bool
+    exits: list[Trace]  # of where packets from certain addresses leave
     hiding: list[Trace]  # kept addresses that the kernel takes for its own: nobody else can be reached there
+
+    @property
+    def all(self) -> list[Trace]:
+        """What is ours."""
+        return [*self.traces, *self.exits]
 
 
 async def routing() -> Routing:
@@ -155,6 +162,7 @@ async def routing() -> Routing:
 async def _routing(netlink: Any) -> Routing:
     traces: list[Trace] = []
     hiding: list[Trace] = []
+    exits: list[Trace] = []
     index = next((number for number, name in socket.if_nameindex() if name == TUN_DEVICE), None)
     up = False
     if index is not None:
@@ -172,9 +180,11 @@ async def _routing(netlink: Any) -> Routing:
         async for rule in await netlink.rule("dump", family=family):
             if rule.get("table") in _TABLES:
                 traces.append(rule_trace(family, rule.get("priority"), rule.get("table")))
+            elif is_exit(rule):
+                exits.append(exit_trace(family, rule.get("src"), rule.get("table")))
         for table in _TABLES:
             traces += [route_trace(_target(route), table) for route in await _routes(netlink, table, family)]
-    return Routing(traces, index is not None, up, hiding)
+    return Routing(traces, index is not None, up, exits, hiding)
 
 
 def families() -> tuple[int, ...]:
@@ -217,6 +227,13 @@ def rule_trace(family: int, priority: int | None, table: int | None) -> Trace:
     return Trace(
         f"IPv{version} rule {priority} to table {table}", f"ip -{version} rule del priority {priority} table {table}"
     )
+
+
+def exit_trace(family: int, source: str, table: int) -> Trace:
+    """Of the rule for packets from an address, and of the table that it leads to."""
+    version = 4 if family == socket.AF_INET else 6
+    remove = f"ip -{version} rule del from {source} table {table}; ip -{version} route flush table {table}"
+    return Trace(f"IPv{version} rule from {source} to table {table}", remove)
 
 
 def route_trace(target: IPAddress, table: int) -> Trace:
