@@ -370,7 +370,7 @@ class Choosing:
                 self._e.timers.cancel(("plain", route))
                 members = self._members(route)
                 self._change([c for c in members if c.cid in cids], tunnel=False, proven=cids)
-                if len(members) > len(cids):
+                if any(c.cid not in cids for c in members):
                     self._e.timers.set(("plain", route), now + constants.PLAIN_NEXT)
                 elif not trial.failures:
                     self._drop(route)

@@ -6,6 +6,7 @@ import dataclasses
 
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
+from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
 from tests.sim.pair import Host, World, ip
 
@@ -438,6 +439,24 @@ def test_each_connection_proves_its_own_tuple() -> None:
         expected = Path.TUNNEL if socket in changed else Path.REWRITTEN
         assert bob.connection(socket).path is expected
         assert (alice.flows[socket.mirrored] == socket.mirrored) == (socket in changed)
+
+
+def test_a_token_that_is_seen_twice_stands_for_its_own_connection_only() -> None:
+    """The peer says so again of one that has left the tunnel already; another one is still to be proven."""
+    world, alice, bob, sockets, _ = started(3)
+    late = sockets[2]
+    world.tap_segment = lambda *ends: all(end.port != late.local.port for end in ends)
+    bob.move("203.0.113.9")
+    world.run(2)
+    assert [bob.connection(s).path for s in sockets] == [Path.REWRITTEN, Path.REWRITTEN, Path.TUNNEL]
+    (trial,) = bob.engine.choosing._trials.values()
+    trial.tokens[b"once more"[:8]] = bob.connection(sockets[0]).cid
+    alice.engine.send(world.now, bob.static.public, messages.Seen((b"once more"[:8],)))
+    alice.run()
+    world.run(1)
+    world.tap_segment = None
+    world.run(60)
+    assert bob.connection(late).path is Path.REWRITTEN
 
 
 def test_a_daemon_that_ends_takes_nothing_out_of_the_tunnel_that_is_not_proven() -> None:

@@ -31,6 +31,7 @@ from ipaddress import ip_address
 from redirectctl.flows.commands import Carried
 from redirectctl.kernel.carrier import Carrier
 from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, TUN_DEVICE, TUNNEL_PRIORITY, TUNNEL_TABLE
+from redirectctl.kernel.diag import SockDiag, TcpState
 from redirectctl.kernel.reports import Report
 from redirectctl.kernel.rewrite import KernelFlow, Rewriter
 from redirectctl.kernel.sharing import share_port
@@ -54,6 +55,7 @@ PORT = 5201
 CONTROL_PORT = 7747
 RELAY_RATE = 1e12  # bytes a second: no limit
 PATIENCE = 30.0
+LOOK = 0.02  # seconds between two looks for connections that are to move
 MOST_ROUNDS = 100
 QUICK = ("--rounds", "2", "--seconds", "2")
 OTHERS = "wireguard-go"
@@ -122,15 +124,25 @@ def end(role: str, local: str, remote: str, alias: str, relay: str, rounds: int)
     for carried in flows(local, remote, relay, rounds, server):
         carrier.carry(carried)
     rewriter = Rewriter()
+    rewriter.setup()
+    diag = SockDiag()
     moved = []
     for port in range(METHODS["rewritten"], METHODS["rewritten"] + rounds):
         pair = [FourTuple(SockAddr(ip_address(a), port), SockAddr(ip_address(remote), PORT)) for a in (local, alias)]
         before, after = (each.mirrored if server else each for each in pair)
         moved.append(KernelFlow(before, after))
-    rewriter.setup(moved)
     print("ready", flush=True)
-    signal.sigwait(ending)
+    while signal.sigtimedwait(ending, LOOK) is None:  # a connection moves when it is there: SYNs are nobody's move
+        begun = [flow for flow in moved if _is_open(diag, flow.socket)]
+        if begun:
+            rewriter.apply(begun)
+            moved = [flow for flow in moved if flow not in begun]
     carrier.close()
+
+
+def _is_open(diag: SockDiag, connection: FourTuple) -> bool:
+    found = diag.get(connection, ifindex=0)
+    return found is not None and found.state is TcpState.ESTABLISHED
 
 
 def report(what: Report) -> None:
