@@ -25,7 +25,7 @@ class Damage(NamedTuple):
     command: str
     moved: str  # on the host that has moved
     stationary: str  # on its peer, without the tunnel
-    tunnelled: str  # on either, in the tunnel
+    tunnelled: str  # on its peer, in the tunnel
 
 
 DAMAGE = (
@@ -76,7 +76,7 @@ def test_what_is_removed_is_put_back_while_a_moved_connection_goes_on(lab: Lab, 
         wait_until(lambda: {way for way, _ in ways(pair)} == {path}, PATIENCE, "the tunnel", poll=0.1)
     for daemon in pair.daemons:
         for each in (*DAMAGE, *((ADDRESSES,) if version == 4 else ())):
-            here = each.tunnelled if path == "tunnel" else each.moved if daemon is pair.client else each.stationary
+            here = each.moved if daemon is pair.client else each.tunnelled if path == "tunnel" else each.stationary
             damage(pair, daemon, ticker, each, here, version)
     for daemon in pair.daemons:
         assert not daemon.events("kernel.contested")
