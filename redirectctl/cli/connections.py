@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from redirectctl.api.schema import Connection, ConnectionReply, ConnectionsReply, ConnectionsRequest
-from redirectctl.api.text import clean, duration
+from redirectctl.api.text import duration
 from redirectctl.cli.common import ExitCode, ask
-from redirectctl.cli.output import Column, print_json, print_table
+from redirectctl.cli.output import Column, print_done, print_json, print_table
 
 COLUMNS = (
     Column("ID"),
@@ -53,10 +53,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
 def show_end(args: argparse.Namespace, verb: str, reply: ConnectionReply) -> int:
     """What was done to one connection."""
     connection = reply.connection
-    if args.json:
-        print_json(connection)
-    else:
-        print(clean(f"{verb} {connection.id} ({connection.local}-{connection.remote})"))
+    print_done(connection, f"{verb} {connection.id} ({connection.local}-{connection.remote})", json=args.json)
     return ExitCode.DONE
 
 

@@ -65,6 +65,14 @@ def print_json(value: Any) -> None:
     print(text, flush=True)
 
 
+def print_done(value: Any, text: str, *, json: bool) -> None:
+    """What was done to something: a line for people."""
+    if json:
+        print_json(value)
+    else:
+        print(clean(text))
+
+
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     """An aligned table with a line of titles, no wider than the terminal if that can be."""
     cells = [[clean(text) for text in row] for row in rows]

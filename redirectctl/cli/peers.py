@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from redirectctl.api.schema import Peer, PeerReply, PeersReply, PeersRequest
-from redirectctl.api.text import clean, moment
+from redirectctl.api.text import moment
 from redirectctl.cli.common import ExitCode, ask
-from redirectctl.cli.output import Column, print_json, print_table
+from redirectctl.cli.output import Column, print_done, print_json, print_table
 
 COLUMNS = (
     Column("FINGERPRINT"),
@@ -42,11 +42,7 @@ def add_peer(parser: argparse.ArgumentParser) -> None:
 
 def show_decision(args: argparse.Namespace, verb: str, reply: PeerReply) -> int:
     """What was done to one peer."""
-    peer = reply.peer
-    if args.json:
-        print_json(peer)
-    else:
-        print(f"{verb} {clean(describe(peer))}")
+    print_done(reply.peer, f"{verb} {describe(reply.peer)}", json=args.json)
     return ExitCode.DONE
 
 

@@ -23,8 +23,11 @@ def rules(flow: Flow) -> KernelFlow:
     return KernelFlow(flow.socket, flow.incoming, flow.tunnel, flow.integrity, flow.suspended)
 
 
-def needs(flow: KernelFlow) -> Needs:
-    """Of one that travels, or waits, otherwise than its socket believes."""
+def needs(flow: Flow | KernelFlow) -> Needs:
+    """Of one that travels, or waits, otherwise than its socket believes.
+
+    Also where its wire tuple is not proven yet: else a new connection could take its port until then.
+    """
     (here, _), (there, _) = flow.socket
     elsewhere = flow.wire.local.host != here
     apart = flow.tunnel or flow.suspended
@@ -36,7 +39,7 @@ def needs(flow: KernelFlow) -> Needs:
     return Needs(frozenset(kept), frozenset(fallbacks), frozenset({flow.wire.local.port} if elsewhere else ()))
 
 
-def needs_of_all(flows: Iterable[KernelFlow]) -> Needs:
+def needs_of_all(flows: Iterable[Flow | KernelFlow]) -> Needs:
     """What any of them needs."""
     each = [needs(flow) for flow in flows]
     return Needs(*(frozenset().union(*of_kind) for of_kind in zip(*each, strict=True))) if each else Needs()

@@ -18,7 +18,7 @@ from redirectctl.flows.connection import Flow
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.keep import Keeper
 from redirectctl.kernel.ports import ReservedPorts
-from redirectctl.kernel.rewrite import KernelFlow, Rewriter
+from redirectctl.kernel.rewrite import Rewriter
 from redirectctl.wire.addr import FourTuple, IPAddress
 
 _log = logging.getLogger(__name__)
@@ -90,25 +90,25 @@ class Rewriting:
 
     async def take_over(self, flows: Iterable[Flow]) -> None:
         """At start: exactly these flows, without a gap for those that are there already.  Raises KernelError."""
-        rewritten = [rules(flow) for flow in flows]
-        self._count(rewritten, 1)
+        flows = list(flows)
+        self._count(flows, 1)
         await self.keeper.setup()
         arrivals: dict[IPv4Address, int] = {}
-        for flow in rewritten:
+        for flow in flows:
             await self._find_arrival(flow, arrivals)
         await self.keeper.reconcile(+self._kept, +self._fallbacks, arrivals)
         self._arrivals = arrivals
         self._reserve(lambda: self._ports.reconcile(+self._reserved))
-        self.rewriter.setup(rewritten)
-        self._index(rewritten, ())
+        self.rewriter.setup(map(rules, flows))
+        self._index(flows, ())
 
     async def apply(self, add: Iterable[Flow], remove: Iterable[Flow]) -> None:
         """One change: what packets need comes before the maps, what they needed goes after.  Raises KernelError."""
         async with self._changing:
-            await self._apply([rules(flow) for flow in add], [rules(flow) for flow in remove])
+            await self._apply(list(add), list(remove))
 
-    async def _apply(self, add: list[KernelFlow], remove: list[KernelFlow]) -> None:
-        fresh = {f.wire for f in add if f.wire != f.socket} - {f.wire for f in remove}
+    async def _apply(self, add: list[Flow], remove: list[Flow]) -> None:
+        fresh = {f.incoming for f in add if f.incoming != f.socket} - {f.incoming for f in remove}
         if fresh and (others := self._present(fresh)):
             # A peer may say that it is where somebody else is, whose packets these would be.
             local, remote = min(others)
@@ -126,7 +126,7 @@ class Rewriting:
                 await self._arrive(flow)
             if new := set(self._reserved) - before[2]:
                 self._reserve(lambda: self._ports.reserve(new))
-            self.rewriter.apply(add, remove)
+            self.rewriter.apply(map(rules, add), map(rules, remove))
         except BaseException:
             await self._release(add)
             raise
@@ -145,7 +145,7 @@ class Rewriting:
             _log.error("ports of moved connections are reserved later: %s", error)
             self._late = True
 
-    async def _release(self, flows: Iterable[KernelFlow]) -> None:
+    async def _release(self, flows: Iterable[Flow]) -> None:
         held = self._needed()
         self._count(flows, -1)
         await self._tidy(*held)
@@ -164,7 +164,7 @@ class Rewriting:
         if gone := reserved - set(self._reserved):
             self._ports.release(gone)
 
-    def _count(self, flows: Iterable[KernelFlow], by: int) -> None:
+    def _count(self, flows: Iterable[Flow], by: int) -> None:
         for flow in flows:
             kept, fallbacks, ports = needs(flow)
             for address in kept:
@@ -177,13 +177,13 @@ class Rewriting:
             for key in [k for k, n in counter.items() if n <= 0]:
                 del counter[key]
 
-    def _index(self, add: Iterable[KernelFlow], remove: Iterable[KernelFlow]) -> None:
-        for flow in remove:
-            if self._sockets.get(flow.wire) == flow.socket:
-                del self._sockets[flow.wire]
-        self._sockets.update({f.wire: f.socket for f in add if f.wire != f.socket and not f.tunnel})
+    def _index(self, add: Iterable[Flow], remove: Iterable[Flow]) -> None:
+        for socket, wire, *_ in remove:
+            if self._sockets.get(wire) == socket:
+                del self._sockets[wire]
+        self._sockets.update({wire: socket for socket, wire, tunnel, *_ in add if wire != socket and not tunnel})
 
-    async def _arrive(self, flow: KernelFlow) -> None:
+    async def _arrive(self, flow: Flow) -> None:
         found: dict[IPv4Address, int] = {}
         await self._find_arrival(flow, found)
         for address, interface in found.items():
@@ -195,7 +195,7 @@ class Rewriting:
             await self.keeper.arrive(address, interface)
             self._arrivals[address] = interface
 
-    async def _find_arrival(self, flow: KernelFlow, found: dict[IPv4Address, int]) -> None:
+    async def _find_arrival(self, flow: Flow, found: dict[IPv4Address, int]) -> None:
         """Rewritten packets seem to come from the old address: by another interface than its route (rp_filter)."""
         old = flow.socket.remote.host
         if isinstance(old, IPv4Address) and flow.wire.remote.host != old:

@@ -320,13 +320,13 @@ class Choosing:
             return
         self._open_next = now + constants.OPEN_PAUSE
         came, self._came = self._came, {}
-        connections = [c for c in self._e.table.select(came) if c.movable]
-        self._tell_seen(now, [c for c in connections if not c.flow.closed], came)
-        closed = [c for c in connections if c.flow.closed]
+        connections = self._e.table.select(came)
+        self._tell_seen(now, connections, came)
+        closed = [c for c in connections if c.movable and c.flow.closed]
         self._open_these(closed, tuple((c.cid, came[c.cid]) for c in closed))
 
     def _tell_seen(self, now: float, connections: Iterable[Connection], came: Mapping[bytes, bytes]) -> None:
-        """What has come on these; many in one message."""
+        """What has come on those of these that are received plainly; many in one message."""
         seen: dict[bytes, list[bytes]] = defaultdict(list)
         for c in connections:
             if c.peer is not None and c.movable and not c.flow.closed:

@@ -60,6 +60,11 @@ class Attempt:
         """One at a time: the same question."""
         return self.to, self.source, self.via, self.key
 
+    @property
+    def may_do_without(self) -> bool:
+        """It asks with the pairwise secret, and may ask without: not again where somebody else has answered that."""
+        return self.pattern is Pattern.IKPSK2 and self.foreign is None
+
 
 class Initiator:
     """All the attempts under way."""
@@ -149,8 +154,7 @@ class Initiator:
         try:
             payload = handshake.read_message(message.noise)
         except HandshakeError as error:
-            # Or the peer has another secret: killed in the middle of an XX.
-            if attempt.pattern is Pattern.IKPSK2 and attempt.foreign is None:
+            if attempt.may_do_without:  # or the peer has another secret: killed in the middle of an XX
                 self._do_without(now, attempt)
             raise MalformedError("forged-response") from error
         try:
@@ -228,7 +232,7 @@ class Initiator:
     def on_unknown(self, now: float, receiver: int) -> bool:
         """The peer does not know us any more: the full handshake, in which it must still hold the key we know."""
         attempt = self._by_index.get(receiver)
-        if attempt is None or attempt.pattern is Pattern.XX or attempt.foreign is not None:
+        if attempt is None or not attempt.may_do_without:
             return attempt is not None
         self._drop_handshakes(attempt)
         self._do_without(now, attempt)
@@ -259,8 +263,7 @@ class Initiator:
 
     def _send(self, now: float, attempt: Attempt) -> None:
         e = self._e
-        last = attempt.tries == len(constants.HANDSHAKE_RETRIES) - 2
-        if attempt.pattern is Pattern.IKPSK2 and last and attempt.foreign is None:
+        if attempt.may_do_without and attempt.tries == len(constants.HANDSHAKE_RETRIES) - 2:
             # The pairwise secrets may differ (a backup was restored): the last two tries do without.
             attempt.pattern, attempt.jar = Pattern.XX, CookieJar(None)
         if attempt.tries >= constants.HANDSHAKE_OTHER_PORT:

@@ -3,24 +3,35 @@
 from redirectctl.flows import constants
 from redirectctl.flows.state import State
 from redirectctl.proto.peer import PeerState
-from tests.sim.pair import World, ip
+from tests.sim.pair import Host, World, ip
 
 ALICE, BOB, ELSEWHERE = "192.0.2.1", "198.51.100.2", "203.0.113.99"
 
 
-def test_changed_key_refuses_connections_that_are_asked_for_in_the_old_session() -> None:
-    world = World(seed=5)
+def met(seed: int) -> tuple[World, Host, Host]:
+    """Two hosts that have had a connection with each other."""
+    world = World(seed=seed)
     alice, bob = world.host("alice", ALICE), world.host("bob", BOB)
-    before, _ = world.connect(bob, alice, 40000)
+    socket, _ = world.connect(bob, alice, 40000)
     world.run(5)
-    assert bob.connection(before).state is State.PROTECTED
-    bob.closed(before)
-    alice.closed(before.mirrored)
+    assert bob.connection(socket).state is State.PROTECTED
+    bob.closed(socket)
+    alice.closed(socket.mirrored)
     world.run(5)
+    return world, alice, bob
 
-    impostor = world.host("impostor", ELSEWHERE)
-    impostor.addresses = alice.addresses
-    world.hosts.remove(alice)
+
+def in_place_of(world: World, host: Host, first: str = ELSEWHERE) -> Host:
+    """Another one, with another key, where this one was."""
+    impostor = world.host("impostor", first)
+    impostor.addresses = host.addresses
+    world.hosts.remove(host)
+    return impostor
+
+
+def test_changed_key_refuses_connections_that_are_asked_for_in_the_old_session() -> None:
+    world, alice, bob = met(5)
+    impostor = in_place_of(world, alice)
     assert bob.engine.peers[alice.static.public].session(world.now) is not None
     for port in (42000, 42001):
         socket, _ = world.connect(bob, impostor, port)
@@ -43,9 +54,7 @@ def test_a_changed_key_where_the_peer_had_moved_to_is_settled_by_forgetting_the_
     known = alice.static.public
     assert ip(ELSEWHERE) not in bob.engine.peers[known].identity
 
-    impostor = world.host("impostor", "192.0.2.9")
-    impostor.addresses = alice.addresses
-    world.hosts.remove(alice)
+    impostor = in_place_of(world, alice, "192.0.2.9")
     socket, _ = world.connect(bob, impostor, 42000)
     world.run(30)
     assert bob.connection(socket).reason == "key-changed"
@@ -61,16 +70,9 @@ def test_a_changed_key_where_the_peer_had_moved_to_is_settled_by_forgetting_the_
 
 
 def test_a_connection_that_was_refused_for_a_changed_key_is_tried_again_later() -> None:
-    world = World(seed=7)
-    alice, bob = world.host("alice", ALICE), world.host("bob", BOB)
-    before, _ = world.connect(bob, alice, 40000)
-    world.run(5)
-    bob.closed(before)
-    alice.closed(before.mirrored)
+    world, alice, bob = met(7)
     world.run(200)
-    impostor = world.host("impostor", ELSEWHERE)
-    impostor.addresses = alice.addresses
-    world.hosts.remove(alice)
+    impostor = in_place_of(world, alice)
     socket, _ = world.connect(bob, alice, 42000)
     world.run(30)
     assert bob.connection(socket).reason == "key-changed"

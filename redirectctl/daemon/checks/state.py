@@ -18,7 +18,7 @@ from redirectctl.daemon.checks.alone import cgroups
 from redirectctl.daemon.checks.outcome import count, fail, ok, refused, several, warn
 from redirectctl.daemon.checks.ruleset import Ruleset
 from redirectctl.daemon.checks.traces import Routing, Trace
-from redirectctl.daemon.needs import needs_of_all, rules
+from redirectctl.daemon.needs import Needs, needs_of_all, rules
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.flows.state import State
 from redirectctl.kernel.constants import NFT_TABLE, ROUTE_TABLE, Queue
@@ -169,16 +169,17 @@ class KernelState:
         own = traces.own_table(self.rules.nft)
         present = await traces.routing()
         queues = traces.queue_traces()
-        wanted = {rules(c.flow) for c in self._r.engine.table if c.guarded}
+        flows = [c.flow for c in self._r.engine.table if c.guarded]
+        wanted, needed = {rules(flow) for flow in flows}, needs_of_all(flows)
         arrivals = await self._arrivals()
         conflicts = await self._r.rewriting.keeper.rp_filter_conflicts(arrivals)
         return [
             self._table(own, wanted),
             self._queues(queues),
-            self._routing(present, wanted),
-            self._ports(wanted),
+            self._routing(present, needed),
+            self._ports(needed.ports),
             self._rp_filter(conflicts),
-            self._leftovers(own, present, queues, wanted, arrivals),
+            self._leftovers(own, present, queues, wanted, needed, arrivals),
         ]
 
     async def _arrivals(self) -> dict[IPv4Address, int]:
@@ -221,10 +222,10 @@ class KernelState:
         return ok(name, "packets that need a decision reach redirectd")
 
     @staticmethod
-    def _routing(present: Routing, wanted: set[KernelFlow]) -> Check:
+    def _routing(present: Routing, needed: Needs) -> Check:
         name = "state.routing"
         there = Counter(trace.what for trace in present.traces)
-        need = [*traces.skeleton_traces(), *traces.wanted_traces(needs_of_all(wanted))]
+        need = [*traces.skeleton_traces(), *traces.wanted_traces(needed)]
         if present.device and not present.up:
             return fail(name, "device redirect0 is down, and its routes are gone", f"{RESTART} puts them back")
         missing = [trace.what for trace in need if not there[trace.what]]
@@ -235,17 +236,13 @@ class KernelState:
             text = several([trace.what for trace in present.hiding])
             remedy = several([trace.remove for trace in present.hiding])
             return warn(name, f"{text}: who has the address now cannot be reached", remedy)
-        kept = needs_of_all(wanted).kept
-        if kept:
-            return ok(
-                name,
-                f"keeps {count(len(kept), 'old address', 'old addresses')}: {several(sorted(map(str, kept)), ', ')}",
-            )
+        if kept := sorted(map(str, needed.kept)):
+            return ok(name, f"keeps {count(len(kept), 'old address', 'old addresses')}: {several(kept, ', ')}")
         return ok(name, "device and rules are there; no old address is kept")
 
-    def _ports(self, wanted: set[KernelFlow]) -> Check:
+    @staticmethod
+    def _ports(need: frozenset[int]) -> Check:
         name = "state.ports"
-        need = needs_of_all(wanted).ports
         missing = need - ReservedPorts().current()
         if missing:
             hint = f"something set net.ipv4.ip_local_reserved_ports; {RESTART} puts them back"
@@ -267,11 +264,12 @@ class KernelState:
         present: Routing,
         queues: list[Trace],
         wanted: set[KernelFlow],
+        needed: Needs,
         arrivals: dict[IPv4Address, int],
     ) -> Check:
         """What is there beyond what the connections need, each thing as often as it is too many."""
         need = Counter(trace.what for trace in traces.skeleton_traces())
-        need.update(trace.what for trace in traces.wanted_traces(needs_of_all(wanted)))
+        need.update(trace.what for trace in traces.wanted_traces(needed))
         # Whether an interface's rp_filter is strict may have changed since the route was made.
         need.update(traces.route_trace(old, ROUTE_TABLE).what for old in arrivals)
         found = [traces.flow_trace(flow) for flow in sorted(flows_in(own) - wanted, key=str)]
@@ -288,7 +286,7 @@ class KernelState:
                 allowed[trace.what] -= 1
             else:
                 found.append(trace)
-        found += traces.port_traces(self._r.rewriting.reserved_ports - needs_of_all(wanted).ports)
+        found += traces.port_traces(self._r.rewriting.reserved_ports - needed.ports)
         name = "leftovers"
         if not found:
             return ok(name, "nothing that belongs to no connection")

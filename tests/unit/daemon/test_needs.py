@@ -44,4 +44,6 @@ def test_a_flow_of_the_engine_is_one_of_the_kernel() -> None:
 
 def test_the_kernel_has_nothing_of_a_tuple_that_nobody_has_proven() -> None:
     wire = WENT.wire
-    assert rules(Flow(WENT.socket, wire, tunnel=True, closed=True)) == replace(WENT, wire=WENT.socket, tunnel=True)
+    flow = Flow(WENT.socket, wire, tunnel=True, closed=True)
+    assert rules(flow) == replace(WENT, wire=WENT.socket, tunnel=True)
+    assert needs(flow) == needs(replace(WENT, tunnel=True))  # its port is kept for it all the same
