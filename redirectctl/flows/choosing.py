@@ -25,7 +25,7 @@ treats them alike.  Then each proves its own tuple.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -79,7 +79,7 @@ class Trial:
     proven: float | None = None  # when it was last seen to carry something
     active: float = float("-inf")  # when something last arrived on its connections
     carries: bool = False  # a token has been seen since it was last tried
-    turn: int = 0  # which of its connections is the next to send a token
+    turn: deque[bytes] = field(default_factory=deque)  # connections that are still to send a token before others again
     tokens: dict[bytes, bytes] = field(default_factory=dict)  # the latest, and the connections that they prove
 
 
@@ -95,7 +95,9 @@ class Choosing:
         self._came: dict[bytes, bytes] = {}  # connections to be opened, and the tokens that have come on them
         self._opening = False  # the kernel is being asked for others
         self._open_next = float("-inf")
-        self._taken: dict[bytes, float] = {}  # connections that could not be opened, and when it was tried
+        self._taken: dict[
+            bytes, float
+        ] = {}  # connections that could not be opened, or leave the tunnel, and when it was tried
 
     # -- what may be --------------------------------------------------------------------------------------------------
 
@@ -245,21 +247,21 @@ class Choosing:
 
     def _try(self, now: float, route: Route) -> None:
         trial = self._trials[route]
-        members = [c for c in self._members(route) if c.state is State.PROTECTED]
-        if not members:  # or no path, which comes with news
-            self._drop(route)
+        together = constants.PLAIN_TOGETHER if trial.carries else constants.PLAIN_FIRST
+        chosen = self._next(now, route, trial, together if trial.tries >= 0 else 1)
+        if not chosen:  # or no path, which comes with news
+            if any(self._takes(route, c) for c in self._e.table.select(self._taken)):
+                self._pause(now, route, trial)
+            elif trial.tries < 0 or not (trial.carries and trial.failures):  # that it has failed may count once more
+                self._drop(route)
             return
         if trial.tries < 0:
             self._e.send(now, route.peer, messages.Seen(()))
             trial.tries, trial.began, trial.carries = 0, now, False
             self._e.timers.set(("plain", route), now + constants.PLAIN_RETRIES[0])
             return
-        # A socket answers a provocation once in half a second: others stand in for it, where there are some.
-        together = constants.PLAIN_TOGETHER if trial.carries else constants.PLAIN_FIRST
-        chosen = {(trial.turn + i) % len(members): None for i in range(together)}
-        trial.turn += together
         proofs = []
-        for member in (members[i] for i in chosen):
+        for member in chosen:
             proofs.append(commands.Proof(member.socket, self._e.rng(8), member.wire))
             trial.tokens[proofs[-1].token] = member.cid
         while len(trial.tokens) > constants.TOKENS_KEPT:
@@ -271,8 +273,26 @@ class Choosing:
         else:
             self._pause(now, route, trial)
 
-    def _members(self, route: Route) -> list[Connection]:
-        return [c for c in self._e.table.of(route.peer) if self._may_be_plain(c) and self._route(c) == route]
+    def _next(self, now: float, route: Route, trial: Trial, count: int) -> list[Connection]:
+        """So many of its connections, of which each has its turn before any has a second.
+
+        A socket answers a provocation once in half a second: others stand in for it, where there are some.
+        """
+        chosen: dict[bytes, Connection] = {}
+        for again in (False, True):
+            if again and len(chosen) < count:
+                trial.turn.extend(c.cid for c in self._e.table.of(route.peer) if self._takes(route, c))
+            while trial.turn and len(chosen) < count:
+                c = self._e.table.get(trial.turn.popleft())
+                if c is None or c.state is not State.PROTECTED or self._was_refused(now, c):
+                    continue
+                if self._takes(route, c):
+                    chosen[c.cid] = c
+        return list(chosen.values())
+
+    def _takes(self, route: Route, connection: Connection) -> bool:
+        """Its packets take this route as soon as that is proven."""
+        return self._may_be_plain(connection) and self._route(connection) == route
 
     def _pause(self, now: float, route: Route, trial: Trial, *, stalled: bool = False) -> None:
         """Leave it alone, each time for longer."""
@@ -306,8 +326,7 @@ class Choosing:
         connection = self._e.table.on_wire(arrived)
         if connection is None or connection.peer is None:
             return
-        refused = now - self._taken.get(connection.cid, float("-inf")) < constants.PLAIN_AGAIN
-        if not connection.integrity and not (refused and connection.flow.closed):
+        if not connection.integrity and not (connection.flow.closed and self._was_refused(now, connection)):
             self._came[connection.cid] = token
             self._open(now)
 
@@ -352,8 +371,7 @@ class Choosing:
             for c in connections:
                 self._open_these([c], ((c.cid, of_cid[c.cid]),))
         else:
-            self._taken = {cid: at for cid, at in self._taken.items() if now - at < constants.PLAIN_AGAIN}
-            self._taken.update(dict.fromkeys(of_cid, now))
+            self._refused(now, connections)
         self._open(now)
 
     def received(self, now: float, event: events.Received) -> None:
@@ -368,21 +386,34 @@ class Choosing:
             if cids:
                 trial.proven, trial.stalled, trial.suspected, trial.carries, trial.tries = now, False, None, True, 0
                 self._e.timers.cancel(("plain", route))
-                members = self._members(route)
-                self._change([c for c in members if c.cid in cids], tunnel=False, proven=cids)
-                if any(c.cid not in cids for c in members):
-                    self._e.timers.set(("plain", route), now + constants.PLAIN_NEXT)
-                elif not trial.failures:
-                    self._drop(route)
+                proven = [c for c in self._e.table.select(cids) if self._takes(route, c)]
+                self._change(proven, tunnel=False, proven=cids)
+                self._e.timers.set(("plain", route), now + constants.PLAIN_NEXT)
 
     def _change(self, connections: list[Connection], *, tunnel: bool, proven: Container[bytes] = ()) -> None:
         if connections:
             self._e.mobility.reroute(("path", tunnel), [(c, c.wire, tunnel) for c in connections], proven=proven)
 
-    def rewritten(self, now: float, sockets: set[FourTuple], error: str | None) -> None:
+    def rewritten(self, now: float, flows: Mapping[FourTuple, Flow], error: str | None) -> None:
         """The kernel has changed the way of these, or has not (and mobility has taken that back)."""
+        connections = self._e.table.sockets(flows)
         if error is None:
-            self.tell([c for c in self._e.table.sockets(sockets) if c.guarded and not c.strict])
+            self.tell([c for c in connections if c.guarded and not c.strict])
+            return
+        refused = [c for c in connections if self._may_be_plain(c) and not flows[c.socket].tunnel]
+        if len(refused) == 1:
+            self._refused(now, refused)
+        else:  # one by one: the others are to leave the tunnel
+            for c in refused:
+                self._change([c], tunnel=False, proven=(c.cid,))
+
+    def _refused(self, now: float, connections: Iterable[Connection]) -> None:
+        """Another socket of this host has their tuple."""
+        self._taken = {cid: at for cid, at in self._taken.items() if now - at < constants.PLAIN_AGAIN}
+        self._taken.update((c.cid, now) for c in connections)
+
+    def _was_refused(self, now: float, connection: Connection) -> bool:
+        return now - self._taken.get(connection.cid, float("-inf")) < constants.PLAIN_AGAIN
 
     def tell(self, connections: Iterable[Connection], reason: str | None = None) -> None:
         """For the event log: how these travel now."""

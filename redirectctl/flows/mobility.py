@@ -681,7 +681,7 @@ class Mobility:
             case "move":
                 self._moved(now, what[1], what[2], error)
             case "path":
-                self._e.choosing.rewritten(now, set(flows), error)
+                self._e.choosing.rewritten(now, flows, error)
             case "open":
                 self._e.choosing.opened(now, what[1], error)
             case "hold":

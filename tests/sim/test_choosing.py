@@ -422,8 +422,9 @@ def test_a_tuple_of_another_connection_is_not_taken_for_a_peers() -> None:
     world.run(60)
     assert len(alice.named("redirect.refused", "kernel")) - tried < 20
     alice.sockets.discard(theirs)
-    world.run(300)
+    world.run(600)
     assert bob.connection(one).path is Path.REWRITTEN
+    assert alice.connection(one.mirrored).path is Path.REWRITTEN
 
 
 def test_each_connection_proves_its_own_tuple() -> None:

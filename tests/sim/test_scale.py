@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from redirectctl.flows import commands
+from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine, Network, Policy
 from redirectctl.flows.state import State
@@ -101,7 +101,22 @@ def guarded(engine: Engine) -> None:
     engine.rewritten(2.0, ("guard", (one.cid,)))
 
 
-@pytest.mark.parametrize("happens", [claims, tokens, guarded])
+def seen(engine: Engine) -> None:
+    """The peer says that tokens of some have come plainly; others wait for their turn."""
+    connections = list(engine.table)
+    if not any(c.tunnel for c in connections):
+        for c in connections:
+            c.tunnel, c.outer_local, c.outer_remote, c.installed = True, OLD, SockAddr(there(0), PORT), None
+        engine.choosing.arrived(2.0, connections)
+    proofs = [proof for c in engine.drain() if isinstance(c, commands.Prove) for proof in c.proofs]
+    assert proofs
+    (key,) = engine.peers
+    message = messages.Seen(tuple(proof.token for proof in proofs))
+    engine.choosing.received(2.0, events.Received(key, message, SockAddr(there(0), PORT), OLD))
+    engine.tick(2.0 + constants.PLAIN_NEXT)
+
+
+@pytest.mark.parametrize("happens", [claims, tokens, guarded, seen])
 def test_what_concerns_some_connections_costs_the_same_however_many_others_there_are(
     happens: Callable[[Engine], None],
 ) -> None:
