@@ -58,7 +58,7 @@ KEEPALIVE_TIME: Final = 20.0  # seconds: NATs forget UDP mappings after 30 s (RF
 REQUEST_RETRIES: Final = (0.3, 0.6, 1.2, 2.4, 4.8)  # seconds after each try of a request inside a session
 
 HOLD_EACH: Final = 0.0005  # seconds more for each of them: to suspend, and to resume, takes longer than to move
-HOLD_AFTER_MAX: Final = 5.0
+HOLD_MORE_MAX: Final = 5.0
 HOLD_AFTER: Final = 1.0  # seconds without an address after which the kernel suspends: most moves are over by then
 HOLD_AGAIN: Final = 3.0  # seconds that a path may take to be proven, once the kernel lets packets through again
 PROBE_PART: Final = 6000.0  # of the time without a path: the pause between two announcements, as long as there is none

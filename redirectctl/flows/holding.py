@@ -19,7 +19,7 @@ connection is closed.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 
 LOST_HERE: Final = ("no-path", "stays-on-device")  # why it is suspended: this host has no way for it
+
+
+def patience(seconds: float, count: int) -> float:
+    """Seconds until so many connections are suspended in the kernel, where one would be after ``seconds``."""
+    return seconds + min(constants.HOLD_EACH * count, constants.HOLD_MORE_MAX)
 
 
 class Holding:
@@ -141,8 +146,8 @@ class Holding:
             self._e.asking.network_changed()
         returned, gone = self._e.asking.review(now)
         for connections, pause in ((returned, self._e.policy.suspend_after), (gone, constants.HOLD_AFTER)):
-            for key in {c.peer for c in connections if not c.held}:
-                self._e.timers.set(("hold", key), now + pause)
+            for key, count in Counter(c.peer for c in connections if not c.held).items():
+                self._e.timers.set(("hold", key), now + patience(pause, count))
 
     def same_since_heard(self, key: bytes) -> bool:
         """This host has been where it is, and awake, since something last came from the peer."""
@@ -210,8 +215,9 @@ class Holding:
 
     def hold_again(self, now: float, connections: Iterable[Connection]) -> None:
         """The rules of these are lifted, for a path that is not proven yet: it may come to nothing."""
-        for key in {c.peer for c in connections if c.state is State.SUSPENDED}:
-            self._e.timers.set(("hold", key), now + constants.HOLD_AGAIN)
+        counts = Counter(c.peer for c in connections if c.state is State.SUSPENDED)
+        for key, count in counts.items():
+            self._e.timers.set(("hold", key), now + patience(constants.HOLD_AGAIN, count))
 
     def rewritten(self, now: float, key: bytes, sockets: Iterable[FourTuple], error: str | None) -> None:
         """The kernel holds these back, or does not."""

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection, Flow
 from redirectctl.flows.devices import may_use
-from redirectctl.flows.holding import LOST_HERE
+from redirectctl.flows.holding import LOST_HERE, patience
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.proto.peer import Peer
@@ -142,7 +142,7 @@ class Mobility:
             one = some[0]
             groups[one.peer or b"", known[alike], one.here_now, one.socket.version] += some
         for reason, of_reason in lost.items():
-            pause = min(constants.HOLD_AFTER + constants.HOLD_EACH * len(of_reason), constants.HOLD_AFTER_MAX)
+            pause = patience(constants.HOLD_AFTER, len(of_reason))
             self._e.holding.lose(now, of_reason, reason, since=now, hold_after=pause)
         for (key, sources, local, version), moving in groups.items():
             self._move(now, key, self._e.better.ranks(now, key, sources, local, version), moving)
@@ -701,6 +701,7 @@ class Mobility:
         if not all(self._installed(c, pair.local) for c in connections):
             return  # an earlier change failed after this one, which had nothing left to do, was asked for
         move.installed = True
+        self._e.holding.hold_again(now, connections)  # for many that has taken its time
         self._e.send(now, move.key, PathResponse(epoch, move.challenge), pair.remote, pair.local)
         # What is held is not lost: the back-off can go now, before the peer's first segment may fix it.
         self.kick([c for c in connections if c.holding])

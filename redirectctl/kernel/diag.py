@@ -19,14 +19,12 @@ import struct
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import IntEnum
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple, Protocol
 
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.inet_filter import EVERYTHING, SocketFilter
 from redirectctl.kernel.nlmsg import ATTRIBUTE, HEADER, attribute, split
-from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr, unmap
+from redirectctl.wire.addr import FourTuple, SockAddr, from_packed
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
@@ -463,16 +461,17 @@ def _refused(what: str, error: OSError) -> KernelError:
     return KernelError(what, error.strerror or str(error), hint)
 
 
-@lru_cache(maxsize=65536)
-def _address(packed: bytes, family: int) -> IPAddress:
-    return IPv4Address(packed[:4]) if family == socket.AF_INET else unmap(IPv6Address(packed))
-
-
 def ends_of(data: bytes, at: int) -> FourTuple:
     """Which connection the record there is of."""
     family, _, _, _, ports, source, destination, *_ = _MESSAGE.unpack_from(data, at)
+    return _ends(family, ports, source, destination)
+
+
+def _ends(family: int, ports: bytes, source: bytes, destination: bytes) -> FourTuple:
     sport, dport = _PORTS.unpack(ports)
-    return FourTuple(SockAddr(_address(source, family), sport), SockAddr(_address(destination, family), dport))
+    if family == socket.AF_INET:
+        source, destination = source[:4], destination[:4]
+    return FourTuple(SockAddr(from_packed(source), sport), SockAddr(from_packed(destination), dport))
 
 
 def parse(data: bytes, at: int) -> SocketInfo:
@@ -503,9 +502,8 @@ def _parse(data: bytes, at: int, end: int) -> SocketInfo:
         elif kind == _ATTR_SOCKOPT:
             wants_errors = data[at + 4] & _SOCKOPT_RECVERR != 0
         at += (length + 3) & ~3 or end
-    sport, dport = _PORTS.unpack(ports)
     return SocketInfo(
-        FourTuple(SockAddr(_address(source, family), sport), SockAddr(_address(destination, family), dport)),
+        _ends(family, ports, source, destination),
         family,
         _STATES[state],
         timer,

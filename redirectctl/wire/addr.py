@@ -5,6 +5,7 @@ Text forms are those of the command line: ``192.0.2.1:22`` and ``[2001:db8::1]:2
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple, TypeAlias
 
@@ -62,6 +63,16 @@ class FourTuple(_Ends):
 
     def __str__(self) -> str:
         return f"{self.local}-{self.remote}"
+
+
+@lru_cache(maxsize=65536)
+def from_packed(packed: bytes) -> IPAddress:
+    """Of 4 or 16 bytes, IPv4-mapped ones unmapped.
+
+    What is asked for again is the same object: thousands of connections have a few addresses, and ipaddress compares,
+    hashes and prints slowly.
+    """
+    return IPv4Address(packed) if len(packed) == 4 else unmap(IPv6Address(packed))
 
 
 def unmap(address: IPAddress) -> IPAddress:

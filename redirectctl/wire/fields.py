@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address
 from typing import Final
 
-from redirectctl.wire.addr import IPAddress, unmap
+from redirectctl.wire.addr import IPAddress, from_packed
 from redirectctl.wire.datagram import MalformedError
 
 ANY: Final = b"\0" * 16
@@ -22,7 +22,7 @@ def pack_ip(address: IPAddress | None) -> bytes:
 
 def unpack_ip(field: bytes) -> IPAddress | None:
     """Reverse of pack_ip."""
-    return None if field == ANY else unmap(IPv6Address(field))
+    return None if field == ANY else from_packed(bytes(field))
 
 
 def need_ip(field: bytes) -> IPAddress:

@@ -25,6 +25,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE", 0.001)
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """By us: on a busy machine asyncio says something too."""
+    return [r.message for r in caplog.records if r.name.startswith("redirectctl")]
+
+
 def story(tell: Callable[[Loops, Clock], Awaitable[None]]) -> None:
     async def run() -> None:
         tasks, clock = Tasks(), Clock()
@@ -59,7 +64,7 @@ def test_a_loop_that_fails_is_begun_anew_and_said_once(caplog: pytest.LogCapture
         assert loops.dead() == []
 
     story(tell)
-    assert [r.message for r in caplog.records] == ["finder failed; it goes on in 0.001 s"]
+    assert said(caplog) == ["finder failed; it goes on in 0.001 s"]
 
 
 @pytest.mark.usefixtures("quick")
@@ -78,7 +83,7 @@ def test_another_failure_is_said_too(caplog: pytest.LogCaptureFixture) -> None:
         await well.wait()
 
     story(tell)
-    assert len(caplog.records) == 3
+    assert len(said(caplog)) == 3
 
 
 def test_one_that_hangs_is_dead_and_others_are_not() -> None:
