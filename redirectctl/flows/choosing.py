@@ -499,6 +499,8 @@ class Choosing:
             self._e.emit(commands.Kick(tuple(c.socket for c in unread)))
         for key, connections in peers.items():
             self._e.holding.unanswered(now, connections)
+            if self._e.redirects.validates(key, connections):
+                continue  # it has said where it is, and is being asked
             if now - self._stalls.get(key, float("-inf")) >= constants.STALL_PAUSE:
                 self._stalls[key] = now
                 self._e.mobility.announce_stall(now, key, connections)

@@ -57,8 +57,8 @@ GATHER_TIME: Final = 0.01  # seconds in which tokens that come go in one BIND
 KEEPALIVE_TIME: Final = 20.0  # seconds: NATs forget UDP mappings after 30 s (RFC 4787 asks for 120)
 REQUEST_RETRIES: Final = (0.3, 0.6, 1.2, 2.4, 4.8)  # seconds after each try of a request inside a session
 
-HOLD_EACH: Final = 0.0005  # seconds more for each of them: to suspend, and to resume, takes longer than to move
-HOLD_MORE_MAX: Final = 5.0
+EACH: Final = 0.0005  # seconds more that each connection may take that is concerned: see patience()
+EACH_MAX: Final = 5.0
 HOLD_AFTER: Final = 1.0  # seconds without an address after which the kernel suspends: most moves are over by then
 HOLD_AGAIN: Final = 3.0  # seconds that a path may take to be proven, once the kernel lets packets through again
 PROBE_PART: Final = 6000.0  # of the time without a path: the pause between two announcements, as long as there is none
@@ -152,3 +152,8 @@ MAX_TRIALS: Final = 1024  # routes that are being tried, or have failed
 MAX_TOKENS_LOOKED_UP: Final = 1000  # a second
 TOKENS_KEPT: Final = 256  # of one trial: those of all its attempts
 HELD_PAUSE: Final = 10.0  # seconds for which one rst.held event stands
+
+
+def patience(seconds: float, count: int) -> float:
+    """How long something about so many connections may take, if it may take ``seconds`` for one."""
+    return seconds + min(EACH * count, EACH_MAX)

@@ -37,11 +37,6 @@ if TYPE_CHECKING:
 LOST_HERE: Final = ("no-path", "stays-on-device")  # why it is suspended: this host has no way for it
 
 
-def patience(seconds: float, count: int) -> float:
-    """Seconds until so many connections are suspended in the kernel, where one would be after ``seconds``."""
-    return seconds + min(constants.HOLD_EACH * count, constants.HOLD_MORE_MAX)
-
-
 class Holding:
     """Suspended connections."""
 
@@ -147,7 +142,7 @@ class Holding:
         returned, gone = self._e.asking.review(now)
         for connections, pause in ((returned, self._e.policy.suspend_after), (gone, constants.HOLD_AFTER)):
             for key, count in Counter(c.peer for c in connections if not c.held).items():
-                self._e.timers.set(("hold", key), now + patience(pause, count))
+                self._e.timers.set(("hold", key), now + constants.patience(pause, count))
 
     def same_since_heard(self, key: bytes) -> bool:
         """This host has been where it is, and awake, since something last came from the peer."""
@@ -209,7 +204,10 @@ class Holding:
                 self._e.timers.set(("hold", key), until)
             else:
                 connections.append(c)
-        if connections:
+        until = self._e.mobility.began(key) + constants.patience(0.0, len(connections))
+        if connections and now < until:  # many: it would take longer to suspend them than to move them
+            self._e.timers.set(("hold", key), until)
+        elif connections:
             changes = [(c, c.wire, c.tunnel) for c in connections]
             self._e.mobility.reroute(("hold", key), changes, hold={c.cid for c in connections})
 
@@ -217,7 +215,7 @@ class Holding:
         """The rules of these are lifted, for a path that is not proven yet: it may come to nothing."""
         counts = Counter(c.peer for c in connections if c.state is State.SUSPENDED)
         for key, count in counts.items():
-            self._e.timers.set(("hold", key), now + patience(constants.HOLD_AGAIN, count))
+            self._e.timers.set(("hold", key), now + constants.patience(constants.HOLD_AGAIN, count))
 
     def rewritten(self, now: float, key: bytes, sockets: Iterable[FourTuple], error: str | None) -> None:
         """The kernel holds these back, or does not."""

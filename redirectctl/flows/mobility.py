@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection, Flow
 from redirectctl.flows.devices import may_use
-from redirectctl.flows.holding import LOST_HERE, patience
+from redirectctl.flows.holding import LOST_HERE
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.proto.peer import Peer
@@ -142,7 +142,7 @@ class Mobility:
             one = some[0]
             groups[one.peer or b"", known[alike], one.here_now, one.socket.version] += some
         for reason, of_reason in lost.items():
-            pause = patience(constants.HOLD_AFTER, len(of_reason))
+            pause = constants.patience(constants.HOLD_AFTER, len(of_reason))
             self._e.holding.lose(now, of_reason, reason, since=now, hold_after=pause)
         for (key, sources, local, version), moving in groups.items():
             self._move(now, key, self._e.better.ranks(now, key, sources, local, version), moving)
@@ -215,6 +215,10 @@ class Mobility:
         """The peer sees us elsewhere than before: a NAT between has another address, or maps us anew."""
         connections = [c for c in self._e.table.movable(key) if c.tunnel or c.natted or after.host != before.host]
         self._announce_all(now, key, connections, "observed-address-changed", stalled=after.host != before.host)
+
+    def began(self, key: bytes) -> float:
+        """When the latest of what is being announced to this peer was begun; -inf if nothing is."""
+        return max((move.started for move in self._of(key)), default=float("-inf"))
 
     def announcing(self, key: bytes) -> bool:
         """Whether something is being announced to this peer."""
@@ -354,7 +358,7 @@ class Mobility:
         if move.direct and move.chosen is None:
             targets = [t for t in targets if not self._e.meeting.by_way_of(move.key, t)]
         sources = [a for a in move.candidates if a in self._e.network.usable]
-        if move.chosen is not None and now - move.chosen_at < constants.CHOICE_TIME:
+        if move.chosen is not None and self._stands(now, move):
             sources = [a for a in sources if a == move.chosen.local]
         pairs = []
         for to in dict.fromkeys(targets):
@@ -498,7 +502,13 @@ class Mobility:
         return {cid for m in self._of(key) if self._deciding(now, m) for cid in m.cids}
 
     def _deciding(self, now: float, move: Move) -> bool:
-        return self._decides(move.key) and move.chosen is not None and now - move.chosen_at < constants.CHOICE_TIME
+        return self._decides(move.key) and self._stands(now, move)
+
+    @staticmethod
+    def _stands(now: float, move: Move) -> bool:
+        """It has a pair, for so short a time that the two hosts may still be at it."""
+        may_take = constants.patience(constants.CHOICE_TIME, len(move.cids))
+        return move.chosen is not None and now - move.chosen_at < may_take
 
     def _decides(self, key: bytes) -> bool:
         """Of two hosts that both announce something, one decides (RFC 8445: the controlling agent)."""
@@ -536,7 +546,7 @@ class Mobility:
         if pair is None or pair.local not in self._e.network.usable or self._e.redirects.applying(move.key, move.cids):
             return
         move.offers[pair] = message.data
-        if move.chosen is not None and move.chosen != pair and now - move.chosen_at >= constants.CHOICE_TIME:
+        if move.chosen is not None and move.chosen != pair and not self._stands(now, move):
             self._anew(now, move)  # what was chosen came to nothing: the peer may have applied it all the same
         elif move.chosen is not None:
             self._answer(now, move, pair)

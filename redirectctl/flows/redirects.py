@@ -143,6 +143,11 @@ class Redirects:
         for validation in [v for v in self._of(key) if not v.applying and not concerned.isdisjoint(v.cids)]:
             self._forget(validation)
 
+    def validates(self, key: bytes, connections: Iterable[Connection]) -> bool:
+        """Whether the peer has announced all of these, and is being asked whether it is there."""
+        announced = {cid for validation in self._of(key) for cid in validation.cids}
+        return announced.issuperset(c.cid for c in connections)
+
     def applying(self, key: bytes, cids: Iterable[bytes]) -> bool:
         """Whether the kernel is being asked for something that the peer has announced of these."""
         concerned = set(cids)
@@ -195,7 +200,10 @@ class Redirects:
 
     def _challenge(self, now: float, validation: Validation) -> None:
         """Nothing but this small datagram goes to the announced address before it answers (RFC 9000, section 8.2)."""
-        if validation.tries >= len(constants.CHALLENGE_RETRIES):
+        retries = constants.CHALLENGE_RETRIES
+        # Of many the peer answers when its kernel has them all.
+        until = validation.began + constants.patience(sum(retries), len(validation.cids))
+        if validation.tries >= len(retries) and now + retries[-1] > until:
             self._forget(validation)
             if self._e.mobility.met_since(validation.key, validation.began):
                 return  # it has taken up what we have announced instead
@@ -205,7 +213,7 @@ class Redirects:
         for way in validation.ways.values():
             self._send_challenge(now, validation, way)
         timer = ("challenge", validation.key, validation.epoch)
-        self._e.timers.set(timer, now + constants.CHALLENGE_RETRIES[validation.tries])
+        self._e.timers.set(timer, now + retries[min(validation.tries, len(retries) - 1)])
         validation.tries += 1
 
     def _send_challenge(self, now: float, validation: Validation, way: Way) -> None:

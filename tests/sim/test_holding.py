@@ -135,7 +135,7 @@ def test_many_sockets_are_left_alone_for_longer() -> None:
     bob.move()
     world.run(constants.HOLD_AFTER + 0.05)
     assert not bob.held
-    world.run(201 * constants.HOLD_EACH)
+    world.run(201 * constants.EACH)
     assert bob.held == {socket, *others}
 
 
