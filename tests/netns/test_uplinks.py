@@ -19,20 +19,10 @@ import pytest
 from daemon_pair import FAST, Pair, answer_of
 
 from redirectctl.lab.streams import Ticker, start_ticker, wait_until
-from redirectctl.lab.topology import FIRST_HOST, Lab, Network
+from redirectctl.lab.topology import FIRST_HOST, Lab
+from tests.netns.providers import provider_filters
 
 SOON = 20.0  # seconds in which a protected one has to: many times what it takes
-
-
-def provider_filters(lab: Lab, *networks: Network) -> None:
-    """What comes in by these with a source that is not theirs is dropped."""
-    rules = "\n".join(
-        f'iifname "{n.bridge}" {family} saddr != {{ {own} }} drop'
-        for n in networks
-        for family, own in (("ip", n.v4), ("ip6", f"{n.v6}, fe80::/10"))
-    )
-    script = f"table inet bcp38 {{ chain c {{ type filter hook prerouting priority -300\n{rules}\n }}\n }}\n"
-    lab.router.run(["nft", "-f", "-"], stdin=script)
 
 
 def session(make_lab: Callable[..., Lab]) -> tuple[Lab, Pair, Ticker, Ticker]:
