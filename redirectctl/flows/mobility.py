@@ -757,6 +757,7 @@ class Mobility:
             elif message.connections > len(connections):
                 self._e.protection.sync(now, move.key)
             self.reconsider(now, connections)
+            self._e.protection.moved(now, peer)
             if found:
                 self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
         else:

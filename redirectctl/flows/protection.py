@@ -44,6 +44,8 @@ class Protection:
         self._waiting: dict[tuple[IPAddress, bytes | None], set[bytes]] = defaultdict(set)
         self._doubted: dict[bytes, float] = {}  # peers, and when they were last asked what of a move they have
         self._told: dict[bytes, float] = {}  # peers, and when they were last told that they are elsewhere
+        self._said: dict[bytes, tuple[IPAddress, ...]] = {}  # peers, and what addresses of ours they know
+        self._kept: dict[bytes, float] = {}  # peers, and when what they say of their addresses was stored for that only
         self._unsupported: dict[IPAddress, tuple[float, str]] = {}  # until when to leave an address alone, and why
         self._untold: Shared[bytes, bytes, bytes] = Shared()  # killed connections, and the peer that could not be told
 
@@ -336,7 +338,8 @@ class Protection:
     def dropped(self, key: bytes) -> None:
         """A peer is gone: nothing is remembered of it."""
         self._doubted.pop(key, None)
-        self._told.pop(key, None)
+        for of_peer in (self._told, self._said, self._kept):
+            of_peer.pop(key, None)
         for cid in self._untold_of(key):
             self._untold.pop(cid)
         self._e.places.forget(key)
@@ -447,8 +450,21 @@ class Protection:
         at = to or peer.remote
         if at is not None:
             addresses = () if to is not None else self.addresses()
+            if addresses:
+                self._said[peer.key] = addresses
             message = messages.Hello(_TRUST.get(peer.state, Trust.PENDING), at, addresses)
             self._e.send(now, peer.key, message, to, source)
+
+    def moved(self, now: float, peer: Peer) -> None:
+        """It knows where we are: let it know also what other addresses we have, if they are not those of before."""
+        if self._said.get(peer.key) != self.addresses():
+            self.hello(now, peer)
+
+    def _keep(self, now: float, peer: Peer) -> None:
+        """Store what it says of its addresses; not as often as it likes."""
+        if now - self._kept.get(peer.key, float("-inf")) >= constants.KEEP_PAUSE:
+            self._kept[peer.key] = now
+            self._e.emit(commands.SavePeer(peer))
 
     def addresses(self) -> tuple[IPAddress, ...]:
         """Ours that others can reach, of both families."""
@@ -468,7 +484,10 @@ class Protection:
         peer = self._e.peers[key]
         peer.trust_there = trust
         if message.addresses:
+            news = peer.addresses != message.addresses
             peer.addresses, peer.told = message.addresses, now
+            if news and peer.state is PeerState.APPROVED and not peer.unused:
+                self._keep(now, peer)
         before = peer.observed
         if not self._e.meeting.by_way_of(key, event.source):  # there it sees the rendezvous, not us
             peer.observed = message.observed
