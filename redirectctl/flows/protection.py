@@ -115,12 +115,15 @@ class Protection:
         self._update_keep(now, connection.peer)
 
     def timer(self, now: float, kind: str, *rest: Any) -> None:
-        """Timers: long, poll, retry, linger, bury, reach, doubt, undecided, alive."""
+        """Timers: long, poll, retry, linger, bury, reach, doubt, undecided, alive, keep."""
         if kind == "alive":
             self._stay_alive(now, rest[0])
             return
         if kind == "reach":
             self._reach(now, rest[0])
+            return
+        if kind == "keep":
+            self._keep(now, rest[0])
             return
         if kind == "doubt":
             self._doubted[rest[0]] = now
@@ -340,6 +343,7 @@ class Protection:
         self._doubted.pop(key, None)
         for of_peer in (self._told, self._said, self._kept):
             of_peer.pop(key, None)
+        self._e.timers.cancel(("keep", key))
         for cid in self._untold_of(key):
             self._untold.pop(cid)
         self._e.places.forget(key)
@@ -460,11 +464,14 @@ class Protection:
         if self._said.get(peer.key) != self.addresses():
             self.hello(now, peer)
 
-    def _keep(self, now: float, peer: Peer) -> None:
-        """Store what it says of its addresses; not as often as it likes."""
-        if now - self._kept.get(peer.key, float("-inf")) >= constants.KEEP_PAUSE:
-            self._kept[peer.key] = now
+    def _keep(self, now: float, key: bytes) -> None:
+        """Store what a peer has said of its addresses; not as often as it likes."""
+        peer, next_at = self._e.peers.get(key), self._kept.get(key, float("-inf")) + constants.KEEP_PAUSE
+        if peer is not None and now >= next_at:
+            self._kept[key] = now
             self._e.emit(commands.SavePeer(peer))
+        elif peer is not None:
+            self._e.timers.set(("keep", key), next_at)
 
     def addresses(self) -> tuple[IPAddress, ...]:
         """Ours that others can reach, of both families."""
@@ -487,7 +494,7 @@ class Protection:
             news = peer.addresses != message.addresses
             peer.addresses, peer.told = message.addresses, now
             if news and peer.state is PeerState.APPROVED and not peer.unused:
-                self._keep(now, peer)
+                self._keep(now, key)
         before = peer.observed
         if not self._e.meeting.by_way_of(key, event.source):  # there it sees the rendezvous, not us
             peer.observed = message.observed
