@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from redirectctl import __version__, config
@@ -28,6 +29,8 @@ from redirectctl.store.records import StoreError
 STATE_DIRECTORY = Path("/var/lib/redirectctl")
 DESCRIPTORS = MAX_CONNECTIONS + 4096  # of connections that are suspended, clients, and our own
 
+NICE = -10  # between other programs (0) and what the kernel does itself (-20)
+
 _log = logging.getLogger("redirectd")
 
 
@@ -46,6 +49,7 @@ def main() -> int:
         complain("start: it rewrites packets of other programs, which root alone may; run it as root")
         return 1
     _allow_descriptors()
+    _hurry()
     try:
         with asyncio.Runner(loop_factory=BoottimeLoop) as runner:
             runner.run(_run(settings, args))
@@ -109,6 +113,16 @@ def _allow_descriptors() -> None:
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _hurry() -> None:
+    """Be given a processor at once, where others compute: it needs little, and connections stand still meanwhile.
+
+    A move is some ten short turns of two daemons.  Of a thousand with two processors overcommitted, single writes were
+    answered after MEASURED.  The tunnel's thread, which may have much to do, is as any program (carrier.py).
+    """
+    with suppress(OSError):  # somebody does not want that
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
 
 
 def _reload(runtime: Runtime, path: Path | None) -> None:

@@ -48,6 +48,7 @@ def peer_record(peer: Peer, before: PeerRecord | None, now: float, ran: float, *
         handshake_timestamp=peer.greatest_counter + 1,
         accepted=peer.accepted,
         met=ran if met or before is None else before.met,
+        told=peer.addresses,
     )
 
 
@@ -61,6 +62,7 @@ def restored_peer(record: PeerRecord, port: int) -> Peer:
         identity={a.address for a in record.addresses if a.identity},
         greatest_counter=record.handshake_timestamp - 1,
         accepted=Accepted(record.accepted),
+        addresses=record.told,
         remote=SockAddr(latest, port) if latest is not None else None,
     )
 

@@ -18,6 +18,7 @@ connection may have the same ports.
 
 A connection that makes no progress afterwards goes back to the tunnel.  If the peer's daemon answers at once, the plain
 way is at fault, and left alone for a while.  If not, it was an outage, whose end says that it may be tried again.
+Until then nobody reads the tunnel either, so that is no place to wait in.
 
 One or two connections stand for all that take the same route, until it is seen to carry: whatever is in the way
 treats them alike.  Then each proves its own tuple.
@@ -512,9 +513,19 @@ class Choosing:
         """
         if connection.peer is None or not self._is_safe_plainly(connection):
             return False
+        since = self._e.holding.silent_since(connection.peer)
         trial = self._trials.get(self._route(connection))
         if trial is not None and trial.stalled:
-            return False
-        since = self._e.holding.silent_since(connection.peer)
+            tried = since is None or self._unread.get(connection.peer, float("-inf")) >= since
+            if tried or trial.suspected is None:
+                return False
         silent = since is not None and now - since > constants.UNREAD
         return silent or self._e.holding.departed(connection.peer)
+
+    def silent(self, connections: Iterable[Connection]) -> None:
+        """Nobody has answered for long, so nobody reads the tunnel: what had gone plainly, and stalled in this outage,
+        goes plainly again.  The peer's kernel needs no daemon for that (asking.py)."""
+        plain = [c for c in connections if c.proven and self._may_be_plain(c)]
+        trials = {c.cid: self._trials.get(self._route(c)) for c in plain}
+        undecided = [c for c in plain if (trial := trials[c.cid]) is not None and trial.suspected is not None]
+        self._change(undecided, tunnel=False)

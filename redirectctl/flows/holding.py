@@ -183,6 +183,7 @@ class Holding:
             return
         connections = self._e.table.movable(key)
         if any(self._waits(now, c) for c in connections):
+            self._e.choosing.silent(connections)
             self.lose(now, connections, "peer-silent", since=asked)
             self._e.mobility.reconsider(now, connections)
 

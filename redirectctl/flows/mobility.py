@@ -763,13 +763,14 @@ class Mobility:
                     "move.finished", peer=move.key, address=pair.local, duration=now - move.started,
                     connections=len(connections), epoch=move.epoch,
                 )  # fmt: skip
-            if found:
-                self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
             if message.connections < len(connections):
                 self._e.protection.doubt(now, move.key)
             elif message.connections > len(connections):
                 self._e.protection.sync(now, move.key)
             self.reconsider(now, connections)
+            self._e.protection.moved(now, peer)
+            if found:
+                self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
         else:
             reason = f"{message.status.name.lower().replace('_', '-')}-there"
             self._e.notice("redirect.refused", peer=move.key, reason=reason, epoch=move.epoch)

@@ -44,6 +44,8 @@ class Protection:
         self._waiting: dict[tuple[IPAddress, bytes | None], set[bytes]] = defaultdict(set)
         self._doubted: dict[bytes, float] = {}  # peers, and when they were last asked what of a move they have
         self._told: dict[bytes, float] = {}  # peers, and when they were last told that they are elsewhere
+        self._said: dict[bytes, tuple[IPAddress, ...]] = {}  # peers, and what addresses of ours they know
+        self._kept: dict[bytes, float] = {}  # peers, and when what they say of their addresses was stored for that only
         self._unsupported: dict[IPAddress, tuple[float, str]] = {}  # until when to leave an address alone, and why
         self._untold: Shared[bytes, bytes, bytes] = Shared()  # killed connections, and the peer that could not be told
 
@@ -113,12 +115,15 @@ class Protection:
         self._update_keep(now, connection.peer)
 
     def timer(self, now: float, kind: str, *rest: Any) -> None:
-        """Timers: long, poll, retry, linger, bury, reach, doubt, undecided, alive."""
+        """Timers: long, poll, retry, linger, bury, reach, doubt, undecided, alive, keep."""
         if kind == "alive":
             self._stay_alive(now, rest[0])
             return
         if kind == "reach":
             self._reach(now, rest[0])
+            return
+        if kind == "keep":
+            self._keep(now, rest[0])
             return
         if kind == "doubt":
             self._doubted[rest[0]] = now
@@ -336,7 +341,9 @@ class Protection:
     def dropped(self, key: bytes) -> None:
         """A peer is gone: nothing is remembered of it."""
         self._doubted.pop(key, None)
-        self._told.pop(key, None)
+        for of_peer in (self._told, self._said, self._kept):
+            of_peer.pop(key, None)
+        self._e.timers.cancel(("keep", key))
         for cid in self._untold_of(key):
             self._untold.pop(cid)
         self._e.places.forget(key)
@@ -447,8 +454,24 @@ class Protection:
         at = to or peer.remote
         if at is not None:
             addresses = () if to is not None else self.addresses()
+            if addresses:
+                self._said[peer.key] = addresses
             message = messages.Hello(_TRUST.get(peer.state, Trust.PENDING), at, addresses)
             self._e.send(now, peer.key, message, to, source)
+
+    def moved(self, now: float, peer: Peer) -> None:
+        """It knows where we are: let it know also what other addresses we have, if they are not those of before."""
+        if self._said.get(peer.key) != self.addresses():
+            self.hello(now, peer)
+
+    def _keep(self, now: float, key: bytes) -> None:
+        """Store what a peer has said of its addresses; not as often as it likes."""
+        peer, next_at = self._e.peers.get(key), self._kept.get(key, float("-inf")) + constants.KEEP_PAUSE
+        if peer is not None and now >= next_at:
+            self._kept[key] = now
+            self._e.emit(commands.SavePeer(peer))
+        elif peer is not None:
+            self._e.timers.set(("keep", key), next_at)
 
     def addresses(self) -> tuple[IPAddress, ...]:
         """Ours that others can reach, of both families."""
@@ -468,7 +491,10 @@ class Protection:
         peer = self._e.peers[key]
         peer.trust_there = trust
         if message.addresses:
+            news = peer.addresses != message.addresses
             peer.addresses, peer.told = message.addresses, now
+            if news and peer.state is PeerState.APPROVED and not peer.unused:
+                self._keep(now, key)
         before = peer.observed
         if not self._e.meeting.by_way_of(key, event.source):  # there it sees the rendezvous, not us
             peer.observed = message.observed

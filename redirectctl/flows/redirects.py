@@ -288,9 +288,9 @@ class Redirects:
         led, dropped = self._e.mobility.superseded(now, key, movable)
         elsewhere |= led
         self._e.mobility.arrived(now, movable, elsewhere)
-        self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
         others = self._e.table.select(dropped - {c.cid for c in movable})
         self._e.mobility.reconsider(now, [*movable, *(c for c in others if c.movable)])
+        self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
 
     def _ack(self, now: float, event: events.Received, message: Acm, status: AcmStatus, count: int = 0) -> None:
         answer = AcmAck(message.epoch, message.nonce, status, count, event.source)

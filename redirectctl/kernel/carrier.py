@@ -312,6 +312,9 @@ class Carrier:
     # From here on: in the thread.
 
     def _run(self) -> None:
+        # Unlike the rest of the daemon it may have much to do: for other programs, and not before them.
+        if os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 0:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 0)
         while not self._closing:
             timeout = REPORT_SECONDS if self._reporter.pending else -1
             for fd, _ in self._poll.poll(timeout):

@@ -18,7 +18,8 @@ Firewalls, small MTU and the like are the router's: see `topology.Network`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from redirectctl.lab.topology import Host, Lab, Network, Prefixes, bridge_lines, router_sysctls
 
@@ -40,6 +41,7 @@ class Gateway(Host):
         self._keeps_ports = keeps_ports
         super().__init__(lab, f"gateway{serial}")
         self._forwards: dict[tuple[str, int], int] = {}
+        self._translates = True
         lab.add(self)
         prefixes = Prefixes(f"10.0.{serial}.0/24", f"fd00:{serial}::/64")
         self.private = Network(lab, f"{public.name} behind NAT", prefixes, owner=self, bridge=BRIDGE)
@@ -66,6 +68,17 @@ class Gateway(Host):
         """Forget all mappings."""
         self.run([sys.executable, "-c", _FLUSH])
 
+    @contextmanager
+    def untranslated(self) -> Iterator[None]:
+        """What begins meanwhile leaves with its private source, and later too: rules are asked for new entries only."""
+        self._translates = False
+        self._filter()
+        try:
+            yield
+        finally:
+            self._translates = True
+            self._filter()
+
     def _filter(self) -> None:
         (link,) = self.links
         forwards = []
@@ -75,7 +88,8 @@ class Gateway(Host):
                 at = f'iifname "{link.interface}" meta nfproto ipv{version} {protocol} dport {port}'
                 forwards.append(f"{at} dnat {family} to {to}")
         rules = "\n".join(forwards)
-        ports = "" if self._keeps_ports else "random"
+        masquerade = "masquerade" if self._keeps_ports else "masquerade random"
+        translation = f'oifname "{link.interface}" {masquerade}' if self._translates else ""
         # What is dropped leaves no trace in conntrack: else the port would count as taken when a host inside wants it.
         strangers = f'iifname "{link.interface}" ct state new meta l4proto udp drop' if self._keeps_ports else ""
         script = f"""
@@ -88,7 +102,7 @@ class Gateway(Host):
                 }}
                 chain postrouting {{
                     type nat hook postrouting priority srcnat
-                    oifname "{link.interface}" masquerade {ports}
+                    {translation}
                 }}
                 chain input {{
                     type filter hook input priority 0

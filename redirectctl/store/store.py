@@ -121,7 +121,7 @@ class Store:
                 addresses.setdefault(public, []).append(entry)
             rows = self._database.execute(
                 "SELECT public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp, met,"
-                " accepted FROM peers ORDER BY first_seen"
+                " accepted, told FROM peers ORDER BY first_seen"
             ).fetchall()
         return [
             PeerRecord(
@@ -133,11 +133,12 @@ class Store:
                 secret=secret,
                 addresses=tuple(addresses.get(public, ())),
                 last_contact=last_contact,
-                handshake_timestamp=int.from_bytes(timestamp),
+                handshake_timestamp=int.from_bytes(counter),
                 met=met,
                 accepted=accepted,
+                told=tuple(map(ip_address, told.split())),
             )
-            for public, fingerprint, state, first_seen, name, secret, last_contact, timestamp, met, accepted in rows
+            for public, fingerprint, state, first_seen, name, secret, last_contact, counter, met, accepted, told in rows
         ]
 
     def put_peer(self, peer: PeerRecord) -> list[bytes]:
@@ -397,12 +398,12 @@ class Store:
     def _put_peer(self, peer: PeerRecord) -> None:
         self._database.execute(
             "INSERT INTO peers"
-            " (public, fingerprint, name, state, secret, first_seen, last_contact, handshake_timestamp, met, accepted)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
+            " (public, fingerprint, name, state, secret, first_seen, last_contact, handshake_timestamp, met, accepted,"
+            " told) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
             " fingerprint = excluded.fingerprint, name = excluded.name, state = excluded.state,"
             " secret = excluded.secret, first_seen = excluded.first_seen, last_contact = excluded.last_contact,"
             " handshake_timestamp = max(handshake_timestamp, excluded.handshake_timestamp), met = excluded.met,"
-            " accepted = excluded.accepted",
+            " accepted = excluded.accepted, told = excluded.told",
             (
                 peer.public,
                 peer.fingerprint,
@@ -414,6 +415,7 @@ class Store:
                 _u64(peer.handshake_timestamp),
                 peer.met,
                 peer.accepted,
+                " ".join(map(str, peer.told)),
             ),
         )
         self._put_addresses(peer)

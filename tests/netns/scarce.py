@@ -6,14 +6,14 @@ import errno
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-from daemon_pair import FAST, PATIENCE, Pair
 
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import program
 from redirectctl.lab.streams import wait_until
 from redirectctl.lab.topology import Host, Lab
+from tests.netns.daemon_pair import FAST, PATIENCE, Pair
 
 STEADY = 8  # looks that find the same
 SIZE = 2 << 20  # bytes of a state disk
@@ -22,11 +22,11 @@ SIZE = 2 << 20  # bytes of a state disk
 class Disk:
     """A small file system for a daemon's state, in a mount namespace of its own: gone with the lab."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, size: int = SIZE) -> None:
         self.host = host
         directory = host.sandbox.directory / f"disk-{host.name}"
         directory.mkdir()
-        script = f"mount -t tmpfs -o size={SIZE} tmpfs {directory} && exec sleep infinity"
+        script = f"mount -t tmpfs -o size={size} tmpfs {directory} && exec sleep infinity"
         holder = host.popen(["unshare", "--mount", "--propagation", "private", "sh", "-ec", script])
         self._inside = f"/proc/{holder.pid}"
         mounts = Path(self._inside, "mounts")
@@ -35,11 +35,11 @@ class Disk:
         self._ballast = self.path / "ballast"
         self._directory = directory
 
-    def daemon(self, config: str) -> Daemon:
-        """One that has its state here."""
-        daemon = Daemon(
-            self.host, config, command=["nsenter", f"--mount={self._inside}/ns/mnt", "--", program("redirectd")]
-        )
+    def daemon(self, config: str, command: Sequence[str] = ()) -> Daemon:
+        """One that has its state here; ``command``: as for `Daemon`."""
+        inside = ["nsenter", f"--mount={self._inside}/ns/mnt", "--", *(command or [program("redirectd")])]
+        daemon = Daemon(self.host, config, command=inside)
+        daemon.state.symlink_to(self.path / "state")  # for whoever looks from outside
         daemon.state = self._directory / "state"
         return daemon
 

@@ -6,8 +6,9 @@
     rendezvous  in the office, where it stays: laptop and server may move in the same moment
 
 Steps: one moves, or both at once; an outage, in a long run also longer than TCP bears; losses for a while; a daemon is
-killed or stopped, at some moment of a move or of nothing, and started again.  After each step every connection carries
-something new, both ways; at the end every byte is compared and nothing is left.
+killed or stopped, at some moment of a move or of nothing, and started again; what `soak_troubles` has.  After each step
+every connection carries something new, both ways; at the end every byte is compared and nothing is left.  The router
+drops what has a source of another network, as providers do.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.middlebox import Gateway
@@ -23,9 +25,13 @@ from redirectctl.lab.sshd import SshServer
 from redirectctl.lab.streams import Bulk, Ticker, Verdict, start_bulk, start_idle, start_ticker, wait_until
 from redirectctl.lab.terminal import Terminal
 from redirectctl.lab.topology import Host, Lab, Network
+from tests.netns.clocks import Clock
 from tests.netns.daemon_pair import FAST
 from tests.netns.killing import going, stop_clean
+from tests.netns.providers import provider_filters
 from tests.netns.rendezvous_lab import FIRST_RENDEZVOUS, SERVE
+from tests.netns.scarce import Disk
+from tests.netns.soak_troubles import Troubles
 
 PATIENCE = 120.0  # seconds for a connection to go on: losses and a loaded machine take their time
 OUTAGES = (0.2, 1.0, 3.0, 6.0)  # seconds
@@ -37,6 +43,20 @@ WITHIN = 1.5  # seconds of a step in which the daemon goes
 PACE = 1_500_000  # bytes a second of each bulk stream
 FIRST, LAST = 20, 90  # numbers of hosts that move
 ENOUGH = 240  # of the NAT's number
+DISK = 32 << 20  # bytes for a daemon's state: the event log of a long run is there too
+
+
+class Step(NamedTuple):
+    """Something that happens."""
+
+    does: Callable[[], None]
+    weight: int
+    alone: bool = False  # it needs the daemons as they are: none is killed meanwhile
+
+    @property
+    def kind(self) -> str:
+        """What it is called."""
+        return self.does.__name__
 
 
 class Work:
@@ -85,11 +105,21 @@ class Soak:
     """One lab with its workload.  AssertionError and LabError say what was lost."""
 
     def __init__(
-        self, lab: Lab, seed: int, done: Counter[str], say: Callable[[str], None] = print, *, long: bool = False
+        self,
+        lab: Lab,
+        seed: int,
+        done: Counter[str],
+        say: Callable[[str], None] = print,
+        *,
+        long: bool = False,
+        kinds: Collection[str] = (),
     ) -> None:
-        """``done``: counts what was done; ``long``: with outages that TCP does not bear."""
+        """``done`` counts.  ``long``: with outages that TCP does not bear.  ``kinds``: of steps; empty: all."""
         self.lab = lab
+        self.long = long
         self.outages = (*OUTAGES, LONG) if long else OUTAGES
+        self.client_networks = (lab.home, lab.cafe, lab.office)
+        self.server_networks = (lab.dc1, lab.dc2)
         self.random = random.Random(seed)
         self.say = say
         self.done = done
@@ -103,12 +133,18 @@ class Soak:
         meeting.join(lab.office, FIRST_RENDEZVOUS)
         for host in (lab.client, self.inside, lab.server):
             host.sysctl({"net.ipv4.tcp_retries2": RETRIES})
+        provider_filters(lab, *lab.networks.values())
         config = f'{FAST}[rendezvous]\nservers = ["{meeting.address()}:7747"]\n'
+        hosts = (lab.client, self.inside, lab.server)
+        self.disks = {host.name: Disk(host, DISK) for host in hosts}
+        self.clocks = {host.name: Clock(host) for host in hosts}
         self.rendezvous = Daemon(meeting, SERVE)
-        self.laptop, self.nat, self.server = (Daemon(host, config) for host in (lab.client, self.inside, lab.server))
-        self.daemons = (self.rendezvous, self.laptop, self.nat, self.server)
+        self.moving = tuple(self.disks[host.name].daemon(config, self.clocks[host.name].command) for host in hosts)
+        self.laptop, self.nat, self.server = self.moving
+        self.daemons = (self.rendezvous, *self.moving)
         for daemon in self.daemons:
             daemon.start()
+        self.fingerprints = {daemon.host.name: daemon.ctl("identity")["fingerprint"] for daemon in self.moving}
         self.sshd = SshServer(lab.server)
         self.works = [Work(self, "laptop 4", self.laptop, 4), Work(self, "laptop 6", self.laptop, 6),
                       Work(self, "inside 4", self.nat, 4)]  # fmt: skip
@@ -117,6 +153,29 @@ class Soak:
         for daemon in (self.laptop, self.nat):
             wanted = sum(work.count for work in self.works if work.client is daemon)
             daemon.wait_connections("protected", wanted, timeout=PATIENCE)
+        self.steps = [step for step in self._steps() if not kinds or step.kind in kinds]
+
+    def _steps(self) -> list[Step]:
+        troubles = Troubles(self)
+        return [
+            Step(self.laptop_moves, 4),
+            Step(self.server_moves, 3),
+            Step(self.inside_moves, 4),
+            Step(self.both_move, 2),
+            Step(self.outage, 3),
+            Step(self.losses, 2),
+            Step(self.nothing, 1),
+            Step(self.come_and_go, 2),
+            Step(troubles.second_uplink, 3),
+            Step(troubles.family_dies, 2),
+            Step(troubles.vpn, 2),
+            Step(troubles.nat_entry_pinned, 2),
+            Step(troubles.disk_full, 2, alone=True),
+            Step(troubles.no_descriptors, 2, alone=True),
+            Step(troubles.clock_set, 2, alone=True),
+            Step(troubles.daemon_gone, 2, alone=True),
+            Step(troubles.udp_blocked, 2, alone=True),
+        ]
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -128,29 +187,24 @@ class Soak:
 
     def step(self) -> None:
         """Something happens, in half of the cases while a daemon goes and comes back; then all lives."""
-        steps: list[tuple[Callable[[], None], int]] = [
-            (self.laptop_moves, 4),
-            (self.server_moves, 3),
-            (self.inside_moves, 4),
-            (self.both_move, 2),
-            (self.outage, 3),
-            (self.losses, 2),
-            (self.nothing, 1),
-            (self.come_and_go, 2),
-        ]
-        (chosen,) = self.random.choices([step for step, _ in steps], [weight for _, weight in steps])
+        (chosen,) = self.random.choices(self.steps, [step.weight for step in self.steps])
         since = [work.begin() for work in self.works]
-        if self.random.random() < 0.5:
-            self._while_a_daemon_goes(chosen)
+        if not chosen.alone and self.random.random() < 0.5:
+            self._while_a_daemon_goes(chosen.does)
         else:
-            chosen()
-        self._all_lives(since)
+            chosen.does()
+        self.live(since=since)
+        if self.long:
+            self._none_is_suspended()
         self.done["steps"] += 1
+        self.done[f"step {chosen.kind}"] += 1
 
-    def _all_lives(self, since: Sequence[tuple[float, int]]) -> None:
+    def live(self, works: Sequence[Work] | None = None, since: Sequence[tuple[float, int]] = ()) -> None:
+        """All of it carries something new.  ``works``: of these only; ``since``: what each had before."""
+        chosen = self.works if works is None else works
         silent = self.random.random() < 0.3
-        now = [work.begin() for work in self.works]
-        for work, (_, had), (moment, _) in zip(self.works, since, now, strict=True):
+        now = [work.begin() for work in chosen]
+        for work, (_, had), (moment, _) in zip(chosen, since or now, now, strict=True):
             work.lives((moment, had), f"word-{self.random.random()}", silent=silent)
 
     def _while_a_daemon_goes(self, step: Callable[[], None]) -> None:
@@ -163,7 +217,7 @@ class Soak:
             step()
         self.done[how] += 1
 
-    def _place(self, *networks: Network) -> tuple[Network, int]:
+    def place(self, *networks: Network) -> tuple[Network, int]:
         """A network, not the one of last time, and a number there that was not used for long."""
         network = self.random.choice(networks)
         self._numbers[network.name] += 1
@@ -171,7 +225,7 @@ class Soak:
 
     def laptop_moves(self) -> None:
         """Another network, or another address; in some cases before it has left."""
-        place = self._place(self.lab.home, self.lab.cafe, self.lab.office)
+        place = self.place(*self.client_networks)
         self.say(f"laptop moves to {place[0].name} {place[1]}")
         overlap = self.random.random() < 0.3 and place[0] is not self.lab.client.links[-1].network
         self.lab.client.move(*place, make_before_break=overlap)
@@ -179,14 +233,14 @@ class Soak:
 
     def server_moves(self) -> None:
         """The same, of the server."""
-        place = self._place(self.lab.dc1, self.lab.dc2)
+        place = self.place(*self.server_networks)
         self.say(f"server moves to {place[0].name} {place[1]}")
         self.lab.server.move(*place)
         self.done["moves"] += 1
 
     def both_move(self) -> None:
         """Laptop and server in the same moment: the rendezvous knows."""
-        places = self._place(self.lab.home, self.lab.cafe, self.lab.office), self._place(self.lab.dc1, self.lab.dc2)
+        places = self.place(*self.client_networks), self.place(*self.server_networks)
         self.say("laptop and server move at once")
         for host in (self.lab.client, self.lab.server):
             host.leave()
@@ -209,11 +263,11 @@ class Soak:
             case "forget":
                 self.gateway.forget()
             case "readdress":
-                self.inside.readdress(self._place(self.gateway.private)[1])
+                self.inside.readdress(self.place(self.gateway.private)[1])
             case "out":
-                self.inside.move(*self._place(self.lab.cafe))
+                self.inside.move(*self.place(self.lab.cafe))
             case "back":
-                self.inside.move(*self._place(self.gateway.private))
+                self.inside.move(*self.place(self.gateway.private))
         self.done["moves"] += 1
         self.done[f"inside: {what}"] += 1
 
@@ -230,7 +284,7 @@ class Soak:
             self.say(f"laptop has no network for {seconds} s")
             self.lab.client.leave()
             time.sleep(seconds)
-            self.lab.client.join(*self._place(self.lab.home, self.lab.cafe))
+            self.lab.client.join(*self.place(self.lab.home, self.lab.cafe))
             self.done["moves"] += 1
         self.done["outages"] += 1
         self.done["outages beyond TCP"] += seconds == LONG
@@ -279,6 +333,14 @@ class Soak:
             return False
         return all(states.get(local) == "protected" for local in begun)
 
+    def _none_is_suspended(self) -> None:
+        """Any more, also of those that have nothing to say.  Raises LabError."""
+
+        def states() -> set[str]:
+            return {connection["state"] for daemon in self.moving for connection in daemon.ctl("connections")}
+
+        wait_until(lambda: "suspended" not in states(), PATIENCE, "no connection is suspended", poll=1.0)
+
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _judge(self, verdicts: Sequence[Verdict]) -> None:
@@ -288,7 +350,8 @@ class Soak:
             self.done["bytes compared"] += int(sent.get("bytes", 0)) or 16 * int(sent.get("received", 0))
 
     def finish(self) -> None:
-        """Nothing is lost, wrong or left."""
+        """Nothing is lost, suspended, wrong or left."""
+        self._none_is_suspended()
         for ticker, bulk in self.extra:
             self._judge([ticker.stop(), bulk.stop()])
         for work in self.works:

@@ -9,8 +9,6 @@ Such a connection does not leave its interface, unless `[path] leave_vpn` lets i
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -20,6 +18,7 @@ from daemon_pair import FAST, PATIENCE, Pair
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.streams import Ticker, start_ticker, wait_until
 from redirectctl.lab.topology import Host, Lab
+from tests.netns.vpn import Vpn
 
 LEAVES = f"{FAST}[path]\nleave_vpn = true\n"
 
@@ -114,53 +113,6 @@ def test_accepted_sockets_of_a_bound_listener(lab: Lab) -> None:
     pair.wait_moved(pair.server, since)
     goes_on(ticker)
     assert ticker.stop().ok
-
-
-# Two TUN devices, one in each of two network namespaces: what goes into one comes out of the other.
-TUNNEL = """
-import ctypes, fcntl, os, select, struct, sys
-ends = []
-for path in sys.argv[1:]:
-    with open(path) as namespace:
-        assert ctypes.CDLL(None).setns(namespace.fileno(), 0x40000000) == 0
-    ends.append(os.open("/dev/net/tun", os.O_RDWR))
-    fcntl.ioctl(ends[-1], 0x400454CA, struct.pack("16sH22x", b"vpn0", 0x1001))  # IFF_TUN, IFF_NO_PI
-print("ready", flush=True)
-while True:
-    for end in select.select(ends, [], [])[0]:
-        packet = os.read(end, 65536)
-        try:
-            os.write(ends[1 - ends.index(end)], packet)
-        except OSError:
-            pass  # it is not up yet
-"""
-
-
-class Vpn:
-    """A VPN of the client, by which it reaches the server's network; its other end is the router."""
-
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
-        self._process: subprocess.Popen[str] | None = None
-
-    def up(self, number: int = 2) -> str:
-        """Make it; the client's address in it."""
-        client, router, address = self._lab.client, self._lab.router, f"10.8.0.{number}"
-        self._process = client.popen([sys.executable, "-c", TUNNEL, client.path, router.path], stdout=subprocess.PIPE)
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
-        router.ip("address add 10.8.0.1/24 dev vpn0", "link set vpn0 up")
-        server = self._lab.dc1.v4
-        client.ip(
-            f"address add {address}/24 dev vpn0", "link set vpn0 up", f"route add {server} dev vpn0 src {address}"
-        )
-        return address
-
-    def down(self) -> None:
-        """Its devices go with it."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
 
 
 def test_what_began_over_a_vpn_does_not_leave_it(lab: Lab) -> None:

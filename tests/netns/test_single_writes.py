@@ -7,10 +7,12 @@ acknowledged was sent several times.  A copy that waited somewhere for seconds w
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 from daemon_pair import PATIENCE, Pair
 
+from redirectctl.daemon.main import NICE
 from redirectctl.lab.streams import start_idle, wait_until
 from redirectctl.lab.tcpinfo import tcp_info
 from redirectctl.lab.topology import FIRST_HOST, Lab
@@ -46,6 +48,18 @@ def go_deaf_once_it_has_said_something(lab: Lab) -> None:
 
 def hear_again(lab: Lab) -> None:
     lab.router.run(["nft", "delete", "table", "inet", "deaf"])
+
+
+def test_only_the_thread_of_the_tunnel_waits_for_a_processor_as_other_programs_do(lab: Lab) -> None:
+    pair = Pair(lab)
+    for daemon in pair.daemons:
+        assert daemon.process is not None
+        threads = [Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}"),
+                   *Path(f"/proc/{daemon.process.pid}/task").iterdir()]  # fmt: skip
+        nice = [int(thread.joinpath("stat").read_text().rpartition(")")[2].split()[16]) for thread in threads]
+        assert nice[0] == NICE
+        assert nice.count(0) == 1
+    pair.stop_without_a_trace()
 
 
 @pytest.mark.parametrize("version", [4, 6])

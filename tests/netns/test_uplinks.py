@@ -18,21 +18,12 @@ from ipaddress import ip_address
 import pytest
 from daemon_pair import FAST, Pair, answer_of
 
+from redirectctl.lab.middlebox import Gateway
 from redirectctl.lab.streams import Ticker, start_ticker, wait_until
-from redirectctl.lab.topology import FIRST_HOST, Lab, Network
+from redirectctl.lab.topology import FIRST_HOST, Lab
+from tests.netns.providers import dead_family, provider_filters
 
 SOON = 20.0  # seconds in which a protected one has to: many times what it takes
-
-
-def provider_filters(lab: Lab, *networks: Network) -> None:
-    """What comes in by these with a source that is not theirs is dropped."""
-    rules = "\n".join(
-        f'iifname "{n.bridge}" {family} saddr != {{ {own} }} drop'
-        for n in networks
-        for family, own in (("ip", n.v4), ("ip6", f"{n.v6}, fe80::/10"))
-    )
-    script = f"table inet bcp38 {{ chain c {{ type filter hook prerouting priority -300\n{rules}\n }}\n }}\n"
-    lab.router.run(["nft", "-f", "-"], stdin=script)
 
 
 def session(make_lab: Callable[..., Lab]) -> tuple[Lab, Pair, Ticker, Ticker]:
@@ -133,6 +124,24 @@ def test_a_family_is_dead_upstream(make_lab: Callable[..., Lab], dead: int) -> N
     assert echoes(protected, time.monotonic(), SOON), "it stays with the family that carries"
     lab.router.run(["nft", "delete", "table", family, "dead"])
     assert echoes(protected, time.monotonic() + 10, 2 * SOON)
+    assert protected.stop().ok
+
+
+def test_a_family_dies_while_the_daemon_behind_a_nat_is_down(make_lab: Callable[..., Lab]) -> None:
+    """It alone can make the first step, and to where the server is in the other family: that it was told before."""
+    lab = make_lab()
+    gateway = Gateway(lab, lab.home)
+    lab.client.move(gateway.private, FIRST_HOST)
+    pair = Pair(lab, FAST, FAST)
+    protected = start_ticker(lab.server, lab.client, wrap=pair.wrap, interval=0.05)
+    plain = start_ticker(lab.server, lab.client, interval=0.05)
+    pair.wait_protected(1)
+    pair.client.kill()
+    with dead_family(lab, 4):
+        pair.client.start()
+        began = time.monotonic()
+        assert echoes(protected, began, SOON)
+        assert not echoes(plain, began, 3.0)
     assert protected.stop().ok
 
 

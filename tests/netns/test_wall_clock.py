@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 import pytest
@@ -10,54 +9,30 @@ from daemon_pair import FAST, PATIENCE, Pair
 
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.streams import start_idle, start_ticker
-from redirectctl.lab.topology import Host, Lab
+from redirectctl.lab.topology import Lab
+from tests.netns.clocks import Clock
 
 DAY = 86400.0
 AWHILE = 3.0  # seconds without a path
-# The wall clock of this process alone is off by what a file says.
-OFF = """
-import os, sys, time
-from pathlib import Path
-true, file = time.time, Path(os.environ["CLOCK_FILE"])
-time.time = lambda: true() + float(file.read_text())
-from redirectctl.daemon.main import main
-sys.exit(main())
-"""
-
-
-class Clock:
-    """The wall clock that a daemon sees."""
-
-    def __init__(self, host: Host) -> None:
-        self._file = host.sandbox.directory / f"clock-{host.name}"
-        self.set(0.0)
-        command = ["env", f"CLOCK_FILE={self._file}", sys.executable, "-c", OFF]
-        self.daemon = Daemon(host, FAST, command=command)
-
-    def set(self, off: float) -> None:
-        """So many seconds ahead of the true time."""
-        fresh = self._file.with_suffix(".new")
-        fresh.write_text(str(off))
-        fresh.replace(self._file)
 
 
 @pytest.mark.parametrize("off", [20 * DAY, -20 * DAY])
 @pytest.mark.parametrize("when", ["while it runs", "while it is stopped"])
 def test_a_connection_that_waits_for_a_path_goes_on(lab: Lab, off: float, when: str) -> None:
     clocks = [Clock(lab.client), Clock(lab.server)]
-    pair = Pair(lab, daemons=(clocks[0].daemon, clocks[1].daemon))
+    pair = Pair(lab, daemons=(clocks[0].daemon(FAST), clocks[1].daemon(FAST)))
     ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
     pair.wait_protected(1)
     lab.client.leave()
     for daemon in pair.daemons:
         daemon.wait_connections("suspended", timeout=PATIENCE)
     time.sleep(AWHILE)
-    for clock in clocks:
+    for clock, daemon in zip(clocks, pair.daemons, strict=True):
         if when == "while it runs":
             clock.set(off)
-        clock.daemon.stop()
+        daemon.stop()
         clock.set(off)
-        clock.daemon.start()
+        daemon.start()
     for daemon in pair.daemons:
         (connection,) = daemon.wait_connections("suspended", timeout=PATIENCE)
         assert AWHILE <= connection["suspended_for"] < DAY
@@ -70,7 +45,7 @@ def test_a_connection_that_waits_for_a_path_goes_on(lab: Lab, off: float, when: 
 def test_decisions_about_keys_stay(lab: Lab) -> None:
     """Two years ahead, at two starts: the approved peer moves as before, the rejected one is refused as before."""
     clock = Clock(lab.server)
-    pair = Pair(lab, daemons=(Daemon(lab.client, FAST), clock.daemon))
+    pair = Pair(lab, daemons=(Daemon(lab.client, FAST), clock.daemon(FAST)))
     lab.stranger.join(lab.office, 40)
     other = Daemon(lab.stranger, FAST)
     other.start()
@@ -83,8 +58,8 @@ def test_decisions_about_keys_stay(lab: Lab) -> None:
     idle.stop()
     started.stop()
     for off in (730 * DAY, 1460 * DAY):
-        clock.daemon.stop()
+        pair.server.stop()
         clock.set(off)
-        clock.daemon.start()
+        pair.server.start()
         known = {peer["fingerprint"]: peer["state"] for peer in pair.server.ctl("peers")}
         assert known == {pair.client.ctl("identity")["fingerprint"]: "approved", rejected: "rejected"}

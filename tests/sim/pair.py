@@ -178,6 +178,7 @@ class Host:
         self.sought: list[float] = []  # when it looked up the name of a peer
         self.transactions: list[tuple[int, int]] = []
         self.stored_peers: dict[bytes, Peer] = {}
+        self.peers_saved = 0  # how often
         self.stored: dict[bytes, Connection] = {}
         self.generation = 0
         self.kernel_error: str | None = None
@@ -210,7 +211,7 @@ class Host:
         self.generation += 1
         peers = [
             Peer(p.key, p.state, p.secret, identity=set(p.identity), greatest_counter=p.greatest_counter,
-                 remote=p.remote, local=p.local, accepted=p.accepted)
+                 remote=p.remote, local=p.local, accepted=p.accepted, addresses=p.addresses)
             for p in self.stored_peers.values()
         ]  # fmt: skip
         self.engine = Engine(self.static, self.world.random.randbytes, self.generation, self.policy, peers)
@@ -436,7 +437,8 @@ class Host:
             case commands.SavePeer(peer):
                 copy = Peer(peer.key, peer.state, peer.secret, identity=set(peer.identity),
                             greatest_counter=peer.greatest_counter, remote=peer.remote, local=peer.local,
-                            accepted=peer.accepted)  # fmt: skip
+                            accepted=peer.accepted, addresses=peer.addresses)  # fmt: skip
+                self.peers_saved += 1
                 if peer.key in self.engine.peers:
                     self.stored_peers[peer.key] = copy
             case commands.DropPeer(key):

@@ -63,6 +63,35 @@ def test_both_are_suspended_and_hear_nothing_of_each_other() -> None:
     as_before(world, (alice, socket.mirrored), (bob, socket))
 
 
+@pytest.mark.parametrize("back", [False, True], ids=["moved", "home again"])
+def test_what_had_gone_plainly_and_fell_back_into_the_tunnel_is_asked_plainly(back: bool) -> None:
+    """Both have stalled in an outage, and nothing of the daemons gets through any more."""
+    world, alice, bob, socket = started()
+    places = ["203.0.113.9", *(["198.51.100.2"] if back else [])]
+    for place in places:
+        bob.move(place)
+        world.run(20)
+    paths = {host.connection(s).path for host, s in ((alice, socket.mirrored), (bob, socket))}
+    assert paths == {Path.ORIGINAL if back else Path.REWRITTEN}
+    world.link.blocked = world.link.cut = True
+    for _ in range(3):
+        for host, s in ((alice, socket.mirrored), (bob, socket)):
+            host.engine.stalled(world.now, [s])
+            host.run()
+        world.run(0.5)
+    assert bob.connection(socket).path is alice.connection(socket.mirrored).path is Path.TUNNEL
+    wait_in_vain(world, bob, socket, 15)
+    wait_in_vain(world, alice, socket.mirrored, 15)
+    world.link.cut = False
+    world.run(constants.ASK_PAUSE + 0.1)
+    as_before(world, (alice, socket.mirrored), (bob, socket))
+    assert {host.connection(s).path for host, s in ((alice, socket.mirrored), (bob, socket))} == paths
+    world.link.blocked = False
+    world.run(40)
+    as_before(world, (alice, socket.mirrored), (bob, socket))
+    assert {host.connection(s).path for host, s in ((alice, socket.mirrored), (bob, socket))} == paths
+
+
 def test_the_same_address_comes_back_and_the_peers_daemon_does_not() -> None:
     world, alice, bob, socket = started()
     alice.crash()

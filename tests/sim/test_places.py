@@ -8,22 +8,51 @@ from redirectctl.flows.places import DNS
 from redirectctl.flows.state import State
 from redirectctl.wire import datagram
 from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.message import Hello, Trust
 from tests.sim.pair import PORT, Host, World, agree, ip
 
 TUNNELLING = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")
 
 
-def both_away(policy: Policy | None = None) -> tuple[World, Host, Host, FourTuple]:
-    """Both have moved in the same moment; neither knows where the other is."""
+def started(policy: Policy | None = None) -> tuple[World, Host, Host, FourTuple]:
     world = World()
     alice = world.host("alice", "192.0.2.1", policy=policy)
     bob = world.host("bob", "198.51.100.2", policy=policy)
     socket, _ = world.connect(bob, alice, 40000)
     world.run(5)
     assert bob.protects(socket)
+    return world, alice, bob, socket
+
+
+def both_away(policy: Policy | None = None) -> tuple[World, Host, Host, FourTuple]:
+    """Both have moved in the same moment; neither knows where the other is."""
+    world, alice, bob, socket = started(policy)
     alice.move("192.0.2.77")
     bob.move("203.0.113.9")
     return world, alice, bob, socket
+
+
+def test_after_a_move_the_peer_knows_all_addresses_and_knows_them_after_a_restart() -> None:
+    world, alice, bob, _ = started(TUNNELLING)
+    alice.addresses[:] = [ip("192.0.2.77"), ip("2001:db8::77")]
+    alice.network_changed()
+    world.run(constants.KEEP_PAUSE)
+    there = alice.static.public
+    assert set(bob.engine.peers[there].addresses) == set(alice.addresses)
+    bob.crash()
+    bob.start()
+    assert set(bob.engine.peers[there].addresses) == set(alice.addresses)
+
+
+def test_what_a_peer_says_of_its_addresses_is_not_stored_as_often_as_it_likes() -> None:
+    world, alice, bob, _ = started(TUNNELLING)
+    before = bob.peers_saved
+    for number in range(100):
+        hello = Hello(Trust.APPROVED, SockAddr(ip("198.51.100.2"), PORT), (ip(f"192.0.2.{number}"),))
+        alice.engine.send(world.now, bob.static.public, hello)
+        alice.run()
+        world.run(0.2)
+    assert 1 <= bob.peers_saved - before <= 3
 
 
 def test_without_a_place_they_do_not_meet() -> None:

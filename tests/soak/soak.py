@@ -1,6 +1,6 @@
-"""Random moves, outages, losses, and kills of daemons for a given time; see tests/netns/soaking.py.
+"""Random moves, outages, losses, kills of daemons and more for a given time; see tests/netns/soaking.py.
 
-    python tests/soak/soak.py --minutes 10 [--seed N]
+    python tests/soak/soak.py --minutes 10 [--seed N] [--kind vpn --kind disk_full]
 
 Needs root.  Ends with counts and a verdict; exit status 1 if a connection was lost, a byte was wrong or something is
 left behind.
@@ -24,12 +24,13 @@ def main() -> int:
     """Entry point."""
     options = parser(__doc__)
     options.add_argument("--minutes", type=float, default=10.0, help="default 10")
+    options.add_argument("--kind", action="append", default=[], metavar="STEP", help="this kind of step only, and ...")
     arguments = options.parse_args()
     seed = seed_of(arguments)
     counts: Counter[str] = Counter()
 
     def work(lab: Lab) -> None:
-        soak = Soak(lab, seed, counts, say, long=True)
+        soak = Soak(lab, seed, counts, say, long=True, kinds=arguments.kind)
         soak.run(arguments.minutes * 60)
         say("the end: every stream is compared")
         soak.finish()

@@ -48,6 +48,11 @@ def test_that_everybody_is_accepted_is_kept(accepted: Accepted) -> None:
     assert restored_peer(record, 7747).accepted is accepted
 
 
+def test_where_it_says_that_it_may_be_tried_is_kept() -> None:
+    record = peer_record(replace(at(HOME), addresses=(HOME, CAFE)), None, 1000.0, 10.0)
+    assert restored_peer(record, 7747).addresses == (HOME, CAFE)
+
+
 def test_only_a_contact_makes_a_peer_young() -> None:
     first = peer_record(at(HOME, contact=None), None, 1000.0, 10.0)
     assert (first.met, first.last_contact) == (10.0, None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from redirectctl.daemon.main import STATE_DIRECTORY
+from redirectctl.daemon.main import NICE, STATE_DIRECTORY
 from tests.unit_file import read
 
 ROOT = Path(__file__).parents[3]
@@ -39,6 +39,13 @@ def test_it_is_started_until_it_starts_but_not_with_a_wrong_configuration() -> N
         "on-failure",
         "2",
     )
+
+
+def test_it_may_take_the_priority_that_the_daemon_wants() -> None:
+    """CAP_SYS_NICE, which is for all processes, it does not get."""
+    unit = read(UNIT.read_text())
+    assert int(unit["LimitNICE"]) == NICE
+    assert "CAP_SYS_NICE" not in unit["CapabilityBoundingSet"]
 
 
 def test_its_folders_are_those_of_the_daemon() -> None:

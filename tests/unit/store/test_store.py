@@ -111,6 +111,7 @@ class TestPeers:
             last_contact=9.0,
             handshake_timestamp=2**64 - 1,
             accepted=2,
+            told=(ip_address("192.0.2.1"), ip_address("2001:db8::7")),
         )
         with Store(directory) as store:
             store.put_peer(full)
