@@ -193,7 +193,7 @@ class Engine:
                     self.requests.retry(now, *rest)
                 case "acm" | "challenge" | "patience" | "ready":
                     self.mobility.timer(now, kind, *rest)
-                case "hint" | "better":
+                case "hint" | "better" | "suspect":
                     self.better.timer(now, kind, *rest)
                 case "bind" | "gather":
                     self.binding.timer(now, kind, *rest)
