@@ -38,7 +38,7 @@ from redirectctl.kernel.constants import (
     TUNNEL_TABLE,
 )
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.precedence import FIRST, first_priority, is_ours, priority_of
+from redirectctl.kernel.precedence import FIRST, first_priorities, is_ours, priority_of
 from redirectctl.kernel.rtnl import RouteNetlink
 from redirectctl.wire.addr import IPAddress
 
@@ -102,8 +102,9 @@ class Keeper:
         for table, priority in wanted.items():
             await self._request("rule", "add", family=family, priority=priority, table=table, **_MARKS[table])
         for rule in rules:
-            if rule.get("table") in FIRST and priority_of(rule) != wanted[rule.get("table")]:
-                await self._request("rule", "del", family=family, priority=priority_of(rule), table=rule.get("table"))
+            table, mark = rule.get("table"), _MARKS.get(rule.get("table"), {}).get("fwmark")
+            if table in FIRST and rule.get("fwmark") == mark and priority_of(rule) != wanted[table]:
+                await self._request("rule", "del", family=family, priority=priority_of(rule), table=table)
 
     async def keep(self, old: IPAddress) -> None:
         """Let connections of this host go on using ``old``; whoever else has the address can be reached."""
@@ -321,7 +322,7 @@ class Keeper:
 
 def _wanted_rules(rules: Iterable[Any]) -> dict[int, int]:
     """Of each table of ours, the priority that its rule is to have among all rules of a family."""
-    return {**dict.fromkeys(FIRST, first_priority(rules)), FALLBACK_TABLE: FALLBACK_PRIORITY}
+    return {**first_priorities(rules), FALLBACK_TABLE: FALLBACK_PRIORITY}
 
 
 def strict_rp_filter(ifindex: int) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from redirectctl.kernel.constants import FALLBACK_TABLE, ROUTE_TABLE, RULE_PRIORITY, TUNNEL_TABLE
 
 OUR_TABLES = frozenset({ROUTE_TABLE, FALLBACK_TABLE, TUNNEL_TABLE})
-FIRST = (ROUTE_TABLE, TUNNEL_TABLE)  # the tables whose rules come first
+FIRST = (TUNNEL_TABLE, ROUTE_TABLE)  # the tables whose rules come first, in this order: packets may have both marks
 _LAST = 0xFFFF_FFFF
 
 
@@ -31,7 +31,8 @@ def is_ours(rule: Any) -> bool:
     return rule.get("table") in OUR_TABLES
 
 
-def first_priority(rules: Iterable[Any]) -> int:
-    """Which priority the two have among these, all rules of a family."""
+def first_priorities(rules: Iterable[Any]) -> dict[int, int]:
+    """By table, which priorities those of FIRST have among these, all rules of a family."""
     others = min((priority_of(rule) for rule in rules if not is_ours(rule) and priority_of(rule)), default=_LAST)
-    return RULE_PRIORITY if others > RULE_PRIORITY else max(1, others // 2)
+    last = RULE_PRIORITY if others > RULE_PRIORITY else max(len(FIRST), others // 2)
+    return {table: last - after for after, table in enumerate(reversed(FIRST))}

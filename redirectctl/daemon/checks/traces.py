@@ -28,7 +28,7 @@ from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.exits import is_exit
 from redirectctl.kernel.nft import Command
 from redirectctl.kernel.ports import ReservedPorts
-from redirectctl.kernel.precedence import FIRST, first_priority
+from redirectctl.kernel.precedence import first_priorities
 from redirectctl.kernel.queues import QUEUE_RULES, IptablesQueues
 from redirectctl.wire.addr import IPAddress
 
@@ -140,7 +140,7 @@ class Routing(NamedTuple):
     up: bool
     exits: list[Trace]  # of where packets from certain addresses leave
     hiding: list[Trace]  # kept addresses that the kernel takes for its own: nobody else can be reached there
-    first: dict[int, int]  # by address family, the priority of those rules that come before others' (precedence.py)
+    first: dict[int, dict[int, int]]  # by address family and table, priorities of rules that come before others'
 
     @property
     def all(self) -> list[Trace]:
@@ -179,7 +179,7 @@ async def _routing(netlink: Any) -> Routing:
     first = {}
     for family in families():
         rules = [rule async for rule in await netlink.rule("dump", family=family)]
-        first[family] = first_priority(rules)
+        first[family] = first_priorities(rules)
         for rule in rules:
             if rule.get("table") in _TABLES:
                 traces.append(rule_trace(family, rule.get("priority"), rule.get("table")))
@@ -195,11 +195,11 @@ def families() -> tuple[int, ...]:
     return (socket.AF_INET, socket.AF_INET6) if has_ipv6() else (socket.AF_INET,)
 
 
-def skeleton_traces(first: Mapping[int, int]) -> list[Trace]:
+def skeleton_traces(first: Mapping[int, Mapping[int, int]]) -> list[Trace]:
     """What is there while the daemon runs, connections or not.  ``first``: see Routing."""
     return [
         device_trace(),
-        *(rule_trace(family, priority, table) for family, priority in first.items() for table in FIRST),
+        *(rule_trace(family, number, table) for family, those in first.items() for table, number in those.items()),
         *(rule_trace(family, FALLBACK_PRIORITY, FALLBACK_TABLE) for family in first),
         *(route_trace(_DEFAULT[4 if family == socket.AF_INET else 6], TUNNEL_TABLE) for family in families()),
     ]
