@@ -9,8 +9,6 @@ Such a connection does not leave its interface, unless `[path] leave_vpn` lets i
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -20,6 +18,7 @@ from daemon_pair import FAST, PATIENCE, Pair
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.streams import Ticker, start_ticker, wait_until
 from redirectctl.lab.topology import Host, Lab
+from redirectctl.lab.vpn import Vpn
 
 LEAVES = f"{FAST}[path]\nleave_vpn = true\n"
 
@@ -116,57 +115,17 @@ def test_accepted_sockets_of_a_bound_listener(lab: Lab) -> None:
     assert ticker.stop().ok
 
 
-# Two TUN devices, one in each of two network namespaces: what goes into one comes out of the other.
-TUNNEL = """
-import ctypes, fcntl, os, select, struct, sys
-ends = []
-for path in sys.argv[1:]:
-    with open(path) as namespace:
-        assert ctypes.CDLL(None).setns(namespace.fileno(), 0x40000000) == 0
-    ends.append(os.open("/dev/net/tun", os.O_RDWR))
-    fcntl.ioctl(ends[-1], 0x400454CA, struct.pack("16sH22x", b"vpn0", 0x1001))  # IFF_TUN, IFF_NO_PI
-print("ready", flush=True)
-while True:
-    for end in select.select(ends, [], [])[0]:
-        packet = os.read(end, 65536)
-        try:
-            os.write(ends[1 - ends.index(end)], packet)
-        except OSError:
-            pass  # it is not up yet
-"""
-
-
-class Vpn:
-    """A VPN of the client, by which it reaches the server's network; its other end is the router."""
-
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
-        self._process: subprocess.Popen[str] | None = None
-
-    def up(self, number: int = 2) -> str:
-        """Make it; the client's address in it."""
-        client, router, address = self._lab.client, self._lab.router, f"10.8.0.{number}"
-        self._process = client.popen([sys.executable, "-c", TUNNEL, client.path, router.path], stdout=subprocess.PIPE)
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
-        router.ip("address add 10.8.0.1/24 dev vpn0", "link set vpn0 up")
-        server = self._lab.dc1.v4
-        client.ip(
-            f"address add {address}/24 dev vpn0", "link set vpn0 up", f"route add {server} dev vpn0 src {address}"
-        )
-        return address
-
-    def down(self) -> None:
-        """Its devices go with it."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
+def up(vpn: Vpn, lab: Lab, number: int = 2) -> str:
+    """The client reaches the server's network by its VPN; the client's address in it."""
+    address = str(vpn.up(number).v4)
+    lab.client.ip(f"route add {lab.dc1.v4} dev {vpn.device} src {address}")
+    return address
 
 
 def test_what_began_over_a_vpn_does_not_leave_it(lab: Lab) -> None:
     """It is held while the VPN is down, and goes on by it, also from another address there."""
-    vpn = Vpn(lab)
-    address = vpn.up()
+    vpn = Vpn(lab, lab.client, translates=False)
+    address = up(vpn, lab)
     pair = Pair(lab)
     ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
     assert ticker.local.startswith(f"{address}:")
@@ -174,26 +133,26 @@ def test_what_began_over_a_vpn_does_not_leave_it(lab: Lab) -> None:
     since = time.time()
     vpn.down()
     lost = pair.client.wait_event("connection.suspended", since=since, timeout=PATIENCE)
-    assert (lost["reason"], lost["interface"]) == ("stays-on-device", "vpn0")
+    assert (lost["reason"], lost["interface"]) == ("stays-on-device", vpn.device)
     plain = start_ticker(lab.server, lab.client, wrap=pair.wrap)  # begun now, outside: it may
     assert plain.local.startswith(f"{lab.client.address()}:")
     for number in (2, 7):
-        address = vpn.up(number)
+        address = up(vpn, lab, number)
         wait_until(lambda: listed(pair.client, ticker)["state"] == "protected", PATIENCE, "it is back", poll=0.1)
         goes_on(ticker)
         assert listed(pair.client, ticker)["wire_local"].startswith(f"{address}:")
         since = time.time()
         vpn.down()
         pair.client.wait_event("connection.suspended", since=since, reason="stays-on-device", timeout=PATIENCE)
-    vpn.up(7)
+    up(vpn, lab, 7)
     goes_on(ticker)
     for each in (ticker, plain):
         assert each.stop().ok
 
 
 def test_policy_lets_it_leave_a_vpn(lab: Lab) -> None:
-    vpn = Vpn(lab)
-    vpn.up()
+    vpn = Vpn(lab, lab.client, translates=False)
+    up(vpn, lab)
     pair = Pair(lab, LEAVES)
     ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
     pair.wait_protected(1)
