@@ -95,6 +95,8 @@ class Better:
         own = [a for a in good if a.version == version]
         if own and (local.version != version or self._last(local)):
             return own[0]  # it had to go by the other address family, or by what comes last, and need not any more
+        if good and self._failed(now, key, local):
+            return (own or good)[0]  # others with this peer have found that out
         preferred = self._preferred.get(connection.there_now)
         return preferred if preferred in good else None
 
@@ -242,6 +244,7 @@ class Better:
         if len(suspicion.nonces) >= constants.PROOFS:
             del self._suspicions[key, address]
             self._fail(now, key, address)
+            self._e.mobility.reconsider(now, self._e.table.movable(key))
             return
         nonce = self._e.rng(8)
         suspicion.nonces.add(nonce)

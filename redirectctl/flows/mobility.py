@@ -747,7 +747,8 @@ class Mobility:
             self._met[move.key] = now
             for connection in connections:
                 connection.confirmed = pair.local
-            self.arrived(now, connections, {c.cid for c in connections if move.origin.get(c.cid) != pair.local})
+            elsewhere = {c.cid for c in connections if move.origin.get(c.cid) != pair.local}
+            self.arrived(now, connections, elsewhere)
             if move.direct:
                 self._e.choosing.tell(connections, "direct-again")
             else:
@@ -761,7 +762,8 @@ class Mobility:
                 self._e.protection.doubt(now, move.key)
             elif message.connections > len(connections):
                 self._e.protection.sync(now, move.key)
-            self.reconsider(now, connections)
+            # Those that have written nothing yet do not find out by themselves that their address carries no more.
+            self.reconsider(now, self._e.table.movable(move.key) if elsewhere else connections)
         else:
             reason = f"{message.status.name.lower().replace('_', '-')}-there"
             self._e.notice("redirect.refused", peer=move.key, reason=reason, epoch=move.epoch)

@@ -38,7 +38,7 @@ from redirectctl.kernel.constants import (
     TUNNEL_TABLE,
 )
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.precedence import FIRST, first_priorities, is_ours, priority_of
+from redirectctl.kernel.precedence import first_priorities, is_ours, priority_of
 from redirectctl.kernel.rtnl import RouteNetlink
 from redirectctl.wire.addr import IPAddress
 
@@ -101,10 +101,9 @@ class Keeper:
         wanted = _wanted_rules(rules)
         for table, priority in wanted.items():
             await self._request("rule", "add", family=family, priority=priority, table=table, **_MARKS[table])
-        for rule in rules:
-            table, mark = rule.get("table"), _MARKS.get(rule.get("table"), {}).get("fwmark")
-            if table in FIRST and rule.get("fwmark") == mark and priority_of(rule) != wanted[table]:
-                await self._request("rule", "del", family=family, priority=priority_of(rule), table=table)
+        for rule in filter(_is_of_keeper, rules):
+            if priority_of(rule) != wanted[rule.get("table")]:
+                await self._request("rule", "del", family=family, priority=priority_of(rule), table=rule.get("table"))
 
     async def keep(self, old: IPAddress) -> None:
         """Let connections of this host go on using ``old``; whoever else has the address can be reached."""
@@ -314,10 +313,15 @@ class Keeper:
         return {route.get("oif") for route in routes if route["proto"] == _PROTO_SWITCHED}
 
     async def _rules(self, family: int) -> list[Any]:
-        return [rule for rule in await self._request("rule", "dump", family=family) if is_ours(rule)]
+        return [rule for rule in await self._request("rule", "dump", family=family) if _is_of_keeper(rule)]
 
     async def _routes(self, table: int, family: int, kind: str | None = None) -> list[Any]:
         return await self._rtnl.routes(table, family, {None: None, "unicast": 1, "local": 2}[kind])
+
+
+def _is_of_keeper(rule: Any) -> bool:
+    """Made by us, at whatever priority; others may lead to our tables, too."""
+    return is_ours(rule) and rule.get("fwmark") == _MARKS[rule.get("table")].get("fwmark")
 
 
 def _wanted_rules(rules: Iterable[Any]) -> dict[int, int]:

@@ -23,6 +23,9 @@ from redirectctl.lab.vpn import Vpn
 LEAVES = f"{FAST}[path]\nleave_vpn = true\n"
 
 
+QUIET = 20.0  # seconds
+
+
 def bound_to(host: Host, ticker: Ticker) -> str:
     """The interface that ss shows for a ticker's connection at one of its ends; empty: none."""
     port = ticker.local.rpartition(":")[2]
@@ -65,6 +68,23 @@ def test_a_bound_connection_is_protected_held_and_goes_on_by_its_interface(lab: 
     for ticker in (bound, free):
         assert ticker.stop().ok
     assert [e for e in pair.client.events("connection.refused") if e["reason"] == "not-proven"] == []
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_one_that_says_nothing_is_protected(lab: Lab, version: int, end: str) -> None:
+    """Its socket has to be asked, and takes only what comes by its interface."""
+    pair = Pair(lab)
+    devices = ("", "eth0") if end == "client" else ("eth0", "")
+    ticker = start_ticker(lab.server, lab.client, version=version, wrap=pair.wrap, devices=devices, interval=QUIET)
+    pair.wait_protected(1)
+    assert bound_to(lab.client if end == "client" else lab.server, ticker) == "eth0"
+    since = time.time()
+    (lab.client if end == "client" else lab.server).readdress(30)
+    pair.wait_moved(pair.client if end == "client" else pair.server, since)
+    goes_on(ticker)
+    lab.client.leave()  # and nothing keeps an interface
+    lab.client.join(lab.cafe, 20)
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -71,6 +71,28 @@ def test_the_dead_one_is_not_announced_again() -> None:
     assert scene.bob.connection(scene.socket).state is State.PROTECTED
 
 
+def test_those_that_say_nothing_follow() -> None:
+    """One of two connections finds out that their address carries no more."""
+    scene = Scene(bob=(WIFI, ETHERNET))
+    quiet, _ = scene.world.connect(scene.bob, scene.alice, 40001)
+    scene.world.run(5)
+    scene.dead = {ip(WIFI)}
+    scene.types(3)
+    assert scene.here() == ip(ETHERNET)
+    assert scene.bob.connection(quiet).here_now == ip(ETHERNET)
+    assert scene.alice.connection(quiet.mirrored).there_now == ip(ETHERNET)
+    assert not scene.bob.named("connection.suspended")
+
+
+def test_those_that_say_nothing_follow_by_the_other_family() -> None:
+    scene = Scene(bob=(WIFI, WIFI6), alice=(SERVER, SERVER6))
+    quiet, _ = scene.world.connect(scene.bob, scene.alice, 40001)
+    scene.world.run(5)
+    scene.dead = {ip(WIFI)}
+    scene.types(3)
+    assert scene.here() == scene.bob.connection(quiet).here_now == ip(WIFI6)
+
+
 def led_away(scene: Scene) -> None:
     """alice notices first that nothing comes, and announces herself wherever bob may be."""
     scene.alice.engine.stalled(scene.world.now, [scene.mirrored])
