@@ -188,7 +188,9 @@ _EXPLANATIONS: Final = {
     "kernel": Explanation("the kernel refused the rules", "redirectctl doctor"),
     "no-connection-there": Explanation("the other host protects none of the connections that were announced"),
     "stale-there": Explanation("the other host has followed a later announcement already"),
-    "unusable-there": Explanation("the other host does not send to the announced address"),
+    "unusable-there": Explanation(
+        "the other host does not send to the announced address", "see path.leave_vpn, never and accept_from there"
+    ),
     "failed-there": Explanation("the other host's kernel refused the rules", "redirectctl doctor there"),
     "address-changed": Explanation("this host's address has changed"),
     "better-address": Explanation("another address of this host is the better one for the way to the peer"),

@@ -6,12 +6,15 @@
 
 An address that failed and that the kernel would choose is asked again when its time is over.  When it has answered
 PROOFS probes, one after the other, the connections go back to it.
+
+An address from which the peer has led connections away, by an announcement of its own, is asked as well: it may have
+noticed before us that nothing comes from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from redirectctl.flows import constants
@@ -36,6 +39,15 @@ class Failure:
     until: float  # it comes last
     nonce: bytes | None = None  # of the probe under way
     proofs: int = 0  # probes that were answered in a row
+    over: bool = False  # it has carried since
+
+
+@dataclass(slots=True)
+class Suspicion:
+    """An address of ours that may not have carried to one peer."""
+
+    to: SockAddr  # where the peer is
+    nonces: set[bytes] = field(default_factory=set)  # of probes
 
 
 class Better:
@@ -47,6 +59,7 @@ class Better:
             IPAddress, IPAddress
         ] = {}  # by the peer's address: ours that the kernel has come to prefer
         self._failures: dict[tuple[bytes, IPAddress], Failure] = {}
+        self._suspicions: dict[tuple[bytes, IPAddress], Suspicion] = {}
         self._hinted: dict[bytes, tuple[float, float]] = {}  # peers, when a hint was last followed, and the next pause
 
     def network_changed(self, before: Network, after: Network) -> None:
@@ -57,7 +70,7 @@ class Better:
                 self._preferred[remote] = sources[0]
         for remote in [r for r, a in self._preferred.items() if a not in after.usable or r not in after.sources]:
             del self._preferred[remote]
-        for which in [w for w in self._failures if w[1] not in after.usable]:
+        for which in [w for w in (*self._failures, *self._suspicions) if w[1] not in after.usable]:
             self._forget(which)  # when it is back it may be another network
 
     def hinted(self, now: float, connection: Connection, sources: tuple[IPAddress, ...]) -> bool:
@@ -82,6 +95,8 @@ class Better:
         own = [a for a in good if a.version == version]
         if own and (local.version != version or self._last(local)):
             return own[0]  # it had to go by the other address family, or by what comes last, and need not any more
+        if good and self._failed(now, key, local):
+            return (own or good)[0]  # others with this peer have found that out
         preferred = self._preferred.get(connection.there_now)
         return preferred if preferred in good else None
 
@@ -109,13 +124,16 @@ class Better:
 
     def failed(self, key: bytes) -> dict[IPAddress, Failure]:
         """Our addresses that have not carried to a peer, and have not been seen to carry again since."""
-        return {address: failure for (of, address), failure in self._failures.items() if of == key}
+        return {a: failure for (of, a), failure in self._failures.items() if of == key and not failure.over}
 
     def _last(self, address: IPAddress) -> bool:
         return comes_last(self._e.policy, self._e.network, address)
 
     def chosen(self, now: float, key: bytes, local: IPAddress, ranks: Mapping[IPAddress, int]) -> None:
         """This one has answered, and better ones have not."""
+        self._suspicions.pop((key, local), None)
+        if (known := self._failures.get((key, local))) is not None:
+            known.over = True
         for address, rank in ranks.items():
             if rank < ranks.get(local, 0) and address in self._e.network.usable:
                 self._fail(now, key, address)
@@ -132,22 +150,26 @@ class Better:
 
     def _forget(self, which: tuple[bytes, IPAddress]) -> None:
         self._failures.pop(which, None)
+        self._suspicions.pop(which, None)
         self._e.timers.cancel(("better", *which))
+        self._e.timers.cancel(("suspect", *which))
 
     def forget(self, key: bytes) -> None:
         """The peer is forgotten."""
         self._hinted.pop(key, None)
         self._e.mobility.forget(key)
-        for which in [w for w in self._failures if w[0] == key]:
+        for which in [w for w in (*self._failures, *self._suspicions) if w[0] == key]:
             self._forget(which)
 
     # -- asking again -------------------------------------------------------------------------------------------------
 
     def timer(self, now: float, kind: str, key: bytes, address: IPAddress | None = None) -> None:
-        """hint: it is time to follow one; better: time for another probe of an address that failed."""
+        """hint: it is time to follow one; better, suspect: time for another probe of an address."""
         failure = self._failures.get((key, address)) if address is not None else None
         if kind == "hint":
             self._e.mobility.reconsider(now, self._e.table.movable(key))
+        elif kind == "suspect" and address is not None:
+            self._ask(now, key, address)
         elif failure is not None and address is not None:
             self._probe(now, key, address, failure)
 
@@ -185,6 +207,10 @@ class Better:
                 for (key, address), failure in list(self._failures.items()):
                     if key == event.key and failure.nonce == nonce:
                         self._answered(now, key, address, failure)
+                for (key, address), suspicion in list(self._suspicions.items()):
+                    if key == event.key and nonce in suspicion.nonces:
+                        del self._suspicions[key, address]
+                        self._e.timers.cancel(("suspect", key, address))
 
     def _answered(self, now: float, key: bytes, address: IPAddress, failure: Failure) -> None:
         failure.nonce, failure.proofs = None, failure.proofs + 1
@@ -192,6 +218,35 @@ class Better:
             failure.until = now + constants.PROBE_TIME
             self._e.timers.set(("better", key, address), failure.until)
             return
-        failure.until, failure.proofs = now, 0
+        failure.until, failure.proofs, failure.over = now, 0, True
         self._e.timers.cancel(("better", key, address))
         self._e.mobility.reconsider(now, self._leavers(now, key, address))
+
+    # -- what the peer has noticed ------------------------------------------------------------------------------------
+
+    def left(self, now: float, key: bytes, address: IPAddress, to: SockAddr) -> None:
+        """The peer, which is at ``to``, has led connections away from this address of ours.
+
+        It may have noticed before us that it carries no more.
+        """
+        asked = (key, address) in self._suspicions or self._failed(now, key, address)
+        if asked or address not in self._e.network.usable or address.version != to.host.version:
+            return
+        while len(self._suspicions) >= constants.MAX_FAILURES:
+            del self._suspicions[next(iter(self._suspicions))]
+        self._suspicions[key, address] = Suspicion(to)
+        self._ask(now, key, address)
+
+    def _ask(self, now: float, key: bytes, address: IPAddress) -> None:
+        suspicion = self._suspicions.get((key, address))
+        if suspicion is None:
+            return
+        if len(suspicion.nonces) >= constants.PROOFS:
+            del self._suspicions[key, address]
+            self._fail(now, key, address)
+            self._e.mobility.reconsider(now, self._e.table.movable(key))
+            return
+        nonce = self._e.rng(8)
+        suspicion.nonces.add(nonce)
+        self._e.send(now, key, PathProbe(nonce), suspicion.to, address)
+        self._e.timers.set(("suspect", key, address), now + constants.PROBE_TIME)

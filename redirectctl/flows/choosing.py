@@ -12,6 +12,8 @@ while the tunnel carries the traffic:
       sends it plainly from now on, and receives
       it so
 
+A token stands for the numbers of the segment that had it, too: what changes sequence numbers on the way does not carry.
+
 The tunnel is received at any time, so a change loses nothing.  Plain packets are received on the tuple that the
 connection began on, and on others that were proven: where a peer says it is, behind the same NAT, somebody else's
 connection may have the same ports.
@@ -35,6 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection, Flow, Path
 from redirectctl.flows.devices import may_use
+from redirectctl.flows.proofs import Numbers, in_place
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.wire import message as messages
@@ -318,7 +321,7 @@ class Choosing:
         self._trials.pop(route, None)
         self._e.timers.cancel(("plain", route))
 
-    def token(self, now: float, arrived: FourTuple, token: bytes) -> None:
+    def token(self, now: float, arrived: FourTuple, token: bytes, numbers: Numbers) -> None:
         """A token came plainly: tell the peer, if it is on a connection that we receive so."""
         second, looked = self._looked
         self._looked = (now, 1) if now - second >= 1.0 else (second, looked + 1)
@@ -328,7 +331,7 @@ class Choosing:
         if connection is None or connection.peer is None:
             return
         if not connection.integrity and not (connection.flow.closed and self._was_refused(now, connection)):
-            self._came[connection.cid] = token
+            self._came[connection.cid] = in_place(token, numbers)
             self._open(now)
 
     def _open(self, now: float) -> None:

@@ -193,7 +193,7 @@ class Engine:
                     self.requests.retry(now, *rest)
                 case "acm" | "challenge" | "patience" | "ready":
                     self.mobility.timer(now, kind, *rest)
-                case "hint" | "better":
+                case "hint" | "better" | "suspect":
                     self.better.timer(now, kind, *rest)
                 case "bind" | "gather":
                     self.binding.timer(now, kind, *rest)
@@ -305,7 +305,7 @@ class Engine:
     def token(self, now: float, arrived: FourTuple, token: bytes, numbers: Numbers) -> None:
         """A segment with a token has come in, on this tuple as the wire has it, with this sequence number and ACK."""
         if not self.claims.token(now, arrived, token) and not self.binding.token(now, arrived, token, numbers):
-            self.choosing.token(now, arrived, token)
+            self.choosing.token(now, arrived, token, numbers)
         self._relay(now)
 
     def proved(self, now: float, socket: FourTuple, token: bytes, numbers: Numbers) -> None:

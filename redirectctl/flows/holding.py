@@ -11,6 +11,7 @@ when nothing has arrived for suspend_after.
 
 A peer is silent if something of a connection with it is unanswered, and it does not answer our announcement either
 (mobility.py repeats that).  A connection on which something arrives shows that it is the daemon there that is down.
+A connection that does not leave its interface, here or there, may have no path although the peer is heard by another.
 
 What is suspended is announced ever again, quickly at first (`pause`): that is how the path's return is noticed.  The
 answer proves it, on both hosts.  Without the peer's daemon its kernel does (asking.py).  After give_up_after the
@@ -186,6 +187,17 @@ class Holding:
             self._e.choosing.silent(connections)
             self.lose(now, connections, "peer-silent", since=asked)
             self._e.mobility.reconsider(now, connections)
+
+    def unheard(self, now: float, connections: Iterable[Connection], since: float, *, refused: bool) -> None:
+        """Our announcement of these, made then, has not been answered where they may go.
+
+        ``refused``: it was where the peer does not want them to go.
+        """
+        waiting = [c for c in connections if c.movable and c.state is State.PROTECTED and self._waits(now, c)]
+        here = [c for c in waiting if c.device and not self._e.policy.leave_vpn]
+        there = [c for c in waiting if refused and c not in here]
+        self.lose(now, here, "stays-on-device", since=since)
+        self.lose(now, there, "unusable-there", since=since)
 
     def _waits(self, now: float, c: Connection) -> bool:
         """Something of it is unanswered, or it cannot be."""

@@ -75,6 +75,7 @@ class Move:
     turn: int = 0  # which of many pairs is next
     nonces: dict[bytes, Pair] = field(default_factory=dict)  # of what was sent, oldest first
     offers: dict[Pair, bytes] = field(default_factory=dict)  # pairs that have answered, and the data to return
+    refused: set[Pair] = field(default_factory=set)  # pairs that the connections must not use, as the peer has answered
     chosen: Pair | None = None
     chosen_at: float = 0.0
     rewriting: Pair | None = None  # what the kernel has been asked for
@@ -379,6 +380,8 @@ class Mobility:
         if move.direct and move.chosen is None and move.tries >= constants.DIRECT_TRIES:
             self._drop(move)
             return
+        if not extra and not move.offers and now - move.started >= self._e.policy.suspend_after:
+            self._e.holding.unheard(now, self._e.table.select(move.cids), move.started, refused=bool(move.refused))
         pause = None if move.direct else self._e.holding.pause(now, move.key)
         if pause is not None and peer.remote is not None and self._e.meeting.by_way_of(move.key, peer.remote):
             pause = max(pause, constants.PROBE_PAUSE_RELAYED)
@@ -425,7 +428,7 @@ class Mobility:
 
         Where it never was nothing is sent so often: see Budget.
         """
-        proven = [pair for pair in pairs if peer.receives_at(pair.remote)]
+        proven = [pair for pair in pairs if peer.receives_at(pair.remote) and pair not in move.refused]
         move.beat += 1
         if len(proven) <= 1 or move.beat % 2:
             return proven[:1]
@@ -755,7 +758,8 @@ class Mobility:
             self._met[move.key] = now
             for connection in connections:
                 connection.confirmed = pair.local
-            self.arrived(now, connections, {c.cid for c in connections if move.origin.get(c.cid) != pair.local})
+            elsewhere = {c.cid for c in connections if move.origin.get(c.cid) != pair.local}
+            self.arrived(now, connections, elsewhere)
             if move.direct:
                 self._e.choosing.tell(connections, "direct-again")
             else:
@@ -767,14 +771,17 @@ class Mobility:
                 self._e.protection.doubt(now, move.key)
             elif message.connections > len(connections):
                 self._e.protection.sync(now, move.key)
-            self.reconsider(now, connections)
+            # Those that have written nothing yet do not find out by themselves that their address carries no more.
+            self.reconsider(now, self._e.table.movable(move.key) if elsewhere else connections)
             self._e.protection.moved(now, peer)
             if found:
                 self._e.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again
         else:
             reason = f"{message.status.name.lower().replace('_', '-')}-there"
             self._e.notice("redirect.refused", peer=move.key, reason=reason, epoch=move.epoch)
-            if message.status in (AcmStatus.NO_CONNECTION, AcmStatus.STALE):
+            if message.status is AcmStatus.UNUSABLE:
+                move.refused.add(pair)
+            elif message.status in (AcmStatus.NO_CONNECTION, AcmStatus.STALE):
                 self._drop(move)
                 self._release(connections)
                 self._e.protection.doubt(now, move.key)

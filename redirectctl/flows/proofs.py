@@ -24,6 +24,15 @@ def shown(role: bytes, claim: bytes, ours: int, theirs: int) -> bytes:
     return blake2s(claim + _NUMBERS.pack(ours, theirs), digest_size=8, person=role).digest()
 
 
+def in_place(token: bytes, numbers: Numbers) -> bytes:
+    """A token as a segment of our own carries it, whose sequence number and ACK these are; or what was meant by that.
+
+    If something on the way changes the numbers, another token arrives, of which the sender knows nothing.
+    """
+    there = blake2s(_NUMBERS.pack(*numbers), digest_size=len(token), person=b"rd place").digest()
+    return bytes(one ^ other for one, other in zip(token, there, strict=True))
+
+
 def around(numbers: Numbers) -> Iterable[Numbers]:
     """Each base may be one off: whether a SYN or a FIN is counted differs."""
     return [((numbers[0] + i) % 2**32, (numbers[1] + j) % 2**32) for i in (0, -1, 1) for j in (0, -1, 1)]

@@ -52,6 +52,7 @@ class Validation:
     chosen: Way | None = None
     applying: list[Connection] = field(default_factory=list)
     before: dict[bytes, tuple[int, IPAddress]] = field(default_factory=dict)  # epoch and address of those, until then
+    left: set[IPAddress] = field(default_factory=set)  # addresses of ours at which they were
 
 
 class Redirects:
@@ -238,6 +239,7 @@ class Redirects:
             return
         validation.applying, validation.chosen = connections, way
         validation.before = {c.cid: (c.remote_epoch, c.there_now) for c in connections}
+        validation.left = {c.here_now for c in connections} - {way.local}
         changes = []
         for c in connections:
             c.remote_epoch = validation.epoch
@@ -285,6 +287,8 @@ class Redirects:
         self._e.endpoint.locate(peer, way.source, way.local)
         self._e.notice("move.received", peer=key, address=way.new, connections=len(connections), epoch=epoch)
         elsewhere = {c.cid for c in connections if validation.before[c.cid][1] != way.source.host}
+        for address in validation.left if not self._e.meeting.by_way_of(key, way.source) else ():
+            self._e.better.left(now, key, address, way.source)
         led, dropped = self._e.mobility.superseded(now, key, movable)
         elsewhere |= led
         self._e.mobility.arrived(now, movable, elsewhere)

@@ -13,8 +13,8 @@ TUN_DEVICE = "redirect0"  # holds the old addresses that moved connections still
 ROUTE_TABLE = 7747  # `local OLD` routes: incoming rewritten packets only (MARK_MOVED)
 FALLBACK_TABLE = 7748  # a route to an old remote address where the main table has none
 TUNNEL_TABLE = 7749  # default routes through TUN_DEVICE
-RULE_PRIORITY = 7747  # fwmark MARK_MOVED -> ROUTE_TABLE
-TUNNEL_PRIORITY = 1  # iif lo fwmark MARK_TUNNEL -> TUNNEL_TABLE; before a host's own rules `from ADDRESS`
+# fwmark MARK_MOVED -> ROUTE_TABLE; one less: iif lo fwmark MARK_TUNNEL -> TUNNEL_TABLE.  Or lower: precedence.py
+RULE_PRIORITY = 7747
 FALLBACK_PRIORITY = 40000  # after main and default
 EXIT_TABLES = 7_750_000  # and the index of an interface: routes to peers by that one (kernel/exits.py)
 MOST_EXIT_TABLES = 100_000

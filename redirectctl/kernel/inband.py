@@ -8,8 +8,9 @@ caught in NFQUEUE on its way out. One of them is enough: a bulk transfer's other
   section 3.1), and a router that strips options leaves a plain ACK.
 - A token for a wire tuple on trial goes in a packet of our own there, as large as the socket's segments. The data in it
   must never be taken for the program's, not by a host that does not catch it either: its sequence numbers are those of
-  bytes that the peer has acknowledged. For a firewall on the way it is a retransmission. A socket that a kick has just
-  asked is silent for half a second: then what is known of its numbers must do, and there is no timestamp.
+  bytes that the peer has acknowledged. They are part of what is proven (flows/proofs.py, in_place). For a firewall on
+  the way it is a retransmission. A socket that a kick has just asked is silent for half a second: then what is known of
+  its numbers must do, and there is no timestamp.
 
 Tokens that arrive are caught in prerouting before anything is rewritten, and never reach a socket.
 """
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from redirectctl.flows.commands import Proof
+from redirectctl.flows.proofs import in_place
 from redirectctl.kernel.constants import MARK_EXIT, MARK_TOKEN
 from redirectctl.kernel.diag import SocketInfo
 from redirectctl.kernel.errors import KernelError
@@ -32,6 +34,7 @@ from redirectctl.kernel.kick import Kicker
 from redirectctl.kernel.nfqueue import QueuedPacket
 from redirectctl.wire.addr import FourTuple
 from redirectctl.wire.ip import (
+    SEQ_MASK,
     TOKEN_OPTION,
     PacketError,
     TcpFlags,
@@ -218,13 +221,14 @@ class Inband:
         """Send a full-size segment of acknowledged bytes with the token on a wire tuple."""
         mss = now.info.send_mss if now.info else 0  # besides the options that every segment has (`tcp_current_mss`)
         data = bytes(max(mss + at.missing - TOKEN_OPTION, 0))
+        numbers = (at.snd_una - len(data)) & SEQ_MASK, at.rcv_nxt & SEQ_MASK
         packet = build_tcp(
             *wire,
-            seq=at.snd_una - len(data),
-            ack=at.rcv_nxt,
+            seq=numbers[0],
+            ack=numbers[1],
             flags=TcpFlags.ACK,
             window=at.window,
-            options=options_with_token(at.options, proof.token, sack=False),
+            options=options_with_token(at.options, in_place(proof.token, numbers), sack=False),
             data=data,
         )
         self._sender.send(wire, packet)

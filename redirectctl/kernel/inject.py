@@ -8,6 +8,10 @@ filters do not see it. IPv6, which has no such filter in its routing, is put on 
 makes a copy of the route for the packet (FLOWI_FLAG_KNOWN_NH in `ip6_pol_route`), which the connection keeps as
 `sk_rx_dst`. `rt6_uncached_list_flush_dev` does not let go of the `from` in it, so the interface could not be removed
 until something else arrives on the connection ("unregister_netdevice: waiting for eth0 to become free").
+
+A socket that is bound to an interface takes only what says that it came in there. What has a route of the output side
+says so in IPv6 too (`ip6_rcv_core`: the interface of the address, not the loopback device). So for such sockets the
+kernel makes the header, and no copy of the route then.
 """
 
 from __future__ import annotations
@@ -29,6 +33,9 @@ _RTM_NEWROUTE, _RTM_GETROUTE, _NLM_F_REQUEST = 24, 26, 1
 _RTA_DST, _RTA_MARK = 1, 16
 _RTN_LOCAL = 2
 _SO_MARK = 36
+_IPV6_PKTINFO, _IPV6_FREEBIND = 50, 78
+_IPV6_HEADER = 40  # bytes
+_FLAGS = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
 _ETH_P_IPV6 = 0x86DD
 _LOOPBACK = ("lo", _ETH_P_IPV6, 0, 0, bytes(6))
 
@@ -39,8 +46,8 @@ class Injector(Protocol):
     def delivered_here(self, addresses: Iterable[IPAddress]) -> set[IPAddress]:
         """Those of the addresses for which an injected packet stays on this host."""
 
-    def syn(self, connection: FourTuple) -> None:
-        """Ask the socket to say where it is."""
+    def syn(self, connection: FourTuple, *, bound: bool = False) -> None:
+        """Ask the socket to say where it is.  ``bound``: it is bound to an interface."""
 
     def ack(self, connection: FourTuple, *, seq: int, ack: int, window: int) -> None:
         """Repeat the peer's last acknowledgement."""
@@ -56,6 +63,7 @@ class RawInjector:
         """Raises KernelError without CAP_NET_RAW and CAP_NET_ADMIN.  A host without IPv6 is fine."""
         self._mark = mark
         self._raw: dict[int, socket.socket] = {}
+        self._bound: socket.socket | None = None
         try:
             self._netlink = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
@@ -70,14 +78,14 @@ class RawInjector:
             raise KernelError("opening raw sockets", why, "it needs CAP_NET_RAW and CAP_NET_ADMIN") from error
 
     def _open(self, version: int, family: int, kind: int, protocol: int) -> None:
-        raw = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
+        raw = socket.socket(family, kind | _FLAGS, protocol)
         self._raw[version] = raw
         raw.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # neither receives anything
 
     def close(self) -> None:
         """Close the sockets."""
-        for raw in self._raw.values():
+        for raw in (*self._raw.values(), *([self._bound] if self._bound is not None else [])):
             raw.close()
         self._netlink.close()
 
@@ -98,14 +106,18 @@ class RawInjector:
             return False
         return bool(_RTMSG.unpack_from(reply, HEADER.size)[7] == _RTN_LOCAL)
 
-    def syn(self, connection: FourTuple) -> None:
+    def syn(self, connection: FourTuple, *, bound: bool = False) -> None:
         """A SYN as if from the peer: the socket answers with an ACK that carries its snd_nxt and rcv_nxt.
 
         RFC 5961 section 4 (`tcp_validate_incoming`): whatever its sequence number, a SYN for a connection that exists
         is thrown away and answered with a challenge ACK, at most one each 500 ms (net.ipv4.tcp_invalid_ratelimit).
         Any other segment needs a sequence number outside the window, or its data would be taken for the peer's.
         """
-        self._send(connection, build_tcp(connection.remote, connection.local, seq=0, flags=TcpFlags.SYN))
+        packet = build_tcp(connection.remote, connection.local, seq=0, flags=TcpFlags.SYN)
+        if bound and connection.version == 6 and 6 in self._raw:
+            self._send_by_address(connection, packet)
+        else:
+            self._send(connection, packet)
 
     def ack(self, connection: FourTuple, *, seq: int, ack: int, window: int) -> None:
         """A pure ACK as if from the peer.  ``window``: as it stands in the header."""
@@ -121,6 +133,26 @@ class RawInjector:
     def too_big(self, connection: FourTuple, seq: int, mtu: int) -> None:
         """An ICMP fragmentation needed (ICMPv6: packet too big) about the socket's segment with number ``seq``."""
         self._send(connection, build_too_big(connection, seq, mtu))
+
+    def _send_by_address(self, connection: FourTuple, packet: bytes) -> None:
+        """IPv6, as if it had come in by the interface that has the local address."""
+        source = struct.pack("=16si", connection.remote.host.packed, 0)
+        try:
+            if self._bound is None:
+                self._bound = self._open_bound()
+            about = (socket.IPPROTO_IPV6, _IPV6_PKTINFO, source)
+            self._bound.sendmsg([packet[_IPV6_HEADER:]], [about], 0, (str(connection.local.host), 0))
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            raise KernelError(f"injecting a packet for {connection}", why, "does a firewall refuse it?") from error
+
+    def _open_bound(self) -> socket.socket:
+        raw = socket.socket(socket.AF_INET6, socket.SOCK_RAW | _FLAGS, socket.IPPROTO_TCP)
+        raw.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+        raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)  # the source is the peer's address
+        raw.bind(("::1", 0))  # else it would be handed a copy of each TCP segment of the host
+        return raw
 
     def _send(self, connection: FourTuple, packet: bytes) -> None:
         raw = self._raw.get(connection.version)

@@ -1,6 +1,6 @@
 """What the kernel's routing needs so that connections live on under addresses that this host or its peers have lost.
 
-All on TUN device `redirect0`, in routing tables 7747, 7748 and 7749 with one rule each:
+All on TUN device `redirect0`, in routing tables 7747, 7748 and 7749 with one rule each (precedence.py says where):
 
 keep(L)      this host's old address L.  IPv4 sends only from addresses it has (`__ip_dev_find` in
              `ip_route_output_key_hash_rcu`): L/32 on redirect0.  The `local` route that the kernel adds with it would
@@ -34,12 +34,11 @@ from redirectctl.kernel.constants import (
     MARK_MOVED,
     MARK_TUNNEL,
     ROUTE_TABLE,
-    RULE_PRIORITY,
     TUN_DEVICE,
-    TUNNEL_PRIORITY,
     TUNNEL_TABLE,
 )
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.precedence import first_priorities, is_ours, priority_of
 from redirectctl.kernel.rtnl import RouteNetlink
 from redirectctl.wire.addr import IPAddress
 
@@ -56,7 +55,11 @@ _PROTO_SWITCHED = 177  # the same, and src_valid_mark of the route's interface w
 _STRICT = 1  # rp_filter
 _FALLBACK_MTU = 1500  # what Ethernet carries; the way that the packets really take tells when it is less
 _TABLES = (ROUTE_TABLE, FALLBACK_TABLE, TUNNEL_TABLE)
-_PRIORITIES = {RULE_PRIORITY, FALLBACK_PRIORITY, TUNNEL_PRIORITY}
+_MARKS: dict[int, dict[str, Any]] = {
+    ROUTE_TABLE: {"fwmark": MARK_MOVED, "fwmask": MARK_MOVED},
+    TUNNEL_TABLE: {"fwmark": MARK_TUNNEL, "fwmask": MARK_TUNNEL, "iifname": "lo"},
+    FALLBACK_TABLE: {},
+}
 _SIOCGIFFLAGS = 0x8913
 _CONF = Path("/proc/sys/net")
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -90,13 +93,17 @@ class Keeper:
         _write(_CONF / "ipv4/conf" / TUN_DEVICE / "src_valid_mark", "1")
         await self._request("link", "set", index=self._device, flags=_IFF_UP, change=_IFF_UP | _IFF_MULTICAST)
         for family in self._families():
-            for priority, table, mark in (
-                (RULE_PRIORITY, ROUTE_TABLE, {"fwmark": MARK_MOVED, "fwmask": MARK_MOVED}),
-                (FALLBACK_PRIORITY, FALLBACK_TABLE, {}),
-                (TUNNEL_PRIORITY, TUNNEL_TABLE, {"fwmark": MARK_TUNNEL, "fwmask": MARK_TUNNEL, "iifname": "lo"}),
-            ):
-                await self._request("rule", "add", family=family, priority=priority, table=table, **mark)
+            await self._place_rules(family)
             await self._request("route", "add", **self._tunnel_route(family))
+
+    async def _place_rules(self, family: int) -> None:
+        rules = await self._request("rule", "dump", family=family)
+        wanted = _wanted_rules(rules)
+        for table, priority in wanted.items():
+            await self._request("rule", "add", family=family, priority=priority, table=table, **_MARKS[table])
+        for rule in filter(_is_of_keeper, rules):
+            if priority_of(rule) != wanted[rule.get("table")]:
+                await self._request("rule", "del", family=family, priority=priority_of(rule), table=rule.get("table"))
 
     async def keep(self, old: IPAddress) -> None:
         """Let connections of this host go on using ``old``; whoever else has the address can be reached."""
@@ -191,8 +198,13 @@ class Keeper:
         wanted, wanted_fallbacks = set(keep), set(fallback)
         for family in self._families():
             version = 4 if family == socket.AF_INET else 6
-            there = {rule.get("priority") for rule in await self._rules(family)}
-            found["rules"] += [f"IPv{version} rule {priority}" for priority in sorted(_PRIORITIES - there)]
+            rules = await self._request("rule", "dump", family=family)
+            there = {(rule.get("table"), priority_of(rule)) for rule in rules}
+            found["rules"] += [
+                f"IPv{version} rule {priority} to table {table}"
+                for table, priority in _wanted_rules(rules).items()
+                if (table, priority) not in there
+            ]
             if not any(route.get("oif") == self._device for route in await self._routes(TUNNEL_TABLE, family)):
                 found["routes"].append(f"default IPv{version} route in table {TUNNEL_TABLE}")
             local = {_target(route) for route in await self._routes(ROUTE_TABLE, family, "local")}
@@ -301,16 +313,20 @@ class Keeper:
         return {route.get("oif") for route in routes if route["proto"] == _PROTO_SWITCHED}
 
     async def _rules(self, family: int) -> list[Any]:
-        rules = await self._request("rule", "dump", family=family)
-        ours = {
-            (RULE_PRIORITY, ROUTE_TABLE),
-            (FALLBACK_PRIORITY, FALLBACK_TABLE),
-            (TUNNEL_PRIORITY, TUNNEL_TABLE),
-        }
-        return [rule for rule in rules if (rule.get("priority"), rule.get("table")) in ours]
+        return [rule for rule in await self._request("rule", "dump", family=family) if _is_of_keeper(rule)]
 
     async def _routes(self, table: int, family: int, kind: str | None = None) -> list[Any]:
         return await self._rtnl.routes(table, family, {None: None, "unicast": 1, "local": 2}[kind])
+
+
+def _is_of_keeper(rule: Any) -> bool:
+    """Made by us, at whatever priority; others may lead to our tables, too."""
+    return is_ours(rule) and rule.get("fwmark") == _MARKS[rule.get("table")].get("fwmark")
+
+
+def _wanted_rules(rules: Iterable[Any]) -> dict[int, int]:
+    """Of each table of ours, the priority that its rule is to have among all rules of a family."""
+    return {**first_priorities(rules), FALLBACK_TABLE: FALLBACK_PRIORITY}
 
 
 def strict_rp_filter(ifindex: int) -> bool:

@@ -245,7 +245,7 @@ class Kicker:
         todo = iter(sockets)
         while batch := list(islice(todo, _BATCH)):
             for one in batch:
-                self._injector.syn(one.tuple)
+                self._injector.syn(one.tuple, bound=bool(one.ifindex))
             await asyncio.sleep(0)
 
     async def _learn(self, sockets: list[SocketInfo]) -> None:

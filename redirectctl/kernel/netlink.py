@@ -17,18 +17,11 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from redirectctl.kernel.constants import (
-    FALLBACK_PRIORITY,
-    FALLBACK_TABLE,
-    ROUTE_TABLE,
-    RULE_PRIORITY,
-    TUN_DEVICE,
-    TUNNEL_PRIORITY,
-    TUNNEL_TABLE,
-)
+from redirectctl.kernel.constants import RULE_PRIORITY, TUN_DEVICE
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.exits import is_exit, is_exit_table
 from redirectctl.kernel.nlmsg import HEADER, split
+from redirectctl.kernel.precedence import OUR_TABLES, is_ours, priority_of
 from redirectctl.kernel.routes import AT_ONCE, Question, Route, RouteTable
 from redirectctl.wire.addr import IPAddress
 
@@ -46,8 +39,6 @@ _NEWRULE, _DELRULE = 32, 33
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
 _TABLE_COMPAT, _TABLE_LOCAL, _ROUTE_CLONED = 252, 255, 0x200
 
-_OUR_RULES = {(RULE_PRIORITY, ROUTE_TABLE), (FALLBACK_PRIORITY, FALLBACK_TABLE), (TUNNEL_PRIORITY, TUNNEL_TABLE)}
-_OUR_TABLES = {table for _, table in _OUR_RULES}
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 _RUNNING = {"UP", "UNKNOWN"}  # IFLA_OPERSTATE; tunnels and lo have no carrier to report: UNKNOWN
 _TENTATIVE, _DADFAILED, _DEPRECATED, _TEMPORARY, _OPTIMISTIC = 0x40, 0x08, 0x20, 0x01, 0x04
@@ -243,16 +234,18 @@ class NetWatch:
                     message = data[start - HEADER.size : end]  # as pyroute2 parses it
                     if kind in (_NEWROUTE, _DELROUTE):
                         table = self._table_of(message)
-                        ours = table in _OUR_TABLES
+                        ours = table in OUR_TABLES
                         made = kind == _NEWROUTE and is_exit_table(table)
                         routes = routes or not (ours or made or not self._matters(message))
                         lost = lost or (ours and kind == _DELROUTE)
                     elif kind in (_NEWRULE, _DELRULE):
                         for parsed in self._marshal.parse(message):
-                            ours = (parsed.get("priority"), parsed.get("table")) in _OUR_RULES
+                            ours = is_ours(parsed)
                             made = kind == _NEWRULE and is_exit(parsed)
                             routes = routes or not (ours or made)
-                            lost = lost or (ours and kind == _DELRULE)
+                            # Ours have to be elsewhere when others come before them, or no longer do.
+                            before = not ours and priority_of(parsed) <= RULE_PRIORITY
+                            lost = lost or before or (ours and kind == _DELRULE)
                     elif kind in (_NEWLINK, _DELLINK, _NEWADDR, _DELADDR):
                         for parsed in self._marshal.parse(message):
                             lost = lost or _takes_ours(self._state, kind, parsed)

@@ -172,6 +172,12 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
         # Also for connections that are guarded only: the peer may have gone over to the tunnel before this host does.
         tunnelled = _equals({"meta": {"key": "iifname"}}, TUN_DEVICE)
         rules["in"].insert(0, [tunnelled, _or_mark(MARK_MOVED | MARK_TUNNEL), {"accept": None}])
+    if rules["in"] or rules["probe"]:
+        # As in `probe`, for conntrack: what is injected for IPv6 is put on the device, and comes by no output hook; and
+        # without `probe` there is no other place for it.
+        our_syn = _equals({"meta": {"key": "iifname"}}, _LOOPBACK), _has_mark(MARK_MOVED)
+        tcp = _equals({"meta": {"key": "l4proto"}}, "tcp")
+        rules["in"].insert(0, [*our_syn, tcp, _flags_are("syn"), {"notrack": None}])
     if {"tun4", "tun6"} & filled:
         # A token that is to show whether plain packets get through must not go through the tunnel.
         rules["out"].insert(0, [_has_mark(MARK_TOKEN), {"accept": None}])

@@ -12,13 +12,10 @@ from typing import Any
 from redirectctl.kernel.constants import (
     CGROUP_PREFIX,
     EXIT_PRIORITY,
-    FALLBACK_PRIORITY,
     FALLBACK_TABLE,
     NFT_TABLE,
     ROUTE_TABLE,
-    RULE_PRIORITY,
     TUN_DEVICE,
-    TUNNEL_PRIORITY,
     TUNNEL_TABLE,
 )
 from redirectctl.kernel.queues import QUEUE_RULES
@@ -137,8 +134,8 @@ def traces(host: Namespace) -> list[str]:
     found += [line for line in host.run(["ip", "-o", "link"]).stdout.splitlines() if f" {TUN_DEVICE}:" in line]
     for family in ("-4", "-6"):
         rules = host.run(["ip", family, "rule"]).stdout.splitlines()
-        priorities = tuple(f"{number}:" for number in (RULE_PRIORITY, FALLBACK_PRIORITY, TUNNEL_PRIORITY))
-        found += [rule for rule in rules if rule.startswith(priorities)]
+        tables = tuple(f" lookup {number}" for number in (ROUTE_TABLE, FALLBACK_TABLE, TUNNEL_TABLE))
+        found += [rule for rule in rules if rule.rstrip().endswith(tables)]
         found += [rule for rule in rules if rule.startswith(f"{EXIT_PRIORITY}:") and "fwmark" in rule]
         shown = host.run(["ip", family, "route", "show", "table", str(TUNNEL_TABLE)], check=False).stdout
         found += shown.splitlines()

@@ -6,15 +6,18 @@ While one of these lasts, whatever has another way must live already; when it is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from redirectctl.lab.bench.without import NO_DATAGRAMS
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import LabError
 from redirectctl.lab.streams import wait_until
-from tests.netns.providers import dead_family, no_datagrams
+from redirectctl.lab.topology import Lab
+from redirectctl.lab.uplinks import family_dies
+from redirectctl.lab.vpn import ROUTES, Vpn
 from tests.netns.scarce import Descriptors
-from tests.netns.vpn import Vpn
 
 if TYPE_CHECKING:
     from tests.netns.soaking import Soak, Work
@@ -27,6 +30,14 @@ CLOCKS = (-400 * 24 * HOUR, -20 * 24 * HOUR, -HOUR, 0.0, HOUR, 20 * 24 * HOUR, 4
 PLAIN = ("original", "rewritten")
 
 
+@contextmanager
+def no_datagrams(lab: Lab) -> Iterator[None]:
+    """Nothing of the control port gets through."""
+    lab.router.run(["nft", "-f", "-"], stdin=NO_DATAGRAMS)
+    yield
+    lab.router.run(["nft", "delete", "table", "inet", "blocked"])
+
+
 class Troubles:
     """Each method is a step of a soak: it makes trouble, asks who lives, and ends it."""
 
@@ -34,7 +45,7 @@ class Troubles:
         self._soak = soak
         self._random = soak.random
         self._lab = soak.lab
-        self._vpn = Vpn(soak.lab)
+        self._vpn = Vpn(soak.lab, soak.lab.client, translates=False)
         self._vpns = 1
 
     # -- the network ----------------------------------------------------------------------------------------------
@@ -66,7 +77,7 @@ class Troubles:
         """All live by the other one."""
         version = self._random.choice((4, 6))
         self._soak.say(f"IPv{version} is dead")
-        with dead_family(self._lab, version):
+        with family_dies(self._lab, version):
             self._wait()
             self._soak.live()
 
@@ -74,7 +85,7 @@ class Troubles:
         """One that all goes by comes up, and goes again; the network below it may change meanwhile."""
         self._vpns = self._vpns % 200 + 1
         self._soak.say("VPN up")
-        self._vpn.up_for_all(self._vpns + 1)
+        self._vpn.up(self._vpns + 1, default=ROUTES)
         self._wait()
         self._soak.live()
         if self._random.random() < 0.5:

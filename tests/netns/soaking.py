@@ -25,10 +25,10 @@ from redirectctl.lab.sshd import SshServer
 from redirectctl.lab.streams import Bulk, Ticker, Verdict, start_bulk, start_idle, start_ticker, wait_until
 from redirectctl.lab.terminal import Terminal
 from redirectctl.lab.topology import Host, Lab, Network
+from redirectctl.lab.uplinks import provider_filters
 from tests.netns.clocks import Clock
 from tests.netns.daemon_pair import FAST
 from tests.netns.killing import going, stop_clean
-from tests.netns.providers import provider_filters
 from tests.netns.rendezvous_lab import FIRST_RENDEZVOUS, SERVE
 from tests.netns.scarce import Disk
 from tests.netns.soak_troubles import Troubles

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from redirectctl.lab import bench
-from redirectctl.lab.bench import Figures, suspended
+from redirectctl.lab.bench import Figures, suspended, uplinks
 from redirectctl.lab.bench.gap import MOVER, STAYER, TRAFFIC
 from redirectctl.lab.bench.protected import PHASES
 from redirectctl.lab.bench.ways import METHODS, OTHERS
@@ -85,6 +85,13 @@ def test_stays():
     rows = measured("stays", "--rounds", "1", "--situations", situation)
     assert [(row["situation"], row["written"]) for row in rows] == [(situation, written) for written in WRITTEN]
     assert all(row["protected_lost"] == row["plain_lost"] == 0 for row in rows)
+
+
+def test_uplinks():
+    situation = "upstream of the used uplink dead"
+    rows = measured("uplinks", "--rounds", "1", "--situations", situation)
+    assert [(row["situation"], row["written"]) for row in rows] == [(situation, w) for w in uplinks.WRITTEN]
+    assert all((row["protected_lost"], row["plain_lost"]) == (0, 2) for row in rows)
 
 
 def test_start():

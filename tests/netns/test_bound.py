@@ -18,9 +18,12 @@ from daemon_pair import FAST, PATIENCE, Pair
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.streams import Ticker, start_ticker, wait_until
 from redirectctl.lab.topology import Host, Lab
-from tests.netns.vpn import Vpn
+from redirectctl.lab.vpn import Vpn
 
 LEAVES = f"{FAST}[path]\nleave_vpn = true\n"
+
+
+QUIET = 20.0  # seconds
 
 
 def bound_to(host: Host, ticker: Ticker) -> str:
@@ -65,6 +68,23 @@ def test_a_bound_connection_is_protected_held_and_goes_on_by_its_interface(lab: 
     for ticker in (bound, free):
         assert ticker.stop().ok
     assert [e for e in pair.client.events("connection.refused") if e["reason"] == "not-proven"] == []
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_one_that_says_nothing_is_protected(lab: Lab, version: int, end: str) -> None:
+    """Its socket has to be asked, and takes only what comes by its interface."""
+    pair = Pair(lab)
+    devices = ("", "eth0") if end == "client" else ("eth0", "")
+    ticker = start_ticker(lab.server, lab.client, version=version, wrap=pair.wrap, devices=devices, interval=QUIET)
+    pair.wait_protected(1)
+    assert bound_to(lab.client if end == "client" else lab.server, ticker) == "eth0"
+    since = time.time()
+    (lab.client if end == "client" else lab.server).readdress(30)
+    pair.wait_moved(pair.client if end == "client" else pair.server, since)
+    goes_on(ticker)
+    lab.client.leave()  # and nothing keeps an interface
+    lab.client.join(lab.cafe, 20)
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -115,10 +135,17 @@ def test_accepted_sockets_of_a_bound_listener(lab: Lab) -> None:
     assert ticker.stop().ok
 
 
+def up(vpn: Vpn, lab: Lab, number: int = 2) -> str:
+    """The client reaches the server's network by its VPN; the client's address in it."""
+    address = str(vpn.up(number).v4)
+    lab.client.ip(f"route add {lab.dc1.v4} dev {vpn.device} src {address}")
+    return address
+
+
 def test_what_began_over_a_vpn_does_not_leave_it(lab: Lab) -> None:
     """It is held while the VPN is down, and goes on by it, also from another address there."""
-    vpn = Vpn(lab)
-    address = vpn.up()
+    vpn = Vpn(lab, lab.client, translates=False)
+    address = up(vpn, lab)
     pair = Pair(lab)
     ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
     assert ticker.local.startswith(f"{address}:")
@@ -126,26 +153,26 @@ def test_what_began_over_a_vpn_does_not_leave_it(lab: Lab) -> None:
     since = time.time()
     vpn.down()
     lost = pair.client.wait_event("connection.suspended", since=since, timeout=PATIENCE)
-    assert (lost["reason"], lost["interface"]) == ("stays-on-device", "vpn0")
+    assert (lost["reason"], lost["interface"]) == ("stays-on-device", vpn.device)
     plain = start_ticker(lab.server, lab.client, wrap=pair.wrap)  # begun now, outside: it may
     assert plain.local.startswith(f"{lab.client.address()}:")
     for number in (2, 7):
-        address = vpn.up(number)
+        address = up(vpn, lab, number)
         wait_until(lambda: listed(pair.client, ticker)["state"] == "protected", PATIENCE, "it is back", poll=0.1)
         goes_on(ticker)
         assert listed(pair.client, ticker)["wire_local"].startswith(f"{address}:")
         since = time.time()
         vpn.down()
         pair.client.wait_event("connection.suspended", since=since, reason="stays-on-device", timeout=PATIENCE)
-    vpn.up(7)
+    up(vpn, lab, 7)
     goes_on(ticker)
     for each in (ticker, plain):
         assert each.stop().ok
 
 
 def test_policy_lets_it_leave_a_vpn(lab: Lab) -> None:
-    vpn = Vpn(lab)
-    vpn.up()
+    vpn = Vpn(lab, lab.client, translates=False)
+    up(vpn, lab)
     pair = Pair(lab, LEAVES)
     ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
     pair.wait_protected(1)

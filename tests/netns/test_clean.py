@@ -99,7 +99,7 @@ def test_ours_goes_and_what_is_somebody_elses_stays(lab: Lab) -> None:
     port = ticker.local.rpartition(":")[2]
     done = clean(pair.client)
     assert (done.returncode, done.stderr) == (0, "")
-    for what in ("nft table inet redirectctl", "device redirect0", "IPv4 rule 7747 to table 7747", f"port {port}"):
+    for what in ("nft table inet redirectctl", "device redirect0", "IPv4 rule 3873 to table 7747", f"port {port}"):
         assert what in done.stdout
     assert "redirectctl2" not in done.stdout
     # The addresses of the move are other ones than at the beginning; all else is as if redirectd had never been there.

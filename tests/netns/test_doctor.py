@@ -436,7 +436,7 @@ class TestWithoutADaemon:
             f"route to {old} in table 7747",
             "IPv4 rule 7747 to table 7747",
             "IPv6 rule 40000 to table 7748",
-            "IPv4 rule 1 to table 7749",
+            "IPv4 rule 7746 to table 7749",
             "default IPv4 route in table 7749",
             f"reserved port {port}",
         } <= set(found)

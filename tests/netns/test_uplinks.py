@@ -16,12 +16,12 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
-from daemon_pair import FAST, Pair, answer_of
+from daemon_pair import FAST, PATIENCE, Pair, answer_of
 
 from redirectctl.lab.middlebox import Gateway
-from redirectctl.lab.streams import Ticker, start_ticker, wait_until
+from redirectctl.lab.streams import Ticker, start_idle, start_ticker, wait_until
 from redirectctl.lab.topology import FIRST_HOST, Lab
-from tests.netns.providers import dead_family, provider_filters
+from redirectctl.lab.uplinks import family_dies, on_both, on_wifi, prefix_is_renumbered
 
 SOON = 20.0  # seconds in which a protected one has to: many times what it takes
 
@@ -29,8 +29,7 @@ SOON = 20.0  # seconds in which a protected one has to: many times what it takes
 def session(make_lab: Callable[..., Lab]) -> tuple[Lab, Pair, Ticker, Ticker]:
     """The client is in the café, with a protected and a plain connection."""
     lab = make_lab()
-    lab.client.move(lab.cafe, FIRST_HOST)
-    provider_filters(lab, lab.cafe, lab.office)
+    on_wifi(lab)
     pair = Pair(lab, FAST, FAST)
     protected = start_ticker(lab.server, lab.client, wrap=pair.wrap, interval=0.05)
     plain = start_ticker(lab.server, lab.client, interval=0.05)
@@ -112,17 +111,14 @@ def test_a_family_is_dead_upstream(make_lab: Callable[..., Lab], dead: int) -> N
     protected = start_ticker(lab.server, lab.client, version=dead, wrap=pair.wrap, interval=0.05)
     plain = start_ticker(lab.server, lab.client, version=dead, interval=0.05)
     pair.wait_protected(1)
-    family = "ip" if dead == 4 else "ip6"
-    script = f"table {family} dead {{ chain c {{ type filter hook forward priority 0\n drop\n }}\n }}\n"
     began = time.monotonic()
-    lab.router.run(["nft", "-f", "-"], stdin=script)
-    assert echoes(protected, began + 1.0, SOON)
-    assert not echoes(plain, began + 1.0, 3.0)
-    (connection,) = pair.client.ctl("connections")
-    assert (connection["state"], connection["path"]) == ("protected", "tunnel")
-    time.sleep(10)
-    assert echoes(protected, time.monotonic(), SOON), "it stays with the family that carries"
-    lab.router.run(["nft", "delete", "table", family, "dead"])
+    with family_dies(lab, dead):
+        assert echoes(protected, began + 1.0, SOON)
+        assert not echoes(plain, began + 1.0, 3.0)
+        (connection,) = pair.client.ctl("connections")
+        assert (connection["state"], connection["path"]) == ("protected", "tunnel")
+        time.sleep(10)
+        assert echoes(protected, time.monotonic(), SOON), "it stays with the family that carries"
     assert echoes(protected, time.monotonic() + 10, 2 * SOON)
     assert protected.stop().ok
 
@@ -137,7 +133,7 @@ def test_a_family_dies_while_the_daemon_behind_a_nat_is_down(make_lab: Callable[
     plain = start_ticker(lab.server, lab.client, interval=0.05)
     pair.wait_protected(1)
     pair.client.kill()
-    with dead_family(lab, 4):
+    with family_dies(lab, 4):
         pair.client.start()
         began = time.monotonic()
         assert echoes(protected, began, SOON)
@@ -152,27 +148,18 @@ def test_a_prefix_is_renumbered(make_lab: Callable[..., Lab]) -> None:
     protected = start_ticker(lab.server, lab.client, version=6, wrap=pair.wrap, interval=0.05)
     plain = start_ticker(lab.server, lab.client, version=6, interval=0.05)
     pair.wait_protected(1)
-    old, interface = lab.client.address(6), lab.client.links[-1].interface
-    new = lab.home.v6[FIRST_HOST + 77]
-    script = f"table ip6 old {{ chain c {{ type filter hook forward priority 0\n ip6 saddr {old} drop\n }}\n }}\n"
     began = time.monotonic()
-    lab.router.run(["nft", "-f", "-"], stdin=script)
-    lab.client.ip(
-        f"address add {new}/64 dev {interface} nodad",
-        f"address change {old}/64 dev {interface} preferred_lft 0",
-    )
-    assert echoes(protected, began + 1.0, SOON)
-    assert not echoes(plain, began + 1.0, 3.0)
-    assert protected.stop().ok
+    with prefix_is_renumbered(lab):
+        assert echoes(protected, began + 1.0, SOON)
+        assert not echoes(plain, began + 1.0, 3.0)
+        assert protected.stop().ok
 
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_each_address_leaves_by_its_own_interface(make_lab: Callable[..., Lab], version: int) -> None:
     """The better uplink's upstream dies, its default route stays preferred: plain packets leave by the other."""
     lab = make_lab()
-    lab.client.move(lab.cafe, FIRST_HOST)
-    lab.client.join(lab.office, FIRST_HOST + 1)
-    provider_filters(lab, lab.cafe, lab.office)
+    on_both(lab)
     pair = Pair(lab, FAST, FAST)
     protected = start_ticker(lab.server, lab.client, version=version, wrap=pair.wrap, interval=0.05)
     plain = start_ticker(lab.server, lab.client, version=version, interval=0.05)
@@ -195,3 +182,32 @@ def test_each_address_leaves_by_its_own_interface(make_lab: Callable[..., Lab], 
     assert lab.client.links[-1].interface in route
     assert protected.stop().ok
     pair.stop_without_a_trace()
+
+
+def uplinks(pair: Pair) -> str:
+    """What doctor says on the client of its addresses."""
+    checks = pair.client.ctl("doctor", pair.server.ctl("identity")["fingerprint"])
+    return str(next(check["found"] for check in checks if check["name"] == "peer.uplinks"))
+
+
+def test_doctor_names_what_the_peer_has_noticed_first(make_lab: Callable[..., Lab]) -> None:
+    """Only the server writes: the client has nothing unanswered, and is led from the dead address to the other."""
+    lab = make_lab()
+    on_both(lab)
+    pair = Pair(lab, FAST, FAST)
+    dead, other = (network.addresses(number).v4 for network, number in
+                   ((lab.office, FIRST_HOST + 1), (lab.cafe, FIRST_HOST)))  # fmt: skip
+    idle = start_idle(lab.client, lab.server, 1, wrap=pair.server.opted_in())
+    pair.wait_protected(1)
+    assert str(dead) not in uplinks(pair)
+    since = time.time()
+    lab.office.cut()
+    idle.begin(PATIENCE)
+    wait_until(idle.echoed, PATIENCE, "an echo")
+    assert pair.client.wait_event("move.received", since=since, timeout=PATIENCE)
+    assert not pair.client.events("move.started", since=since)
+    (connection,) = pair.client.ctl("connections")
+    assert str(other) in connection["wire_local"]
+    wait_until(lambda: f"{dead} did not carry" in uplinks(pair), PATIENCE, "doctor names it", poll=0.5)
+    assert str(other) not in uplinks(pair)
+    idle.stop()

@@ -31,6 +31,7 @@ from redirectctl.flows.connection import Before, Connection, Flow
 from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import COUNTER_BITS, Engine, Network, Policy
 from redirectctl.flows.places import DNS
+from redirectctl.flows.proofs import in_place
 from redirectctl.flows.state import State
 from redirectctl.proto import constants as proto_limits
 from redirectctl.proto import events
@@ -468,7 +469,8 @@ class Host:
                         numbers = self.bases(socket)
                         if wire is None:
                             self.engine.proved(now, socket, sent, numbers)
-                        self.world.segment(there.local, there.remote, sent, self, numbers)
+                        carried = sent if wire is None else in_place(sent, numbers)
+                        self.world.segment(there.local, there.remote, carried, self, numbers)
             case commands.Listen(on):
                 assert on != self.listening, f"{self.name} is told twice to listen, or not to"
                 self.listening = on

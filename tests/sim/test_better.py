@@ -71,6 +71,77 @@ def test_the_dead_one_is_not_announced_again() -> None:
     assert scene.bob.connection(scene.socket).state is State.PROTECTED
 
 
+def test_those_that_say_nothing_follow() -> None:
+    """One of two connections finds out that their address carries no more."""
+    scene = Scene(bob=(WIFI, ETHERNET))
+    quiet, _ = scene.world.connect(scene.bob, scene.alice, 40001)
+    scene.world.run(5)
+    scene.dead = {ip(WIFI)}
+    scene.types(3)
+    assert scene.here() == ip(ETHERNET)
+    assert scene.bob.connection(quiet).here_now == ip(ETHERNET)
+    assert scene.alice.connection(quiet.mirrored).there_now == ip(ETHERNET)
+    assert not scene.bob.named("connection.suspended")
+
+
+def test_those_that_say_nothing_follow_by_the_other_family() -> None:
+    scene = Scene(bob=(WIFI, WIFI6), alice=(SERVER, SERVER6))
+    quiet, _ = scene.world.connect(scene.bob, scene.alice, 40001)
+    scene.world.run(5)
+    scene.dead = {ip(WIFI)}
+    scene.types(3)
+    assert scene.here() == scene.bob.connection(quiet).here_now == ip(WIFI6)
+
+
+def led_away(scene: Scene) -> None:
+    """alice notices first that nothing comes, and announces herself wherever bob may be."""
+    scene.alice.engine.stalled(scene.world.now, [scene.mirrored])
+    scene.alice.run()
+    scene.world.run(0.5)
+    assert scene.here() == ip(ETHERNET)
+    assert scene.bob.named("move.received")
+    assert not scene.bob.named("move.started")
+
+
+def test_an_address_that_the_peer_has_led_away_from_is_asked_and_has_failed() -> None:
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.dead = {ip(WIFI)}
+    led_away(scene)
+    key = scene.alice.static.public
+    assert not scene.bob.engine.better.failed(key)  # not known yet
+    scene.world.run(constants.PROOFS * constants.PROBE_TIME)
+    (failed,) = scene.bob.engine.better.failed(key)
+    assert failed == ip(WIFI)
+
+
+def test_one_that_answers_has_not_failed() -> None:
+    """The peer noticed an outage that was over when it announced itself; the other address answered first."""
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.dead = {ip(WIFI)}
+    scene.alice.engine.stalled(scene.world.now, [scene.mirrored])
+    scene.alice.run()
+    while scene.here() != ip(ETHERNET):
+        scene.world.run(0.01)
+    scene.dead = set()
+    scene.world.run(2 * constants.PROOFS * constants.PROBE_TIME)
+    assert scene.here() == ip(ETHERNET)
+    assert not scene.bob.engine.better.failed(scene.alice.static.public)
+
+
+def test_one_that_has_carried_again_is_not_told_of_any_more() -> None:
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.dead = {ip(WIFI)}
+    scene.types(5)
+    key = scene.alice.static.public
+    assert scene.bob.engine.better.failed(key)
+    scene.bob.move(ETHERNET, WIFI)
+    scene.bob.move(WIFI, ETHERNET)
+    scene.dead = set()
+    scene.types(120)
+    assert scene.here() == ip(WIFI)
+    assert not scene.bob.engine.better.failed(key)
+
+
 def test_back_to_the_better_one_when_it_carries_again() -> None:
     scene = Scene(bob=(WIFI, ETHERNET))
     scene.dead = {ip(WIFI)}

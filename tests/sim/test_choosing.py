@@ -97,6 +97,21 @@ def test_where_plain_packets_do_not_get_through_the_tunnel_stays_and_few_tokens_
     assert paths(alice) == paths(bob) == {Path.REWRITTEN}
 
 
+def test_where_sequence_numbers_are_changed_on_the_way_the_tunnel_stays() -> None:
+    """Tokens arrive, and plain segments would be of no use to the other end's socket."""
+    world, alice, bob, _, tokens = started(3)
+    world.link.shift = 77
+    bob.move("203.0.113.9")
+    world.run(60)
+    assert tokens.sent
+    assert paths(alice) == paths(bob) == {Path.TUNNEL}
+    assert not [n for host in (alice, bob) for n in host.named("path.changed") if n.details["path"] == "rewritten"]
+    world.link.shift = 0
+    bob.move("203.0.113.10")
+    world.run(1)
+    assert paths(alice) == paths(bob) == {Path.REWRITTEN}
+
+
 def test_a_stall_leads_back_into_the_tunnel_and_the_way_is_tried_again_later() -> None:
     world, alice, bob, (socket,), tokens = started()
     bob.move("203.0.113.9")

@@ -131,6 +131,53 @@ def test_a_peer_that_reaches_us_by_another_interface_only_is_refused() -> None:
     assert bob.connection(socket).there_now == ip("192.0.2.1")
 
 
+def write(world: World, hosts: tuple[Host, ...], socket: FourTuple, seconds: float, *, lost: bool) -> None:
+    """Both programs write, and daemon/stalls.py looks at what has come of it."""
+    end = world.now + seconds
+    while world.now < end:
+        for host in hosts:
+            own = socket if socket in {c.socket for c in host.engine.table} else socket.mirrored
+            if host.connection(own).state is State.PROTECTED:
+                (host.engine.stalled if lost else host.engine.heard)(world.now, [own])
+                host.run()
+        world.run(0.5)
+
+
+@KINDS
+def test_it_is_held_while_its_interface_exists_and_does_not_carry(device: str) -> None:
+    """The two daemons hear each other by another interface."""
+    world, alice, bob, socket = started(device=device)
+    bob.move(HERE, ELSEWHERE)
+    world.run(1)
+    alice.engine.peers[bob.static.public].addresses = (ip(ELSEWHERE), ip(HERE))
+    world.tap = lambda source, to, _data: ip(HERE) not in (source.host, to.host)
+    world.tap_segment = lambda source, to: ip(HERE) not in (source.host, to.host)
+    write(world, (alice, bob), socket, 40, lost=True)
+    mine, theirs = bob.connection(socket), alice.connection(socket.mirrored)
+    assert (mine.state, mine.reason) == (State.SUSPENDED, "stays-on-device")
+    assert (theirs.state, theirs.reason) == (State.SUSPENDED, "unusable-there")
+    assert mine.here_now == theirs.there_now == ip(HERE)
+    start = len(world.recorded)
+    world.run(60)
+    assert len(world.recorded) - start < 2 * 60 * 30, "what each of them announces, and few answers"
+    world.tap = world.tap_segment = None
+    world.run(3)
+    assert mine.state is theirs.state is State.PROTECTED
+    assert (mine.here_now, theirs.there_now) == (ip(HERE), ip(HERE))
+    assert agree(alice, bob, socket.mirrored)
+
+
+def test_where_the_daemons_hear_each_other_elsewhere_only_and_it_carries_it_is_left_alone() -> None:
+    world, alice, bob, socket = started()
+    bob.move(HERE, ELSEWHERE)
+    world.run(1)
+    world.tap = lambda source, to, _data: ip(HERE) not in (source.host, to.host)
+    bob.engine.announce(world.now)
+    bob.run()
+    write(world, (alice, bob), socket, 40, lost=False)
+    assert bob.connection(socket).state is alice.connection(socket.mirrored).state is State.PROTECTED
+
+
 def test_it_still_stays_after_a_restart() -> None:
     world, _, bob, socket = started(device="eth1")
     world.run(1)

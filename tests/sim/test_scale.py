@@ -91,8 +91,8 @@ def tokens(engine: Engine) -> None:
     """Some of connections that are not known, and of one that is."""
     (one, *_) = engine.table
     for port in range(10):
-        engine.choosing.token(2.0, FourTuple(SockAddr(OLD, 40000 + port), SockAddr(there(0), 22)), bytes(8))
-    engine.choosing.token(2.0, one.wire, bytes(8))
+        engine.choosing.token(2.0, FourTuple(SockAddr(OLD, 40000 + port), SockAddr(there(0), 22)), bytes(8), (0, 0))
+    engine.choosing.token(2.0, one.wire, bytes(8), (0, 0))
 
 
 def guarded(engine: Engine) -> None:

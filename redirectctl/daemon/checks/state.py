@@ -225,7 +225,7 @@ class KernelState:
     def _routing(present: Routing, needed: Needs) -> Check:
         name = "state.routing"
         there = Counter(trace.what for trace in present.traces)
-        need = [*traces.skeleton_traces(), *traces.wanted_traces(needed)]
+        need = [*traces.skeleton_traces(present.first), *traces.wanted_traces(needed)]
         if present.device and not present.up:
             return fail(name, "device redirect0 is down, and its routes are gone", f"{RESTART} puts them back")
         missing = [trace.what for trace in need if not there[trace.what]]
@@ -268,7 +268,7 @@ class KernelState:
         arrivals: dict[IPv4Address, int],
     ) -> Check:
         """What is there beyond what the connections need, each thing as often as it is too many."""
-        need = Counter(trace.what for trace in traces.skeleton_traces())
+        need = Counter(trace.what for trace in traces.skeleton_traces(present.first))
         need.update(trace.what for trace in traces.wanted_traces(needed))
         # Whether an interface's rp_filter is strict may have changed since the route was made.
         need.update(traces.route_trace(old, ROUTE_TABLE).what for old in arrivals)

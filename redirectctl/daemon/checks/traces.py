@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
 
@@ -20,9 +20,7 @@ from redirectctl.kernel.constants import (
     FALLBACK_TABLE,
     NFT_TABLE,
     ROUTE_TABLE,
-    RULE_PRIORITY,
     TUN_DEVICE,
-    TUNNEL_PRIORITY,
     TUNNEL_TABLE,
 )
 from redirectctl.kernel.elements import KernelFlow, flows_in
@@ -30,6 +28,7 @@ from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.exits import is_exit
 from redirectctl.kernel.nft import Command
 from redirectctl.kernel.ports import ReservedPorts
+from redirectctl.kernel.precedence import first_priorities
 from redirectctl.kernel.queues import QUEUE_RULES, IptablesQueues
 from redirectctl.wire.addr import IPAddress
 
@@ -141,6 +140,7 @@ class Routing(NamedTuple):
     up: bool
     exits: list[Trace]  # of where packets from certain addresses leave
     hiding: list[Trace]  # kept addresses that the kernel takes for its own: nobody else can be reached there
+    first: dict[int, dict[int, int]]  # by address family and table, priorities of rules that come before others'
 
     @property
     def all(self) -> list[Trace]:
@@ -176,15 +176,18 @@ async def _routing(netlink: Any) -> Routing:
             if route.get("oif") == index:
                 what = f"route to {_target(route)} in table local"
                 hiding.append(Trace(what, f"ip route del table local local {_target(route)} dev {TUN_DEVICE}"))
+    first = {}
     for family in families():
-        async for rule in await netlink.rule("dump", family=family):
+        rules = [rule async for rule in await netlink.rule("dump", family=family)]
+        first[family] = first_priorities(rules)
+        for rule in rules:
             if rule.get("table") in _TABLES:
                 traces.append(rule_trace(family, rule.get("priority"), rule.get("table")))
             elif is_exit(rule):
                 exits.append(exit_trace(family, rule.get("src"), rule.get("table")))
         for table in _TABLES:
             traces += [route_trace(_target(route), table) for route in await _routes(netlink, table, family)]
-    return Routing(traces, index is not None, up, exits, hiding)
+    return Routing(traces, index is not None, up, exits, hiding, first)
 
 
 def families() -> tuple[int, ...]:
@@ -192,12 +195,12 @@ def families() -> tuple[int, ...]:
     return (socket.AF_INET, socket.AF_INET6) if has_ipv6() else (socket.AF_INET,)
 
 
-def skeleton_traces() -> list[Trace]:
-    """What is there while the daemon runs, connections or not."""
-    rules = ((RULE_PRIORITY, ROUTE_TABLE), (FALLBACK_PRIORITY, FALLBACK_TABLE), (TUNNEL_PRIORITY, TUNNEL_TABLE))
+def skeleton_traces(first: Mapping[int, Mapping[int, int]]) -> list[Trace]:
+    """What is there while the daemon runs, connections or not.  ``first``: see Routing."""
     return [
         device_trace(),
-        *(rule_trace(family, *rule) for family in families() for rule in rules),
+        *(rule_trace(family, number, table) for family, those in first.items() for table, number in those.items()),
+        *(rule_trace(family, FALLBACK_PRIORITY, FALLBACK_TABLE) for family in first),
         *(route_trace(_DEFAULT[4 if family == socket.AF_INET else 6], TUNNEL_TABLE) for family in families()),
     ]
 

@@ -51,6 +51,7 @@ MEASUREMENTS: Final = {
     "suspended": "memory and processor time of a daemon that holds 5,000 connections without a path",
     "crowd": "2,000 to 10,000 connections: how soon they are protected, and moved, and what that takes",
     "stays": "address stays: with the other daemon gone, plain TCP beside it",
+    "uplinks": "address stays and does not carry (dead uplink, VPN, new prefix), plain TCP beside it",
     "start": "what redirect-run adds to the start of a command",
     "terminal": "what redirect-run adds on a terminal: to the start, and to each byte",
 }

@@ -30,7 +30,7 @@ from ipaddress import ip_address
 
 from redirectctl.flows.commands import Carried
 from redirectctl.kernel.carrier import Carrier
-from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, TUN_DEVICE, TUNNEL_PRIORITY, TUNNEL_TABLE
+from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, RULE_PRIORITY, TUN_DEVICE, TUNNEL_TABLE
 from redirectctl.kernel.diag import SockDiag, TcpState
 from redirectctl.kernel.reports import Report
 from redirectctl.kernel.rewrite import KernelFlow, Rewriter
@@ -80,7 +80,7 @@ table inet bench {{
 }}
 NFT
 {word} route add default dev {TUN_DEVICE} table {TUNNEL_TABLE}
-{word} rule add priority {TUNNEL_PRIORITY} fwmark {MARK_TUNNEL}/{MARK_TUNNEL} lookup {TUNNEL_TABLE}
+{word} rule add priority {RULE_PRIORITY} fwmark {MARK_TUNNEL}/{MARK_TUNNEL} lookup {TUNNEL_TABLE}
 """
 
 

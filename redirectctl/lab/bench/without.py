@@ -10,6 +10,8 @@ TCP goes on by itself.  In the same lab at the same time, protected and plain co
 
 The figures are seconds from the path's return, or from the later writing, to the echo, of both writers together.
 Lost: no echo within a minute.
+
+In the last situation the server restarts meanwhile, and its daemon does not: seconds to the RST that the client gets.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from redirectctl.lab.bench import Figures, Outcome, machine, markdown, tell
 from redirectctl.lab.bench.gap import milliseconds
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.streams import Idle, start_idle, wait_until
-from redirectctl.lab.topology import FIRST_HOST, Lab
+from redirectctl.lab.topology import FIRST_HOST, Host, Lab
 
 PORTS: Final = {"client": (5001, 5002, 5003), "server": (5004, 5005, 5006)}  # of protected connections, by who writes
 CONFIG = f"""
@@ -89,12 +91,28 @@ def all_dropped(lab: Lab) -> Iterator[None]:
     network.restore()
 
 
+def forget_sockets(host: Host) -> None:
+    """As a machine that restarts: no connection, no rule of a daemon.  Raises LabError."""
+    kill = ["ss", "-tnHK", "state", "established"]
+    wait_until(lambda: not host.run(kill).stdout.strip(), LOST, "no connection left", poll=0.1)
+    host.run(["nft", "flush", "ruleset"])
+
+
+@contextmanager
+def restarted(lab: Lab) -> Iterator[None]:
+    """The server restarts; nobody hears it go."""
+    with all_dropped(lab):
+        forget_sockets(lab.server)
+        yield
+
+
 class Situation(NamedTuple):
     """What is done before the first round, and in each."""
 
     spoil: Callable[[Bench], None]
     outage: Callable[[Lab], AbstractContextManager[None]]
     seconds: float  # that it lasts
+    ends: bool = False  # it is an error that the client waits for, and nothing goes on after it
 
 
 GONE: Final[dict[str, Callable[[Bench], None]]] = {
@@ -110,7 +128,7 @@ SITUATIONS: Final[dict[str, Situation]] = {
         ("link down for 3 s", link_down, 3.0),
         ("all dropped for 15 s", all_dropped, 15.0),
     )
-}
+} | {"the other host restarted, its daemon did not": Situation(kill_daemon, restarted, 3.0, ends=True)}
 
 
 class Sample(NamedTuple):
@@ -160,13 +178,20 @@ class Bench:
         time.sleep(WRITTEN[LATER])
         later = time.monotonic()
         self._write(LATER)
-        while time.monotonic() < back + LOST and not all(idle.echoed() for idle in self.idle.values()):
-            time.sleep(0.05)
+        awaited = {key: idle for key, idle in self.idle.items() if key[2] == "client" or not situation.ends}
+        over: dict[tuple[str, str, str], float] = {}  # when it was seen that nothing more is to come
+        while time.monotonic() < back + LOST and over.keys() != awaited.keys():
+            over |= {key: time.monotonic() for key, i in awaited.items() if key not in over and i.echoed() is not None}
+            time.sleep(0.02)
         samples = []
-        for (written, kind, by), idle in self.idle.items():
+        for key, idle in awaited.items():
+            written, kind, by = key
             echoes = idle.echoed()
+            found = min(echoes.values()) if echoes else None
+            if situation.ends and not echoes:
+                found = over.get(key)
             since = later if written == LATER else back
-            samples.append(Sample(name, written, kind, by, min(echoes.values()) - since if echoes else LOST))
+            samples.append(Sample(name, written, kind, by, max(0.0, found - since) if found is not None else LOST))
         return samples
 
     @property
@@ -204,7 +229,7 @@ def sample(options: argparse.Namespace) -> list[Sample]:
             samples += found
             lost = sum(each.seconds == LOST for each in found)
             tell(f"{name}: round {number}, {lost or 'none'} lost")
-            if lost:  # others are not what they were before either
+            if lost or SITUATIONS[name].ends:  # others are not what they were before either
                 bench.close()
                 bench = None
             else:
@@ -214,8 +239,8 @@ def sample(options: argparse.Namespace) -> list[Sample]:
     return samples
 
 
-def figures(samples: list[Sample]) -> list[Figures]:
-    """Of each situation."""
+def figures(samples: list[Sample], lost: float = LOST) -> list[Figures]:
+    """Of each situation.  ``lost``: the figure of what was lost."""
     groups: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for each in samples:
         groups[each.situation, each.written][each.kind].append(each.seconds)
@@ -224,13 +249,13 @@ def figures(samples: list[Sample]) -> list[Figures]:
         row: Figures = {"situation": situation, "written": written}
         for kind in KINDS:
             row[f"{kind}_median"], row[f"{kind}_worst"] = statistics.median(kinds[kind]), max(kinds[kind])
-            row[f"{kind}_lost"] = sum(seconds == LOST for seconds in kinds[kind])
+            row[f"{kind}_lost"] = sum(seconds == lost for seconds in kinds[kind])
         found.append(row)
     return found
 
 
-def table(found: list[Figures]) -> str:
-    """In Markdown."""
+def table(found: list[Figures], deadline: float = LOST, *, lost: str = "lost") -> str:
+    """In Markdown.  ``lost``: what is there instead of the figure ``deadline``."""
     columns = ["situation", "written", "plain: median", "worst", "protected: median", "worst"]
     rows = []
     for row in found:
@@ -238,7 +263,7 @@ def table(found: list[Figures]) -> str:
         for kind in KINDS:
             for figure in ("median", "worst"):
                 seconds = float(row[f"{kind}_{figure}"] or 0)
-                cells.append("lost" if seconds == LOST else milliseconds(seconds))
+                cells.append(lost if seconds == deadline else milliseconds(seconds))
         rows.append(cells)
     return markdown(columns, rows, words=2)
 

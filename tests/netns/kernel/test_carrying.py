@@ -23,7 +23,7 @@ from two_hosts import Connection, Host, Net, address, until
 
 from redirectctl.flows.commands import Carried
 from redirectctl.kernel.carrier import HOLD_TIME, Carrier
-from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, TUN_DEVICE, TUNNEL_PRIORITY, TUNNEL_TABLE
+from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, RULE_PRIORITY, TUN_DEVICE, TUNNEL_TABLE
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.keep import Keeper
 from redirectctl.kernel.probing import SAFE_MTU
@@ -50,7 +50,7 @@ table inet steer {{
 NFT
 for word in -4 -6; do
   ip $word route add default dev {TUN_DEVICE} table {TUNNEL_TABLE}
-  ip $word rule add priority {TUNNEL_PRIORITY} fwmark {MARK_TUNNEL}/{MARK_TUNNEL} lookup {TUNNEL_TABLE}
+  ip $word rule add priority {RULE_PRIORITY} fwmark {MARK_TUNNEL}/{MARK_TUNNEL} lookup {TUNNEL_TABLE}
 done
 """
 

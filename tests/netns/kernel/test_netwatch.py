@@ -161,7 +161,9 @@ def test_our_own_routes_are_no_news(alice: Host) -> None:
         (f"ip addr flush dev {TUN_DEVICE}", True),
         (f"ip link set {TUN_DEVICE} down", True),
         (f"ip link del {TUN_DEVICE}", True),
-        ("ip rule add priority 5 table 100; ip rule del priority 5", False),
+        ("ip rule add priority 5 table 100", True),
+        ("ip rule add from 192.0.2.78 table 100", True),  # without a priority it goes before ours
+        ("ip rule add priority 9000 table 100; ip rule del priority 9000", False),
         ("ip route add 192.0.2.9 dev lo table 7748", False),
     ],
 )

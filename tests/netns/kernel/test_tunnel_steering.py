@@ -234,6 +234,8 @@ def test_rules_for_source_addresses_do_not_take_it_out_of_the_tunnel(bob: Host, 
     local = pair.connection.tuple.local.host
     flag, gateway = ("", address(1, 1, 4)) if local.version == 4 else ("-6", address(1, 1, 6))
     bob.sh(f"ip {flag} route add default via {gateway} table 100; ip {flag} rule add from {local} table 100 prio 100")
+    (side,) = [side for side in pair.sides if side.host is bob]
+    bob.run(side.keeper.reconcile(bob.run(side.keeper.kept())))  # as the daemon does when it hears of the rule
     pair.steer(1, 3)
     assert pair.connection.works()
     assert min(pair.carried()) > 100

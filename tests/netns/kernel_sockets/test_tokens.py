@@ -19,6 +19,7 @@ from contextlib import contextmanager
 import pytest
 
 from redirectctl.flows.commands import Proof
+from redirectctl.flows.proofs import in_place
 from redirectctl.kernel.constants import Queue
 from redirectctl.kernel.diag import SockDiag
 from redirectctl.kernel.inband import Inband, RawSender
@@ -79,6 +80,7 @@ class Side:
         self.host = host
         self.errors: list[Exception] = []
         self.arrived: list[tuple[FourTuple, bytes]] = []
+        self.placed: list[bytes] = []  # as tokens of segments of our own
         self.sizes: list[int] = []
         self.caught = 0
         with inside(host.name):
@@ -89,15 +91,17 @@ class Side:
             self.injector = RawInjector()
             self.sender = RawSender()
             self.kicker = Kicker(self.diag, self.injector, self.rewriter.probe)
-            self.inband = Inband(
-                self.kicker, self.sender, on_token=lambda at, token, _: self.arrived.append((at, token))
-            )
+            self.inband = Inband(self.kicker, self.sender, on_token=self._on_token)
             self.queues = [
                 PacketQueue(Queue.PROBE, self._on_ack, on_error=self.errors.append),
                 PacketQueue(Queue.TOKEN, self._on_arrival, on_error=self.errors.append),
             ]
         for queue in self.queues:
             queue.start(asyncio.get_running_loop())
+
+    def _on_token(self, at: FourTuple, token: bytes, numbers: tuple[int, int]) -> None:
+        self.arrived.append((at, token))
+        self.placed.append(in_place(token, numbers))
 
     def _on_ack(self, packet: QueuedPacket) -> None:
         self.caught += 1
@@ -268,7 +272,8 @@ def test_a_wire_tuple_is_tried_with_a_full_segment(net: Net, version: int) -> No
         with sides(net) as (alice, bob):
             proof = Proof(connection.tuple, b"full-one", wire)
             assert await alice.inband.prove([proof]) == {connection.tuple}
-            await until_async(lambda: bob.arrived == [(wire.mirrored, b"full-one")])
+            await until_async(lambda: bob.placed == [b"full-one"])
+            assert [at for at, _ in bob.arrived] == [wire.mirrored]
             assert bob.sizes == [1500]
             assert carries(connection)
             net.router.run("ip", "link", "set", "rb", "mtu", "1400")  # only the small ones get through

@@ -13,7 +13,7 @@ import pytest
 from redirectctl.cli import main as ctl
 from redirectctl.cli.common import ExitCode
 from redirectctl.lab import bench
-from redirectctl.lab.bench import AbsentError, Outcome, gap, protected, start, tails, terminal, ways, without
+from redirectctl.lab.bench import AbsentError, Outcome, gap, protected, start, tails, terminal, uplinks, ways, without
 from redirectctl.lab.bench.gap import EITHER, MOVER, STAYER, TRAFFIC, Sample
 from redirectctl.lab.bench.protected import Measured
 
@@ -45,7 +45,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 def test_all_of_them_in_the_order_of_the_readme(asked: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]):
     assert ctl.main(["bench", "--quick"]) == ExitCode.DONE
     assert asked == [
-        (name, 2) for name in ("gap", "protected", "ways", "suspended", "crowd", "stays", "start", "terminal")
+        (name, 2)
+        for name in ("gap", "protected", "ways", "suspended", "crowd", "stays", "uplinks", "start", "terminal")
     ]
     out = capsys.readouterr().out
     assert out.index("gap on this:\n\n| a |") < out.index("start on this:")
@@ -134,6 +135,15 @@ class TestTables:
              "protected_median": 0.03, "protected_worst": without.LOST, "protected_lost": 1}
         ]  # fmt: skip
         assert without.table(found).splitlines()[2] == "| x; y | after | 20 ms | 900 ms | 30 ms | lost |"
+
+    def test_uplinks(self):
+        taken = {without.PLAIN: (20.0, 20.0), without.PROTECTED: (0.01, 0.03)}
+        samples = [
+            without.Sample("dead", uplinks.LATER, kind, "client", each) for kind, all_ in taken.items() for each in all_
+        ]
+        found = without.figures(samples, uplinks.DEADLINE)
+        assert (found[0]["plain_lost"], found[0]["protected_lost"]) == (2, 0)
+        assert uplinks.table(found).splitlines()[2] == "| dead | later | - | - | 20 ms | 30 ms |"
 
     def test_start(self):
         found = [{"command": "true", "plain": 0.001, "wrapped": 0.0155, "ratio": 15.5}]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from redirectctl.flows.commands import Proof
+from redirectctl.flows.proofs import in_place
 from redirectctl.kernel.diag import SocketInfo
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.inband import NOT_SENT, Inband
@@ -71,7 +72,7 @@ def test_a_token_on_a_wire_tuple_carries_only_bytes_that_the_peer_has() -> None:
     (packet,) = some.sent
     segment = parse_tcp(packet)
     assert segment.sender_tuple == WIRE
-    assert token_of(segment.options) == TOKEN
+    assert in_place(token_of(segment.options), (segment.seq, segment.ack)) == TOKEN
     assert len(packet) == 20 + 20 + 1400
     assert segment.data_length == 1400 - len(segment.options)
     assert segment.seq + segment.data_length <= SND_UNA
@@ -95,7 +96,7 @@ def test_a_silent_socket_whose_numbers_are_known_needs_no_ack_for_a_token_on_a_w
     asyncio.run(scenario())
     (packet,) = some.sent
     segment = parse_tcp(packet)
-    assert token_of(segment.options) == TOKEN
+    assert in_place(token_of(segment.options), (segment.seq, segment.ack)) == TOKEN
     assert len(packet) == 20 + 20 + 12 + 1400  # as large as those that have timestamps
     assert segment.seq + segment.data_length <= SND_UNA
     assert segment.ack == RCV_NXT

@@ -100,7 +100,7 @@ class FakeHost:
     def probe(self, connections: Iterable[FourTuple]) -> None:
         self.probed += connections
 
-    def syn(self, connection: FourTuple) -> None:
+    def syn(self, connection: FourTuple, *, bound: bool = False) -> None:
         self.log.append(("syn", connection))
         one = self.sockets.get(connection)
         if one and one.info and connection in self.probed and connection not in self.silent:
@@ -255,7 +255,7 @@ def test_a_connection_that_moves_on_while_asked_is_not_learnt() -> None:
     fake = host(idle(1))
     asked = fake.syn
 
-    def moves_on(one: FourTuple) -> None:
+    def moves_on(one: FourTuple, *, bound: bool = False) -> None:
         asked(one)
         fake.sockets[one] = changed(fake.sockets[one], bytes_received=2001)
 
@@ -291,7 +291,7 @@ def test_numbers_are_right_where_the_window_closed_over_what_is_in_flight(window
     fake = host(busy)
     answers = fake.syn
 
-    def within_the_window(one: FourTuple) -> None:
+    def within_the_window(one: FourTuple, *, bound: bool = False) -> None:
         fake.sockets[one] = busy._replace(write_queue=ahead)
         answers(one)
         fake.sockets[one] = busy
