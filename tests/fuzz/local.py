@@ -331,15 +331,22 @@ class _Packet:
 def queued(_: Random) -> Target:
     """kernel/inband.py: what the kernel holds for us is decided about, once, and what has no token goes on."""
     tokens: list[bytes] = []
-    inband = Inband(None, None, on_token=lambda _, token, numbers: tokens.append(token))  # type: ignore[arg-type]
+    reasons: list[str] = []
+    inband = Inband(
+        None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        on_token=lambda _, token, numbers: tokens.append(token),
+        on_refused=lambda reason, _: reasons.append(reason),
+    )
 
     def feed(data: bytes) -> str:
         tokens.clear()
+        reasons.clear()
         packet = _Packet(data)
         inband.on_arrival(packet)
         if packet.verdicts != (["drop"] if tokens else ["accept"]):
             raise Broken(f"{packet.verdicts} for {len(tokens)} tokens")
-        return ACCEPTED if tokens else next(reversed(inband.refused))
+        return ACCEPTED if tokens else reasons[0]
 
     options = [bytes.fromhex("fd0c7747 0102030405060708"), bytes.fromhex("0101080a1111111122222222"), b""]
     examples = [

@@ -48,4 +48,5 @@ def test_a_host_without_ipv6_moves_whatever_its_peers_name(lab: Lab) -> None:
         ticker.wait_both(link.usable_at, PATIENCE)
         pair.wait_moved(client if host is lab.client else pair.server, since)
     assert client.doctor() == {}
-    pair.end(ticker)
+    verdict = ticker.stop()
+    assert verdict.ok, verdict
