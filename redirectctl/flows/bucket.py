@@ -39,3 +39,7 @@ class Buckets:
             del self._of[next(iter(self._of))]
         bucket = self._of[key] = bucket or Bucket(rate, burst, burst, now)
         return bucket.take(now, count)
+
+    def forget(self, key: bytes) -> None:
+        """The peer is dropped."""
+        self._of.pop(key, None)

@@ -99,6 +99,14 @@ class Choosing:
         self._open_next = float("-inf")
         self._taken: dict[bytes, float] = {}  # connections that could not be opened, and when it was tried
 
+    def forget(self, key: bytes) -> None:
+        """The peer is dropped."""
+        self._looked.forget(key)
+        for route in self._trials.keys(key):
+            self._drop(route)
+        self._stalls.pop(key, None)
+        self._unread.pop(key, None)
+
     # -- what may be --------------------------------------------------------------------------------------------------
 
     def tunnels(self, connection: Connection) -> bool:

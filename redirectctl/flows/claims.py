@@ -202,8 +202,11 @@ class Claims:
 
     def forget(self, key: bytes) -> None:
         """The peer is dropped: what it has claimed keeps nobody else's from being heard."""
-        for which in [which for which in self._claimed if which[0] == key]:
+        for which in self._claimed.keys(key):
             self._drop(which)
+        for which in self._done.keys(key):
+            self._done.pop(which)
+        self._comparing.forget(key)
 
     def _drop(self, which: Which) -> None:
         claimed = self._claimed.pop(which)

@@ -6,13 +6,15 @@ alice serves, and accepts everybody.  The tables are small here; docs/threat-mod
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Final
 
 import pytest
 
 from redirectctl.flows import constants as limits
+from redirectctl.flows.bucket import Buckets
 from redirectctl.flows.connection import Path
-from redirectctl.flows.engine import Policy
+from redirectctl.flows.engine import Engine, Policy
 from redirectctl.flows.meeting import tag_of
 from redirectctl.flows.proofs import digest
 from redirectctl.flows.state import State
@@ -20,10 +22,11 @@ from redirectctl.proto import constants as proto_limits
 from redirectctl.proto import events
 from redirectctl.proto.noise import Pattern, StaticKey
 from redirectctl.proto.peer import Accepted, PeerState
+from redirectctl.proto.shares import Shared
 from redirectctl.wire import meeting as wire
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import IPAddress, SockAddr
-from redirectctl.wire.datagram import Type
+from redirectctl.wire.datagram import Type, Unknown
 from redirectctl.wire.tunnel import Offer
 from tests.sim.pair import PORT, Host, World, acm, agree, ip
 from tests.sim.test_threats import ALICE, BOB, NEW, Scene, stranger_init
@@ -532,17 +535,52 @@ def test_tags_and_flows_at_a_rendezvous(attackers: int, monkeypatch: pytest.Monk
 
 
 def test_who_is_dropped_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    crowd = Crowd(0, Policy(first_contact="accept-new", long_lived_after=1.0, serve=True))
+    """Whatever it has said: keys are free, and would fill whatever is kept by key."""
+    crowd = Crowd(0, Policy(first_contact="accept-new", long_lived_after=1.0, serve=True, prefer="auto"), others=AUTO)
     monkeypatch.setattr(proto_limits, "PEERS_MAX", 2)
+    strangers = []
     for n in range(10):
         stranger = crowd.stranger(f"203.0.113.{n + 1}")
-        crowd.say(stranger, wire.Register(1, (), (bytes(15) + bytes((n,)),)))
-        crowd.say(stranger, messages.Protect(2, claims(1 + 100 * n)))
+        strangers.append(stranger.static.public)
+        for message in (
+            wire.Register(1, (), (bytes(15) + bytes((n,)),)),
+            messages.Protect(2, claims(1 + 100 * n)),
+            messages.Hello(messages.Trust.APPROVED, SockAddr(ip("192.0.2.77"), 9), (ip("203.0.113.99"),)),
+            messages.Hello(messages.Trust.APPROVED, SockAddr(ip("192.0.2.78"), 9), (ip("203.0.113.98"),)),
+            acm(2**40, f"203.0.113.{n + 1}", f"203.0.113.{n + 1}"),
+            messages.BindNumbers(3, ((bytes(8), bytes(8)),)),
+            messages.Seen(()),
+            messages.PathProbe(bytes(8)),
+            messages.Bye(),
+        ):
+            crowd.say(stranger, message)
+        session = stranger.engine.peers[crowd.alice.static.public].sessions[0]
+        crowd.world.transmit(
+            SockAddr(stranger.addresses[0], PORT),
+            SockAddr(ip(ALICE), PORT),
+            Unknown(session.version, session.local_index).encode(),
+        )
+        if n % 2:
+            socket, mirrored = crowd.world.connect(stranger, crowd.alice, 50000)
+            crowd.world.run(4)
+            assert crowd.alice.protects(mirrored)
+            stranger.closed(socket)
+            crowd.alice.closed(mirrored)
         crowd.world.run(0.1)
     engine = crowd.alice.engine
     assert len(engine.peers) == 2
-    assert {key for key, _ in engine.claims._claimed} <= set(engine.peers)
-    assert set(engine._heard) <= set(engine.peers)
-    assert set(engine.rendezvous._guests) <= set(engine.peers)
-    assert set(engine.rendezvous._asked) <= set(engine.peers)
+    dropped = set(strangers) - set(engine.peers)
+    crowd.world.run(120)
+    assert not {where for where, key in kept(engine) if key in dropped}
     assert crowd.alice.connection(crowd.mirrored).state is State.PROTECTED
+
+
+def kept(engine: Engine) -> Iterator[tuple[str, bytes]]:
+    """All keys of peers by which something is kept, and where."""
+    for part in (engine, engine.endpoint, engine.endpoint.initiator, engine.endpoint.responder, *vars(engine).values()):
+        for name, value in vars(part).items() if hasattr(part, "__dict__") else ():
+            inner = value._of if isinstance(value, Buckets) else value
+            for key in inner if isinstance(inner, dict | set | Shared | Counter) else ():
+                for each in key if isinstance(key, tuple) else (key,):
+                    if isinstance(each, bytes):
+                        yield f"{type(part).__name__}.{name}", each
