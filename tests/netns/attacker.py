@@ -56,6 +56,7 @@ FLOOD: Final = 500  # messages at once
 LIES: Final = 0.3  # of what is answered from somewhere else than where it is
 FLOODS: Final = 0.004  # of what is done
 OWN: Final = 4  # connections
+LIVES: Final = 15.0  # seconds of each: what it has said of one may leave that of no use
 REMEMBERED: Final = 400  # of each thing that has been seen
 BEAT: Final = 0.5  # seconds between looks at what the soak knows
 _NEWEST: Final = max(constants.VERSIONS)
@@ -167,11 +168,12 @@ class Attack:
         self._orders, self._told = orders, told
         self._read_at = float("-inf")
         self._port = 0
+        self._over = False
         self._servers: list[IPAddress] = []
         self._here: set[bytes] = set()  # its addresses
         self._flows: set[int] = set()  # of connections of its own, ever
         self._ports: set[int] = set()
-        self._streams: list[asyncio.StreamWriter] = []
+        self._streams: dict[asyncio.StreamWriter, float] = {}  # and since when
         self._wire: socket.socket | None = None
         self._raw = {4: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW),
                      6: socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW)}  # fmt: skip
@@ -208,8 +210,8 @@ class Attack:
         engine.offers.make = offer  # type: ignore[method-assign]
 
     async def run(self) -> None:
-        """Until cancelled."""
-        while True:
+        """Until the soak is over."""
+        while not self._over:
             if not self._orders.exists():
                 await asyncio.sleep(BEAT)
                 continue
@@ -226,6 +228,8 @@ class Attack:
                 except OSError as error:  # no way there at this moment
                     self.counts[f"not sent: {error.strerror}"] += 1
             await asyncio.sleep(PAUSE)
+        for stream in self._streams:
+            stream.transport.abort()
 
     def _something(self) -> None:
         if self.random.random() < FLOODS:
@@ -251,6 +255,7 @@ class Attack:
         knows.tuples = [FourTuple(*map(SockAddr.parse, ends)) for ends in orders["tuples"]] + [c.socket for c in own]
         self._servers = [ip_address(a) for a in orders["servers"]]
         self._port = orders["port"]
+        self._over = orders["over"]
         if self._wire is None:
             self._wire = _tapped(orders["router"])
         now = self.runtime.now
@@ -263,14 +268,24 @@ class Attack:
     def _tell(self) -> None:
         sessions = sum(p.session(self.runtime.now) is not None for p in self.runtime.engine.peers.values())
         own = sum(c.movable for c in self.runtime.engine.table)
-        told = {"counts": self.counts, "strays": list(self.strays), "sessions": sessions, "protected": own}
+        told = {
+            "counts": self.counts,
+            "strays": list(self.strays),
+            "sessions": sessions,
+            "protected": own,
+            "over": self._over,
+        }
         fresh = self._told.with_suffix(".new")
         fresh.write_text(json.dumps(told))
         fresh.replace(self._told)
 
     async def _have_connections(self) -> None:
         """With a server, opted in by their port: they make it a peer that is of use."""
-        self._streams = [s for s in self._streams if not s.is_closing()]
+        now = time.monotonic()
+        for stream, since in list(self._streams.items()):
+            if stream.is_closing() or now - since > LIVES:
+                stream.transport.abort()
+                del self._streams[stream]
         if len(self._streams) >= OWN or not self._servers:
             return
         try:
@@ -280,7 +295,7 @@ class Attack:
             return
         self.runtime.tasks.start(_drained(reader), "echo")
         self._ports.add(writer.get_extra_info("sockname")[1])
-        self._streams.append(writer)
+        self._streams[writer] = now
 
     def _listen(self) -> None:
         """On the router: control datagrams are recorded; of others' traffic nothing may lead here."""
@@ -384,6 +399,7 @@ class Attack:
         own = [c for c in self.runtime.engine.table if c.movable and c.peer is not None]
         if not own:
             return
+        self.counts["connections that it says are elsewhere"] += 1
         c, at = self.random.choice(own), self.knows.address()
         epoch = self.runtime.engine.next_epoch()
         self.knows.seen.setdefault("epoch", deque(maxlen=REMEMBERED)).append(epoch)

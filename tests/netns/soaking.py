@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from redirectctl.lab.daemons import Daemon
+from redirectctl.lab.daemons import CommandError, Daemon
 from redirectctl.lab.middlebox import Gateway
 from redirectctl.lab.namespaces import NETNS_DIRECTORY, LabError, call
 from redirectctl.lab.sshd import SshServer
@@ -119,6 +119,7 @@ class Attacker:
         self._orders, self._told = (lab.sandbox.directory / f"attack-{name}.json" for name in ("orders", "told"))
         self.echo = Program(lab.server, "echo", "--listen", "0")
         self._port = self.echo.wait_line(1)["port"]
+        self._latest: dict[str, object] = {}
         variables = {"ATTACK_ORDERS": self._orders, "ATTACK_TOLD": self._told, "ATTACK_SEED": seed}
         command = ["env", *(f"{name}={value}" for name, value in variables.items())]
         command += [f"PYTHONPATH={ROOT}", sys.executable, "-m", "tests.netns.attacker"]
@@ -151,9 +152,24 @@ class Attacker:
             "tuples": [(c["local"], c["remote"]) for c in connections],
             "port": self._port,
         }
+        self._order(orders)
+
+    def _order(self, orders: Mapping[str, object]) -> None:
+        self._latest = {"over": False, **orders}
         fresh = self._orders.with_suffix(".new")
-        fresh.write_text(json.dumps(orders))
+        fresh.write_text(json.dumps(self._latest))
         os.replace(fresh, self._orders)
+
+    def end(self, server: Daemon) -> None:
+        """It says no more, and its connections end: whatever it has said of them, the server keeps some."""
+        self._order(self._latest | {"over": True})
+        wait_until(lambda: self.told()["over"], PATIENCE, "the end of the attack", poll=0.2)
+        for connection in server.ctl("connections"):
+            if connection["state"] != "closed":
+                with suppress(CommandError):  # it has ended this moment
+                    server.ctl("kill", connection["id"])
+        self.daemon.stop()
+        server.restart()  # else what was kept for them would stay for a minute
 
     def told(self) -> Any:
         """What it says of itself; None until it has begun."""
@@ -162,6 +178,7 @@ class Attacker:
     def judge(self, daemons: int) -> dict[str, int]:
         """Nothing of the connections has got to where it does not belong.  Returns what was sent."""
         told = self.told()
+        assert told["counts"]["connections that it says are elsewhere"] > 0, "it was a peer with connections of its own"
         assert told["counts"].get("strays", 0) == 0, told["strays"]
         listed = json.loads(self.bystander.run(["nft", "-j", "list", "counters", "table", "inet", "watch"]).stdout)
         got = {c["name"]: c for entry in listed["nftables"] if (c := entry.get("counter"))}
@@ -171,7 +188,7 @@ class Attacker:
         # Each host may say something there because of each of the others, and answers what seems to come from it.
         budget = daemons * daemons * (UNPROVEN[0] + UNPROVEN[1] * seconds)
         assert heard <= told["counts"].get("bytes as if from victims", 0) + budget
-        return {**told["counts"], "bytes heard by the bystander": heard, "protected at the end": told["protected"]}
+        return {**told["counts"], "bytes heard by the bystander": heard}
 
 
 class Soak:
@@ -417,7 +434,7 @@ class Soak:
             assert work.silent.ask(PATIENCE) == {}, f"{work.name}: silent connections"
             self._judge(work.stop())
         if self.attacker is not None:
-            self.attacker.daemon.stop()
+            self.attacker.end(self.server)
             self.attacked = self.attacker.judge(len(self.daemons) + 1)
             for daemon in (self.server, self.laptop, self.rendezvous):
                 self.attacked |= {f"{daemon.host.name}: {why}": n for why, n in _refusals(daemon).items()}
