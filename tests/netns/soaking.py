@@ -33,6 +33,7 @@ from redirectctl.lab.sshd import SshServer
 from redirectctl.lab.streams import Bulk, Program, Ticker, Verdict, start_bulk, start_idle, start_ticker, wait_until
 from redirectctl.lab.terminal import Terminal
 from redirectctl.lab.topology import Host, Lab, Network
+from redirectctl.proto.constants import UNPROVEN_BURST, UNPROVEN_RATE
 from tests.netns.daemon_pair import FAST
 from tests.netns.killing import going, stop_clean
 from tests.netns.rendezvous_lab import FIRST_RENDEZVOUS, SERVE
@@ -49,7 +50,6 @@ PACE = 1_500_000  # bytes a second of each bulk stream
 FIRST, LAST = 20, 90  # numbers of hosts that move
 ENOUGH = 240  # of the NAT's number
 MALLORY, BYSTANDER = 66, 200  # numbers of hosts that stay where they are
-UNPROVEN = (8192, 100.0)  # bytes, and then as many a second, to where a peer never answered: proto/constants.py
 
 
 class Work:
@@ -186,7 +186,7 @@ class Attacker:
         heard = sum(got[f"said{v}"]["bytes"] - got[f"said{v}"]["packets"] * size for v, size in ((4, 28), (6, 48)))
         seconds = time.monotonic() - self.began
         # Each host may say something there because of each of the others, and answers what seems to come from it.
-        budget = daemons * daemons * (UNPROVEN[0] + UNPROVEN[1] * seconds)
+        budget = daemons * daemons * (UNPROVEN_BURST + UNPROVEN_RATE * seconds)
         assert heard <= told["counts"].get("bytes as if from victims", 0) + budget
         return {**told["counts"], "bytes heard by the bystander": heard}
 
