@@ -15,30 +15,22 @@ anything to say: nothing of the connections gets to either.
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
-from redirectctl.lab.daemons import CommandError, Daemon
+from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.middlebox import Gateway
-from redirectctl.lab.namespaces import NETNS_DIRECTORY, LabError, call
 from redirectctl.lab.sshd import SshServer
-from redirectctl.lab.streams import Bulk, Program, Ticker, Verdict, start_bulk, start_idle, start_ticker, wait_until
+from redirectctl.lab.streams import Bulk, Ticker, Verdict, start_bulk, start_idle, start_ticker, wait_until
 from redirectctl.lab.terminal import Terminal
 from redirectctl.lab.topology import Host, Lab, Network
-from redirectctl.proto.constants import UNPROVEN_BURST, UNPROVEN_RATE
+from tests.netns.attacked import Attacker
 from tests.netns.daemon_pair import FAST
 from tests.netns.killing import going, stop_clean
 from tests.netns.rendezvous_lab import FIRST_RENDEZVOUS, SERVE
 
-ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0  # seconds for a connection to go on: losses and a loaded machine take their time
 OUTAGES = (0.2, 1.0, 3.0, 6.0)  # seconds
 LONG = 45.0  # an outage that TCP does not bear with RETRIES: 25 s
@@ -49,7 +41,6 @@ WITHIN = 1.5  # seconds of a step in which the daemon goes
 PACE = 1_500_000  # bytes a second of each bulk stream
 FIRST, LAST = 20, 90  # numbers of hosts that move
 ENOUGH = 240  # of the NAT's number
-MALLORY, BYSTANDER = 66, 200  # numbers of hosts that stay where they are
 
 
 class Work:
@@ -90,105 +81,8 @@ class Work:
         return verdicts
 
 
-def _refusals(daemon: Daemon) -> Counter[str]:
-    """By reason, as the event log has them."""
-    found: Counter[str] = Counter()
-    for event in daemon.events():
-        if event["event"] in ("packet.refused", "redirect.refused", "connection.refused"):
-            found[event.get("reason", "")] += event.get("count", 1)
-    return found
-
-
 def _over(stream: Bulk | Ticker) -> bool:
     return any(program.process.poll() is not None for program in stream.ends.values())
-
-
-class Attacker:
-    """mallory, and a bystander."""
-
-    def __init__(self, lab: Lab, seed: int) -> None:
-        self.began = time.monotonic()
-        self.host = Host(lab, "mallory")
-        lab.add(self.host)
-        self.host.join(lab.office, MALLORY)
-        self.host.take(lab.office.addresses(MALLORY + 1), lab.office)
-        self.bystander = lab.stranger
-        self.bystander.join(lab.cafe, BYSTANDER)
-        self._count()
-        self._router = NETNS_DIRECTORY / lab.router.full_name
-        self._orders, self._told = (lab.sandbox.directory / f"attack-{name}.json" for name in ("orders", "told"))
-        self.echo = Program(lab.server, "echo", "--listen", "0")
-        self._port = self.echo.wait_line(1)["port"]
-        self._latest: dict[str, object] = {}
-        variables = {"ATTACK_ORDERS": self._orders, "ATTACK_TOLD": self._told, "ATTACK_SEED": seed}
-        command = ["env", *(f"{name}={value}" for name, value in variables.items())]
-        command += [f"PYTHONPATH={ROOT}", sys.executable, "-m", "tests.netns.attacker"]
-        self.daemon = Daemon(self.host, f"{FAST}ports = [{self._port}]\n", command=command)
-
-    def _count(self) -> None:
-        """What gets to the bystander, before anything else sees it."""
-        kinds = {
-            "segments": "meta l4proto tcp",
-            "tunnelled": "udp dport 7747 @th,64,8 8",
-            "said4": "meta nfproto ipv4 udp dport 7747",
-            "said6": "meta nfproto ipv6 udp dport 7747",
-        }
-        counters = "".join(f"counter {name} {{ }}\n" for name in kinds)
-        rules = "".join(f"{match} counter name {name}\n" for name, match in kinds.items())
-        chain = f"chain in {{\ntype filter hook prerouting priority -450\n{rules}}}\n"
-        call(self.bystander.inside(["nft", "-f", "-"]), stdin=f"table inet watch {{\n{counters}{chain}}}\n")
-
-    def learns(self, servers: Sequence[Host], others: Sequence[Host], connections: Sequence[Mapping[str, str]]) -> None:
-        """Where all are, and which connections there are: it knows everything but keys and tokens."""
-        addresses = [
-            [str(a) for host in hosts for link in host.links for a in link.addresses] for hosts in (servers, others)
-        ]
-        orders = {
-            "router": str(self._router),
-            "servers": addresses[0],
-            "hosts": addresses[0] + addresses[1],
-            "victims": list(map(str, self.bystander.links[-1].addresses)),
-            "ids": [c["id"] for c in connections],
-            "tuples": [(c["local"], c["remote"]) for c in connections],
-            "port": self._port,
-        }
-        self._order(orders)
-
-    def _order(self, orders: Mapping[str, object]) -> None:
-        self._latest = {"over": False, **orders}
-        fresh = self._orders.with_suffix(".new")
-        fresh.write_text(json.dumps(self._latest))
-        os.replace(fresh, self._orders)
-
-    def end(self, server: Daemon) -> None:
-        """It says no more, and its connections end: whatever it has said of them, the server keeps some."""
-        self._order(self._latest | {"over": True})
-        wait_until(lambda: self.told()["over"], PATIENCE, "the end of the attack", poll=0.2)
-        for connection in server.ctl("connections"):
-            if connection["state"] != "closed":
-                with suppress(CommandError):  # it has ended this moment
-                    server.ctl("kill", connection["id"])
-        self.daemon.stop()
-        server.restart()  # else what was kept for them would stay for a minute
-
-    def told(self) -> Any:
-        """What it says of itself; None until it has begun."""
-        return json.loads(self._told.read_text()) if self._told.exists() else None
-
-    def judge(self, daemons: int) -> dict[str, int]:
-        """Nothing of the connections has got to where it does not belong.  Returns what was sent."""
-        told = self.told()
-        assert told["counts"]["connections that it says are elsewhere"] > 0, "it was a peer with connections of its own"
-        assert told["counts"].get("strays", 0) == 0, told["strays"]
-        listed = json.loads(self.bystander.run(["nft", "-j", "list", "counters", "table", "inet", "watch"]).stdout)
-        got = {c["name"]: c for entry in listed["nftables"] if (c := entry.get("counter"))}
-        assert (got["segments"]["packets"], got["tunnelled"]["packets"]) == (0, 0), got
-        heard = sum(got[f"said{v}"]["bytes"] - got[f"said{v}"]["packets"] * size for v, size in ((4, 28), (6, 48)))
-        seconds = time.monotonic() - self.began
-        # Each host may say something there because of each of the others, and answers what seems to come from it.
-        budget = daemons * daemons * (UNPROVEN_BURST + UNPROVEN_RATE * seconds)
-        assert heard <= told["counts"].get("bytes as if from victims", 0) + budget
-        return {**told["counts"], "bytes heard by the bystander": heard}
 
 
 class Soak:
@@ -227,11 +121,11 @@ class Soak:
         for daemon in self.daemons:
             daemon.start()
         self.sshd = SshServer(lab.server)
-        self.attacker = Attacker(lab, seed) if attacker else None
-        if self.attacker is not None:
-            self.attacker.daemon.start()
+        self.attacker = attacked = Attacker(lab, seed) if attacker else None
+        if attacked is not None:
+            attacked.daemon.start()
             self._inform()
-            wait_until(self._is_attacked, PATIENCE, "an attacker with a session and connections", poll=0.2)
+            wait_until(lambda: attacked.busy, PATIENCE, "an attacker with a session and connections", poll=0.2)
         self.works = [Work(self, "laptop 4", self.laptop, 4), Work(self, "laptop 6", self.laptop, 6),
                       Work(self, "inside 4", self.nat, 4)]  # fmt: skip
         self.extra: list[tuple[Ticker, Bulk]] = []
@@ -243,17 +137,8 @@ class Soak:
 
     def _inform(self) -> None:
         """The attacker knows everything but keys and tokens."""
-        if self.attacker is None:
-            return
-        connections: list[dict[str, str]] = []
-        for daemon in (self.server, self.laptop):
-            with suppress(LabError):  # it is just being started again
-                connections += daemon.ctl("connections")
-        self.attacker.learns([self.lab.server], [self.lab.client, self.inside, self.rendezvous.host], connections)
-
-    def _is_attacked(self) -> bool:
-        told = self.attacker.told() if self.attacker is not None else None
-        return told is not None and told["sessions"] > 0 and told["protected"] > 0
+        if self.attacker is not None:
+            self.attacker.learn([self.server], [self.laptop, self.nat, self.rendezvous])
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -435,7 +320,5 @@ class Soak:
             self._judge(work.stop())
         if self.attacker is not None:
             self.attacker.end(self.server)
-            self.attacked = self.attacker.judge(len(self.daemons) + 1)
-            for daemon in (self.server, self.laptop, self.rendezvous):
-                self.attacked |= {f"{daemon.host.name}: {why}": n for why, n in _refusals(daemon).items()}
+            self.attacked = self.attacker.judge(self.daemons)
         stop_clean(self.daemons)
