@@ -182,6 +182,10 @@ def parse(text: str, file: str = "redirectd.toml") -> Config:
         deepest = max(range(len(lines)), key=lambda number: sum(map(lines[number].count, "[{.")))
         why = "lists or tables in one another, without end"
         raise ConfigError(file, deepest + 1, "", why, "correct the line") from None
+    except ValueError:  # Python reads no number of more than some thousand digits
+        lines = text.split("\n")
+        longest = max(range(len(lines)), key=lambda number: len(lines[number]))
+        raise ConfigError(file, longest + 1, "", "a number without end", "correct the line") from None
 
 
 class _Reader:
@@ -297,12 +301,14 @@ def _check_address(text: str) -> None:
 
 def _check_network(text: str) -> None:
     try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{_toml(text)} is not a network", 'write networks as in "192.0.2.0/24"') from None
+    try:
         ip_network(text)
-    except ValueError as error:
-        whole = "has host bits set" in str(error)
-        why = "has bits set behind the length of its prefix" if whole else "is not a network"
-        hint = f'write "{ip_network(text, strict=False)}"' if whole else 'write networks as in "192.0.2.0/24"'
-        raise ValueError(f"{_toml(text)} {why}", hint) from None
+    except ValueError:
+        why = f"{_toml(text)} has bits set behind the length of its prefix"
+        raise ValueError(why, f'write "{network}"') from None
 
 
 def _check_interfaces(text: str) -> None:
@@ -313,7 +319,7 @@ def _check_interfaces(text: str) -> None:
 
 def _check_host_port(text: str) -> None:
     host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise ValueError(f"{_toml(text)} is not HOST:PORT", 'write servers as in "rendezvous.example.net:7747"')
 
 
@@ -342,7 +348,10 @@ def _expected(kind: Any) -> str:
 
 def _toml(raw: Any) -> str:
     """A value as it is written in the file, shortened for a message of one line."""
-    text = str(raw).lower() if isinstance(raw, bool) else repr(raw)
+    try:
+        text = str(raw).lower() if isinstance(raw, bool) else repr(raw)
+    except (ValueError, RecursionError):  # a number of more digits than Python writes
+        text = "this"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -61,6 +61,7 @@ from redirectctl.kernel.tcpcounters import TcpCounters
 from redirectctl.proto.events import Transmit
 from redirectctl.proto.fingerprint import fingerprint
 from redirectctl.proto.noise import StaticKey
+from redirectctl.store.database import readable
 from redirectctl.store.records import PeerRecord, StoreError
 from redirectctl.store.store import Store
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
@@ -97,9 +98,11 @@ class Runtime:
         self.tasks = Tasks()
         self.loops = Loops(self.tasks)
         self.saving = Saving(self.store, self.log, self._had_to_go)
-        self.peer_records: dict[bytes, PeerRecord] = {r.public: r for r in self.store.peers()}
+        with readable(self.store.path):
+            self.peer_records: dict[bytes, PeerRecord] = {r.public: r for r in self.store.peers()}
         self.forget_old_peers()
-        peers = [records.restored_peer(r, config.control.port) for r in self.peer_records.values()]
+        with readable(self.store.path):
+            peers = [records.restored_peer(r, config.control.port) for r in self.peer_records.values()]
         static = StaticKey.from_private(self.store.load_identity(os.urandom))
         self.engine = Engine(static, os.urandom, self.store.next_epoch(), policy(config), peers)
         self._exits = Exits()
@@ -201,7 +204,8 @@ class Runtime:
         """Take up what an earlier run left, then begin.  Raises KernelError."""
         self._loop = loop = asyncio.get_running_loop()
         await self.network.start()
-        restored = [records.restored_connection(r, self._booted_at) for r in self.store.connections()]
+        with readable(self.store.path):
+            restored = [records.restored_connection(r, self._booted_at) for r in self.store.connections()]
         present = self.finder.present([c.socket for c in restored])
         ended = [c for c in restored if c.socket not in present]
         restored, older = newest(c for c in restored if c.socket in present and c.peer in self.engine.peers)

@@ -35,11 +35,13 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redirectctl.flows import commands, constants
+from redirectctl.flows.bucket import Buckets
 from redirectctl.flows.connection import Connection, Flow, Path
 from redirectctl.flows.devices import may_use
 from redirectctl.flows.proofs import Numbers, in_place
 from redirectctl.flows.state import State
 from redirectctl.proto import events
+from redirectctl.proto.shares import Shared
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress
 
@@ -92,16 +94,22 @@ class Choosing:
 
     def __init__(self, engine: Engine) -> None:
         self._e = engine
-        self._trials: dict[Route, Trial] = {}
+        self._trials: Shared[bytes, Route, Trial] = Shared()  # of each peer
         self._stalls: dict[bytes, float] = {}  # peers, and when we last announced ourselves for a stall
         self._unread: dict[bytes, float] = {}  # peers that read no tunnel, and since when they get plain packets
-        self._looked = (0.0, 0)  # second, and tokens looked up in it
+        self._looked = Buckets()  # tokens that have come on connections of each peer
         self._came: dict[bytes, bytes] = {}  # connections to be opened, and the tokens that have come on them
         self._opening = False  # the kernel is being asked for others
         self._open_next = float("-inf")
-        self._taken: dict[
-            bytes, float
-        ] = {}  # connections that could not be opened, or leave the tunnel, and when it was tried
+        self._taken: dict[bytes, float] = {}  # connections whose tuple the kernel refused, and when
+
+    def forget(self, key: bytes) -> None:
+        """The peer is dropped."""
+        self._looked.forget(key)
+        for route in self._trials.keys(key):
+            self._drop(route)
+        self._stalls.pop(key, None)
+        self._unread.pop(key, None)
 
     # -- what may be --------------------------------------------------------------------------------------------------
 
@@ -182,7 +190,10 @@ class Choosing:
         if any(c.tunnel and not c.integrity for c in connections):
             self._listen(now)
         stayed = {self._route(c) for c in connections if c.cid not in elsewhere}
-        for route in {self._route(c) for c in connections if self._may_be_plain(c)}:
+        routes = {self._route(c) for c in connections if self._may_be_plain(c)}
+        for old in [r for r in self._trials if r.local not in self._e.network.usable] if routes else ():
+            self._drop(old)
+        for route in routes:
             trial = self._trials.get(route)
             if trial is not None and trial.suspected is not None:
                 if route in stayed and now - trial.suspected < constants.STALL_ANSWER:
@@ -192,11 +203,9 @@ class Choosing:
                 trial.suspected = None
             if trial is not None and trial.stalled and self._e.timers.armed(("plain", route)):
                 continue  # each time that it is taken, and does not carry, costs its connections a moment
-            for old in [r for r in self._trials if r.local not in self._e.network.usable]:
-                self._drop(old)
-            if trial is None and len(self._trials) >= constants.MAX_TRIALS:
+            trial = trial or self._begin(route)
+            if trial is None:
                 continue
-            self._trials[route] = trial = trial or Trial()
             trial.tries, trial.stalled, trial.carries = 0, False, False
             trial.began = trial.active = now
             self._try(now, route)
@@ -246,11 +255,13 @@ class Choosing:
                 self._e.listen.discard(_TRIALS)
             case "strict":
                 self._be_strict(rest[0])
-            case _ if rest[0] in self._trials:
+            case _:
                 self._try(now, rest[0])
 
     def _try(self, now: float, route: Route) -> None:
-        trial = self._trials[route]
+        trial = self._trials.get(route)
+        if trial is None:
+            return
         together = constants.PLAIN_TOGETHER if trial.carries else constants.PLAIN_FIRST
         chosen = self._next(now, route, trial, together if trial.tries >= 0 else 1)
         if not chosen:  # or no path, which comes with news
@@ -304,9 +315,20 @@ class Choosing:
         self._wait(now, route, trial)
         trial.failures += 1
 
+    def _begin(self, route: Route) -> Trial | None:
+        """One more that is tried, or has failed.  None: its peer has too many."""
+        trial = Trial()
+        gone = self._trials.put(constants.MAX_TRIALS, route.peer, route, trial)
+        if gone is None:
+            return trial
+        self._e.timers.cancel(("plain", gone[0]))
+        return trial if gone[1] is not trial else None
+
     def _suspect(self, now: float, route: Route) -> None:
         """It carries nothing.  Whether that is its fault, the peer's answer to our announcement tells."""
-        trial = self._trials.setdefault(route, Trial())
+        trial = self._trials.get(route) or self._begin(route)
+        if trial is None:
+            return
         if trial.proven is not None and now - trial.proven > constants.PLAIN_FORGIVEN:
             trial.failures = 0
         trial.stalled, trial.suspected = True, now
@@ -318,17 +340,17 @@ class Choosing:
         self._e.timers.set(("plain", route), now + pause)
 
     def _drop(self, route: Route) -> None:
-        self._trials.pop(route, None)
+        self._trials.pop(route)
         self._e.timers.cancel(("plain", route))
 
     def token(self, now: float, arrived: FourTuple, token: bytes, numbers: Numbers) -> None:
         """A token came plainly: tell the peer, if it is on a connection that we receive so."""
-        second, looked = self._looked
-        self._looked = (now, 1) if now - second >= 1.0 else (second, looked + 1)
-        if self._looked[1] > constants.MAX_TOKENS_LOOKED_UP:
-            return
         connection = self._e.table.on_wire(arrived)
         if connection is None or connection.peer is None:
+            return
+        # One of a connection is looked at at a time, so who forges them on one keeps none of the others from it.
+        most = constants.MAX_TOKENS_LOOKED_UP
+        if connection.cid not in self._came and not self._looked.take(now, connection.peer, most, most):
             return
         if not connection.integrity and not (connection.flow.closed and self._was_refused(now, connection)):
             self._came[connection.cid] = in_place(token, numbers)
@@ -383,8 +405,9 @@ class Choosing:
         tokens = event.message.tokens if isinstance(event.message, messages.Seen) else ()
         if not tokens and self._e.table.movable(event.key):
             self._listen(now)
-        for route, trial in list(self._trials.items()):
-            if route.peer != event.key:
+        for route in self._trials.keys(event.key):
+            trial = self._trials.get(route)
+            if trial is None:
                 continue
             cids = {cid for token in tokens if (cid := trial.tokens.pop(token, None)) is not None}
             if cids:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from redirectctl.flows import commands, constants
-from redirectctl.flows.bucket import Bucket
+from redirectctl.flows.bucket import Buckets
 from redirectctl.flows.connection import Connection, change
 from redirectctl.flows.proofs import ANSWERER, CLAIMANT, Numbers, around, digest, shown
 from redirectctl.flows.state import State
@@ -86,7 +86,7 @@ class Claims:
         self._looking: Shared[bytes, int, tuple[Claimed, FourTuple]] = Shared()
         self._asked: Shared[bytes, int, Asked] = Shared()
         self._number = 0
-        self._comparing: dict[bytes, Bucket] = {}  # by peer: proofs by numbers that are looked at
+        self._comparing = Buckets()  # proofs by numbers that are looked at
 
     def received(self, now: float, event: events.Received) -> None:
         """Protect, Bind, BindNumbers."""
@@ -202,8 +202,11 @@ class Claims:
 
     def forget(self, key: bytes) -> None:
         """The peer is dropped: what it has claimed keeps nobody else's from being heard."""
-        for which in [which for which in self._claimed if which[0] == key]:
+        for which in self._claimed.keys(key):
             self._drop(which)
+        for which in self._done.keys(key):
+            self._done.pop(which)
+        self._comparing.forget(key)
 
     def _drop(self, which: Which) -> None:
         claimed = self._claimed.pop(which)
@@ -330,18 +333,9 @@ class Claims:
             asked.verdicts.append(done if done is not None and here else Verdict(cid, 0, Status.PROVE))
         return None
 
-    def _may_compare(self, now: float, key: bytes, count: int) -> bool:
-        """To look at sockets for one peer must leave time for others."""
-        bucket = self._comparing.pop(key, None)
-        while len(self._comparing) >= constants.MAX_HEARD:
-            del self._comparing[next(iter(self._comparing))]
-        if bucket is None:
-            bucket = Bucket(constants.NUMBERED_RATE, constants.NUMBERED_BURST, constants.NUMBERED_BURST, now)
-        self._comparing[key] = bucket
-        return bucket.take(now, count)
-
     def _on_numbers(self, now: float, event: events.Received, message: BindNumbers) -> None:
-        if not self._may_compare(now, event.key, len(message.proofs)):  # it asks again
+        rate, burst = constants.NUMBERED_RATE, constants.NUMBERED_BURST
+        if not self._comparing.take(now, event.key, rate, burst, len(message.proofs)):  # it asks again
             self._e.notice("packet.refused", peer=event.key, reason="rate-limited", source=str(event.source))
             return
         asked = Asked(event, message.request)

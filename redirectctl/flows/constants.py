@@ -149,8 +149,8 @@ DIRECT_SOON: Final = 1.0  # seconds after a relayed peer has been found elsewher
 DIRECT_TRIES: Final = 5  # announcements of one such attempt
 PLACE_TIME: Final = 10.0  # seconds for which what somebody says of a peer's place is good at least: one attempt
 MAX_TOLD: Final = 8  # places of one peer, from each who says so
-MAX_TRIALS: Final = 1024  # routes that are being tried, or have failed
-MAX_TOKENS_LOOKED_UP: Final = 1000  # a second
+MAX_TRIALS: Final = 1024  # routes that are being tried, or have failed, shared
+MAX_TOKENS_LOOKED_UP: Final = 1000  # a second, on connections of one peer, and at once
 TOKENS_KEPT: Final = 256  # of one trial: those of all its attempts
 HELD_PAUSE: Final = 10.0  # seconds for which one rst.held event stands
 

@@ -586,6 +586,7 @@ class Engine:
             case events.PeerDropped(key):
                 self._heard.pop(key, None)
                 self.claims.forget(key)
+                self.choosing.forget(key)
                 self.rendezvous.forget(now, key)
                 self.protection.had_to_go(now, key)
                 self.emit(commands.DropPeer(key))

@@ -61,6 +61,7 @@ class Redirects:
     def __init__(self, engine: Engine) -> None:
         self._e = engine
         self._validations: dict[tuple[bytes, int], Validation] = {}
+        self._of_peer: dict[bytes, dict[int, Validation]] = {}  # the same, by epoch
 
     def timer(self, now: float, key: bytes, epoch: int) -> None:
         """A challenge was not answered."""
@@ -107,7 +108,7 @@ class Redirects:
         self._forget_outdated(key)
         self._make_room(key)
         validation = Validation(message.epoch, key, tuple(c.cid for c in fresh), message.stalled, now)
-        self._validations[key, message.epoch] = validation
+        self._validations[key, message.epoch] = self._of_peer.setdefault(key, {})[message.epoch] = validation
         self._take_way(now, validation, event, message)
 
     def _again(self, now: float, event: events.Received, message: Acm, applied: list[Connection]) -> None:
@@ -155,7 +156,7 @@ class Redirects:
         return any(v.applying and not concerned.isdisjoint(v.cids) for v in self._of(key))
 
     def _of(self, key: bytes) -> list[Validation]:
-        return [v for (of, _), v in self._validations.items() if of == key]
+        return list(self._of_peer.get(key, {}).values())
 
     def _unusable(self, event: events.Received, new: IPAddress) -> str | None:
         """Why no traffic may be sent to this address, or None."""
@@ -223,6 +224,10 @@ class Redirects:
 
     def _forget(self, validation: Validation) -> None:
         self._validations.pop((validation.key, validation.epoch), None)
+        of_peer = self._of_peer.get(validation.key, {})
+        of_peer.pop(validation.epoch, None)
+        if not of_peer:
+            self._of_peer.pop(validation.key, None)
         self._e.timers.cancel(("challenge", validation.key, validation.epoch))
 
     def on_response(self, now: float, event: events.Received, message: PathResponse) -> None:

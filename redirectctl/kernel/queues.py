@@ -6,6 +6,7 @@ Both see the packet at priority raw, after the chains of `rewrite` (raw - 10) ha
 
 from __future__ import annotations
 
+import os
 import subprocess
 from typing import NamedTuple
 
@@ -78,7 +79,7 @@ class IptablesQueues:
 
     def install(self) -> None:
         """Make each rule be there exactly once, before any other."""
-        for program in ("iptables", "ip6tables"):
+        for program in programs():
             wanted = [_line(rule) for rule in QUEUE_RULES]
             if self._ours(program) != wanted:
                 self._delete(program)
@@ -86,17 +87,17 @@ class IptablesQueues:
 
     def intact(self) -> bool:
         """Whether each rule is there, once."""
-        return all(self._ours(program) == [_line(r) for r in QUEUE_RULES] for program in ("iptables", "ip6tables"))
+        return all(self._ours(program) == [_line(r) for r in QUEUE_RULES] for program in programs())
 
     def remove(self) -> None:
         """Delete our rules, leave all others."""
-        for program in ("iptables", "ip6tables"):
+        for program in programs():
             self._delete(program)
 
     def leftovers(self) -> list[str]:
         """Our rules that are there now, as `PROGRAM -t raw -A ...` lines; programs that are missing have none."""
         found = []
-        for program in ("iptables", "ip6tables"):
+        for program in programs():
             try:
                 found += [f"{program} -t raw -A {line}" for line in self._ours(program)]
             except KernelError:
@@ -117,6 +118,11 @@ class IptablesQueues:
     def _restore(program: str, lines: list[str]) -> None:
         text = "\n".join(["*raw", *lines, "COMMIT", ""])
         _call([f"{program}-restore", "-w", str(_TIMEOUT), "--noflush"], text)
+
+
+def programs() -> tuple[str, ...]:
+    """Without IPv6 in the kernel ip6tables may find no table."""
+    return ("iptables", "ip6tables") if os.path.exists("/proc/thread-self/net/if_inet6") else ("iptables",)
 
 
 def _line(rule: QueueRule) -> str:

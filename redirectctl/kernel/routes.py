@@ -42,8 +42,18 @@ _RECEIVE_BUFFER = 1 << 20  # bytes: an answer takes a thousand of them
 _RECEIVE = 1 << 16
 _ATTEMPTS = 3  # at questions whose answers were lost for want of memory
 
-# What the kernel says when packets cannot go there (from that source address)
-_NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES, errno.ENODEV, errno.EADDRNOTAVAIL}
+# What the kernel says when packets cannot go there (from that source address).  EOPNOTSUPP: it was started with
+# ipv6.disable=1, and nobody answers about IPv6 (`rtnetlink_rcv_msg`).
+_NO_ROUTE = {
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.EINVAL,
+    errno.EACCES,
+    errno.ENODEV,
+    errno.EADDRNOTAVAIL,
+    errno.EOPNOTSUPP,
+    errno.EAFNOSUPPORT,
+}
 
 
 class Question(NamedTuple):

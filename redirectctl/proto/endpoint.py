@@ -52,7 +52,7 @@ class Endpoint:
         self._counter = counter
         self._out: list[events.Event] = []
         self._sessions: dict[int, Session] = {}  # by our index
-        self._by_remote: dict[int, Session] = {}  # by the peer's index: for UNKNOWN
+        self._by_remote: dict[int, dict[int, Session]] = {}  # by the peer's index, which others may have too: UNKNOWN
         self._hinted: dict[bytes, float] = {}
         self.relays: dict[SockAddr, bytes] = {}  # rendezvous: what goes there for somebody else is handed over
         self.hand_over: HandOver = lambda *_: None
@@ -384,15 +384,14 @@ class Endpoint:
     def _on_unknown(self, now: float, message: datagram.Unknown) -> None:
         if self.initiator.on_unknown(now, message.receiver):
             return
-        session = self._by_remote.get(message.receiver)
-        if session is None:
+        if message.receiver not in self._by_remote:
             raise MalformedError("no-such-session")
-        if now - self._hinted.get(session.key, float("-inf")) < constants.UNKNOWN_HINT_PAUSE:
-            return
-        self._hinted[session.key] = now
-        peer = self.peers[session.key]
-        if peer.remote is not None:  # the old session stays: the hint proves nothing
-            self.initiator.start(now, peer.remote, peer.local, peer.key)
+        for key in dict.fromkeys(session.key for session in self._by_remote[message.receiver].values()):
+            if now - self._hinted.get(key, float("-inf")) >= constants.UNKNOWN_HINT_PAUSE:
+                self._hinted[key] = now
+                peer = self.peers[key]
+                if peer.remote is not None:  # the old session stays: the hint proves nothing
+                    self.initiator.start(now, peer.remote, peer.local, peer.key)
 
     def _meet(self, now: float, key: bytes, at: SockAddr, initiator: bool) -> Peer:
         state = self._admit(key, at, initiator)
@@ -430,7 +429,7 @@ class Endpoint:
 
     def _add_session(self, now: float, peer: Peer, session: Session) -> None:
         self._sessions[session.local_index] = session
-        self._by_remote[session.remote_index] = session
+        self._by_remote.setdefault(session.remote_index, {})[session.local_index] = session
         peer.sessions.insert(0, session)
         self._trim(peer)
         self.timers.set(("expire", session.local_index), now + constants.REJECT_AFTER_TIME)
@@ -468,7 +467,9 @@ class Endpoint:
         session = self._sessions.pop(index, None)
         if session is None:
             return
-        if self._by_remote.get(session.remote_index) is session:
+        alike = self._by_remote[session.remote_index]
+        del alike[index]
+        if not alike:
             del self._by_remote[session.remote_index]
         peer = self.peers.get(session.key)
         if peer is not None and session in peer.sessions:

@@ -41,6 +41,14 @@ class Shared(Generic[Party, Key, Value]):
         """All of them, oldest first."""
         return (value for _, value in self._values.values())
 
+    def items(self) -> Iterator[tuple[Key, Value]]:
+        """The same, with their keys."""
+        return ((key, value) for key, (_, value) in self._values.items())
+
+    def keys(self, party: Party) -> list[Key]:
+        """Those of this party, oldest first."""
+        return list(self._keys.get(party, ()))
+
     def of(self, party: Party) -> int:
         """How many this party has."""
         return len(self._keys.get(party, ()))

@@ -6,6 +6,7 @@ import fcntl
 import os
 import sqlite3
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,16 @@ def explained(path: Path) -> Iterator[None]:
         raise StoreError(str(path), str(error), hint) from error
     except OSError as error:
         raise StoreError(str(path), error.strerror or str(error), "see to the directory's owner and rights") from error
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What stands in the records makes sense: no redirectd has written what does not.  Else StoreError."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, struct.error) as error:
+        why = f"a record makes no sense: {str(error)!a}"
+        raise StoreError(str(path), why, "put back a copy, or remove it and let peers approve the new key") from error
 
 
 def prepare_directory(path: Path) -> None:

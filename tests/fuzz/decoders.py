@@ -25,7 +25,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.fuzz.mutate import Mutator
-from tests.fuzz.targets import ACCEPTED, TARGETS, Target
+from tests.fuzz.target import ACCEPTED, Target
+from tests.fuzz.targets import TARGETS
 
 MOST_SECONDS = 2.0  # of CPU time an input may take
 MOST_GROWTH = 64 << 20  # bytes of memory after the first tenth
@@ -78,7 +79,9 @@ def fuzz(name: str, inputs: int, seconds: float = float("inf"), seed: int = 1, b
             if first != begin and first % target.lasts == 0:
                 target = _made(name, seed, first)
             random = Random(f"{seed} {name} {first}")
-            mutator = Mutator(target.examples, target.longest, random, same_length=target.same_length)
+            mutator = Mutator(
+                target.examples, target.longest, random, same_length=target.same_length, words=target.words
+            )
             for number in range(first, min(first + BATCH, begin + inputs)):
                 data = mutator.next()
                 if target.mend is not None and random.random() < _MENDED:

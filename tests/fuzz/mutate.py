@@ -15,9 +15,22 @@ _STRANGE = 0.02  # of all inputs are random bytes, and as many are left as they 
 class Mutator:
     """Endless bad inputs."""
 
-    def __init__(self, examples: Sequence[bytes], longest: int, random: Random, *, same_length: bool = False) -> None:
-        """``longest``: no input has more bytes.  ``same_length``: as many as the example as a rule."""
+    def __init__(
+        self,
+        examples: Sequence[bytes],
+        longest: int,
+        random: Random,
+        *,
+        same_length: bool = False,
+        words: Sequence[bytes] = (),
+    ) -> None:
+        """``longest``: no input has more bytes.  ``same_length``: as many as the example as a rule.
+
+        ``words``: what is put in, or over what is there, in a text.
+        """
         self._changes = _SAME_LENGTH * 8 + _CHANGES if same_length else _CHANGES
+        self._changes += (Mutator._put, Mutator._put_over) * len(_CHANGES) if words else ()
+        self._words = words
         self._examples = examples
         self._longest = longest
         self._random = random
@@ -86,6 +99,14 @@ class Mutator:
         """The front of this with the end of another."""
         other = self._random.choice(self._examples)
         data[self._at(data) :] = other[int(self._random.random() * len(other)) :]
+
+    def _put(self, data: bytearray) -> None:
+        at = self._random.randint(0, len(data))
+        data[at:at] = self._random.choice(self._words)
+
+    def _put_over(self, data: bytearray) -> None:
+        at, word = self._random.randint(0, len(data)), self._random.choice(self._words)
+        data[at : at + self._random.choice((1, len(word)))] = word
 
 
 _SAME_LENGTH = (

@@ -7,11 +7,8 @@ it raises is a fault.  Some know more of what must hold, and say so with Broken.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from types import ModuleType
 
@@ -28,41 +25,11 @@ from redirectctl.proto.noise import Handshake, Pattern, StaticKey
 from redirectctl.proto.peer import Session
 from redirectctl.wire import datagram, ip, meeting, message, tunnel
 from redirectctl.wire.addr import FourTuple, SockAddr
+from tests.fuzz.local import LOCAL
+from tests.fuzz.target import ACCEPTED, Broken, Make, Target, table
 from tests.sim import endpoints
 from tests.sim.pair import PORT, Host, World
 from tests.sim.pair import ip as address
-
-ACCEPTED = "accepted"
-_UNIT = Path(__file__).parents[1] / "unit"
-
-
-class Broken(Exception):
-    """A target did what it must never do."""
-
-
-@dataclass
-class Target:
-    """Something to feed."""
-
-    examples: list[bytes]
-    feed: Callable[[bytes], str]  # ACCEPTED, or the reason of the refusal
-    mend: Callable[[bytes], bytes] | None = None  # makes checksums and the like right, so that more is read
-    longest: int = 2048  # bytes
-    same_length: bool = False  # lengths have been checked by the time that it matters
-    lasts: int = 50_000  # so many inputs until it is made anew; a multiple of decoders.BATCH
-
-
-Make = Callable[[Random], Target]
-
-
-def _table(path: str) -> ModuleType:
-    """A module of unit tests, for its table of examples."""
-    spec = importlib.util.spec_from_file_location("examples", _UNIT / path)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _hexed(module: ModuleType) -> list[bytes]:
@@ -84,7 +51,7 @@ def datagrams(_: Random) -> Target:
             raise Broken("encodes to other bytes")
         return ACCEPTED
 
-    return Target(_hexed(_table("wire/test_datagram.py")), feed)
+    return Target(_hexed(table("wire/test_datagram.py")), feed)
 
 
 def session_messages(_: Random) -> Target:
@@ -99,12 +66,12 @@ def session_messages(_: Random) -> Target:
             raise Broken("reads as another message when it is encoded again")
         return ACCEPTED
 
-    return Target(_hexed(_table("wire/test_message.py")), feed)
+    return Target(_hexed(table("wire/test_message.py")), feed)
 
 
 def tunnel_datagrams(_: Random) -> Target:
     """wire/tunnel.py"""
-    table = _table("wire/test_tunnel.py")
+    known = table("wire/test_tunnel.py")
 
     def feed(data: bytes) -> str:
         try:
@@ -115,7 +82,7 @@ def tunnel_datagrams(_: Random) -> Target:
             raise Broken("encodes to other bytes")
         return ACCEPTED
 
-    return Target([bytes.fromhex(text) for _, text in table.MESSAGES.values()], feed)
+    return Target([bytes.fromhex(text) for _, text in known.MESSAGES.values()], feed)
 
 
 # -- the tunnel's hot path ---------------------------------------------------------------------------------------------
@@ -373,7 +340,7 @@ def endpoint(random: Random) -> Target:
     bob.contact(alice, known=True)
     bob.contact(alice)
     transport = datagram.Transport(2, session.remote_index, 1, b"").header
-    examples += [transport + text + bytes(16) for text in _hexed(_table("wire/test_message.py"))]  # to be mended
+    examples += [transport + text + bytes(16) for text in _hexed(table("wire/test_message.py"))]  # to be mended
     waiting = next(data for data in alice.sent(datagram.Type.INIT) if data[2] == datagram.Pattern.IKPSK2)
     index = int.from_bytes(waiting[4:8])
     reply = CookieChecker(bob.static.public, random.randbytes).make_reply(waiting, alice.at(), net.now)
@@ -465,13 +432,13 @@ def engine(random: Random) -> Target:
             meeting.Relay(1, tag, (1, 2, 3)),
         )
     ]
-    table = _table("wire/test_message.py")
-    for text in _hexed(table):
+    known = table("wire/test_message.py")
+    for text in _hexed(known):
         examples.append(text)
         for cid, socket in ((there.cid, victim), (mine.cid, own)):  # claims, and answers to ours
-            swapped = text.replace(table._CID, cid)
-            for known, host in zip(table._TUPLE, (socket.remote.host, socket.local.host), strict=True):
-                swapped = swapped.replace(message.pack_ip(known.host), message.pack_ip(host))
+            swapped = text.replace(known._CID, cid)
+            for ours, host in zip(known._TUPLE, (socket.remote.host, socket.local.host), strict=True):
+                swapped = swapped.replace(message.pack_ip(ours.host), message.pack_ip(host))
             examples.append(swapped.replace((40000).to_bytes(2), socket.remote.port.to_bytes(2)))
     sources = [SockAddr(address(text), PORT) for text in ("203.0.113.66", "203.0.113.67", "198.51.100.2")]
 
@@ -525,4 +492,4 @@ TARGETS: dict[str, Make] = {
     "noise": noise,
     "endpoint": endpoint,
     "engine": engine,
-}
+} | LOCAL

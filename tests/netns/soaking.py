@@ -8,7 +8,10 @@
 Steps: one moves, or both at once; an outage, in a long run also longer than TCP bears; losses for a while; a daemon is
 killed or stopped, at some moment of a move or of nothing, and started again; what `soak_troubles` has.  After each step
 every connection carries something new, both ways; at the end every byte is compared and nothing is left.  The router
-drops what has a source of another network, as providers do.
+drops what has a source of another network, as providers do (but not where an attacker is).
+
+With an attacker there is mallory as well, in the office (attacker.py), and a bystander in the cafe to whom nobody has
+anything to say: nothing of the connections gets to either.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from redirectctl.lab.streams import Bulk, Ticker, Verdict, start_bulk, start_idl
 from redirectctl.lab.terminal import Terminal
 from redirectctl.lab.topology import Host, Lab, Network
 from redirectctl.lab.uplinks import provider_filters
+from tests.netns.attacked import Attacker
 from tests.netns.clocks import Clock
 from tests.netns.daemon_pair import FAST
 from tests.netns.killing import going, stop_clean
@@ -113,6 +117,7 @@ class Soak:
         *,
         long: bool = False,
         kinds: Collection[str] = (),
+        attacker: bool = False,
     ) -> None:
         """``done`` counts.  ``long``: with outages that TCP does not bear.  ``kinds``: of steps; empty: all."""
         self.lab = lab
@@ -133,7 +138,8 @@ class Soak:
         meeting.join(lab.office, FIRST_RENDEZVOUS)
         for host in (lab.client, self.inside, lab.server):
             host.sysctl({"net.ipv4.tcp_retries2": RETRIES})
-        provider_filters(lab, *lab.networks.values())
+        # Where the attacker is, nobody keeps it from forging its sources.
+        provider_filters(lab, *(n for n in lab.networks.values() if not attacker or n is not lab.office))
         config = f'{FAST}[rendezvous]\nservers = ["{meeting.address()}:7747"]\n'
         hosts = (lab.client, self.inside, lab.server)
         self.disks = {host.name: Disk(host, DISK) for host in hosts}
@@ -146,9 +152,15 @@ class Soak:
             daemon.start()
         self.fingerprints = {daemon.host.name: daemon.ctl("identity")["fingerprint"] for daemon in self.moving}
         self.sshd = SshServer(lab.server)
+        self.attacker = attacked = Attacker(lab, seed) if attacker else None
+        if attacked is not None:
+            attacked.daemon.start()
+            self._inform()
+            wait_until(lambda: attacked.busy, PATIENCE, "an attacker with a session and connections", poll=0.2)
         self.works = [Work(self, "laptop 4", self.laptop, 4), Work(self, "laptop 6", self.laptop, 6),
                       Work(self, "inside 4", self.nat, 4)]  # fmt: skip
         self.extra: list[tuple[Ticker, Bulk]] = []
+        self.attacked: dict[str, int] = {}  # what was sent, at the end
         self.done["connections"] = sum(work.count for work in self.works)
         for daemon in (self.laptop, self.nat):
             wanted = sum(work.count for work in self.works if work.client is daemon)
@@ -177,6 +189,11 @@ class Soak:
             Step(troubles.udp_blocked, 2, alone=True),
         ]
 
+    def _inform(self) -> None:
+        """The attacker knows everything but keys and tokens."""
+        if self.attacker is not None:
+            self.attacker.learn([self.server], [self.laptop, self.nat, self.rendezvous])
+
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def run(self, seconds: float) -> None:
@@ -189,6 +206,7 @@ class Soak:
         """Something happens, in half of the cases while a daemon goes and comes back; then all lives."""
         (chosen,) = self.random.choices(self.steps, [step.weight for step in self.steps])
         since = [work.begin() for work in self.works]
+        self._inform()
         if not chosen.alone and self.random.random() < 0.5:
             self._while_a_daemon_goes(chosen.does)
         else:
@@ -201,6 +219,7 @@ class Soak:
 
     def live(self, works: Sequence[Work] | None = None, since: Sequence[tuple[float, int]] = ()) -> None:
         """All of it carries something new.  ``works``: of these only; ``since``: what each had before."""
+        self._inform()
         chosen = self.works if works is None else works
         silent = self.random.random() < 0.3
         now = [work.begin() for work in chosen]
@@ -357,4 +376,7 @@ class Soak:
         for work in self.works:
             assert work.silent.ask(PATIENCE) == {}, f"{work.name}: silent connections"
             self._judge(work.stop())
+        if self.attacker is not None:
+            self.attacker.end(self.server)
+            self.attacked = self.attacker.judge(self.daemons)
         stop_clean(self.daemons)

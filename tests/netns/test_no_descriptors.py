@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import pytest
 from daemon_pair import FAST, PATIENCE, Pair
 
+from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import program
 from redirectctl.lab.streams import start_idle, start_ticker, wait_until
 from redirectctl.lab.topology import Lab
@@ -16,6 +18,19 @@ COUNT = 3
 PORT = 5001
 TIMED_OUT = 124  # timeout(1)
 AWHILE = 4.0  # seconds: each loop comes to its turn
+# Its tunnel takes nothing on while there is a file.
+REFUSES = """
+import errno, os, sys
+from redirectctl.kernel.carrier import Carrier
+carry = Carrier.carry
+def refuse(self, carried, routes=None):
+    if os.path.exists(os.environ["NONE_LEFT"]):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    carry(self, carried, routes)
+Carrier.carry = refuse
+from redirectctl.daemon.main import main
+sys.exit(main())
+"""
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -62,3 +77,22 @@ def test_moves_go_on_without_descriptors_and_all_parts_go_on_after(lab: Lab, ver
     for each in (idle, fresh, later):
         each.stop()
     pair.stop_without_a_trace()
+
+
+def test_what_the_tunnel_does_not_take_on_is_not_led_into_it(lab: Lab) -> None:
+    """It would be a black hole; so the move has failed, and is tried again."""
+    none_left = lab.sandbox.directory / "none-left"
+    server = Daemon(lab.server, FAST, command=["env", f"NONE_LEFT={none_left}", sys.executable, "-c", REFUSES])
+    pair = Pair(lab, daemons=(Daemon(lab.client, FAST), server))
+    ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
+    pair.wait_protected(1)
+    none_left.touch()
+    since = time.time()
+    lab.client.move(lab.cafe, 20)
+    pair.client.wait_event("redirect.refused", since=since, timeout=PATIENCE, reason="failed-there")
+    assert {c["path"] for c in server.ctl("connections")} == {"original"}
+    none_left.unlink()
+    ticker.wait_both(time.monotonic(), PATIENCE)
+    assert pair.wait_moved(pair.client, since)
+    verdict = ticker.stop()
+    assert verdict.ok, verdict

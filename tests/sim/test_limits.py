@@ -6,36 +6,43 @@ alice serves, and accepts everybody.  The tables are small here; docs/threat-mod
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Final
 
 import pytest
 
 from redirectctl.flows import constants as limits
-from redirectctl.flows.engine import Policy
+from redirectctl.flows.bucket import Buckets
+from redirectctl.flows.connection import Path
+from redirectctl.flows.engine import Engine, Policy
 from redirectctl.flows.meeting import tag_of
 from redirectctl.flows.proofs import digest
 from redirectctl.flows.state import State
 from redirectctl.proto import constants as proto_limits
+from redirectctl.proto import events
 from redirectctl.proto.noise import Pattern, StaticKey
 from redirectctl.proto.peer import Accepted, PeerState
+from redirectctl.proto.shares import Shared
 from redirectctl.wire import meeting as wire
 from redirectctl.wire import message as messages
-from redirectctl.wire.addr import SockAddr
-from redirectctl.wire.datagram import Type
+from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.datagram import Type, Unknown
 from redirectctl.wire.tunnel import Offer
-from tests.sim.pair import PORT, Host, World, agree, ip
+from tests.sim.pair import PORT, Host, World, acm, agree, ip
 from tests.sim.test_threats import ALICE, BOB, NEW, Scene, stranger_init
 
 ALL: Final = Policy(first_contact="accept-new", long_lived_after=1.0)
+AUTO: Final = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")
 
 
 class Crowd:
     """alice, bob who has a connection with her already, and attackers with a session each."""
 
-    def __init__(self, attackers: int, policy: Policy = ALL, *, used: bool = False) -> None:
+    def __init__(self, attackers: int, policy: Policy = ALL, *, used: bool = False, others: Policy = ALL) -> None:
         self.world = World(seed=7)
+        self.others = others
         self.alice = self.world.host("alice", ALICE, policy=policy)
-        self.bob = self.world.host("bob", BOB, policy=ALL)
+        self.bob = self.world.host("bob", BOB, policy=others)
         self.socket, self.mirrored = self.world.connect(self.bob, self.alice, 40000)
         self.world.run(5)
         self.attackers = [self.stranger(f"203.0.113.{n + 1}") for n in range(attackers)]
@@ -45,18 +52,18 @@ class Crowd:
 
     def stranger(self, address: str) -> Host:
         """A host that calls alice."""
-        host = self.world.host(address, address, policy=ALL)
+        host = self.world.host(address, address, policy=self.others)
         host.engine.contact(self.world.now, SockAddr(ip(ALICE), PORT))
         host.run()
         self.world.run(0.3)
         return host
 
-    def say(self, who: Host, message: messages.Message, to: Host | None = None) -> None:
-        """In its session."""
-        peer = who.engine.peers[(to or self.alice).static.public]
+    def say(self, who: Host, message: messages.Message, source: IPAddress | None = None) -> None:
+        """To alice, in its session; from one of its addresses."""
+        peer = who.engine.peers[self.alice.static.public]
         assert who.engine.endpoint.send(self.world.now, peer, message)
         for event in who.engine.endpoint.drain():
-            self.world.transmit(SockAddr(who.addresses[0], PORT), event.to, event.data, who)
+            self.world.transmit(SockAddr(source or who.addresses[0], PORT), event.to, event.data, who)
 
     def assert_bob_is_served(self) -> None:
         """A new connection, and a move of all."""
@@ -170,6 +177,89 @@ def test_many_keys_with_a_connection_each_leave_some_to_those_that_a_person_has_
     crowd.alice.engine.approve(crowd.world.now, crowd.bob.static.public)
     crowd.alice.run()
     crowd.assert_bob_is_served()
+
+
+# -- plain packets -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attackers", [1, 3])
+def test_ways_that_are_tried(attackers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers that are at many addresses, each with a connection, to none of which anything gets plainly."""
+    monkeypatch.setattr(limits, "MAX_TRIALS", 8)
+    crowd = Crowd(attackers, AUTO, others=AUTO)
+    alice, bob, world = crowd.alice, crowd.bob, crowd.world
+    trials = alice.engine.choosing._trials
+    world.tap_segment = lambda source, to: ip(NEW) in (to.host, source.host)  # nothing gets plainly to the others
+    for n, attacker in enumerate(crowd.attackers):
+        own = [world.connect(attacker, alice, 50000 + m)[1] for m in range(12)]
+        world.tap_segment, only_bob = None, world.tap_segment
+        world.run(5)
+        world.tap_segment = only_bob
+        spread(crowd, attacker, own, f"192.88.{n}")
+    assert len(trials) == 8
+    assert all(trials.of(a.static.public) for a in crowd.attackers)
+    bob.move(NEW)
+    world.run(3)
+    assert alice.connection(crowd.mirrored).path is Path.REWRITTEN
+    assert agree(alice, bob, crowd.mirrored)
+    assert len(trials) <= 8
+    assert {c.path for a in crowd.attackers for c in alice.engine.table.of(a.static.public)} == {Path.TUNNEL}
+
+
+def spread(crowd: Crowd, attacker: Host, own: list[messages.FourTuple], network: str) -> None:
+    """Each of its connections is at another of its addresses now.  It does no more than that."""
+
+    def deliver(data: bytes, source: SockAddr, to: SockAddr) -> None:
+        attacker.engine.endpoint.receive(crowd.world.now, data, source, to.host)
+        for event in attacker.engine.endpoint.drain():
+            if isinstance(event, events.Received) and isinstance(event.message, messages.PathChallenge):
+                back = messages.PathResponse(event.message.epoch, event.message.data)
+                crowd.say(attacker, back, source=to.host)
+
+    attacker.crash()
+    attacker.deliver = deliver  # type: ignore[method-assign]
+    for n, socket in enumerate(own):
+        at = f"{network}.{n + 1}"
+        attacker.addresses.append(ip(at))
+        cid = crowd.alice.connection(socket).cid
+        crowd.say(attacker, acm(attacker.engine.next_epoch(), at, cids=(cid,)), source=ip(at))
+    crowd.world.run(1)
+    assert {crowd.alice.connection(socket).there_now for socket in own} == set(attacker.addresses[1:])
+
+
+@pytest.mark.parametrize("attackers", [1, 3])
+def test_tokens_on_connections_of_another(attackers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_TOKENS_LOOKED_UP", 30)
+    crowd = Crowd(attackers, AUTO, others=AUTO)
+    own = [crowd.world.connect(a, crowd.alice, 50000 + n)[0] for a in crowd.attackers for n in range(40)]
+    crowd.world.run(8)
+    assert all(crowd.alice.protects(socket.mirrored) for socket in own)
+    crowd.say(crowd.attackers[0], messages.Seen(()))  # alice listens
+    for n in range(40):
+        if n == 5:
+            crowd.bob.move(NEW)
+        for socket in own:
+            crowd.world.segment(*socket, crowd.world.random.randbytes(8))
+        crowd.world.run(0.04)
+    assert crowd.bob.connection(crowd.socket).path is Path.REWRITTEN
+    told = [m for m, *_ in crowd.alice.messages if isinstance(m, messages.Seen)]
+    assert sum(len(m.tokens) for m in told) <= (attackers + 1) * 30 * 4 + 10, "and what it draws is bounded"
+
+
+def test_forged_tokens_on_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By somebody who knows its addresses and ports: it stays in the tunnel, the others of the same peer do not."""
+    monkeypatch.setattr(limits, "MAX_TOKENS_LOOKED_UP", 50)
+    crowd = Crowd(0, AUTO, others=AUTO)
+    more = [crowd.world.connect(crowd.bob, crowd.alice, 41000 + n)[0] for n in range(3)]
+    crowd.world.run(8)
+    crowd.bob.move(NEW)
+    crowd.world.run(0.05)
+    to = crowd.socket.remote
+    for _ in range(300):
+        for _ in range(10):
+            crowd.world.segment(SockAddr(ip(NEW), 40000), to, crowd.world.random.randbytes(8))
+        crowd.world.run(0.01)
+    assert {crowd.bob.connection(socket).path for socket in more} == {Path.REWRITTEN}
 
 
 # -- peers -------------------------------------------------------------------------------------------------------------
@@ -445,17 +535,52 @@ def test_tags_and_flows_at_a_rendezvous(attackers: int, monkeypatch: pytest.Monk
 
 
 def test_who_is_dropped_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    crowd = Crowd(0, Policy(first_contact="accept-new", long_lived_after=1.0, serve=True))
+    """Whatever it has said: keys are free, and would fill whatever is kept by key."""
+    crowd = Crowd(0, Policy(first_contact="accept-new", long_lived_after=1.0, serve=True, prefer="auto"), others=AUTO)
     monkeypatch.setattr(proto_limits, "PEERS_MAX", 2)
+    strangers = []
     for n in range(10):
         stranger = crowd.stranger(f"203.0.113.{n + 1}")
-        crowd.say(stranger, wire.Register(1, (), (bytes(15) + bytes((n,)),)))
-        crowd.say(stranger, messages.Protect(2, claims(1 + 100 * n)))
+        strangers.append(stranger.static.public)
+        for message in (
+            wire.Register(1, (), (bytes(15) + bytes((n,)),)),
+            messages.Protect(2, claims(1 + 100 * n)),
+            messages.Hello(messages.Trust.APPROVED, SockAddr(ip("192.0.2.77"), 9), (ip("203.0.113.99"),)),
+            messages.Hello(messages.Trust.APPROVED, SockAddr(ip("192.0.2.78"), 9), (ip("203.0.113.98"),)),
+            acm(2**40, f"203.0.113.{n + 1}", f"203.0.113.{n + 1}"),
+            messages.BindNumbers(3, ((bytes(8), bytes(8)),)),
+            messages.Seen(()),
+            messages.PathProbe(bytes(8)),
+            messages.Bye(),
+        ):
+            crowd.say(stranger, message)
+        session = stranger.engine.peers[crowd.alice.static.public].sessions[0]
+        crowd.world.transmit(
+            SockAddr(stranger.addresses[0], PORT),
+            SockAddr(ip(ALICE), PORT),
+            Unknown(session.version, session.local_index).encode(),
+        )
+        if n % 2:
+            socket, mirrored = crowd.world.connect(stranger, crowd.alice, 50000)
+            crowd.world.run(4)
+            assert crowd.alice.protects(mirrored)
+            stranger.closed(socket)
+            crowd.alice.closed(mirrored)
         crowd.world.run(0.1)
     engine = crowd.alice.engine
     assert len(engine.peers) == 2
-    assert {key for key, _ in engine.claims._claimed} <= set(engine.peers)
-    assert set(engine._heard) <= set(engine.peers)
-    assert set(engine.rendezvous._guests) <= set(engine.peers)
-    assert set(engine.rendezvous._asked) <= set(engine.peers)
+    dropped = set(strangers) - set(engine.peers)
+    crowd.world.run(120)
+    assert not {where for where, key in kept(engine) if key in dropped}
     assert crowd.alice.connection(crowd.mirrored).state is State.PROTECTED
+
+
+def kept(engine: Engine) -> Iterator[tuple[str, bytes]]:
+    """All keys of peers by which something is kept, and where."""
+    for part in (engine, engine.endpoint, engine.endpoint.initiator, engine.endpoint.responder, *vars(engine).values()):
+        for name, value in vars(part).items() if hasattr(part, "__dict__") else ():
+            inner = value._of if isinstance(value, Buckets) else value
+            for key in inner if isinstance(inner, dict | set | Shared | Counter) else ():
+                for each in key if isinstance(key, tuple) else (key,):
+                    if isinstance(each, bytes):
+                        yield f"{type(part).__name__}.{name}", each

@@ -28,7 +28,7 @@ from redirectctl.kernel.constants import NFT_TABLE, Queue
 from redirectctl.kernel.diag import SockDiag, SocketInfo, TcpState
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.nft import Command, Nft
-from redirectctl.kernel.queues import QUEUE_RULES, nft_has_queue
+from redirectctl.kernel.queues import QUEUE_RULES, nft_has_queue, programs
 from redirectctl.kernel.skeleton import skeleton
 from redirectctl.wire.addr import FourTuple, SockAddr
 
@@ -111,7 +111,7 @@ def nfqueue() -> Check:
             nft.close()
     except KernelError as error:
         return refused(name, error)
-    for program in ("iptables", "ip6tables"):
+    for program in programs():
         why = _iptables_refuses(program)
         if why is not None:
             hint = "the kernel needs CONFIG_NFT_QUEUE, or iptables and CONFIG_NETFILTER_XT_TARGET_NFQUEUE"

@@ -29,7 +29,7 @@ from redirectctl.kernel.exits import is_exit
 from redirectctl.kernel.nft import Command
 from redirectctl.kernel.ports import ReservedPorts
 from redirectctl.kernel.precedence import first_priorities
-from redirectctl.kernel.queues import QUEUE_RULES, IptablesQueues
+from redirectctl.kernel.queues import QUEUE_RULES, IptablesQueues, programs
 from redirectctl.wire.addr import IPAddress
 
 _ELEMENTS = "nft elements for"
@@ -98,9 +98,9 @@ def queue_traces() -> list[Trace]:
     return [Trace(line, line.replace(" -A ", " -D ", 1)) for line in IptablesQueues().leftovers()]
 
 
-def wanted_queues(programs: Iterable[str] = ("iptables", "ip6tables")) -> int:
+def wanted_queues() -> int:
     """How many of them there are while they are in use."""
-    return len(QUEUE_RULES) * len(list(programs))
+    return len(QUEUE_RULES) * len(programs())
 
 
 def port_traces(ports: Iterable[int]) -> list[Trace]:

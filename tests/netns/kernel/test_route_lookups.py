@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
@@ -20,6 +21,7 @@ from redirectctl.wire.addr import IPAddress
 
 pytestmark = pytest.mark.netns
 MARK = 0x10
+NO_SUCH_FAMILY = 12  # AF_DECnet, which Linux 6.1 removed: rtnetlink answers as about AF_INET6 with ipv6.disable=1
 NO_ROUTE = ("unreachable", "blackhole", "prohibit")
 
 
@@ -103,6 +105,17 @@ def test_thousands(two_uplinks: Host) -> None:
     del found[4000]
     assert len(set(found)) == 1
     assert found[0] is not None
+
+
+def test_a_family_that_the_kernel_does_not_have(two_uplinks: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with ipv6.disable=1: peers name such addresses all the same, and the routes to others are wanted."""
+    there, far = ip_address("203.0.113.5"), ip_address("2001:db8:ffff::5")
+    monkeypatch.setattr(socket, "AF_INET6", NO_SUCH_FAMILY)
+    table = two_uplinks.do(RouteTable)
+    before, none, after = two_uplinks.do(table.look_up, [Question(there), Question(far), Question(there)])
+    two_uplinks.do(table.close)
+    assert before is not None
+    assert (none, after) == (None, before)
 
 
 def test_without_memory_for_the_answers_it_says_so(two_uplinks: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,3 +265,17 @@ def test_what_is_nested_without_end_is_an_error_of_its_line(deep: str):
     refusal = refused(f"[protect]\nlong_lived_after = '1s'\n{deep}\n")
     assert refusal.startswith("f.toml:3: ")
     assert len(refusal) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[control]\nport = " + "9" * 5000, "f.toml:2: a number without end"),
+        ("[control]\nport = 0x" + "f" * 5000, "f.toml:2: control.port: this is not a valid value"),
+        ('[rendezvous]\nservers = ["a:' + "9" * 5000 + '"]', "f.toml:2: rendezvous.servers: "),
+        ('[path]\naccept_from = ["has host bits set"]', "f.toml:2: path.accept_from: 'has host bits set' is not a net"),
+    ],
+    ids=["digits", "hexadecimal", "port", "words of another error"],
+)
+def test_what_python_refuses_for_its_own_reasons_is_an_error_of_its_line(text: str, message: str):
+    assert refused(text).startswith(message)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import decoders
-from tests.fuzz.targets import ACCEPTED, TARGETS, Target
+from tests.fuzz.target import ACCEPTED, Target
+from tests.fuzz.targets import TARGETS
 
 INPUTS = 3000
 
@@ -62,7 +63,8 @@ LEAKS = """
 import sys
 from random import Random
 from tests.fuzz import decoders
-from tests.fuzz.targets import ACCEPTED, TARGETS, Target
+from tests.fuzz.target import ACCEPTED, Target
+from tests.fuzz.targets import TARGETS
 
 kept = []
 

@@ -15,7 +15,7 @@ from redirectctl.proto.peer import PeerState
 from redirectctl.wire import datagram
 from redirectctl.wire.addr import SockAddr
 from redirectctl.wire.datagram import Pattern, Type
-from tests.sim.endpoints import HELLO, End, Net, lose, met, pair, patterns, talk
+from tests.sim.endpoints import DONE, HELLO, End, Net, lose, met, pair, patterns, talk
 from tests.sim.pair import ip
 
 MALLORY = SockAddr(ip("203.0.113.66"), 7747)
@@ -287,6 +287,24 @@ def test_a_forged_unknown_to_a_handshake_leads_to_one_in_which_the_known_key_is_
     for _ in range(5):
         deliver(bob, datagram.Unknown(1, index.sender).encode())
     assert patterns(bob)[1:] == [Pattern.IKPSK2, Pattern.XX]
+    net.run(1)
+    talk(net, alice, bob)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_another_peer_with_the_same_number_does_not_hide_that_one_has_restarted(later: bool) -> None:
+    """Numbers of sessions are in the clear, and everybody chooses his own."""
+    net, alice, bob = met()
+    number = alice.peer(bob).sessions[0].remote_index
+    mallory = net.end("mallory", "203.0.113.66")
+    mallory.endpoint.new_index = lambda: number  # type: ignore[method-assign]
+    mallory.contact(alice)
+    net.run(1)
+    assert alice.peer(mallory).sessions[0].remote_index == number
+    if later:  # its session has ended
+        alice.endpoint.forget(mallory.static.public)
+    bob.restart()
+    alice.say(bob, DONE)
     net.run(1)
     talk(net, alice, bob)
 
