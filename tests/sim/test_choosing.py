@@ -126,6 +126,20 @@ def test_a_way_that_stalls_each_time_is_left_alone_for_longer_each_time() -> Non
     assert plain < 10
 
 
+def test_one_peer_to_which_no_plain_way_leads_keeps_no_other_in_the_tunnel() -> None:
+    world, alice, bob, (to_alice,), _ = started()
+    carol = world.host("carol", "192.0.2.77", policy=AUTO)
+    to_carol, _ = world.connect(bob, carol, 41000)
+    world.run(5)
+    for address, blocked in (("203.0.113.9", alice), ("203.0.113.10", carol)):
+        world.tap_segment = lambda source, to, blocked=blocked: to.host not in blocked.addresses  # type: ignore[misc]
+        bob.move(address)
+        world.run(2)
+        there = {alice: bob.connection(to_alice).path, carol: bob.connection(to_carol).path}
+        assert there.pop(blocked) is Path.TUNNEL
+        assert list(there.values()) == [Path.REWRITTEN]
+
+
 def test_an_outage_is_no_fault_of_the_plain_way() -> None:
     """The one that stays sees nothing but retransmissions, and its announcement is not answered either."""
     world, alice, bob, (socket,), _ = started()

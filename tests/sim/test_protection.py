@@ -54,6 +54,18 @@ def differing() -> tuple[World, Host, Host, FourTuple]:
     return world, alice, bob, socket
 
 
+def test_what_became_of_a_connection_is_told_from_its_beginning() -> None:
+    """With times: `redirectctl show` and the terminal UI have it."""
+    world, _, bob, (socket,) = protected()
+    began = world.now - 5
+    connection = bob.connection(socket)
+    bob.closed(socket)
+    times, states = zip(*connection.history, strict=True)
+    assert states == (State.SHORT, State.NEGOTIATING, State.PROTECTED, State.CLOSED)
+    assert times[:2] == (began, began + 1.0)  # found, and long-lived
+    assert times[2] < times[3] == world.now
+
+
 # -- trust -------------------------------------------------------------------------------------------------------------
 
 
@@ -447,6 +459,29 @@ def test_a_peer_that_has_lost_a_moved_connection_is_told_and_leaves_it() -> None
     world.run(150)
     assert bob.connection(socket).reason == "lost-there"
     assert bob.flows[socket].local.host == ip(NEW)
+
+
+@pytest.mark.parametrize("lost", ["connection", "epochs"])
+def test_an_announcement_that_the_peer_can_never_apply_is_not_repeated(lost: str) -> None:
+    """The peer has no such connection, or (this host's state comes from a backup) knows newer announcements of it."""
+    world, alice, bob, _ = protected()
+    bob.move(NEW)
+    world.run(2)
+    if lost == "connection":
+        alice.crash()
+        alice.stored.clear()
+        alice.start()
+    else:
+        bob.engine.epoch -= 1000
+    reason = {"connection": "no-connection-there", "epochs": "stale-there"}[lost]
+    bob.move(LATER)
+    while not (refused := bob.named("redirect.refused", reason)):
+        world.run(0.05)
+    epoch = refused[0].details["epoch"]
+    said = len(bob.messages)
+    world.run(60)
+    later = [m for m, _, _ in bob.messages[said:]]
+    assert [m for m in later if isinstance(m, messages.Acm) and m.epoch == epoch] == []
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------------
