@@ -511,10 +511,9 @@ class Mobility:
         self._moves[move.epoch] = self._of_peer.setdefault(move.key, {})[move.epoch] = move
 
     def _drop(self, move: Move) -> None:
-        if self._moves.pop(move.epoch, None) is not None:
-            del self._of_peer[move.key][move.epoch]
-            if not self._of_peer[move.key]:
-                del self._of_peer[move.key]
+        del self._moves[move.epoch], self._of_peer[move.key][move.epoch]
+        if not self._of_peer[move.key]:
+            del self._of_peer[move.key]
         self._e.timers.cancel(("acm", move.epoch))
         self._e.timers.cancel(("patience", move.epoch))
 

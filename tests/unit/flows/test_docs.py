@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import accumulate
+from math import log2
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,9 @@ def after(pauses: tuple[float, ...]) -> list[float]:
         ("until it hears the peer: after {}, {}, {}, {} and {} s.", of_proto.CONFIRM_RETRIES),
         ("within {} s of each other, the secret of the one", [of_proto.SECRET_RACE]),
         ("keeps the session, at most once in {} s for each peer", [of_proto.UNKNOWN_HINT_PAUSE]),
-        ("rekey after | 2^60 messages, {} s", [of_proto.REKEY_AFTER_TIME]),
-        ("reject after | 2^64 − 2^13 − 1 messages, {} s", [of_proto.REJECT_AFTER_TIME]),
+        ("rekey after | 2^{} messages, {} s", [log2(of_proto.REKEY_AFTER_MESSAGES), of_proto.REKEY_AFTER_TIME]),
+        ("reject after | 2^64 − 2^{} − 1 messages", [log2(2**64 - 1 - of_proto.REJECT_AFTER_MESSAGES)]),
+        ("− 1 messages, {} s | a minute", [of_proto.REJECT_AFTER_TIME]),
         ("{} s (150 s if the other end began it) / {} s", [of_proto.REKEY_AFTER_TIME, of_proto.REJECT_AFTER_TIME]),
         ("120 s ({} s if the other end began it)", [of_proto.REKEY_AFTER_TIME_RESPONDER]),
         ("half-open first contacts | {}, for {} s", [of_proto.HALF_OPEN_MAX, of_proto.HALF_OPEN_TIME]),
