@@ -375,6 +375,17 @@ def test_with_integrity_a_connection_goes_into_the_tunnel_when_it_is_protected_a
         assert all(carried.integrity for carried in host.carried.values())
 
 
+def test_what_goes_into_the_tunnel_without_a_move_waits_for_nobody() -> None:
+    world = World()
+    strict = dataclasses.replace(AUTO, integrity=True)
+    alice = world.host("alice", "192.0.2.1", policy=strict)
+    bob = world.host("bob", "198.51.100.2", policy=strict)
+    world.connect(bob, alice, 40000)
+    while paths(bob) != {Path.TUNNEL}:
+        world.run(0.01)
+    assert [carried.remote for carried in bob.carried.values()] == [SockAddr(ip("192.0.2.1"), 7747)]
+
+
 def test_the_other_family_is_not_taken_although_its_challenges_come_first() -> None:
     world, alice, bob, (socket,), _ = started()
     alice.addresses.append(ip("2001:db8::1"))

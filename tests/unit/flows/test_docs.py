@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import IntEnum
 from itertools import accumulate
 from math import log2
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from redirectctl.flows import constants as of_flows
 from redirectctl.flows.state import diagram
 from redirectctl.proto import constants as of_proto
+from redirectctl.wire.meeting import Registration
+from redirectctl.wire.message import AcmStatus, End, Status, Trust
 
 ROOT = Path(__file__).parents[3]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
@@ -151,6 +154,24 @@ def after(pauses: tuple[float, ...]) -> list[float]:
 def test_the_times_of_the_protocol_are_those_of_the_code(sentence: str, values: list[float | str]) -> None:
     text = sentence.format(*(v if isinstance(v, str) else f"{v:g}" for v in values))
     assert text in " ".join(PROTOCOL.split())
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("trust", Trust),
+        ("status of PROTECTED", Status),
+        ("status of ACM_ACK", AcmStatus),
+        ("what of END", End),
+        ("status of REGISTERED", Registration),
+    ],
+)
+def test_the_numbers_in_messages_are_those_of_the_code(field: str, values: type[IntEnum]) -> None:
+    (told,) = re.findall(rf"^\| {field} \| ([^|;]*)", PROTOCOL, re.MULTILINE)
+    names = {n.lower().replace("_", " "): number for n, number in values.__members__.items()}
+    if values is Status:
+        names["sequence numbers are changed"] = names.pop("numbers")
+    assert [item.strip() for item in told.split(",")] == [f"{number} {name}" for name, number in names.items()]
 
 
 def test_the_threat_model_names_tests_that_exist() -> None:
