@@ -19,7 +19,9 @@ from __future__ import annotations
 import argparse
 import bisect
 import difflib
+import functools
 import hashlib
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -34,14 +36,13 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from enum import IntEnum
 from pathlib import Path
 from types import CodeType
+from typing import Final
 
 import coverage
-import hypothesis  # noqa: F401  imported once, here, rather than by each process below
 import libcst as cst
 import mypy.api
 import pytest
@@ -51,6 +52,7 @@ from mutmut.mutation.mutators import mutation_operators
 PACKAGES = ["redirectctl/wire", "redirectctl/proto", "redirectctl/flows"]
 TESTS = ["tests/unit/wire", "tests/unit/proto", "tests/unit/flows", "tests/sim"]
 NOT_COPIED = shutil.ignore_patterns(".*", "build", "dist", "__pycache__", "*.egg-info")
+SLOW_TO_IMPORT = ["hypothesis", "mypy.main", "pytest_textual_snapshot", "scapy.all"]  # so once, not in each process
 MEMORY = 4 << 30  # bytes of address space: a mutant that never stops appending must not take the machine with it
 
 
@@ -172,20 +174,35 @@ class Covers:
     def __post_init__(self) -> None:
         self._naming: dict[str, set[str]] = defaultdict(set)  # of each word the tests that run a line with it
         for file, lines in self.lines.items():
-            for number, text in enumerate(Path(file).read_text().splitlines(), 1):
-                for word in set(re.findall(r"\w+", text)):
+            for number, words in enumerate(words_of(file), 1):
+                for word in words:
                     self._naming[word] |= lines.get(number, set())
+        self._unit: dict[str, set[str]] = defaultdict(set)  # the unit tests whose file has it
+        for test in self.seconds:
+            if (file := test.partition("::")[0]).startswith("tests/unit"):
+                for word in set().union(*words_of(file)):
+                    self._unit[word].add(test)
 
     def tests(self, mutant: Mutant, seconds: float) -> list[str]:
-        """The shortest first, as many as this time allows.  What runs at import only is tested by whoever runs a line
-        that names it.
+        """The shortest first, as many as this time allows.
+
+        What runs at import only is tested by tests that run a line which names it, and by those of its module.
         """
         tests = {t for n in mutant.lines for t in self.lines[mutant.file].get(n, ())}
         if not tests:
-            tests = {t for name in mutant.names for t in self._naming[name]}
+            tests = {t for name in mutant.names for t in self._naming[name]} | self._unit[Path(mutant.file).stem]
+        return self.shortest(tests, seconds)
+
+    def shortest(self, tests: Iterable[str], seconds: float) -> list[str]:
         ordered = sorted(tests, key=lambda t: (self.seconds[t], t))
         sums = list(itertools.accumulate(self.seconds[t] for t in ordered))
         return ordered[: max(1, bisect.bisect(sums, seconds))]
+
+
+@functools.cache
+def words_of(file: str) -> list[set[str]]:
+    """Of each line."""
+    return [set(re.findall(r"\w+", text)) for text in Path(file).read_text().splitlines()]
 
 
 def in_child(work: Callable[[], int]) -> int:
@@ -240,11 +257,13 @@ class Changed(importlib.machinery.SourceFileLoader, importlib.abc.MetaPathFinder
         return compile(self._code, self.path, "exec", dont_inherit=True)
 
 
-class Outcome(IntEnum):
-    """Exit status of the process that tries a mutant; any other: the tests have noticed it."""
-
-    SURVIVED = pytest.ExitCode.OK
-    REFUSED = 100  # by mypy
+REFUSED: Final = 100  # by mypy: exit status of the process that tries a mutant, besides pytest's
+OUTCOMES: Final = {
+    REFUSED: "refused by mypy",
+    int(pytest.ExitCode.OK): "not noticed",
+    int(pytest.ExitCode.USAGE_ERROR): "not tried",  # and the next: a fault of this script
+    int(pytest.ExitCode.NO_TESTS_COLLECTED): "not tried",
+}
 
 
 class Only:
@@ -264,21 +283,21 @@ def typed(file: str, code: str) -> bool:
         changed.write(code)
         changed.flush()
         packages = [arg for package in PACKAGES for arg in ("-p", package.replace("/", "."))]
-        return mypy.api.run([*packages, "--shadow-file", file, changed.name])[2] == 0
+        return mypy.api.run([*packages, "--shadow-file", file, changed.name])[2] != 1
 
 
 def run(file: str, code: str, tests: list[str], seconds: float) -> int:
-    """-> pid; its status, see Outcome."""
+    """-> pid."""
 
     def work() -> int:
         if not typed(file, code):
-            return Outcome.REFUSED
+            return REFUSED
         limit = int(10 + 5 * seconds)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         sys.meta_path.insert(0, Changed(file, code))
         if not tests:
-            return Outcome.SURVIVED
+            return pytest.ExitCode.OK
         files = sorted({t.partition("::")[0] for t in tests})
         return pytest.main(["-q", "-x", "-p", "no:cacheprovider", *files], plugins=[Only(tests)])
 
@@ -299,6 +318,8 @@ def main() -> None:
     parser.add_argument("--only", type=lambda s: {int(n) for n in s.split(",")}, help="numbers within the sample")
     options = parser.parse_args()
     cache = Path("build/mutants.covers").resolve()
+    for module in SLOW_TO_IMPORT:
+        importlib.import_module(module)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         shutil.copytree(".", f"{folder}/redirectctl", ignore=NOT_COPIED, symlinks=True)
         os.chdir(f"{folder}/redirectctl")
@@ -312,6 +333,11 @@ def report(options: argparse.Namespace, cache: Path) -> None:
     covers = record(cache)
     print(f"{len(covers.seconds)} tests pass on the original ({time.monotonic() - began:.0f} s)", flush=True)
 
+    file = sample[0][0].file
+    pid = run(file, originals[file], covers.shortest(covers.seconds, options.seconds), options.seconds)
+    if os.waitpid(pid, 0)[1] != 0:
+        sys.exit("mutants: the tests fail, or mypy, in the copy, without any change")
+
     waiting = [n for n in range(len(sample)) if options.only is None or n in options.only]
     tried, counts = len(waiting), Counter[str]()
     running: dict[int, int] = {}  # pid -> which of the sample
@@ -322,8 +348,7 @@ def report(options: argparse.Namespace, cache: Path) -> None:
             running[run(mutant.file, code, tests, sum(covers.seconds[t] for t in tests))] = n
         pid, status = os.wait()
         mutant, code = sample[n := running.pop(pid)]
-        outcome = {Outcome.SURVIVED: "not noticed", Outcome.REFUSED: "refused by mypy"}
-        counts[what := outcome.get(os.waitstatus_to_exitcode(status), "noticed by tests")] += 1
+        counts[what := OUTCOMES.get(os.waitstatus_to_exitcode(status), "noticed by tests")] += 1
         if what == "not noticed":
             tests = len(covers.tests(mutant, options.seconds))
             print(f"\n{n}: {tests} tests did not notice\n{difference(mutant.file, originals[mutant.file], code)}")

@@ -354,7 +354,7 @@ def test_hosts_that_stand_still_agree_on_keys_anew_once_the_rendezvous_is_back(
     trio.world.link.cut = False
     while not all(host.engine.meeting.servers[0].usable for host in trio.ends):
         trio.world.run(0.1)
-    trio.world.run(1)
+    trio.world.run(10)
     for host, other in (trio.ends, trio.ends[::-1]):
         assert host.engine.peers[other.static.public].session(trio.world.now) is not None
 
@@ -409,6 +409,21 @@ def test_another_address_of_its_name_is_tried() -> None:
     trio.bob.move("198.51.100.10")
     trio.world.run(2)
     assert trio.met()
+
+
+def test_the_rendezvous_knows_at_once_where_a_host_is_that_had_to_use_another_port() -> None:
+    """That port was for the network where it was: it is closed in the new one, and no answer comes to it."""
+    trio = Trio()
+    trio.rita.crash()
+    trio.world.run(60)
+    trio.rita.start()
+    trio.world.run(60)
+    for host, address in ((trio.alice, "192.0.2.10"), (trio.bob, "198.51.100.10")):
+        assert host.engine.endpoint.ports_in_use()
+        host.move(address)
+    trio.world.run(0.1)
+    for host in trio.ends:
+        assert [s.observed for s in host.engine.meeting.servers] == [SockAddr(host.addresses[0], PORT)]
 
 
 def test_a_rendezvous_that_moves_is_found_by_its_name() -> None:

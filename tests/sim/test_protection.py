@@ -238,6 +238,20 @@ def test_an_address_without_redirectctl_is_tried_again_later() -> None:
     assert bob.protects(socket)
 
 
+def test_an_address_is_left_alone_only_until_its_host_calls() -> None:
+    world, alice, bob = pair()
+    alice.crash()
+    first, _ = world.connect(bob, alice, 40000)
+    world.run(60)
+    assert bob.connection(first).reason == "no-answer"
+    alice.start()
+    world.connect(alice, bob, 41000)
+    world.run(5)
+    second, _ = world.connect(bob, alice, 40001)
+    world.run(5)
+    assert bob.protects(second)
+
+
 def test_a_known_peer_that_was_away_is_tried_again_soon() -> None:
     world, alice, bob, _ = protected()
     alice.crash()
