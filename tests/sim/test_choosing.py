@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
 from redirectctl.wire import message as messages
@@ -95,6 +97,20 @@ def test_where_plain_packets_do_not_get_through_the_tunnel_stays_and_few_tokens_
     tokens.plain = True
     world.run(7300)
     assert paths(alice) == paths(bob) == {Path.REWRITTEN}
+
+
+def test_the_tokens_that_are_not_seen_are_few_before_the_way_is_left_alone() -> None:
+    world, _, bob, _, tokens = started()
+    tokens.plain = False
+    bob.move("203.0.113.9")
+    moved = world.now
+    sent: list[float] = []
+    while world.now < moved + 9:
+        before = [s for s in world.segments if s.source.host == ip("203.0.113.9")]
+        world.run(0.05)
+        if len([s for s in world.segments if s.source.host == ip("203.0.113.9")]) > len(before):
+            sent.append(world.now - moved)
+    assert sent == pytest.approx([0.0, 0.2, 0.7, 1.7, 3.7, 7.7], abs=0.1)
 
 
 def test_a_stall_leads_back_into_the_tunnel_and_the_way_is_tried_again_later() -> None:

@@ -264,6 +264,18 @@ def test_a_known_peer_that_was_away_is_tried_again_soon() -> None:
     assert agree(alice, bob, mirrored)
 
 
+def test_what_is_said_to_where_a_datagram_came_from_is_short() -> None:
+    """Nobody has proven to be there: the answer is to be no longer than the question."""
+    world, alice, bob, _ = protected()
+    world.nat("203.0.113.50", bob)
+    bob.engine.announce(world.now)
+    bob.run()
+    world.run(3)
+    said = [(m.addresses, to) for m, to, _ in alice.messages if isinstance(m, messages.Hello)]
+    assert {addresses for addresses, to in said if to is None} == {tuple(alice.addresses)}
+    assert {addresses for addresses, to in said if to is not None} == {()}
+
+
 # -- ending ------------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from redirectctl.flows.state import diagram
 from redirectctl.proto import constants as of_proto
 from redirectctl.wire.meeting import Registration
 from redirectctl.wire.message import AcmStatus, End, Status, Trust
+from redirectctl.wire.tunnel import TAG_LEN
 
 ROOT = Path(__file__).parents[3]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
@@ -116,7 +117,7 @@ def after(pauses: tuple[float, ...]) -> list[float]:
         ("(`retransmitting`), at most every {} s", [of_flows.STALL_PAUSE]),
         ("behind a NAT there is one every {} s", [of_flows.KEEPALIVE_TIME]),
         # plain packets
-        ("A token goes out {}, {}, {}, {} and {} s after the move", after(of_flows.PLAIN_RETRIES)[:-1]),
+        ("A token goes out {}, {}, {}, {}, {} and {} s after the move", after(of_flows.PLAIN_RETRIES)),
         ("the way is left alone for {} s, and each time for longer: {}, {}, {} s,", of_flows.PLAIN_PAUSES[:4]),
         ("{} min, {} min, an hour", [p / MINUTE for p in of_flows.PLAIN_PAUSES[4:6]]),
         ("16 min, {}. It is tried before that", [hours(of_flows.PLAIN_PAUSES[-1])]),
@@ -128,6 +129,7 @@ def after(pauses: tuple[float, ...]) -> list[float]:
         ("each sends its own, {} in {} s", [of_flows.PLAIN_TOGETHER, of_flows.PLAIN_NEXT]),
         ("answers the announcement within {} s", [of_flows.STALL_ANSWER]),
         ("while the peer has not answered for {} s", [of_flows.UNREAD]),
+        ("data | tag ({}), with integrity only", [TAG_LEN]),
         ("(`not-tagged`), from {} s after a host", [of_flows.INTEGRITY_GRACE]),
         ("as long as was said (TTL), {} s at least", [of_flows.PLACE_TIME]),
         # a rendezvous
