@@ -326,6 +326,30 @@ def test_one_that_stalls_while_its_host_is_announced_does_not_hinder_the_others(
         assert bob.flows[socket].local.host == ip("203.0.113.10")
 
 
+def test_after_a_kernel_has_refused_a_move_tokens_count_on_the_tuple_of_before() -> None:
+    world, alice, bob, (socket,), _ = started()
+    bob.move("203.0.113.9")
+    world.run(3)
+    before = bob.flows[socket].mirrored
+    assert alice.connection(socket.mirrored).wire == before
+    alice.kernel_delay, alice.kernel_error = 0.5, "no memory"
+    bob.move("203.0.113.10")
+    while alice.busy_until is None:
+        world.run(0.01)
+    world.link.cut = True
+    refused = alice.connection(socket.mirrored).wire
+    assert refused.remote.host == ip("203.0.113.10")
+    for _ in range(20):  # while the kernel is at it, and afterwards
+        alice.engine.token(world.now, refused, b"too soon", (0, 0))
+        alice.run()
+        world.run(0.1)
+    alice.engine.token(world.now, before, b"8 random", (0, 0))
+    alice.run()
+    world.run(0.1)
+    seen = [m.tokens for m, _, _ in alice.messages if isinstance(m, messages.Seen)]
+    assert seen[-1] == (b"8 random",)
+
+
 def test_moving_back_ends_on_the_original_path() -> None:
     world, alice, bob, (socket,), _ = started()
     bob.move("203.0.113.9")
