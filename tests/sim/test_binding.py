@@ -37,6 +37,16 @@ def test_both_ends_know_each_others_tuple_and_offer() -> None:
     world.settled()
 
 
+def test_tokens_are_listened_for_no_longer_than_a_claim_takes() -> None:
+    world, alice, bob = pair()
+    socket, there = world.connect(bob, alice, 40000)
+    while not (bob.protects(socket) and alice.protects(there)):
+        world.run(0.1)
+    world.run(1)
+    assert not alice.listening
+    assert not bob.listening
+
+
 @pytest.mark.parametrize("who", ["client", "server", "both"])
 def test_behind_a_nat(who: str) -> None:
     world, alice, bob = pair()

@@ -369,6 +369,8 @@ def test_a_connection_to_the_rendezvous_itself_is_not_its_guests() -> None:
     trio.world.run(10)
     assert trio.relayed()
     assert (c.outer_remote, c.confirmed) == (SockAddr(ip(RITA), PORT), ip("10.0.2.3"))
+    bob, rita = trio.bob.engine.peers[trio.rita.static.public], trio.rita.engine.peers[trio.bob.static.public]
+    assert bob.observed == rita.remote
     assert not trio.bob.named("peer.key_changed")
 
 
