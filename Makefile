@@ -12,17 +12,22 @@ CONFIG := /etc/redirectctl
 PYTEST_ARGS :=
 # Tests on the real kernel mostly wait: more at a time than there are processors.
 JOBS := 4
+# Of mutants: how many, and which.  MUTANTS="--only 3,17" are more arguments of tests/mutants.py.
+SAMPLE := 300
+SEED := 1
+MUTANTS :=
 # Network namespaces need root.
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pythons test-debian13 lint setup packages install uninstall wheel deb pictures clean
+.PHONY: help demo test test-pythons test-debian13 mutants lint setup packages install uninstall wheel deb pictures clean
 
 help:
 	@echo 'make demo       watch an ssh session live through address changes, in network namespaces of this machine'
 	@echo 'make test       all tests: unit, simulated, and on the real kernel in network namespaces'
 	@echo 'make test-pythons   unit and simulated tests with Python 3.11, 3.12 and 3.13, as far as they are here'
 	@echo 'make test-debian13  demo and all tests in a root of Debian 13 (debootstrap; as root)'
+	@echo 'make mutants    do the tests notice a wrong line of the core? $$(SAMPLE) changes, chosen by $$(SEED) (an hour)'
 	@echo 'make lint       ruff, mypy --strict, import-linter'
 	@echo 'make install    into $(PREFIX), commands into $(LINKS), man pages and completion below $(SHARE),'
 	@echo '                systemd unit into $(UNITS), configuration into $(CONFIG) (as root)'
@@ -44,6 +49,10 @@ test-pythons: packages
 
 test-debian13: packages
 	$(SUDO) env JOBS=$(JOBS) PYTEST_ARGS='$(PYTEST_ARGS)' scripts/debian13
+
+mutants: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8,<4'
+	nice $(BIN)/python tests/mutants.py --sample $(SAMPLE) --seed $(SEED) $(MUTANTS)
 
 lint: setup
 	mkdir -p build/names

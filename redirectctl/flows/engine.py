@@ -276,8 +276,9 @@ class Engine:
         self.better.network_changed(before, network)
         self.endpoint.is_ours = network.is_ours
         self.holding.network_changed(now, before)
+        self.mobility.forget_ways(before)
         self.meeting.network_changed(now)
-        self.mobility.network_changed(now, before)
+        self.mobility.network_changed(now)
         self.choosing.network_changed(now, before)
         if network.usable:
             self.protection.tell_again(now)

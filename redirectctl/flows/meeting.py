@@ -196,7 +196,7 @@ class Meeting:
                 self._soon(now, server)
 
     def trust(self, now: float, key: bytes) -> None:
-        """This peer, or a person, has said something about trust."""
+        """A person has said something about trust."""
         for server in self._servers.values():
             if server.key == key and not server.usable:
                 self._soon(now, server)
@@ -291,10 +291,16 @@ class Meeting:
         for server in self._servers.values():
             # Who is met by way of a rendezvous is not the rendezvous.
             if server.at == event.remote and event.initiator and server.key in (None, event.key):
+                fresh = server.key is None or event.first
                 if server.key is None:
                     self._recognise(server, server.at, peer)
                     peer.identity.add(event.remote.host)
-                self._soon(now, server)
+                if fresh:
+                    self._soon(now, server)
+                elif (
+                    peer.state is PeerState.APPROVED
+                ):  # it may have restarted; if it never answers, ever fewer are sent
+                    self._register(now, server, peer, event.local)
 
     def failed(self, now: float, to: SockAddr, key: bytes | None, reason: str) -> None:
         """It could not be contacted."""
@@ -479,6 +485,7 @@ class Meeting:
         self._e.mobility.try_direct(now, key, [c for c in self._e.table.movable(key) if self.relayed(c)])
 
     def on_hello(self, now: float, event: events.Received, message: messages.Hello) -> None:
-        """Of a rendezvous: it trusts us now, or no more."""
-        if message.trust is Trust.APPROVED:
-            self.trust(now, event.key)
+        """Of a rendezvous: it trusts us now.  That it still does, it says in each session: that is no news."""
+        for server in self._servers.values():
+            if message.trust is Trust.APPROVED and (server.key, server.standing) == (event.key, Standing.PENDING_THERE):
+                self._soon(now, server)

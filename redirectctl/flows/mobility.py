@@ -98,8 +98,8 @@ class Mobility:
 
     # -- our address changes ------------------------------------------------------------------------------------------
 
-    def network_changed(self, now: float, before: Network) -> None:
-        """Which connections have lost their address or route, and which can go on from another?"""
+    def forget_ways(self, before: Network) -> None:
+        """Peers are not reached from addresses any more that are gone.  Before anything is sent to them."""
         usable = self._e.network.usable
         gone = before.usable - usable
         for peer in self._e.peers.values():
@@ -107,6 +107,10 @@ class Mobility:
                 peer.local, peer.port, peer.trial = None, 0, 0  # as the kernel routes, from the control port
             if peer.observed is not None and peer.observed.host in gone:
                 peer.observed = None  # that it sees us elsewhere from now on is no news
+
+    def network_changed(self, now: float) -> None:
+        """Which connections have lost their address or route, and which can go on from another?"""
+        usable = self._e.network.usable
         for move in list(self._moves.values()):
             if usable.isdisjoint(move.candidates):
                 self._drop(move)  # when one of them is back, that is a change of its own, announced at once
@@ -524,10 +528,9 @@ class Mobility:
         self._moves[move.epoch] = self._of_peer.setdefault(move.key, {})[move.epoch] = move
 
     def _drop(self, move: Move) -> None:
-        if self._moves.pop(move.epoch, None) is not None:
-            del self._of_peer[move.key][move.epoch]
-            if not self._of_peer[move.key]:
-                del self._of_peer[move.key]
+        del self._moves[move.epoch], self._of_peer[move.key][move.epoch]
+        if not self._of_peer[move.key]:
+            del self._of_peer[move.key]
         self._e.timers.cancel(("acm", move.epoch))
         self._e.timers.cancel(("patience", move.epoch))
 

@@ -218,7 +218,7 @@ class Protection:
                 peer.identity.add(event.remote.host)
                 e.emit(commands.SavePeer(peer))
             self._met(now, peer, [c for c in waiting if c.state is State.NEGOTIATING])
-        if (event.first or event.initiator) and e.table.movable(peer.key):
+        if event.first or event.initiator:
             # Also when it only renews keys: the peer may have lost something since, and does not know what.
             self.sync(now, peer.key)
 

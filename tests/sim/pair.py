@@ -538,6 +538,7 @@ class Host:
                 assert token not in self.verdicts, f"{self.name}: two verdicts on one RST"
                 self.verdicts[token] = accept
             case commands.Notice():
+                assert "None" not in command.details.values(), f"{self.name}: {command}"
                 self.notices.append(command)
 
     def rewrite(self, add: tuple[Flow, ...], remove: tuple[Flow, ...]) -> str | None:

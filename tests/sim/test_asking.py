@@ -92,6 +92,19 @@ def test_what_had_gone_plainly_and_fell_back_into_the_tunnel_is_asked_plainly(ba
     assert {host.connection(s).path for host, s in ((alice, socket.mirrored), (bob, socket))} == paths
 
 
+def test_without_a_route_to_the_peer_nothing_is_let_out() -> None:
+    """The address is there, and what leaves it would take another way, or none."""
+    world, alice, bob, socket = started()
+    alice.crash()
+    went(world, bob, socket)
+    assert bob.let_out == {socket}
+    network = bob.engine.network
+    bob.engine.network_changed(world.now, network._replace(sources=dict.fromkeys(network.sources, ())))
+    bob.run()
+    world.run(5)
+    assert not bob.let_out
+
+
 def test_the_same_address_comes_back_and_the_peers_daemon_does_not() -> None:
     world, alice, bob, socket = started()
     alice.crash()

@@ -37,6 +37,16 @@ def test_both_ends_know_each_others_tuple_and_offer() -> None:
     world.settled()
 
 
+def test_tokens_are_listened_for_no_longer_than_a_claim_takes() -> None:
+    world, alice, bob = pair()
+    socket, there = world.connect(bob, alice, 40000)
+    while not (bob.protects(socket) and alice.protects(there)):
+        world.run(0.1)
+    world.run(1)
+    assert not alice.listening
+    assert not bob.listening
+
+
 @pytest.mark.parametrize("who", ["client", "server", "both"])
 def test_behind_a_nat(who: str) -> None:
     world, alice, bob = pair()
@@ -129,10 +139,44 @@ def test_numbers_that_are_found_after_the_question_has_come_again(
     world.settled()
 
 
-def test_wrong_numbers() -> None:
+def test_numbers_that_wrap_are_proven_by_them_too() -> None:
+    """One end counts a SYN that the other does not, and the base is the last of all numbers there."""
     world, alice, bob = pair(link=Link(strips=True))
     socket, there = world.connect(bob, alice, 40000)
-    alice.numbers[there] = 1, 2
+    bob.numbers[socket] = 0, 2**32 - 1
+    alice.numbers[there] = 0, 2**32 - 1
+    world.run(20)
+    assert bob.protects(socket)
+    assert alice.protects(there)
+
+
+def test_a_claim_that_expires_while_its_sockets_are_looked_up_is_not_taken_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claimant has given up meanwhile: nobody would be at the other end of what is taken on."""
+    world, alice, bob = pair(link=Link(strips=True))
+    _, there = world.connect(bob, alice, 40000)
+    late: list[commands.Command] = []
+    carry_out = alice.carry_out
+    monkeypatch.setattr(
+        alice, "carry_out", lambda c: late.append(c) if isinstance(c, commands.FindNumbers) else carry_out(c)
+    )
+    while not late:
+        world.run(0.1)
+    bob.crash()
+    world.run(constants.CLAIM_TIME + 1)
+    monkeypatch.undo()
+    for command in late:
+        alice.carry_out(command)
+        alice.run()
+    assert not alice.protects(there)
+    assert there not in alice.flows
+
+
+@pytest.mark.parametrize("off", [(2, 0), (0, -2), (10**9, 10**9)])
+def test_wrong_numbers(off: tuple[int, int]) -> None:
+    world, alice, bob = pair(link=Link(strips=True))
+    socket, there = world.connect(bob, alice, 40000)
+    ours, theirs = alice.bases(there)
+    alice.numbers[there] = (ours + off[0]) % 2**32, (theirs + off[1]) % 2**32
     world.run(20)
     assert bob.connection(socket).reason == "not-proven"
     assert alice.named("connection.refused", "not-proven")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
+from redirectctl.flows import constants
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
 from redirectctl.wire import message as messages
@@ -112,6 +115,20 @@ def test_where_sequence_numbers_are_changed_on_the_way_the_tunnel_stays() -> Non
     assert paths(alice) == paths(bob) == {Path.REWRITTEN}
 
 
+def test_the_tokens_that_are_not_seen_are_few_before_the_way_is_left_alone() -> None:
+    world, _, bob, _, tokens = started()
+    tokens.plain = False
+    bob.move("203.0.113.9")
+    moved = world.now
+    sent: list[float] = []
+    while world.now < moved + 9:
+        before = [s for s in world.segments if s.source.host == ip("203.0.113.9")]
+        world.run(0.05)
+        if len([s for s in world.segments if s.source.host == ip("203.0.113.9")]) > len(before):
+            sent.append(world.now - moved)
+    assert sent == pytest.approx([0.0, 0.2, 0.7, 1.7, 3.7, 7.7], abs=0.1)
+
+
 def test_a_stall_leads_back_into_the_tunnel_and_the_way_is_tried_again_later() -> None:
     world, alice, bob, (socket,), tokens = started()
     bob.move("203.0.113.9")
@@ -139,6 +156,20 @@ def test_a_way_that_stalls_each_time_is_left_alone_for_longer_each_time() -> Non
             stall(world, bob, socket)
         world.run(0.5)
     assert plain < 10
+
+
+def test_one_peer_to_which_no_plain_way_leads_keeps_no_other_in_the_tunnel() -> None:
+    world, alice, bob, (to_alice,), _ = started()
+    carol = world.host("carol", "192.0.2.77", policy=AUTO)
+    to_carol, _ = world.connect(bob, carol, 41000)
+    world.run(5)
+    for address, blocked in (("203.0.113.9", alice), ("203.0.113.10", carol)):
+        world.tap_segment = lambda source, to, blocked=blocked: to.host not in blocked.addresses  # type: ignore[misc]
+        bob.move(address)
+        world.run(2)
+        there = {alice: bob.connection(to_alice).path, carol: bob.connection(to_carol).path}
+        assert there.pop(blocked) is Path.TUNNEL
+        assert list(there.values()) == [Path.REWRITTEN]
 
 
 def test_an_outage_is_no_fault_of_the_plain_way() -> None:
@@ -313,6 +344,50 @@ def test_one_that_stalls_while_its_host_is_announced_does_not_hinder_the_others(
         assert bob.flows[socket].local.host == ip("203.0.113.10")
 
 
+def test_after_a_kernel_has_refused_a_move_tokens_count_on_the_tuple_of_before() -> None:
+    world, alice, bob, (socket,), _ = started()
+    bob.move("203.0.113.9")
+    world.run(3)
+    before = bob.flows[socket].mirrored
+    assert alice.connection(socket.mirrored).wire == before
+    alice.kernel_delay, alice.kernel_error = 0.5, "no memory"
+    bob.move("203.0.113.10")
+    while alice.busy_until is None:
+        world.run(0.01)
+    world.link.cut = True
+    refused = alice.connection(socket.mirrored).wire
+    assert refused.remote.host == ip("203.0.113.10")
+    for _ in range(20):  # while the kernel is at it, and afterwards
+        alice.engine.token(world.now, refused, b"too soon", (0, 0))
+        alice.run()
+        world.run(0.1)
+    alice.engine.token(world.now, before, b"8 random", (0, 0))
+    alice.run()
+    world.run(0.1)
+    seen = [m.tokens for m, _, _ in alice.messages if isinstance(m, messages.Seen)]
+    assert seen[-1] == (b"8 random",)
+
+
+def test_only_so_many_tokens_are_looked_up_in_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "MAX_TOKENS_LOOKED_UP", 3)
+    world, alice, bob, (socket,), _ = started()
+    bob.move("203.0.113.9")
+    world.run(10)
+
+    def seen(token: bytes, at: FourTuple = bob.flows[socket].mirrored) -> bool:
+        alice.engine.token(world.now, at, token, (0, 0))
+        alice.run()
+        world.run(0.1)
+        return any(token in m.tokens for m, _, _ in alice.messages if isinstance(m, messages.Seen))
+
+    assert seen(b"token 1.")
+    for n in range(5):  # on connections that are none of ours
+        assert not seen(b"forged %d" % n, FourTuple(SockAddr(ip("192.0.2.1"), 1), SockAddr(ip("203.0.113.9"), n + 1)))
+    assert not seen(b"token 2.")
+    world.run(1)
+    assert seen(b"token 3.")
+
+
 def test_moving_back_ends_on_the_original_path() -> None:
     world, alice, bob, (socket,), _ = started()
     bob.move("203.0.113.9")
@@ -376,6 +451,17 @@ def test_with_integrity_a_connection_goes_into_the_tunnel_when_it_is_protected_a
         assert paths(host) == {Path.TUNNEL}
         assert [c.flow.integrity for c in host.engine.table] == [True]
         assert all(carried.integrity for carried in host.carried.values())
+
+
+def test_what_goes_into_the_tunnel_without_a_move_waits_for_nobody() -> None:
+    world = World()
+    strict = dataclasses.replace(AUTO, integrity=True)
+    alice = world.host("alice", "192.0.2.1", policy=strict)
+    bob = world.host("bob", "198.51.100.2", policy=strict)
+    world.connect(bob, alice, 40000)
+    while paths(bob) != {Path.TUNNEL}:
+        world.run(0.01)
+    assert [carried.remote for carried in bob.carried.values()] == [SockAddr(ip("192.0.2.1"), 7747)]
 
 
 def test_the_other_family_is_not_taken_although_its_challenges_come_first() -> None:

@@ -296,6 +296,69 @@ def test_a_host_that_does_not_serve_says_so() -> None:
     assert bob.named("rendezvous.lost", "not-serving")
 
 
+def test_a_host_that_does_not_serve_is_asked_once_a_minute() -> None:
+    world = World()
+    bob, rita = world.host("bob", BOB), world.host("rita", RITA)
+    bob.meets_at(rita)
+
+    def asked(seconds: float) -> int:
+        before = len(bob.messages)
+        world.run(seconds)
+        return sum(isinstance(m, wire.Register) for m, _, _ in bob.messages[before:])
+
+    assert asked(5) > 0
+    assert asked(50) == 0
+    assert asked(10) == 1
+    rita.engine.policy_changed(world.now, SERVING)
+    rita.run()
+    assert asked(61) > 0
+    assert [s.standing for s in bob.engine.meeting.servers] == [Standing.REGISTERED]
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_more_flows_than_the_rendezvous_relays_are_told_of(fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    trio = Trio()
+    for port in range(41000, 41003):
+        trio.world.connect(trio.bob, trio.alice, port)
+    trio.world.run(5)
+    monkeypatch.setattr(limits, "MAX_RELAYED", 4 if fits else 3)
+    trio.world.nat("192.0.2.100", trio.alice, symmetric=True)
+    trio.world.nat("198.51.100.100", trio.bob, symmetric=True)
+    trio.alice.move("10.0.1.2")
+    trio.bob.move("10.0.2.2")
+    trio.world.run(5)
+    for host in trio.ends:
+        assert bool(host.named("redirect.refused", "relay-limit")) is not fits
+        assert len(trio.rita.relaying[host.static.public].routes) == (4 if fits else 3)
+
+
+@pytest.mark.parametrize("way", ["direct", "relayed"])
+def test_hosts_that_stand_still_agree_on_keys_anew_once_the_rendezvous_is_back(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an outage that their keys have not outlived they have nothing to announce."""
+    trio = Trio()
+    nats = [
+        trio.world.nat("192.0.2.100", trio.alice, filters=True, symmetric=way == "relayed"),
+        trio.world.nat("198.51.100.100", trio.bob, filters=True, symmetric=way == "relayed"),
+    ]
+    trio.alice.move("10.0.1.2")
+    trio.bob.move("10.0.2.2")
+    trio.world.run(5)
+    trio.world.link.cut = True
+    trio.world.run(400)
+    for nat in nats:
+        nat.rebind()
+    if way == "direct":
+        monkeypatch.setattr(trio.rita.engine.rendezvous, "_forward", lambda *_: None)
+    trio.world.link.cut = False
+    while not all(host.engine.meeting.servers[0].usable for host in trio.ends):
+        trio.world.run(0.1)
+    trio.world.run(10)
+    for host, other in (trio.ends, trio.ends[::-1]):
+        assert host.engine.peers[other.static.public].session(trio.world.now) is not None
+
+
 def test_a_connection_to_the_rendezvous_itself_is_not_its_guests() -> None:
     trio = relayed_trio()
     to_rita, _ = trio.world.connect(trio.bob, trio.rita, 41000)
@@ -306,6 +369,8 @@ def test_a_connection_to_the_rendezvous_itself_is_not_its_guests() -> None:
     trio.world.run(10)
     assert trio.relayed()
     assert (c.outer_remote, c.confirmed) == (SockAddr(ip(RITA), PORT), ip("10.0.2.3"))
+    bob, rita = trio.bob.engine.peers[trio.rita.static.public], trio.rita.engine.peers[trio.bob.static.public]
+    assert bob.observed == rita.remote
     assert not trio.bob.named("peer.key_changed")
 
 
@@ -346,6 +411,21 @@ def test_another_address_of_its_name_is_tried() -> None:
     trio.bob.move("198.51.100.10")
     trio.world.run(2)
     assert trio.met()
+
+
+def test_the_rendezvous_knows_at_once_where_a_host_is_that_had_to_use_another_port() -> None:
+    """That port was for the network where it was: it is closed in the new one, and no answer comes to it."""
+    trio = Trio()
+    trio.rita.crash()
+    trio.world.run(60)
+    trio.rita.start()
+    trio.world.run(60)
+    for host, address in ((trio.alice, "192.0.2.10"), (trio.bob, "198.51.100.10")):
+        assert host.engine.endpoint.ports_in_use()
+        host.move(address)
+    trio.world.run(0.1)
+    for host in trio.ends:
+        assert [s.observed for s in host.engine.meeting.servers] == [SockAddr(host.addresses[0], PORT)]
 
 
 def test_a_rendezvous_that_moves_is_found_by_its_name() -> None:

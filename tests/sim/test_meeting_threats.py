@@ -13,6 +13,7 @@ import pytest
 from redirectctl.flows import constants as limits
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.meeting import tag_of
+from redirectctl.proto import events
 from redirectctl.proto.peer import PeerState
 from redirectctl.wire import datagram
 from redirectctl.wire import meeting as wire
@@ -281,6 +282,26 @@ def test_a_rendezvous_announces_no_moves_of_others(scene: Scene) -> None:
     scene.world.run(5)
     assert scene.alice.named("redirect.refused", "no-connection")
     scene.assert_nothing_moved()
+
+
+def test_a_rendezvous_that_is_never_content_draws_few_registrations(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wants to see that the host is where it is, again and again."""
+    rendezvous, bob = scene.rita.engine.rendezvous, scene.bob
+    key = bob.static.public
+
+    def never(event: events.Received, proof: bytes) -> bool:
+        rendezvous._asked[event.key] = event.source, bytes(8)
+        return event.key != key
+
+    monkeypatch.setattr(rendezvous, "_proven", never)
+    scene.world.run(60)
+    messages_before, datagrams_before = len(bob.messages), len(bob.sent)
+    scene.world.run(60)
+    asked = [m for m, _, _ in bob.messages[messages_before:] if isinstance(m, wire.Register)]
+    assert 0 < len(asked) < 40
+    assert len([to for to, _ in bob.sent[datagrams_before:] if to.host == scene.rita.addresses[0]]) < 80
 
 
 def test_who_is_not_our_rendezvous_is_not_heard(scene: Scene) -> None:

@@ -39,6 +39,9 @@ def test_the_client_moves() -> None:
     assert alice.named("move.received")
     assert bob.kicked == [(socket,)]
     assert alice.kicked == [(socket.mirrored,)]
+    for host in (alice, bob):
+        assert not host.named("packet.refused")
+        assert not host.named("redirect.refused")
 
 
 def test_the_server_moves_and_then_the_client() -> None:

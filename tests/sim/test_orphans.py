@@ -83,6 +83,24 @@ def test_killed_while_the_peer_cannot_be_told_it_is_when_the_path_is_back(others
         assert bob.connection(socket).state is alice.connection(socket.mirrored).state is State.PROTECTED
 
 
+def test_killed_while_the_peer_cannot_be_told_it_is_from_the_address_that_reaches_it() -> None:
+    """This host has got another one meanwhile, which the kernel would choose, and from which nothing arrives."""
+    world = World()
+    alice, bob = world.host("alice", "192.0.2.1"), world.host("bob", "198.51.100.2")
+    socket, mirrored = world.connect(bob, alice, 40000)
+    world.run(5)
+    world.link.cut = True
+    bob.engine.kill(world.now, bob.connection(socket).cid)
+    bob.run()
+    world.run(300)
+    world.link.cut = False
+    world.tap = lambda source, to, data: source.host != ip("203.0.113.7")
+    bob.move("203.0.113.7", "198.51.100.2")
+    world.run(15)
+    assert [n.reason for n in alice.named("connection.closed")] == ["killed-there"]
+    assert mirrored not in alice.sockets
+
+
 def test_what_could_not_be_told_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "MAX_UNTOLD", 3)
     world = World()

@@ -54,6 +54,18 @@ def differing() -> tuple[World, Host, Host, FourTuple]:
     return world, alice, bob, socket
 
 
+def test_what_became_of_a_connection_is_told_from_its_beginning() -> None:
+    """With times: `redirectctl show` and the terminal UI have it."""
+    world, _, bob, (socket,) = protected()
+    began = world.now - 5
+    connection = bob.connection(socket)
+    bob.closed(socket)
+    times, states = zip(*connection.history, strict=True)
+    assert states == (State.SHORT, State.NEGOTIATING, State.PROTECTED, State.CLOSED)
+    assert times[:2] == (began, began + 1.0)  # found, and long-lived
+    assert times[2] < times[3] == world.now
+
+
 # -- trust -------------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +238,20 @@ def test_an_address_without_redirectctl_is_tried_again_later() -> None:
     assert bob.protects(socket)
 
 
+def test_an_address_is_left_alone_only_until_its_host_calls() -> None:
+    world, alice, bob = pair()
+    alice.crash()
+    first, _ = world.connect(bob, alice, 40000)
+    world.run(60)
+    assert bob.connection(first).reason == "no-answer"
+    alice.start()
+    world.connect(alice, bob, 41000)
+    world.run(5)
+    second, _ = world.connect(bob, alice, 40001)
+    world.run(5)
+    assert bob.protects(second)
+
+
 def test_a_known_peer_that_was_away_is_tried_again_soon() -> None:
     world, alice, bob, _ = protected()
     alice.crash()
@@ -236,6 +262,18 @@ def test_a_known_peer_that_was_away_is_tried_again_soon() -> None:
     alice.start()
     world.run(constants.UNANSWERED_TIME + 20)
     assert agree(alice, bob, mirrored)
+
+
+def test_what_is_said_to_where_a_datagram_came_from_is_short() -> None:
+    """Nobody has proven to be there: the answer is to be no longer than the question."""
+    world, alice, bob, _ = protected()
+    world.nat("203.0.113.50", bob)
+    bob.engine.announce(world.now)
+    bob.run()
+    world.run(3)
+    said = [(m.addresses, to) for m, to, _ in alice.messages if isinstance(m, messages.Hello)]
+    assert {addresses for addresses, to in said if to is None} == {tuple(alice.addresses)}
+    assert {addresses for addresses, to in said if to is not None} == {()}
 
 
 # -- ending ------------------------------------------------------------------------------------------------------------
@@ -447,6 +485,29 @@ def test_a_peer_that_has_lost_a_moved_connection_is_told_and_leaves_it() -> None
     world.run(150)
     assert bob.connection(socket).reason == "lost-there"
     assert bob.flows[socket].local.host == ip(NEW)
+
+
+@pytest.mark.parametrize("lost", ["connection", "epochs"])
+def test_an_announcement_that_the_peer_can_never_apply_is_not_repeated(lost: str) -> None:
+    """The peer has no such connection, or (this host's state comes from a backup) knows newer announcements of it."""
+    world, alice, bob, _ = protected()
+    bob.move(NEW)
+    world.run(2)
+    if lost == "connection":
+        alice.crash()
+        alice.stored.clear()
+        alice.start()
+    else:
+        bob.engine.epoch -= 1000
+    reason = {"connection": "no-connection-there", "epochs": "stale-there"}[lost]
+    bob.move(LATER)
+    while not (refused := bob.named("redirect.refused", reason)):
+        world.run(0.05)
+    epoch = refused[0].details["epoch"]
+    said = len(bob.messages)
+    world.run(60)
+    later = [m for m, _, _ in bob.messages[said:]]
+    assert [m for m in later if isinstance(m, messages.Acm) and m.epoch == epoch] == []
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.message import PathChallenge, PathResponse
 from tests.sim.pair import PORT, World, ip
 
 ALICE, MALLORY, VICTIM = "192.0.2.1", "203.0.113.66", "203.0.113.99"
@@ -64,6 +65,21 @@ def say_that_it_is_there(scene: Scene) -> None:
     scene.mallory.run()
     scene.world.run(1)
     scene.mallory.addresses = [ip(MALLORY)]
+
+
+def test_an_answer_with_a_nonce_that_went_nowhere_is_refused() -> None:
+    """mallory has guessed it: that the datagram with it has arrived anywhere is not shown."""
+    scene = Scene()
+    scene.world.link.cut = True
+    scene.alice.move(NEW)
+    (epoch,) = scene.alice.engine.mobility._moves
+    scene.world.link.cut = False
+    answer = PathChallenge(epoch, b"guessed.", b"of mine.")
+    scene.mallory.engine.send(scene.world.now, scene.alice.static.public, answer, SockAddr(ip(NEW), PORT))
+    scene.mallory.run()
+    scene.world.run(0.05)
+    assert scene.alice.named("packet.refused", "unknown-nonce")
+    assert not [m for m, _, _ in scene.alice.messages if isinstance(m, PathResponse)]
 
 
 @pytest.mark.parametrize("listed", [True, False])

@@ -154,6 +154,19 @@ def test_known_peers_both_start_at_once(gap: float) -> None:
     assert not bob.refused()
 
 
+def test_the_answer_of_a_peer_counts_as_contact_before_it_has_said_anything() -> None:
+    net, alice, bob = met()
+    bob.restart()
+    bob.peer(alice).last_contact = None
+    asked = net.now
+    net.filter = lose(Type.TRANSPORT, times=100)
+    bob.contact(alice, known=True)
+    net.run(1)
+    contact = bob.peer(alice).last_contact
+    assert contact is not None
+    assert asked < contact < net.now
+
+
 def test_a_second_start_on_the_same_path_changes_nothing() -> None:
     net, alice, bob = pair()
     bob.contact(alice)
