@@ -7,6 +7,7 @@ sends with whatever source it likes: no traffic of alice may go to an address th
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,7 @@ from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.message import PathChallenge, PathResponse
 from tests.sim.pair import PORT, World, ip
 
-ALICE, MALLORY, VICTIM = "192.0.2.1", "203.0.113.66", "203.0.113.99"
+ALICE, MALLORY, VICTIM, RITA = "192.0.2.1", "203.0.113.66", "203.0.113.99", "203.0.113.77"
 NEW = "198.51.100.7"
 AUTO = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")
 
@@ -24,12 +25,16 @@ AUTO = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")
 class Scene:
     """alice and mallory, with a protected connection that mallory has opened."""
 
-    def __init__(self, *mallorys: str, policy: Policy = AUTO) -> None:
+    def __init__(self, *mallorys: str, policy: Policy = AUTO, met: bool = False) -> None:
+        """``met``: at a rendezvous, too."""
         self.world = World(seed=5)
         self.alice = self.world.host("alice", ALICE, policy=policy)
         self.mallory = self.world.host("mallory", *(mallorys or (MALLORY,)), policy=policy)
+        self.others = [self.world.host("rita", RITA, policy=replace(policy, serve=True))] if met else []
+        for host in (self.alice, self.mallory) if met else ():
+            host.meets_at(*self.others)
         self.socket, self.mirrored = self.world.connect(self.mallory, self.alice, 50000)
-        self.world.run(5)
+        self.world.run(30 if met else 5)
         self.reached: Counter[IPAddress] = Counter()  # bytes that others were sent, by address
         self.forging = False
         self.world.tap = self.tap
@@ -67,6 +72,12 @@ def say_that_it_is_there(scene: Scene) -> None:
     scene.mallory.addresses = [ip(MALLORY)]
 
 
+@pytest.fixture(params=["plain", "integrity", "rendezvous"])
+def scene(request: pytest.FixtureRequest) -> Scene:
+    """As it is; where each packet is authenticated; with a rendezvous that knows both."""
+    return Scene(policy=replace(AUTO, integrity=request.param == "integrity"), met=request.param == "rendezvous")
+
+
 def test_an_answer_with_a_nonce_that_went_nowhere_is_refused() -> None:
     """mallory has guessed it: that the datagram with it has arrived anywhere is not shown."""
     scene = Scene()
@@ -83,8 +94,7 @@ def test_an_answer_with_a_nonce_that_went_nowhere_is_refused() -> None:
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_forged_source_of_challenge_and_acknowledgement(listed: bool) -> None:
-    scene = Scene()
+def test_a_forged_source_of_challenge_and_acknowledgement(scene: Scene, listed: bool) -> None:
     if listed:
         say_that_it_is_there(scene)
     scene.forging = True
@@ -95,8 +105,7 @@ def test_a_forged_source_of_challenge_and_acknowledgement(listed: bool) -> None:
     assert ip(MALLORY) in scene.places()
 
 
-def test_a_forged_source_of_the_acknowledgement_alone() -> None:
-    scene = Scene()
+def test_a_forged_source_of_the_acknowledgement_alone(scene: Scene) -> None:
     say_that_it_is_there(scene)
     scene.alice.move(NEW)
     scene.world.run(0.025)  # the challenge has come, and was answered
@@ -105,9 +114,8 @@ def test_a_forged_source_of_the_acknowledgement_alone() -> None:
     assert ip(VICTIM) not in scene.places()
 
 
-def test_a_forged_source_of_the_response() -> None:
+def test_a_forged_source_of_the_response(scene: Scene) -> None:
     """mallory moves; alice's challenge reaches it, and its answer seems to come from the victim, announced as well."""
-    scene = Scene()
     scene.mallory.addresses = [ip(NEW), ip(VICTIM)]
     scene.mallory.network_changed()
     scene.world.run(0.015)
@@ -116,8 +124,7 @@ def test_a_forged_source_of_the_response() -> None:
     assert ip(VICTIM) not in scene.places()
 
 
-def test_a_forged_source_of_the_first_message_of_a_session() -> None:
-    scene = Scene()
+def test_a_forged_source_of_the_first_message_of_a_session(scene: Scene) -> None:
     scene.alice.crash()
     scene.alice.start()
     scene.world.run(0)
