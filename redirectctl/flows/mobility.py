@@ -656,17 +656,20 @@ class Mobility:
         """
         remove: list[Flow] = []
         add: list[Flow] = []
+        rewired = False
         for connection, wire, tunnel in changes:
             held = connection.cid in hold or (connection.held and connection.cid not in lift)
             before = connection.flow
             # Who has proven a tuple has proven nothing of the next one: a NAT gives many hosts one address.
             connection.proven = connection.cid in proven or (connection.proven and wire == connection.wire)
+            rewired = rewired or wire != connection.wire
             connection.wire, connection.tunnel, connection.held = wire, tunnel, held
             if connection.flow != before:
                 remove.append(before)
                 add.append(connection.flow)
         connections = [connection for connection, _, _ in changes]
-        self._e.table.rewired()
+        if rewired:
+            self._e.table.rewired()
         if add:
             self._e.emit(commands.SaveConnections(tuple(connections)))
         self._e.carry(connections)
