@@ -35,10 +35,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from enum import IntEnum, IntFlag, StrEnum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from typing import NamedTuple
 
-from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr, from_packed
 
 IPV4_HEADER = struct.Struct("!BBHHHBBH4s4s")
 IPV6_HEADER = struct.Struct("!IHBB16s16s")
@@ -378,7 +378,8 @@ def _parse_ipv4(packet: bytes) -> IpPacket:
         raise PacketError(BadPacket.CHECKSUM)
     if fragment & _FRAGMENT_BITS:
         raise PacketError(BadPacket.FRAGMENT)
-    return IpPacket(IPv4Address(source), IPv4Address(destination), protocol, ttl, packet[header:total], total - header)
+    addresses = from_packed(source), from_packed(destination)
+    return IpPacket(*addresses, protocol, ttl, packet[header:total], total - header)
 
 
 def _parse_ipv6(packet: bytes) -> IpPacket:
@@ -394,7 +395,13 @@ def _parse_ipv6(packet: bytes) -> IpPacket:
             raise PacketError(BadPacket.HEADER_LENGTH)
     if protocol == _FRAGMENT_HEADER:
         raise PacketError(BadPacket.FRAGMENT)
-    return IpPacket(IPv6Address(source), IPv6Address(destination), protocol, ttl, packet[at:end], end - at)
+    return IpPacket(_ipv6(source), _ipv6(destination), protocol, ttl, packet[at:end], end - at)
+
+
+def _ipv6(packed: bytes) -> IPAddress:
+    """Also an IPv4-mapped one: in the header of a packet it is no IPv4 address."""
+    found = from_packed(packed)
+    return found if isinstance(found, IPv6Address) else IPv6Address(packed)
 
 
 def parse_tcp(packet: bytes) -> TcpSegment:
