@@ -528,6 +528,8 @@ class Choosing:
             self._e.holding.unanswered(now, connections)
             if self._e.redirects.validates(key, connections):
                 continue  # it has said where it is, and is being asked
+            if self._e.mobility.met_since(key, now - constants.patience(0.0, self._e.table.count(key))):
+                continue  # they were many to be set going: let them
             if now - self._stalls.get(key, float("-inf")) >= constants.STALL_PAUSE:
                 self._stalls[key] = now
                 self._e.mobility.announce_stall(now, key, connections)
