@@ -88,6 +88,16 @@ def test_both_people_approve(first: str, pause: float) -> None:
     assert agree(alice, bob, mirrored)
 
 
+@pytest.mark.parametrize("first_contact", ["accept-new", "ask"])
+def test_whoever_is_trusted_without_a_person_is_told_so(first_contact: str) -> None:
+    world, alice, bob = pair(dataclasses.replace(ASK, first_contact=first_contact), ASK)
+    world.connect(bob, alice, 40000)
+    world.run(5)
+    (met,) = alice.named("peer.first_contact")
+    assert met.details["trust"] == {"accept-new": "approved", "ask": "pending"}[first_contact]
+    assert len(alice.named("peer.approved", "accept-new")) == (first_contact == "accept-new")
+
+
 def test_the_reason_of_waiting_tells_where() -> None:
     world, alice, bob = pair(ASK)
     socket, _ = world.connect(bob, alice, 40000)
@@ -504,6 +514,8 @@ def test_an_announcement_that_the_peer_can_never_apply_is_not_repeated(lost: str
     while not (refused := bob.named("redirect.refused", reason)):
         world.run(0.05)
     epoch = refused[0].details["epoch"]
+    if lost == "connection":
+        assert {n.address for n in alice.named("redirect.refused", "no-connection")} == {ip(LATER)}
     said = len(bob.messages)
     world.run(60)
     later = [m for m, _, _ in bob.messages[said:]]
@@ -581,6 +593,21 @@ def test_slow_kernels_are_asked_once(seconds: float) -> None:
     assert bob.connection(socket).confirmed == ip(NEW)
     assert (len(alice.transactions) - before[0], len(bob.transactions) - before[1]) == (1, 1)
     assert not alice.named("redirect.refused")
+
+
+def test_a_response_that_comes_twice_has_the_kernel_asked_once() -> None:
+    world, alice, bob, _ = protected()
+    alice.kernel_delay = 0.3
+    before = len(alice.transactions)
+    bob.move(NEW)
+    while alice.busy_until is None:
+        world.run(0.01)
+    for message, to, source in list(bob.messages):
+        if isinstance(message, messages.PathResponse):
+            bob.engine.send(world.now, alice.static.public, message, to, source)
+    bob.run()
+    world.run(2)
+    assert alice.transactions[before:] == [(1, 1)]
 
 
 def test_a_kernel_that_refuses_the_guard_leaves_nothing_stored() -> None:
