@@ -351,6 +351,19 @@ def test_after_a_kernel_has_refused_a_move_tokens_count_on_the_tuple_of_before()
     assert seen[-1] == (b"8 random",)
 
 
+def test_one_that_has_ended_meanwhile_keeps_no_other_that_stalls_from_the_tunnel() -> None:
+    world, _, bob, sockets, tokens = started(2)
+    bob.move("203.0.113.9")
+    world.run(3)
+    assert paths(bob) == {Path.REWRITTEN}
+    tokens.plain = False
+    bob.closed(sockets[0])
+    bob.engine.stalled(world.now, sockets)
+    bob.run()
+    world.run(0.5)
+    assert bob.connection(sockets[1]).path is Path.TUNNEL
+
+
 def test_only_so_many_tokens_are_looked_up_in_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "MAX_TOKENS_LOOKED_UP", 3)
     world, alice, bob, (socket,), _ = started()
