@@ -198,6 +198,26 @@ def test_what_is_given_up_is_told_in_one_message() -> None:
     assert [set(m.cids) for m in told.values()] == [cids]
 
 
+def test_each_is_given_up_after_its_own_time() -> None:
+    world, alice, bob, socket = started(dataclasses.replace(POLICY, give_up_after=600.0))
+    carol = world.host("carol", "192.0.2.3", policy=POLICY)
+    with_carol, _ = world.connect(bob, carol, 40001)
+    world.run(5)
+    alice.crash()
+    world.link.cut = True  # nor does her kernel answer
+    wait_in_vain(world, bob, socket, 15)
+    world.link.cut = False
+    world.tap_segment = lambda source, to: False
+    world.run(300)
+    carol.crash()
+    wait_in_vain(world, bob, with_carol, 15)
+    assert {bob.connection(s).state for s in (socket, with_carol)} == {State.SUSPENDED}
+    world.run(350)
+    assert len(bob.named("connection.closed", "given-up")) == 1
+    assert socket not in bob.sockets
+    assert bob.connection(with_carol).state is State.SUSPENDED
+
+
 @pytest.mark.parametrize("days", [13, 15])
 @pytest.mark.parametrize("restarted", [False, True])
 def test_thirteen_days_are_borne_and_fifteen_are_not(

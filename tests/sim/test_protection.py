@@ -54,6 +54,16 @@ def differing() -> tuple[World, Host, Host, FourTuple]:
     return world, alice, bob, socket
 
 
+def test_whose_a_connection_is_stays_with_it() -> None:
+    """Users see and release their own; what a second look finds out is added."""
+    world, _, bob, _ = protected()
+    socket = FourTuple(SockAddr(bob.addresses[0], 41000), SockAddr(ip("192.0.2.1"), 22))
+    bob.engine.found(world.now, socket, uid=1000)
+    bob.engine.found(world.now, socket, uid=0, pid=7, command="ssh")
+    c = bob.connection(socket)
+    assert (c.uid, c.pid, c.command) == (1000, 7, "ssh")
+
+
 def test_what_became_of_a_connection_is_told_from_its_beginning() -> None:
     """With times: `redirectctl show` and the terminal UI have it."""
     world, _, bob, (socket,) = protected()
@@ -281,9 +291,9 @@ def test_what_is_said_to_where_a_datagram_came_from_is_short() -> None:
     bob.engine.announce(world.now)
     bob.run()
     world.run(3)
-    said = [(m.addresses, to) for m, to, _ in alice.messages if isinstance(m, messages.Hello)]
-    assert {addresses for addresses, to in said if to is None} == {tuple(alice.addresses)}
-    assert {addresses for addresses, to in said if to is not None} == {()}
+    said = [(m.addresses, to, source) for m, to, source in alice.messages if isinstance(m, messages.Hello)]
+    assert {addresses for addresses, to, _ in said if to is None} == {tuple(alice.addresses)}
+    assert {(addresses, source) for addresses, to, source in said if to is not None} == {((), alice.addresses[0])}
 
 
 # -- ending ------------------------------------------------------------------------------------------------------------
