@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
+from redirectctl.api.schema import EventName
 from redirectctl.flows import commands
 from redirectctl.flows import constants as limits
 from redirectctl.flows.connection import Before, Connection, Flow
@@ -121,6 +122,18 @@ class Nat:
         self._inside.clear()
         self.public = ip(public) if public is not None else self.public
 
+
+TOLD = {
+    EventName.CONNECTION_FOUND: {"local", "remote", "state"},
+    EventName.CONNECTION_PROTECTED: {"local", "remote", "state"},
+    EventName.CONNECTION_CLOSED: {"local", "remote", "state"},
+    EventName.CONNECTION_RESUMED: {"local", "remote", "state", "duration"},
+    EventName.MOVE_STARTED: {"connections", "epoch"},
+    EventName.MOVE_FINISHED: {"connections", "epoch", "duration"},
+    EventName.MOVE_RECEIVED: {"connections", "epoch"},
+    EventName.PATH_CHANGED: {"local", "remote", "path", "wire_local", "wire_remote"},
+    EventName.PACKET_REFUSED: {"source"},
+}
 
 KEEPALIVE, ACKNOWLEDGED, RESET = b"keepalive", b"acknowledged", b"reset"  # segments without a token
 
@@ -404,6 +417,14 @@ class Host:
             assert epoch > self.applied.get((key, socket), 0), f"{self.name} applies an ACM again"
             assert epoch >= self.heard.get((key, socket), 0), f"{self.name} applies an ACM though it has a newer one"
 
+    def _check_told(self, notice: commands.Notice) -> None:
+        """An event is one of those that the API has, and tells what whoever reads the log needs."""
+        told = {k for k, v in notice.details.items() if v is not None}
+        missing = TOLD.get(EventName(notice.name), set()) - told
+        assert not missing, f"{self.name}: {notice} does not tell {missing}"
+        assert notice.reason or not notice.name.endswith(".refused"), f"{self.name}: {notice} has no reason"
+        assert "None" not in notice.details.values(), f"{self.name}: {notice}"
+
     def _check_receipt(self, event: events.Received) -> None:
         """What is applied has been received where it went."""
         validation = self.engine.redirects._validations.get((event.key, event.message.epoch))
@@ -538,7 +559,7 @@ class Host:
                 assert token not in self.verdicts, f"{self.name}: two verdicts on one RST"
                 self.verdicts[token] = accept
             case commands.Notice():
-                assert "None" not in command.details.values(), f"{self.name}: {command}"
+                self._check_told(command)
                 self.notices.append(command)
 
     def rewrite(self, add: tuple[Flow, ...], remove: tuple[Flow, ...]) -> str | None:

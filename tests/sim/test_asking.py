@@ -374,6 +374,23 @@ def test_the_same_before_it_is_suspended() -> None:
     assert accepted(bob) == {True}
 
 
+@pytest.mark.parametrize("heard", [True, False])
+def test_the_same_after_this_host_was_elsewhere_for_a_moment(heard: bool) -> None:
+    """It must have heard of the peer since: the address may be another host's by now."""
+    world, alice, bob, socket = started()
+    bob.move()
+    world.run(0.5)
+    alice.crash()
+    if heard:
+        alice.start()
+    bob.move("198.51.100.2")
+    world.run(10)
+    rebooted(alice, socket)
+    bob.rst(socket, 1, opened=True)
+    world.run(15)
+    assert accepted(bob) == {heard}
+
+
 def stranger(world: World, *addresses: str) -> Host:
     return world.host("stranger", *addresses)
 

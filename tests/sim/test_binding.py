@@ -184,6 +184,17 @@ def test_wrong_numbers(off: tuple[int, int]) -> None:
     world.settled()
 
 
+def test_where_sequence_numbers_are_changed_on_the_way_the_claim_is_refused() -> None:
+    """A SYN proxy: after a move neither end would accept what the other sends."""
+    world, alice, bob = pair(link=Link(shift=10**9))
+    socket, there = world.connect(bob, alice, 40000)
+    world.run(5)
+    assert (bob.connection(socket).state, bob.connection(socket).reason) == (State.REFUSED, "sequence-numbers-changed")
+    assert alice.named("connection.refused", "sequence-numbers-changed")
+    assert not alice.protects(there)
+    assert there not in alice.flows
+
+
 def test_what_could_not_be_proven_is_claimed_again() -> None:
     world, alice, bob = pair(link=Link(strips=True))
     socket, there = world.connect(bob, alice, 40000)

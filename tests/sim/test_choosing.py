@@ -368,6 +368,19 @@ def test_after_a_kernel_has_refused_a_move_tokens_count_on_the_tuple_of_before()
     assert seen[-1] == (in_place(b"8 random", (0, 0)),)
 
 
+def test_one_that_has_ended_meanwhile_keeps_no_other_that_stalls_from_the_tunnel() -> None:
+    world, _, bob, sockets, tokens = started(2)
+    bob.move("203.0.113.9")
+    world.run(3)
+    assert paths(bob) == {Path.REWRITTEN}
+    tokens.plain = False
+    bob.closed(sockets[0])
+    bob.engine.stalled(world.now, sockets)
+    bob.run()
+    world.run(0.5)
+    assert bob.connection(sockets[1]).path is Path.TUNNEL
+
+
 def test_moving_back_ends_on_the_original_path() -> None:
     world, alice, bob, (socket,), _ = started()
     bob.move("203.0.113.9")

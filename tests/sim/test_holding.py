@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.state import State
+from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple
 from tests.sim.pair import Host, World, agree
 
@@ -181,6 +184,38 @@ def test_killed_before_all_was_given_back() -> None:
     bob.start()
     world.run(5)
     as_before(world, (alice, socket.mirrored), (bob, socket))
+
+
+def test_what_is_given_up_is_told_in_one_message() -> None:
+    world, alice, bob, socket = started(dataclasses.replace(POLICY, give_up_after=60.0))
+    sockets = [socket, *(world.connect(bob, alice, port)[0] for port in (40001, 40002))]
+    world.run(5)
+    cids = {bob.connection(s).cid for s in sockets}
+    bob.move()
+    world.run(100)
+    assert len(bob.named("connection.closed", "given-up")) == 3
+    told = {m.request: m for m, _, _ in bob.messages if isinstance(m, messages.EndOf)}
+    assert [set(m.cids) for m in told.values()] == [cids]
+
+
+def test_each_is_given_up_after_its_own_time() -> None:
+    world, alice, bob, socket = started(dataclasses.replace(POLICY, give_up_after=600.0))
+    carol = world.host("carol", "192.0.2.3", policy=POLICY)
+    with_carol, _ = world.connect(bob, carol, 40001)
+    world.run(5)
+    alice.crash()
+    world.link.cut = True  # nor does her kernel answer
+    wait_in_vain(world, bob, socket, 15)
+    world.link.cut = False
+    world.tap_segment = lambda source, to: False
+    world.run(300)
+    carol.crash()
+    wait_in_vain(world, bob, with_carol, 15)
+    assert {bob.connection(s).state for s in (socket, with_carol)} == {State.SUSPENDED}
+    world.run(350)
+    assert len(bob.named("connection.closed", "given-up")) == 1
+    assert socket not in bob.sockets
+    assert bob.connection(with_carol).state is State.SUSPENDED
 
 
 @pytest.mark.parametrize("days", [13, 15])

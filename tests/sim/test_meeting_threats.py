@@ -304,6 +304,18 @@ def test_a_rendezvous_that_is_never_content_draws_few_registrations(
     assert len([to for to, _ in bob.sent[datagrams_before:] if to.host == scene.rita.addresses[0]]) < 80
 
 
+def test_a_rendezvous_that_finds_a_peer_everywhere_is_seldom_believed(scene: Scene) -> None:
+    """Each time draws some datagrams to an address that it chooses."""
+    scene.world.run(60)
+    before = len(scene.bob.sent)
+    for n in range(40):
+        say(scene.rita, scene.bob, wire.Found(scene.tag, SockAddr(ip(f"203.0.113.{100 + n}"), PORT), ()))
+        scene.world.run(0.01)
+    scene.world.run(5)
+    victims = {to.host for to, _ in scene.bob.sent[before:]} & {ip(f"203.0.113.{100 + n}") for n in range(40)}
+    assert 0 < len(victims) <= limits.FOUND_BURST + 1
+
+
 def test_who_is_not_our_rendezvous_is_not_heard(scene: Scene) -> None:
     start = len(scene.world.recorded)
     say(scene.mallory, scene.bob, wire.Found(scene.tag, SockAddr(ip(VICTIM), PORT), (ip(VICTIM),)))

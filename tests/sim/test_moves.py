@@ -120,6 +120,23 @@ def test_short_lived_connections_cost_nothing_and_are_dropped() -> None:
     assert bob.named("connection.closed", "address-gone")
 
 
+def test_short_lived_connections_stay_as_long_as_their_address_does() -> None:
+    world = World()
+    alice = world.host("alice", "192.0.2.1")
+    bob = world.host("bob", "198.51.100.2", policy=Policy(first_contact="accept-new", long_lived_after=10.0))
+    socket, _ = world.connect(bob, alice, 40000)
+    world.run(5)
+    bob.move("203.0.113.9", "198.51.100.2")
+    world.run(1)
+    assert socket in bob.sockets
+    bob.move("198.51.100.2")
+    world.run(1)
+    assert socket in bob.sockets
+    bob.move()  # no other either: nobody knows yet whether it comes back
+    world.run(1)
+    assert socket in bob.sockets
+
+
 def test_without_redirectctl_on_the_other_host_the_connection_is_left_alone() -> None:
     world = World()
     alice = world.host("alice", "192.0.2.1")

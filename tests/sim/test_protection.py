@@ -54,6 +54,16 @@ def differing() -> tuple[World, Host, Host, FourTuple]:
     return world, alice, bob, socket
 
 
+def test_whose_a_connection_is_stays_with_it() -> None:
+    """Users see and release their own; what a second look finds out is added."""
+    world, _, bob, _ = protected()
+    socket = FourTuple(SockAddr(bob.addresses[0], 41000), SockAddr(ip("192.0.2.1"), 22))
+    bob.engine.found(world.now, socket, uid=1000)
+    bob.engine.found(world.now, socket, uid=0, pid=7, command="ssh")
+    c = bob.connection(socket)
+    assert (c.uid, c.pid, c.command) == (1000, 7, "ssh")
+
+
 def test_what_became_of_a_connection_is_told_from_its_beginning() -> None:
     """With times: `redirectctl show` and the terminal UI have it."""
     world, _, bob, (socket,) = protected()
@@ -86,6 +96,16 @@ def test_both_people_approve(first: str, pause: float) -> None:
     world.run(constants.PENDING_POLL + 10)
     assert bob.protects(socket)
     assert agree(alice, bob, mirrored)
+
+
+@pytest.mark.parametrize("first_contact", ["accept-new", "ask"])
+def test_whoever_is_trusted_without_a_person_is_told_so(first_contact: str) -> None:
+    world, alice, bob = pair(dataclasses.replace(ASK, first_contact=first_contact), ASK)
+    world.connect(bob, alice, 40000)
+    world.run(5)
+    (met,) = alice.named("peer.first_contact")
+    assert met.details["trust"] == {"accept-new": "approved", "ask": "pending"}[first_contact]
+    assert len(alice.named("peer.approved", "accept-new")) == (first_contact == "accept-new")
 
 
 def test_the_reason_of_waiting_tells_where() -> None:
@@ -271,9 +291,9 @@ def test_what_is_said_to_where_a_datagram_came_from_is_short() -> None:
     bob.engine.announce(world.now)
     bob.run()
     world.run(3)
-    said = [(m.addresses, to) for m, to, _ in alice.messages if isinstance(m, messages.Hello)]
-    assert {addresses for addresses, to in said if to is None} == {tuple(alice.addresses)}
-    assert {addresses for addresses, to in said if to is not None} == {()}
+    said = [(m.addresses, to, source) for m, to, source in alice.messages if isinstance(m, messages.Hello)]
+    assert {addresses for addresses, to, _ in said if to is None} == {tuple(alice.addresses)}
+    assert {(addresses, source) for addresses, to, source in said if to is not None} == {((), alice.addresses[0])}
 
 
 # -- ending ------------------------------------------------------------------------------------------------------------
@@ -504,6 +524,8 @@ def test_an_announcement_that_the_peer_can_never_apply_is_not_repeated(lost: str
     while not (refused := bob.named("redirect.refused", reason)):
         world.run(0.05)
     epoch = refused[0].details["epoch"]
+    if lost == "connection":
+        assert {n.address for n in alice.named("redirect.refused", "no-connection")} == {ip(LATER)}
     said = len(bob.messages)
     world.run(60)
     later = [m for m, _, _ in bob.messages[said:]]
@@ -581,6 +603,21 @@ def test_slow_kernels_are_asked_once(seconds: float) -> None:
     assert bob.connection(socket).confirmed == ip(NEW)
     assert (len(alice.transactions) - before[0], len(bob.transactions) - before[1]) == (1, 1)
     assert not alice.named("redirect.refused")
+
+
+def test_a_response_that_comes_twice_has_the_kernel_asked_once() -> None:
+    world, alice, bob, _ = protected()
+    alice.kernel_delay = 0.3
+    before = len(alice.transactions)
+    bob.move(NEW)
+    while alice.busy_until is None:
+        world.run(0.01)
+    for message, to, source in list(bob.messages):
+        if isinstance(message, messages.PathResponse):
+            bob.engine.send(world.now, alice.static.public, message, to, source)
+    bob.run()
+    world.run(2)
+    assert alice.transactions[before:] == [(1, 1)]
 
 
 def test_a_kernel_that_refuses_the_guard_leaves_nothing_stored() -> None:

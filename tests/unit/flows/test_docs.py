@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from redirectctl.flows import constants as of_flows
+from redirectctl.flows.claims import REASONS
 from redirectctl.flows.state import diagram
 from redirectctl.proto import constants as of_proto
 from redirectctl.wire.meeting import Registration
@@ -41,6 +42,11 @@ def test_every_reason_is_explained() -> None:
     reasons = {reason for pattern in patterns for reason in re.findall(pattern, CORE)}
     assert len(reasons) > 50
     assert {r for r in reasons if f"`{r}`" not in PROTOCOL} == set()
+
+
+def test_a_claim_that_is_refused_has_a_reason_that_is_explained() -> None:
+    assert set(REASONS) == set(Status) - {Status.OK, Status.PROVE, Status.INTEGRITY}
+    assert [reason for reason in REASONS.values() if f"`{reason}`" not in PROTOCOL] == []
 
 
 def test_every_datagram_and_message_is_described() -> None:
