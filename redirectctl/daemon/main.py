@@ -118,8 +118,8 @@ def _allow_descriptors() -> None:
 def _hurry() -> None:
     """Be given a processor at once, where others compute: it needs little, and connections stand still meanwhile.
 
-    A move is some ten short turns of two daemons.  Of a thousand with two processors overcommitted, single writes were
-    answered after MEASURED.  The tunnel's thread, which may have much to do, is as any program (carrier.py).
+    A move is some ten short turns of two daemons.  The tunnel's thread, which may have much to do, is as any program
+    (carrier.py).
     """
     with suppress(OSError):  # somebody does not want that
         os.setpriority(os.PRIO_PROCESS, 0, NICE)

@@ -131,7 +131,8 @@ LINGER_BOTH: Final = 2.0  # the same when the peer's socket is gone too: only pa
 LISTED: Final = 60.0  # seconds that an ended connection stays in listings
 TELL_PAUSE: Final = 2.0  # seconds between two times that a peer is told that it is seen elsewhere than before
 DOUBT_PAUSE: Final = 5.0  # seconds between two times that a peer is asked which connections of a move it has
-KEEP_PAUSE: Final = 10.0  # seconds between two times that what a peer says of its addresses is stored for that only
+KEEP_PAUSE: Final = 2.0  # seconds between two times that what a peer says of its addresses is stored; what follows
+#                          waits for the disk, so right after a move, and not during the next
 CHANGED_POLL: Final = 3600.0  # seconds until a peer whose key seems to have changed is asked again
 REACH_PAUSE: Final = 60.0  # seconds between attempts to reach the peers of protected connections
 ACM_RELAY: Final = 2  # unanswered ACMs after which a rendezvous is asked to hand them over
