@@ -118,6 +118,9 @@ def rule_counts(filled: frozenset[str]) -> Counter[str]:
     return Counter({chain: len(rules) for chain, rules in chains.items() if rules})
 
 
+_MOVED = ("src", "tun", "odst", "osrc")  # of these sets and maps any has whatever has moved
+
+
 def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
     """The rules of the base chains when the sets and maps in ``filled`` may have elements.
 
@@ -148,7 +151,7 @@ def _base_rules(filled: frozenset[str]) -> dict[str, list[list[Command]]]:
         if "wire" in here:
             refuse = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
             rules["out"].append(_in_family(version, _flags_are("syn"), _is_in(version, "wire"), refuse))
-        if "probe" in here or "wait" in here:
+        if here & {"probe", "wait", *_MOVED}:  # whoever has moved is asked to send, too (kick.py)
             # A host firewall that drops what conntrack calls invalid must not see our SYN (inject.py) as such, and a
             # token sent on a wire tuple (inband.py) is of no connection that conntrack knows.
             for mark in (MARK_MOVED, MARK_TOKEN):

@@ -197,6 +197,8 @@ def test_nothing_is_looked_up_for_connections_that_have_not_moved(bob: Host, ali
     assert rules("out") == rules("probe") == ""
     alice.do(side.rewriter.probe, [sock])
     assert "@probe4" in rules("probe")
+    alice.do(side.rewriter.probe, [])
+    assert rules("probe") == ""
     side.rewrite((sock, wire))
     assert "map @src4" in rules("in")
     assert "map @src6" not in rules("in")
@@ -204,7 +206,7 @@ def test_nothing_is_looked_up_for_connections_that_have_not_moved(bob: Host, ali
     assert "saddr set" not in rules("out")  # only the peer has moved
     assert "goto" not in rules("out")
     alice.do(side.rewriter.apply, [], [KernelFlow(sock, wire)])
-    assert rules("in") == rules("out") == ""
+    assert rules("in") == rules("out") == rules("probe") == ""
 
 
 def flow(number: int, wire_local: str = "192.0.2.1", wire_remote: str = "203.0.113.1") -> KernelFlow:
