@@ -39,6 +39,17 @@ def close(host: Host, extra: str = "") -> None:
     host.run(["nft", "-f", "-"], stdin=FIREWALL % extra)
 
 
+def closed(make_lab: Callable[..., Lab]) -> tuple[Lab, Daemon, Daemon]:
+    """Both hosts are, and their daemons run."""
+    lab = make_lab(rp_filter=1)
+    close(lab.client)
+    close(lab.server, "tcp dport 5001 ct state new accept")
+    client, server = (Daemon(host, CONFIG) for host in (lab.client, lab.server))
+    client.start()
+    server.start()
+    return lab, client, server
+
+
 def invalid(host: Host) -> int:
     """How many packets it has dropped that are of no connection, as conntrack sees it."""
     lines = host.run(["nft", "list", "table", "inet", "host"]).stdout.splitlines()
@@ -47,12 +58,7 @@ def invalid(host: Host) -> int:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_connections_move_between_closed_hosts(make_lab: Callable[..., Lab], version: int) -> None:
-    lab = make_lab(rp_filter=1)
-    close(lab.client)
-    close(lab.server, "tcp dport 5001 ct state new accept")
-    client, server = (Daemon(host, CONFIG) for host in (lab.client, lab.server))
-    client.start()
-    server.start()
+    lab, client, server = closed(make_lab)
     ticker = start_ticker(lab.server, lab.client, version=version, port=5001, interval=0.02)
     client.wait_connections("protected", 1, timeout=PATIENCE)
     for host, network, number in ((lab.client, lab.cafe, 11), (lab.server, lab.dc2, 12), (lab.client, lab.home, 10)):
@@ -71,12 +77,7 @@ def test_a_connection_that_says_nothing_is_protected_behind_a_firewall(
     make_lab: Callable[..., Lab], version: int
 ) -> None:
     """Its socket has to be asked: what we put in for that is of no connection that conntrack knows."""
-    lab = make_lab(rp_filter=1)
-    close(lab.client)
-    close(lab.server, "tcp dport 5001 ct state new accept")
-    client, server = (Daemon(host, CONFIG) for host in (lab.client, lab.server))
-    client.start()
-    server.start()
+    lab, client, server = closed(make_lab)
     idle = start_idle(lab.server, lab.client, 1, version=version, port=5001)
     for daemon in (client, server):
         daemon.wait_connections("protected", 1, timeout=PATIENCE)
