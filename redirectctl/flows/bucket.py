@@ -1,4 +1,4 @@
-"""How much of something one peer may have: a token bucket."""
+"""How much of something somebody may have: a token bucket."""
 
 from __future__ import annotations
 

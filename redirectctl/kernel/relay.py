@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final, TypeAlias
 
+from redirectctl.flows.bucket import Bucket
 from redirectctl.kernel.reports import Source
 from redirectctl.kernel.segments import LARGEST_SEND, MOST_AT_ONCE
 from redirectctl.wire.addr import IPAddress, SockAddr, parse_ip
@@ -64,27 +65,19 @@ class _Hop:
 
 
 class _Guest:
-    __slots__ = ("at", "hops", "rate", "relayed", "tokens")
+    __slots__ = ("bytes", "hops", "relayed")
 
     def __init__(self, hops: dict[int, _Hop], rate: float) -> None:
         self.hops = hops
-        self.rate = rate  # bytes a second
-        self.tokens = self.burst
-        self.at = time.monotonic()
+        self.bytes = Bucket(rate, _burst(rate), _burst(rate), time.monotonic())
         self.relayed = Relayed()
 
-    @property
-    def burst(self) -> float:
-        return max(LEAST_BURST, self.rate * BURST_SECONDS)
+    def limit(self, rate: float) -> None:
+        self.bytes.rate, self.bytes.burst = rate, _burst(rate)
 
-    def take(self, size: int) -> bool:
-        now = time.monotonic()
-        self.tokens = min(self.burst, self.tokens + (now - self.at) * self.rate)
-        self.at = now
-        if self.tokens < size:
-            return False
-        self.tokens -= size
-        return True
+
+def _burst(rate: float) -> float:
+    return max(LEAST_BURST, rate * BURST_SECONDS)
 
 
 class Relays:
@@ -107,7 +100,8 @@ class Relays:
                 hops[way] = self._hop(*way)
             table = {flow: hop for flow, way in routes.items() if (hop := hops[way]) is not None}
             guest = old or _Guest(table, rate)
-            guest.hops, guest.rate = table, rate
+            guest.hops = table
+            guest.limit(rate)
             self._source_of[key] = str(source.host), source.port
             guests[self._source_of[key]] = guest
         self._by_source = guests
@@ -146,7 +140,7 @@ class Relays:
         for at in range(0, len(run), step):
             some = run[at : at + step]
             count = -(-len(some) // size)
-            if not guest.take(len(some)) or not _send(hop, some, size):
+            if not guest.bytes.take(time.monotonic(), len(some)) or not _send(hop, some, size):
                 guest.relayed.dropped += count
                 continue
             guest.relayed.datagrams += count
