@@ -191,8 +191,9 @@ class Choosing:
             self._listen(now)
         stayed = {self._route(c) for c in connections if c.cid not in elsewhere}
         routes = {self._route(c) for c in connections if self._may_be_plain(c)}
-        for old in [r for r in self._trials if r.local not in self._e.network.usable] if routes else ():
-            self._drop(old)
+        if routes:
+            for old in [r for r in self._trials if r.local not in self._e.network.usable]:
+                self._drop(old)
         for route in routes:
             trial = self._trials.get(route)
             if trial is not None and trial.suspected is not None:

@@ -297,9 +297,8 @@ class Meeting:
                     peer.identity.add(event.remote.host)
                 if fresh:
                     self._soon(now, server)
-                elif (
-                    peer.state is PeerState.APPROVED
-                ):  # it may have restarted; if it never answers, ever fewer are sent
+                # It may have restarted; if it never answers, ever fewer are sent.
+                elif peer.state is PeerState.APPROVED:
                     self._register(now, server, peer, event.local)
 
     def failed(self, now: float, to: SockAddr, key: bytes | None, reason: str) -> None:

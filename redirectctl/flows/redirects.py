@@ -292,8 +292,9 @@ class Redirects:
         self._e.endpoint.locate(peer, way.source, way.local)
         self._e.notice("move.received", peer=key, address=way.new, connections=len(connections), epoch=epoch)
         elsewhere = {c.cid for c in connections if validation.before[c.cid][1] != way.source.host}
-        for address in validation.left if not self._e.meeting.by_way_of(key, way.source) else ():
-            self._e.better.left(now, key, address, way.source)
+        if not self._e.meeting.by_way_of(key, way.source):
+            for address in validation.left:
+                self._e.better.left(now, key, address, way.source)
         led, dropped = self._e.mobility.superseded(now, key, movable)
         elsewhere |= led
         self._e.mobility.arrived(now, movable, elsewhere)
