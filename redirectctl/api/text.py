@@ -6,11 +6,15 @@ terminal is shown escaped.
 
 from __future__ import annotations
 
+import codecs
 import time
 import unicodedata
 from typing import Final
 
 HIDDEN: Final = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, direction, surrogate, private, separators
+
+# Looked up now: Python reads it from a file, and clean() is needed most where none can be opened.
+_escaped: Final = codecs.lookup("unicode_escape").encode
 
 
 def clean(text: str) -> str:
@@ -18,7 +22,7 @@ def clean(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        character.encode("unicode_escape").decode() if unicodedata.category(character) in HIDDEN else character
+        _escaped(character)[0].decode() if unicodedata.category(character) in HIDDEN else character
         for character in text
     )
 

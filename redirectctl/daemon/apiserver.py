@@ -218,9 +218,10 @@ class ApiServer:
         """Serve on `path`; its directory is made if missing.  Raises ApiError."""
         listener, self._inode = _listen(path, self._admin_group)
         self._path = path
-        self._server = await asyncio.start_unix_server(
-            self._accept, sock=listener, limit=schema.MAX_REQUEST, backlog=BACKLOG
-        )
+        # asyncio accepts as many at a time as its backlog.  Where no descriptor is left each of them fails, and gets a
+        # timer of its own to be tried again, ever more of them.  So one at a time; the kernel's backlog is another.
+        self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=schema.MAX_REQUEST, backlog=1)
+        listener.listen(BACKLOG)
 
     async def close(self) -> None:
         """End all clients, followers after they were told what was logged, and remove the socket."""

@@ -79,13 +79,17 @@ class Places:
         self._expired.discard((key, origin))
         self._e.timers.set(("place", key, origin), now + max(lasts, constants.PLACE_TIME))
         fresh = [p for p in usable if p not in before]
-        if any(place.host not in self._e.network.sources for place in fresh):
-            self._find_routes(now)
+        self.learnt(now, (place.host for place in fresh))
         if fresh or renewed:
             self._e.mobility.told(now, key, news=bool(fresh))
 
-    def _find_routes(self, now: float) -> None:
-        """At once, and then not for a while: with them all connections are looked at, and anybody can name places."""
+    def learnt(self, now: float, hosts: Iterable[IPAddress]) -> None:
+        """A peer may be at these: look up the routes.
+
+        At once, and then not for a while: with them all connections are looked at, and anybody can name places.
+        """
+        if all(host in self._e.network.sources for host in hosts):
+            return
         if now - self._looked_at >= constants.ROUTES_PAUSE:
             self.find_routes(now)
         elif not self._e.timers.armed(("routes",)):

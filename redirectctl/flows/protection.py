@@ -493,6 +493,8 @@ class Protection:
         if message.addresses:
             news = peer.addresses != message.addresses
             peer.addresses, peer.told = message.addresses, now
+            if self._e.table.any_movable(key):
+                self._e.places.learnt(now, message.addresses)  # now, while there is a path: later may be too late
             if news and peer.state is PeerState.APPROVED and not peer.unused:
                 self._keep(now, key)
         before = peer.observed

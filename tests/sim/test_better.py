@@ -12,7 +12,7 @@ from redirectctl.flows import constants
 from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Network, Policy
 from redirectctl.flows.state import State
-from redirectctl.wire.addr import IPAddress
+from redirectctl.wire.addr import IPAddress, SockAddr
 from tests.sim.pair import Host, World, ip
 
 WIFI, ETHERNET, SERVER = "198.51.100.2", "203.0.113.9", "192.0.2.1"
@@ -242,6 +242,27 @@ def test_a_family_that_is_dead_upstream(writer: str) -> None:
     scene.dead = set()
     scene.types(120)
     assert scene.here() == ip(WIFI)
+
+
+def test_the_other_family_where_only_the_peer_has_said_that_it_has_an_address_there() -> None:
+    """bob is behind a NAT in IPv6: no announcement of alice's comes from where she is now, only her HELLO names it."""
+    scene = Scene(bob=(WIFI, WIFI6), alice=(SERVER, SERVER6))
+    opened: set[IPAddress] = set()
+
+    def passes(source: SockAddr, to: SockAddr, data: bytes) -> bool:
+        if source.host == ip(WIFI6):
+            opened.add(to.host)
+        behind = to.host == ip(WIFI6) and source.host not in opened
+        return not behind and not scene.dead & {source.host, to.host}
+
+    scene.world.tap = passes
+    scene.alice.move("192.0.2.77", "2001:db8:a::77")
+    scene.world.run(5)
+    assert scene.bob.connection(scene.socket).there_now == ip("192.0.2.77")
+    scene.dead = {ip(WIFI)}
+    scene.types(20)
+    assert scene.here() == ip(WIFI6)
+    assert scene.both_agree()
 
 
 def test_two_hosts_that_race_meet_on_a_pair() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import shutil
 import socket
 import stat
@@ -106,6 +107,17 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench.log.close()
     assert not bench.path.exists()
     shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """None can be opened."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -644,3 +656,25 @@ print(f.readline().strip())
             assert (caller.uid, may_decide) == (NOBODY, False)
 
     asyncio.run(check())
+
+
+def test_who_comes_while_no_descriptor_is_left_is_served_later(bench: Bench) -> None:
+    """And that he waits costs nothing: one attempt a second."""
+
+    async def run() -> None:
+        failures: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+        async with bench.serving():
+            waiting = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(20)]
+            with no_descriptors():
+                for client in waiting:
+                    client.connect(str(bench.path))
+                await asyncio.sleep(3.5)
+            assert 1 <= len(failures) <= 5
+            for client in waiting:
+                client.setblocking(False)
+                async with asyncio.timeout(10):
+                    assert b"hello" in await asyncio.get_running_loop().sock_recv(client, 100)
+                client.close()
+
+    asyncio.run(run())
