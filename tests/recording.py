@@ -124,7 +124,7 @@ def main() -> int:
 def _read(path: Path) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for part in sorted(path.parent.glob(path.name + "*")):
-        if part.suffix != ".lines":
+        if not part.suffix:
             found.update(json.loads(part.read_text()))
     return found
 

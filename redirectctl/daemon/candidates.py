@@ -10,9 +10,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 from redirectctl.flows import constants
+from redirectctl.flows.commands import PeersClaim
 from redirectctl.kernel.errors import KernelError
 from redirectctl.wire.addr import FourTuple, IPAddress
 
@@ -33,18 +34,18 @@ class Candidates:
         self,
         between: Callable[[Collection[Pair]], Mapping[Pair, list[FourTuple]]],
         numbers: Callable[[Collection[FourTuple]], Awaitable[Mapping[FourTuple, Numbers]]],
-        answer: Callable[[tuple[Any, ...], Mapping[FourTuple, Numbers]], None],
+        answer: Callable[[PeersClaim, Mapping[FourTuple, Numbers]], None],
     ) -> None:
         """``between``: Finder.between; ``numbers``: Inband.numbers; ``answer`` is called once for each question."""
         self._between = between
         self._numbers = numbers
         self._answer = answer
-        self._wanted: dict[tuple[Any, ...], Pair] = {}
+        self._wanted: dict[PeersClaim, Pair] = {}
         self._running = False
 
-    def want(self, token: tuple[Any, ...], pair: Pair) -> bool:
+    def want(self, claim: PeersClaim, pair: Pair) -> bool:
         """One more question.  True: run() is to be started."""
-        self._wanted[token] = pair
+        self._wanted[claim] = pair
         started, self._running = self._running, True
         return not started
 
@@ -60,9 +61,9 @@ class Candidates:
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()
         pairs = frozenset(islice(dict.fromkeys(self._wanted.values()), AT_ONCE))
-        asked = {token: pair for token, pair in self._wanted.items() if pair in pairs}
-        for token in asked:
-            del self._wanted[token]
+        asked = {claim: pair for claim, pair in self._wanted.items() if pair in pairs}
+        for claim in asked:
+            del self._wanted[claim]
         known: Mapping[FourTuple, Numbers] = {}
         meant: dict[Pair, list[FourTuple]] = {}
         began = loop.time()

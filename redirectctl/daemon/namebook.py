@@ -17,7 +17,7 @@ from redirectctl.config import Dns
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine
-from redirectctl.flows.places import DNS
+from redirectctl.flows.rendezvous.places import DNS
 from redirectctl.kernel import procs
 from redirectctl.names import resolver
 from redirectctl.names.resolver import Found, NoAnswerError

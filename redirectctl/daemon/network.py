@@ -10,7 +10,7 @@ from redirectctl.api.schema import EventName
 from redirectctl.daemon.eventlog import EventLog
 from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.devices import Interface
-from redirectctl.flows.engine import Network
+from redirectctl.flows.host import Network
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.exits import Wanted
 from redirectctl.kernel.netlink import Link, NetChange, NetState, NetWatch

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 
 from redirectctl.api import schema
 from redirectctl.config import Config
@@ -44,7 +43,8 @@ from redirectctl.daemon.undecided import Undecided
 from redirectctl.daemon.waking import WakeWatch
 from redirectctl.flows import commands
 from redirectctl.flows.connection import Connection
-from redirectctl.flows.engine import Engine, Network, Policy
+from redirectctl.flows.engine import Engine
+from redirectctl.flows.host import Network, Policy
 from redirectctl.kernel import borrow
 from redirectctl.kernel.carrier import Carrier, Report, Routes, Sight
 from redirectctl.kernel.constants import Queue
@@ -271,7 +271,7 @@ class Runtime:
         self.rewriting.rewriter.drain = lambda: None
         for queue in self._queues:
             queue.close()
-        if flows := self.engine.choosing.unread_from_now():
+        if flows := self.engine.choice.unread_from_now():
             before, meanwhile = zip(*flows, strict=True)
             try:
                 await self.rewriting.apply(meanwhile, before)
@@ -328,7 +328,7 @@ class Runtime:
         ended: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._contacts[ended] = (to, source, key)
         try:
-            self.engine.contact(self.now, to, source, key)
+            self.engine.meet(self.now, to, source, key)
             self.wake()
             return await ended
         finally:
@@ -351,7 +351,7 @@ class Runtime:
 
     def _met(self) -> bool:
         """Every rendezvous of ours answers: its name needs not be looked up."""
-        return all(server.usable for server in self.engine.meeting.servers)
+        return all(server.usable for server in self.engine.rendezvous.servers)
 
     def _on_loss(self) -> None:
         self.repairs.routing_lost()
@@ -457,21 +457,21 @@ class Runtime:
                 if not self.port.has(port):
                     self._open_port(port)
                 self.port.send(source, to, data, port)
-            case commands.Rewrite(token, add, remove):
-                if token[0] == "guard":
+            case commands.Rewrite(purpose, add, remove):
+                if isinstance(purpose, commands.Guarding):
                     self.engine.bound(self.finder.bound(flow.socket for flow in add))
                 if why := next((self._not_carried[f.socket] for f in add if f.tunnel and f.socket in self._not_carried),
                                None):  # fmt: skip
                     raise KernelError("tunnel", why, "redirectctl doctor")  # it would be a black hole
                 async with self._bindings.follow(add, remove):
                     await self.rewriting.apply(add, remove)
-                self.engine.rewritten(self.now, token)
+                self.engine.rewritten(self.now, command)
             case commands.SaveConnections(connections):
                 self.saving.put_connections(records.connection_records(connections, self._booted_at))
             case commands.DropConnections(cids):
                 self.saving.delete_connections(cids)
-            case commands.CheckSockets(token, sockets):
-                self.engine.checked(self.now, token, self.finder.present(sockets))
+            case commands.CheckSockets(question, sockets):
+                self.engine.checked(self.now, question, self.finder.present(sockets))
             case commands.Kick(sockets):
                 self.tasks.start(self.kicker.follow_up(self.kicker.push(sockets)), "kick")
             case commands.Prepare(sockets):
@@ -494,10 +494,10 @@ class Runtime:
                 self._proofs |= {proof.socket: proof for proof in proofs}
             case commands.Listen(on):
                 self._listen(on)
-            case commands.AskNumbers(token, sockets):
-                self.tasks.start(self._numbers(token, sockets), "numbers")
-            case commands.FindNumbers(token, port, remote):
-                if self._candidates.want(token, (port, remote)):
+            case commands.AskNumbers(claim, sockets):
+                self.tasks.start(self._numbers(claim, sockets), "numbers")
+            case commands.FindNumbers(theirs, port, remote):
+                if self._candidates.want(theirs, (port, remote)):
                     self.tasks.start(self._candidates.run(), "candidates")
             case commands.Carry(carried):
                 alike: Routes = {}
@@ -546,26 +546,28 @@ class Runtime:
         proofs, self._proofs = self._proofs, {}
         await self._inband.prove(proofs.values())
 
-    async def _numbers(self, token: tuple[Any, ...], sockets: Collection[FourTuple]) -> None:
+    async def _numbers(self, claim: commands.OwnClaim, sockets: Collection[FourTuple]) -> None:
         found: Mapping[FourTuple, tuple[int, int]] = {}
         try:
             found = await self._inband.numbers(sockets)
         finally:
-            self._on_numbers(token, found)
+            self._on_numbers(claim, found)
 
-    def _on_numbers(self, token: tuple[Any, ...], found: Mapping[FourTuple, tuple[int, int]]) -> None:
-        self.engine.numbers(self.now, token, found)
+    def _on_numbers(
+        self, claim: commands.OwnClaim | commands.PeersClaim, found: Mapping[FourTuple, tuple[int, int]]
+    ) -> None:
+        self.engine.numbers(self.now, claim, found)
         self.wake()
 
     def _failed(self, command: commands.Command, error: Exception) -> None:
         """Who waits for an outcome is told of every one: what is waited for in vain blocks what follows."""
         match command:
-            case commands.Rewrite(token):
-                self.engine.rewritten(self.now, token, str(error))
-            case commands.CheckSockets(token):
-                self.engine.checked(self.now, token, None)
-            case commands.AskNumbers(token) | commands.FindNumbers(token):
-                self.engine.numbers(self.now, token, {})
+            case commands.Rewrite():
+                self.engine.rewritten(self.now, command, str(error))
+            case commands.CheckSockets(question):
+                self.engine.checked(self.now, question, None)
+            case commands.AskNumbers(claim) | commands.FindNumbers(claim):
+                self.engine.numbers(self.now, claim, {})
 
     def _carry(self, carried: commands.Carried, routes: Routes) -> None:
         try:
@@ -632,7 +634,7 @@ class Runtime:
         peer = self.engine.peers.get(key)
         if peer is None:
             return None
-        relayed = self.engine.meeting.by_way_of(key, peer.remote)
+        relayed = self.engine.host.by_way_of(key, peer.remote)
         record = records.peer_record(peer, self.peer_records.get(key), time.time(), self._ran, relayed=relayed)
         self.peer_records[key] = record
         return record

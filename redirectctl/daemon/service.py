@@ -253,7 +253,7 @@ class DaemonService:
         return [s for s in everything if s.inode in owned]
 
     def _listed_connection(self, c: Connection, counters: schema.Counters | None = None) -> schema.Connection:
-        relayed = self._r.engine.meeting.relayed(c)
+        relayed = self._r.engine.host.relayed(c)
         return records.listed_connection(c, self._r.now, self._r.port.port, counters, relayed=relayed)
 
     def _listed(self, peer: PeerRecord, connections: int | None = None) -> schema.Peer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from redirectctl.flows.connection import Before, Connection, Flow
+from redirectctl.flows.connection import Before, Connection, Flow, Pair
 from redirectctl.proto.events import Transmit
 from redirectctl.proto.peer import Peer
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
@@ -41,10 +41,64 @@ class DropConnections:
 
 
 @dataclass(frozen=True, slots=True)
-class Rewrite:
-    """Change the kernel's flows in one transaction, then call rewritten(token, why not)."""
+class Guarding:
+    """Why flows are rewritten: connections begin to be guarded, or are not any more."""
 
-    token: tuple[Any, ...]
+    cids: tuple[bytes, ...] = ()  # those that begin
+    claim: int | None = None  # whose claims are to be answered then
+
+
+@dataclass(frozen=True, slots=True)
+class OurMove:
+    """Why flows are rewritten: the peer has challenged our announcement along this pair."""
+
+    epoch: int
+    pair: Pair
+
+
+@dataclass(frozen=True, slots=True)
+class PeersMove:
+    """Why flows are rewritten: a peer has proven that it is at a new address."""
+
+    key: bytes
+    epoch: int
+    new: IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class ChangePath:
+    """Why flows are rewritten: what sockets send goes into the tunnel from now on, or plainly."""
+
+    tunnel: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivePlainly:
+    """Why flows are rewritten: these tokens have come on the tuples of these connections."""
+
+    tokens: tuple[tuple[bytes, bytes], ...]  # cid, token
+
+
+@dataclass(frozen=True, slots=True)
+class Suspending:
+    """Why flows are rewritten: there is no path to this peer, and what sockets send is held back."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lifting:
+    """Why flows are rewritten: what sockets send is let through again."""
+
+
+Purpose: TypeAlias = Guarding | OurMove | PeersMove | ChangePath | ReceivePlainly | Suspending | Lifting
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """Change the kernel's flows in one transaction, then call rewritten(this, why not)."""
+
+    purpose: Purpose
     add: tuple[Flow, ...] = ()
     remove: tuple[Flow, ...] = ()
 
@@ -122,10 +176,31 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckSockets:
-    """Are these open TCP connections of this host?  Then call checked(token, those that are, or None: not known)."""
+class PeersReset:
+    """Why sockets are looked up: a peer asks whether one is gone."""
 
-    token: tuple[Any, ...]
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeersClaim:
+    """Why sockets are looked up: a peer claims one."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class OwnClaim:
+    """Why a socket is looked up: we claim its connection."""
+
+    cid: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSockets:
+    """Are these open TCP connections of this host?  Then call checked(purpose, those that are, or None: not known)."""
+
+    purpose: PeersReset | PeersClaim
     sockets: tuple[FourTuple, ...]
 
 
@@ -153,9 +228,9 @@ class Listen:
 
 @dataclass(frozen=True, slots=True)
 class AskNumbers:
-    """Find out the sequence number bases of these sockets, then call numbers(token, {socket: (send, receive)})."""
+    """Find out the sequence number bases of these sockets, then call numbers(purpose, {socket: (send, receive)})."""
 
-    token: tuple[Any, ...]
+    purpose: OwnClaim
     sockets: tuple[FourTuple, ...]
 
 
@@ -163,7 +238,7 @@ class AskNumbers:
 class FindNumbers:
     """The same for all sockets with this local port and remote host, at most MAX_CANDIDATES."""
 
-    token: tuple[Any, ...]
+    purpose: PeersClaim
     port: int
     remote: IPAddress
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -40,6 +41,21 @@ class Flow(NamedTuple):
     def incoming(self) -> FourTuple:
         """The tuple of plain packets that are received, besides those with the socket's own."""
         return self.socket if self.closed else self.wire
+
+
+class Route(NamedTuple):
+    """What connections have in common that are treated alike on their way."""
+
+    peer: bytes
+    local: IPAddress
+    remote: IPAddress
+
+
+class Pair(NamedTuple):
+    """A way between the two hosts' control ports."""
+
+    local: IPAddress
+    remote: SockAddr
 
 
 class Before(NamedTuple):
@@ -168,6 +184,11 @@ def change(connection: Connection, state: State, now: float, reason: str | None 
     connection.state = state
     connection.reason = reason
     connection.history = [*connection.history[-31:], (now, state)]
+
+
+def by_peer(connections: Iterable[Connection]) -> Counter[bytes]:
+    """How many of these there are with each peer."""
+    return Counter(c.peer for c in connections if c.peer is not None)
 
 
 class Table:

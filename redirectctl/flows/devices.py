@@ -16,7 +16,7 @@ from redirectctl.wire.addr import IPAddress
 
 if TYPE_CHECKING:
     from redirectctl.flows.connection import Connection
-    from redirectctl.flows.engine import Network, Policy
+    from redirectctl.flows.host import Network, Policy
 
 
 class Interface(NamedTuple):

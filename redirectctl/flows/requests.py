@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from redirectctl.flows import constants
+from redirectctl.flows import constants, timer_kinds
+from redirectctl.flows.host import Host
 from redirectctl.proto.shares import Shared
 from redirectctl.wire import meeting
 from redirectctl.wire.addr import IPAddress, SockAddr
@@ -23,9 +24,6 @@ from redirectctl.wire.message import (
     Sync,
     SyncReply,
 )
-
-if TYPE_CHECKING:
-    from redirectctl.flows.engine import Engine
 
 _ANSWERS: Final[dict[type[Message], type[Message]]] = {
     Protect: Protected,
@@ -56,8 +54,8 @@ class _Request:
 class Requests:
     """Unanswered requests of this host."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._open: Shared[bytes, int, _Request] = Shared()  # of each peer
         self._last = 0
 
@@ -79,7 +77,7 @@ class Requests:
         if number in self._open:
             self.retry(now, number)
         if gone is not None:
-            self._engine.timers.cancel(("request", gone[0]))
+            self._host.timers.cancel(timer_kinds.RetryRequest(gone[0]))
             gone[1].failed(now)
 
     def retry(self, now: float, number: int) -> None:
@@ -95,8 +93,8 @@ class Requests:
         if request.message is None:
             self._open.pop(number)
             return
-        self._engine.send(now, request.key, request.message, *request.path)
-        self._engine.timers.set(("request", number), now + constants.REQUEST_RETRIES[request.tries])
+        self._host.send(now, request.key, request.message, *request.path)
+        self._host.timers.set(timer_kinds.RetryRequest(number), now + constants.REQUEST_RETRIES[request.tries])
         request.tries += 1
 
     def answer(self, now: float, key: bytes, number: int, message: Message) -> None:
@@ -107,5 +105,5 @@ class Requests:
         if type(message) is not _ANSWERS[type(request.message)]:
             return
         self._open.pop(number)
-        self._engine.timers.cancel(("request", number))
+        self._host.timers.cancel(timer_kinds.RetryRequest(number))
         request.answered(now, message)

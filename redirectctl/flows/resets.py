@@ -12,25 +12,27 @@ said that it ends: then nobody announces moves from there either.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection
+from redirectctl.flows.host import Host
+from redirectctl.flows.paths.liveness import Liveness
+from redirectctl.flows.paths.suspension import Suspension
+from redirectctl.flows.requests import Requests
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.proto.shares import Shared
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
-if TYPE_CHECKING:
-    from redirectctl.flows.engine import Engine
-
 
 class Resets:
     """Held RSTs, and peers' questions about ours."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._e = engine
+    def __init__(self, host: Host, requests: Requests, liveness: Liveness, suspension: Suspension) -> None:
+        self._host = host
+        self._requests = requests
+        self._liveness = liveness
+        self._suspension = suspension
         # Of each peer, by connection: its one held RST, and whether we began it.
         self._held: Shared[bytes, bytes, tuple[int, bool]] = Shared()
         self._told: dict[bytes, float] = {}  # when rst.held was last reported
@@ -39,22 +41,22 @@ class Resets:
 
     def held(self, now: float, socket: FourTuple, token: int, *, opened: bool = False) -> None:
         """Decide, or ask the peer."""
-        connection = self._e.table.at(socket)
+        connection = self._host.table.at(socket)
         if connection is None or not connection.movable or connection.peer is None:
-            self._e.emit(commands.Verdict(token, accept=True))
+            self._host.emit(commands.Verdict(token, accept=True))
             return
         cid = connection.cid
-        gone = self._e.holding.departed(connection.peer)
+        gone = self._suspension.departed(connection.peer)
         silent = connection.state is State.SUSPENDED and connection.reason == "peer-silent"
         if (gone or (silent and opened)) and self._from_there(connection):
-            self._e.emit(commands.Verdict(token, accept=True))
+            self._host.emit(commands.Verdict(token, accept=True))
         elif connection.state is State.SUSPENDED:
             self._drop(now, connection, token, "no-path")
-            self._e.asking.refused(now, connection)
+            self._liveness.refused(now, connection)
         elif cid in self._held or not self._hold(now, connection.peer, cid, token, opened):
             self._drop(now, connection, token, "being-asked")
         else:
-            self._e.requests.ask(
+            self._requests.ask(
                 now,
                 connection.peer,
                 lambda n: messages.RstQuery(n, cid),
@@ -73,12 +75,12 @@ class Resets:
         """Both hosts are where they were when the connection began, for all that is known."""
         here, there = connection.socket
         elsewhere = connection.outer_remote is not None and connection.outer_remote.host != there.host
-        here_now = here.host in self._e.network.usable and connection.reason != "no-path"
-        heard = connection.peer is not None and self._e.holding.same_since_heard(connection.peer)
+        here_now = here.host in self._host.network.usable and connection.reason != "no-path"
+        heard = connection.peer is not None and self._suspension.same_since_heard(connection.peer)
         return not connection.moved and not elsewhere and here_now and heard
 
     def _unanswered(self, now: float, cid: bytes) -> None:
-        connection, held = self._e.table.get(cid), self._held.get(cid)
+        connection, held = self._host.table.get(cid), self._held.get(cid)
         gone = held is not None and held[1] and connection is not None and self._from_there(connection)
         self._decide(now, cid, gone=gone, reason="peer-unreachable")
 
@@ -92,19 +94,19 @@ class Resets:
             self._settle(now, cid, held[0], gone=gone, reason=reason)
 
     def _settle(self, now: float, cid: bytes, token: int, *, gone: bool, reason: str) -> None:
-        connection = self._e.table.get(cid)
+        connection = self._host.table.get(cid)
         if gone or connection is None or not connection.movable:
-            self._e.emit(commands.Verdict(token, accept=True))
+            self._host.emit(commands.Verdict(token, accept=True))
         else:
             self._drop(now, connection, token, reason)
 
     def _drop(self, now: float, connection: Connection, token: int, reason: str) -> None:
-        self._e.emit(commands.Verdict(token, accept=False))
+        self._host.emit(commands.Verdict(token, accept=False))
         if now - self._told.get(connection.cid, float("-inf")) >= constants.HELD_PAUSE:
             if len(self._told) >= constants.MAX_CONNECTIONS:
                 self._told.clear()
             self._told[connection.cid] = now
-            self._e.notice("rst.held", connection, reason=reason)
+            self._host.notice("rst.held", connection, reason=reason)
 
     # -- a peer asks about our socket ---------------------------------------------------------------------------------
 
@@ -113,22 +115,22 @@ class Resets:
         message = event.message
         if not isinstance(message, messages.RstQuery):
             return
-        connection = self._e.table.get(message.cid)
+        connection = self._host.table.get(message.cid)
         if connection is not None and connection.peer != event.key:
-            self._e.notice("redirect.refused", connection, peer=event.key, reason="not-your-connection")
+            self._host.notice("redirect.refused", connection, peer=event.key, reason="not-your-connection")
             return
         if connection is None:
-            self._e.send(now, event.key, messages.RstReply(message.request, alive=False), event.source, event.local)
+            self._host.send(now, event.key, messages.RstReply(message.request, alive=False), event.source, event.local)
             return
         self._number += 1
         question = (event.key, event.source, event.local, message.request)
         self._asked.put(constants.MAX_RST_QUESTIONS, event.key, self._number, question)
         if self._number in self._asked:
-            self._e.emit(commands.CheckSockets(("rst", self._number), (connection.socket,)))
+            self._host.emit(commands.CheckSockets(commands.PeersReset(self._number), (connection.socket,)))
 
-    def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple] | None) -> None:
+    def checked(self, now: float, number: int, present: frozenset[FourTuple] | None) -> None:
         """The socket table has been read.  Where it could not be there is no answer: the peer keeps the RST back."""
-        asked = self._asked.pop(token[1])
+        asked = self._asked.pop(number)
         if asked is not None and present is not None:
             key, source, local, request = asked
-            self._e.send(now, key, messages.RstReply(request, alive=bool(present)), source, local)
+            self._host.send(now, key, messages.RstReply(request, alive=bool(present)), source, local)

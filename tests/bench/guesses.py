@@ -55,7 +55,7 @@ def guess(order: Path) -> int:
 
         async def say(message: messages.Message) -> None:
             nonlocal sent
-            engine.send(runtime.now, peer.key, message)
+            engine.host.send(runtime.now, peer.key, message)
             runtime.wake()
             sent += 1
             await asyncio.sleep(1 / RATE)

@@ -261,7 +261,7 @@ class Attack:
         now = self.runtime.now
         for host in knows.hosts:
             if self.random.random() < 0.3:
-                engine.contact(now, SockAddr(host, CONTROL))
+                engine.meet(now, SockAddr(host, CONTROL))
         self.runtime.wake()
         self._tell()
 
@@ -401,7 +401,7 @@ class Attack:
             return
         self.counts["connections that it says are elsewhere"] += 1
         c, at = self.random.choice(own), self.knows.address()
-        epoch = self.runtime.engine.next_epoch()
+        epoch = self.runtime.engine.host.next_epoch()
         self.knows.seen.setdefault("epoch", deque(maxlen=REMEMBERED)).append(epoch)
         moved = messages.Moved((c.socket.local.host,), (c.cid,))
         announced = messages.Acm(epoch, self.random.randbytes(8), at, moved, self.random.random() < 0.3)

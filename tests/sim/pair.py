@@ -30,9 +30,11 @@ from redirectctl.flows import commands
 from redirectctl.flows import constants as limits
 from redirectctl.flows.connection import Before, Connection, Flow
 from redirectctl.flows.devices import Interface
-from redirectctl.flows.engine import COUNTER_BITS, Engine, Network, Policy
-from redirectctl.flows.places import DNS
+from redirectctl.flows.engine import Engine
+from redirectctl.flows.host import Network, Policy
+from redirectctl.flows.kernel_state import COUNTER_BITS
 from redirectctl.flows.proofs import in_place
+from redirectctl.flows.rendezvous.places import DNS
 from redirectctl.flows.state import State
 from redirectctl.proto import constants as proto_limits
 from redirectctl.proto import events
@@ -266,7 +268,8 @@ class Host:
 
     def _watch(self) -> None:
         """See the messages that travel in sessions."""
-        engine, send, received = self.engine, self.engine.endpoint.send, self.engine.mobility.received
+        engine, send, moves = self.engine, self.engine.endpoint.send, self.engine.peers_moves
+        on_acm, on_response = moves.on_acm, moves.on_response
 
         def sending(
             now: float,
@@ -282,18 +285,21 @@ class Host:
                 self.announced.setdefault(message.epoch, set()).add(message.new)
             return send(now, peer, message, to, source)
 
-        def receiving(now: float, event: events.Received) -> None:
-            if isinstance(event.message, messages.Acm) and event.message.new == event.source.host:
-                for c in engine.redirects._named(event.key, event.message, event.source.host):
+        def acm(now: float, event: events.Received, message: messages.Acm) -> None:
+            if message.new == event.source.host:
+                for c in moves._named(event.key, message, event.source.host):
                     which = event.key, c.socket
                     if c.movable:
-                        self.heard[which] = max(self.heard.get(which, 0), event.message.epoch)
-            if isinstance(event.message, messages.PathResponse):
-                self._check_receipt(event)
-            received(now, event)
+                        self.heard[which] = max(self.heard.get(which, 0), message.epoch)
+            on_acm(now, event, message)
+
+        def response(now: float, event: events.Received, message: messages.PathResponse) -> None:
+            self._check_receipt(event, message)
+            on_response(now, event, message)
 
         engine.endpoint.send = sending  # type: ignore[method-assign]
-        engine.mobility.received = receiving  # type: ignore[method-assign]
+        moves.on_acm = acm  # type: ignore[method-assign]
+        moves.on_response = response  # type: ignore[method-assign]
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -405,12 +411,13 @@ class Host:
 
     def _collect(self) -> None:
         for command in self.engine.drain():
-            if isinstance(command, commands.Rewrite) and command.token[0] == "acm":
-                self._check_acm(*command.token[1:4], {flow.socket for flow in command.add})
+            if isinstance(command, commands.Rewrite) and isinstance(command.purpose, commands.PeersMove):
+                self._check_acm(command.purpose, {flow.socket for flow in command.add})
             self.backlog.append(command)
 
-    def _check_acm(self, key: bytes, epoch: int, new: IPAddress, sockets: set[FourTuple]) -> None:
+    def _check_acm(self, move: commands.PeersMove, sockets: set[FourTuple]) -> None:
         """No ACM is applied that is not the newest authentic one for the connection."""
+        key, epoch, new = move.key, move.epoch, move.new
         sender = next(h for h in self.world.hosts if h.static.public == key)
         assert new in sender.announced.get(epoch, set()), f"{self.name} applies an ACM that {sender.name} never sent"
         for socket in sockets:
@@ -425,11 +432,11 @@ class Host:
         assert notice.reason or not notice.name.endswith(".refused"), f"{self.name}: {notice} has no reason"
         assert "None" not in notice.details.values(), f"{self.name}: {notice}"
 
-    def _check_receipt(self, event: events.Received) -> None:
+    def _check_receipt(self, event: events.Received, message: messages.PathResponse) -> None:
         """What is applied has been received where it went."""
-        validation = self.engine.redirects._validations.get((event.key, event.message.epoch))
+        validation = self.engine.announcements.validation(event.key, message.epoch)
         for way in validation.ways.values() if validation is not None else ():
-            if way.data == event.message.data:
+            if way.data == message.data:
                 assert (way.source, way.local) in self.challenged, f"{self.name} takes what it has not asked for"
 
     def _check_counters(self, carried: tuple[commands.Carried, ...]) -> None:
@@ -471,18 +478,18 @@ class Host:
             case commands.DropConnections(cids):
                 for cid in cids:
                     self.stored.pop(cid, None)
-            case commands.Rewrite(token, add, remove):
+            case commands.Rewrite(purpose, add, remove):
                 error = self.kernel_error if add else None
                 if error is None:
                     error = self.rewrite(add, remove)
                 if error is not None:
                     self.world.kernel_failed = True
-                for flow in add if token[0] == "acm" and error is None else ():
-                    self.applied[token[1], flow.socket] = token[2]
-                self.engine.rewritten(now, token, error)
-            case commands.CheckSockets(token, sockets):
+                if isinstance(purpose, commands.PeersMove) and error is None:
+                    self.applied |= {(purpose.key, flow.socket): purpose.epoch for flow in add}
+                self.engine.rewritten(now, command, error)
+            case commands.CheckSockets(looked_for, sockets):
                 present = frozenset(s for s in sockets if s in self.sockets)
-                self.engine.checked(now, token, None if self.socket_table_fails else present)
+                self.engine.checked(now, looked_for, None if self.socket_table_fails else present)
             case commands.Prove(proofs):
                 for socket, sent, wire in proofs:
                     there = wire or self.flows.get(socket, socket)
@@ -495,11 +502,11 @@ class Host:
             case commands.Listen(on):
                 assert on != self.listening, f"{self.name} is told twice to listen, or not to"
                 self.listening = on
-            case commands.AskNumbers(token, sockets):
-                self.engine.numbers(now, token, {s: self.bases(s) for s in sockets if s in self.sockets})
-            case commands.FindNumbers(token, port, remote):
+            case commands.AskNumbers(claim, sockets):
+                self.engine.numbers(now, claim, {s: self.bases(s) for s in sockets if s in self.sockets})
+            case commands.FindNumbers(theirs, port, remote):
                 found = [s for s in sorted(self.sockets, key=str) if (s.local.port, s.remote.host) == (port, remote)]
-                self.engine.numbers(now, token, {s: self.bases(s) for s in found[: limits.MAX_CANDIDATES]})
+                self.engine.numbers(now, theirs, {s: self.bases(s) for s in found[: limits.MAX_CANDIDATES]})
             case commands.Carry(carried):
                 self.carried |= {c.socket: c for c in carried}
                 self._check_counters(carried)
@@ -600,13 +607,14 @@ class Host:
         """Invariants that hold whenever no command waits."""
         engine = self.engine
         assert len(engine.table) <= limits.MAX_CONNECTIONS
-        assert len(engine.redirects._validations) <= limits.MAX_VALIDATIONS * max(1, len(engine.peers)) * 2
-        assert len(engine.mobility._moves) <= len(engine.table)
+        validations = sum(len(engine.announcements.validations_of(key)) for key in engine.peers)
+        assert validations <= limits.MAX_VALIDATIONS * max(1, len(engine.peers)) * 2
+        assert len(engine.announcements.moves()) <= len(engine.table)
         assert len(engine.requests._open) <= limits.MAX_REQUESTS
-        for table in (engine.claims._claimed, engine.claims._done, engine.claims._looking):
+        for table in (engine.peers_claims._claimed, engine.peers_claims._done, engine.peers_claims._looking):
             assert len(table) <= limits.MAX_CLAIMED
         for peer_key in engine.peers:
-            assert len([a for a in engine.binding._asking.values() if a.key == peer_key]) <= limits.CLAIM_WINDOW
+            assert len([a for a in engine.own_claims._asking.values() if a.key == peer_key]) <= limits.CLAIM_WINDOW
         assert len(engine.endpoint.responder._half_open) <= proto_limits.HALF_OPEN_MAX
         assert len(engine.endpoint.initiator._attempts) <= proto_limits.ATTEMPTS_MAX
         for peer in engine.peers.values():
@@ -763,9 +771,9 @@ class World:
         """Nothing is under way."""
         for host in self.hosts:
             assert not host.listening, f"{host.name} listens for tokens"
-            assert not host.engine.claims._claimed
-            assert not host.engine.claims._awaited
-            assert not host.engine.binding._asking
+            assert not host.engine.peers_claims._claimed
+            assert not host.engine.peers_claims._awaited
+            assert not host.engine.own_claims._asking
             for c in host.engine.table.movable():
                 other, socket = self.ends[host.name, c.socket]
                 theirs = other.engine.table.at(socket)

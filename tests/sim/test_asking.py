@@ -6,7 +6,7 @@ import pytest
 
 from redirectctl.flows import constants
 from redirectctl.flows.connection import Path
-from redirectctl.flows.engine import Policy
+from redirectctl.flows.host import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
 from tests.sim.pair import Host, World, agree, ip
@@ -271,11 +271,11 @@ def test_a_daemon_that_begins_again_while_they_are_suspended() -> None:
 def test_a_daemon_that_stops_lets_go_what_may_get_through() -> None:
     world, _, bob, socket = started()
     went(world, bob, socket)
-    ((before, meanwhile),) = bob.engine.choosing.unread_from_now()
+    ((before, meanwhile),) = bob.engine.choice.unread_from_now()
     assert before.suspended
     assert meanwhile == before._replace(suspended=False)
     bob.move()
-    assert bob.engine.choosing.unread_from_now() == []
+    assert bob.engine.choice.unread_from_now() == []
     assert socket in bob.held
 
 
@@ -523,4 +523,4 @@ def test_who_has_no_connection_with_us_says_nothing_by_leaving() -> None:
     world.run(1)
     alice.stop()
     world.run(1)
-    assert not bob.engine.holding._left
+    assert not bob.engine.suspension._left

@@ -10,7 +10,7 @@ import pytest
 
 from redirectctl.flows import constants
 from redirectctl.flows.devices import Interface
-from redirectctl.flows.engine import Network, Policy
+from redirectctl.flows.host import Network, Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import IPAddress, SockAddr
 from tests.sim.pair import Host, World, ip
@@ -108,9 +108,9 @@ def test_an_address_that_the_peer_has_led_away_from_is_asked_and_has_failed() ->
     scene.dead = {ip(WIFI)}
     led_away(scene)
     key = scene.alice.static.public
-    assert not scene.bob.engine.better.failed(key)  # not known yet
+    assert not scene.bob.engine.addresses.failed(key)  # not known yet
     scene.world.run(constants.PROOFS * constants.PROBE_TIME)
-    (failed,) = scene.bob.engine.better.failed(key)
+    (failed,) = scene.bob.engine.addresses.failed(key)
     assert failed == ip(WIFI)
 
 
@@ -125,7 +125,7 @@ def test_one_that_answers_has_not_failed() -> None:
     scene.dead = set()
     scene.world.run(2 * constants.PROOFS * constants.PROBE_TIME)
     assert scene.here() == ip(ETHERNET)
-    assert not scene.bob.engine.better.failed(scene.alice.static.public)
+    assert not scene.bob.engine.addresses.failed(scene.alice.static.public)
 
 
 def test_one_that_has_carried_again_is_not_told_of_any_more() -> None:
@@ -133,13 +133,13 @@ def test_one_that_has_carried_again_is_not_told_of_any_more() -> None:
     scene.dead = {ip(WIFI)}
     scene.types(5)
     key = scene.alice.static.public
-    assert scene.bob.engine.better.failed(key)
+    assert scene.bob.engine.addresses.failed(key)
     scene.bob.move(ETHERNET, WIFI)
     scene.bob.move(WIFI, ETHERNET)
     scene.dead = set()
     scene.types(120)
     assert scene.here() == ip(WIFI)
-    assert not scene.bob.engine.better.failed(key)
+    assert not scene.bob.engine.addresses.failed(key)
 
 
 def test_back_to_the_better_one_when_it_carries_again() -> None:
@@ -193,7 +193,7 @@ def test_a_move_that_is_announced_anew_before_it_has_arrived_is_one_move() -> No
     scene.bob.network_changed()
     while scene.here() != ip(ETHERNET):
         scene.world.run(0.005)
-    assert scene.bob.engine.mobility.announcing(scene.alice.static.public)
+    assert scene.bob.engine.announcements.announcing(scene.alice.static.public)
     scene.bob.addresses.remove(ip(WIFI))
     scene.bob.addresses.append(ip("203.0.113.10"))
     scene.bob.network_changed()

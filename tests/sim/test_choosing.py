@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from redirectctl.flows.connection import Path
-from redirectctl.flows.engine import Policy
+from redirectctl.flows.host import Policy
 from redirectctl.flows.proofs import in_place
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
@@ -546,9 +546,9 @@ def test_a_token_that_is_seen_twice_stands_for_its_own_connection_only() -> None
     bob.move("203.0.113.9")
     world.run(2)
     assert [bob.connection(s).path for s in sockets] == [Path.REWRITTEN, Path.REWRITTEN, Path.TUNNEL]
-    (trial,) = bob.engine.choosing._trials.values()
+    (trial,) = bob.engine.choice._trials.values()
     trial.tokens[b"once more"[:8]] = bob.connection(sockets[0]).cid
-    alice.engine.send(world.now, bob.static.public, messages.Seen((b"once more"[:8],)))
+    alice.engine.host.send(world.now, bob.static.public, messages.Seen((b"once more"[:8],)))
     alice.run()
     world.run(1)
     world.tap_segment = None
@@ -561,9 +561,9 @@ def test_a_daemon_that_ends_takes_nothing_out_of_the_tunnel_that_is_not_proven()
     tokens.plain = False
     bob.move("203.0.113.9")
     world.run(1)
-    assert alice.engine.choosing.unread_from_now() == []
+    assert alice.engine.choice.unread_from_now() == []
     _, _, bob, socket = half_proven()
-    assert [flow.wire for _, flow in bob.engine.choosing.unread_from_now()] == [bob.connection(socket).wire]
+    assert [flow.wire for _, flow in bob.engine.choice.unread_from_now()] == [bob.connection(socket).wire]
 
 
 def test_what_was_proven_is_so_after_a_restart() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Path
-from redirectctl.flows.engine import Policy
+from redirectctl.flows.host import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple
@@ -345,8 +345,8 @@ def test_not_more_announcements_than_a_silent_path_bears() -> None:
         assert seconds < len(bob.sent) < most
         assert all(len(data) < 250 for _, data in bob.sent)
     (key,) = bob.engine.peers
-    assert bob.engine.holding.pause(world.now + DAY, key) == pytest.approx(DAY / constants.PROBE_PART, rel=0.1)
-    assert bob.engine.holding.pause(world.now + 10 * DAY, key) == constants.PROBE_PAUSE_MAX
+    assert bob.engine.suspension.pause(world.now + DAY, key) == pytest.approx(DAY / constants.PROBE_PART, rel=0.1)
+    assert bob.engine.suspension.pause(world.now + 10 * DAY, key) == constants.PROBE_PAUSE_MAX
 
 
 def test_a_socket_table_that_cannot_be_read_ends_nothing() -> None:

@@ -14,9 +14,10 @@ import pytest
 from redirectctl.flows import constants as limits
 from redirectctl.flows.bucket import Buckets
 from redirectctl.flows.connection import Path
-from redirectctl.flows.engine import Engine, Policy
-from redirectctl.flows.meeting import tag_of
+from redirectctl.flows.engine import Engine
+from redirectctl.flows.host import Policy
 from redirectctl.flows.proofs import digest
+from redirectctl.flows.rendezvous.client import tag_of
 from redirectctl.flows.state import State
 from redirectctl.proto import constants as proto_limits
 from redirectctl.proto import events
@@ -53,7 +54,7 @@ class Crowd:
     def stranger(self, address: str) -> Host:
         """A host that calls alice."""
         host = self.world.host(address, address, policy=self.others)
-        host.engine.contact(self.world.now, SockAddr(ip(ALICE), PORT))
+        host.engine.meet(self.world.now, SockAddr(ip(ALICE), PORT))
         host.run()
         self.world.run(0.3)
         return host
@@ -91,7 +92,7 @@ def test_claims(attackers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(max(20, attackers * 2)):
         crowd.say(crowd.attackers[n % attackers], messages.Protect(n, claims(1 + n * 12)))
     crowd.world.run(0.1)
-    assert len(crowd.alice.engine.claims._claimed) == 100
+    assert len(crowd.alice.engine.peers_claims._claimed) == 100
     crowd.assert_bob_is_served()
 
     # Neither do they keep each other out: who comes last is as good as the others.
@@ -113,7 +114,7 @@ def test_requests_to_peers_that_do_not_answer(attackers: int, monkeypatch: pytes
     requests = crowd.alice.engine.requests
     for n in range(200):
         attacker = crowd.attackers[n % attackers]
-        crowd.alice.engine.protection.tell_end(
+        crowd.alice.engine.agreement.tell_end(
             crowd.world.now, attacker.static.public, messages.End.RELEASED, (n.to_bytes(8),)
         )
     crowd.alice.run()
@@ -188,7 +189,7 @@ def test_ways_that_are_tried(attackers: int, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(limits, "MAX_TRIALS", 8)
     crowd = Crowd(attackers, AUTO, others=AUTO)
     alice, bob, world = crowd.alice, crowd.bob, crowd.world
-    trials = alice.engine.choosing._trials
+    trials = alice.engine.choice._trials
     world.tap_segment = lambda source, to: ip(NEW) in (to.host, source.host)  # nothing gets plainly to the others
     for n, attacker in enumerate(crowd.attackers):
         own = [world.connect(attacker, alice, 50000 + m)[1] for m in range(12)]
@@ -222,7 +223,7 @@ def spread(crowd: Crowd, attacker: Host, own: list[messages.FourTuple], network:
         at = f"{network}.{n + 1}"
         attacker.addresses.append(ip(at))
         cid = crowd.alice.connection(socket).cid
-        crowd.say(attacker, acm(attacker.engine.next_epoch(), at, cids=(cid,)), source=ip(at))
+        crowd.say(attacker, acm(attacker.engine.host.next_epoch(), at, cids=(cid,)), source=ip(at))
     crowd.world.run(1)
     assert {crowd.alice.connection(socket).there_now for socket in own} == set(attacker.addresses[1:])
 
@@ -404,7 +405,7 @@ def test_guests_of_the_rendezvous_are_of_use(monkeypatch: pytest.MonkeyPatch) ->
         crowd.say(guests[-1], wire.Register(1, (), ()))
         crowd.world.run(0.1)
     assert {g.static.public for g in guests} < set(crowd.alice.engine.peers)
-    assert crowd.alice.engine.rendezvous.guests == 6
+    assert crowd.alice.engine.rendezvous_server.guests == 6
 
 
 @pytest.mark.parametrize("policy", [ALL, Policy(first_contact="ask", long_lived_after=1.0)])
@@ -466,7 +467,7 @@ def test_half_open_handshakes(networks: int, monkeypatch: pytest.MonkeyPatch) ->
 
     flood(120, 0.01)
     carol = scene.world.host("carol", "198.51.100.77")
-    carol.engine.contact(scene.world.now, SockAddr(ip(ALICE), PORT))
+    carol.engine.meet(scene.world.now, SockAddr(ip(ALICE), PORT))
     carol.run()
     scene.world.run(0.005)
     flood(100)  # all of it comes before her third message
@@ -512,7 +513,7 @@ def test_tags_and_flows_at_a_rendezvous(attackers: int, monkeypatch: pytest.Monk
         world.run(0.1)
         crowd.say(attacker, wire.Relay(n, tags[-1], tuple(range(n * 1000 + 1, n * 1000 + 1 + wire.MAX_FLOWS))))
     world.run(0.1)
-    rendezvous = alice.engine.rendezvous
+    rendezvous = alice.engine.rendezvous_server
     assert len(rendezvous._tags) == rendezvous.relayed == 60
     carol = crowd.stranger("198.51.100.60")
     tag = tag_of(bob.static.shared(carol.static.public), alice.static.public)

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from redirectctl.flows import constants as limits
-from redirectctl.flows.engine import Policy
-from redirectctl.flows.meeting import Standing
+from redirectctl.flows.host import Policy
+from redirectctl.flows.rendezvous.client import Standing
 from redirectctl.proto.constants import SECRET_RACE
 from redirectctl.wire import meeting as wire
 from redirectctl.wire.addr import SockAddr
@@ -38,7 +38,7 @@ class Trio:
         self.socket, self.mirrored = self.world.connect(self.bob, self.alice, 40000)
         self.world.run(5)
         for host in self.ends:
-            assert [s.standing for s in host.engine.meeting.servers] == [Standing.REGISTERED] * len(self.servers)
+            assert [s.standing for s in host.engine.rendezvous.servers] == [Standing.REGISTERED] * len(self.servers)
 
     @property
     def ends(self) -> tuple[Host, Host]:
@@ -211,7 +211,7 @@ def test_both_behind_nats_that_cannot_be_punched_are_relayed() -> None:
 def test_a_peer_that_is_reached_by_relay_is_not_stored_as_being_there() -> None:
     trio = relayed_trio()
     trio.world.run(200)
-    assert trio.alice.engine.meeting.by_way_of(
+    assert trio.alice.engine.host.by_way_of(
         trio.bob.static.public, trio.alice.engine.peers[trio.bob.static.public].remote
     )
     for host, other in (trio.ends, trio.ends[::-1]):
@@ -273,18 +273,18 @@ def test_a_person_approves_the_rendezvous_and_it_the_host() -> None:
     bob, rita = world.host("bob", BOB, policy=ask), world.host("rita", RITA, policy=replace(ask, serve=True))
     bob.meets_at(rita)
     world.run(5)
-    (server,) = bob.engine.meeting.servers
+    (server,) = bob.engine.rendezvous.servers
     assert server.standing is Standing.PENDING_HERE
     bob.engine.approve(world.now, rita.static.public)
     bob.run()
     world.run(5)
     assert server.standing is Standing.PENDING_THERE
-    assert rita.engine.rendezvous.guests == 0
+    assert rita.engine.rendezvous_server.guests == 0
     rita.engine.approve(world.now, bob.static.public)
     rita.run()
     world.run(1)
     assert server.standing is Standing.REGISTERED
-    assert rita.engine.rendezvous.guests == 1
+    assert rita.engine.rendezvous_server.guests == 1
 
 
 def test_a_host_that_does_not_serve_says_so() -> None:
@@ -292,7 +292,7 @@ def test_a_host_that_does_not_serve_says_so() -> None:
     bob, rita = world.host("bob", BOB), world.host("rita", RITA)
     bob.meets_at(rita)
     world.run(5)
-    assert [s.standing for s in bob.engine.meeting.servers] == [Standing.NOT_SERVING]
+    assert [s.standing for s in bob.engine.rendezvous.servers] == [Standing.NOT_SERVING]
     assert bob.named("rendezvous.lost", "not-serving")
 
 
@@ -312,7 +312,7 @@ def test_a_host_that_does_not_serve_is_asked_once_a_minute() -> None:
     rita.engine.policy_changed(world.now, SERVING)
     rita.run()
     assert asked(61) > 0
-    assert [s.standing for s in bob.engine.meeting.servers] == [Standing.REGISTERED]
+    assert [s.standing for s in bob.engine.rendezvous.servers] == [Standing.REGISTERED]
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -350,9 +350,9 @@ def test_hosts_that_stand_still_agree_on_keys_anew_once_the_rendezvous_is_back(
     for nat in nats:
         nat.rebind()
     if way == "direct":
-        monkeypatch.setattr(trio.rita.engine.rendezvous, "_forward", lambda *_: None)
+        monkeypatch.setattr(trio.rita.engine.rendezvous_server, "_forward", lambda *_: None)
     trio.world.link.cut = False
-    while not all(host.engine.meeting.servers[0].usable for host in trio.ends):
+    while not all(host.engine.rendezvous.servers[0].usable for host in trio.ends):
         trio.world.run(0.1)
     trio.world.run(10)
     for host, other in (trio.ends, trio.ends[::-1]):
@@ -391,7 +391,7 @@ def test_nothing_is_held_for_those_who_have_left() -> None:
         host.meets_at()
         host.crash()
     trio.world.run(limits.MEET_TIME + 1)
-    rendezvous = trio.rita.engine.rendezvous
+    rendezvous = trio.rita.engine.rendezvous_server
     assert (rendezvous.guests, rendezvous.relayed, rendezvous._pairs) == (0, 0, {})
     assert not any(r.routes for r in trio.rita.relaying.values())
 
@@ -406,7 +406,7 @@ def test_another_address_of_its_name_is_tried() -> None:
         host.run()
     trio.rita.start()
     trio.world.run(60)
-    assert [server.at for server in trio.bob.engine.meeting.servers] == [alive]
+    assert [server.at for server in trio.bob.engine.rendezvous.servers] == [alive]
     trio.alice.move("192.0.2.10")
     trio.bob.move("198.51.100.10")
     trio.world.run(2)
@@ -425,7 +425,7 @@ def test_the_rendezvous_knows_at_once_where_a_host_is_that_had_to_use_another_po
         host.move(address)
     trio.world.run(0.1)
     for host in trio.ends:
-        assert [s.observed for s in host.engine.meeting.servers] == [SockAddr(host.addresses[0], PORT)]
+        assert [s.observed for s in host.engine.rendezvous.servers] == [SockAddr(host.addresses[0], PORT)]
 
 
 def test_a_rendezvous_that_moves_is_found_by_its_name() -> None:
@@ -453,8 +453,8 @@ def test_another_key_at_the_rendezvous_is_loud() -> None:
     for host in trio.ends:
         assert host.named("peer.key_changed")
         assert host.named("rendezvous.lost", "key-changed") or host.named("rendezvous.lost", "no-answer")
-        assert not host.engine.meeting.servers[0].usable
-    assert trio.rita.engine.rendezvous.guests == 0
+        assert not host.engine.rendezvous.servers[0].usable
+    assert trio.rita.engine.rendezvous_server.guests == 0
 
 
 def test_a_host_with_many_peers_registers_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,7 +468,7 @@ def test_a_host_with_many_peers_registers_in_pieces(monkeypatch: pytest.MonkeyPa
         client.meets_at(rita)
         world.connect(client, alice, 40000 + number)
     world.run(30)
-    assert len(rita.engine.rendezvous._pairs) == len(clients)
+    assert len(rita.engine.rendezvous_server._pairs) == len(clients)
     alice.move("192.0.2.10")
     clients[-1].move("198.51.100.200")
     clients[0].move("198.51.100.201")

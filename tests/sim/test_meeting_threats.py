@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from redirectctl.flows import constants as limits
-from redirectctl.flows.engine import Policy
-from redirectctl.flows.meeting import tag_of
+from redirectctl.flows.host import Policy
+from redirectctl.flows.rendezvous.client import tag_of
 from redirectctl.proto import events
 from redirectctl.proto.peer import PeerState
 from redirectctl.wire import datagram
@@ -45,13 +45,13 @@ class Scene(Trio):
         self.world.connect(self.mallory, self.bob, 50000)
         self.world.run(5)
         self.heard: list[messages.Message] = []  # by mallory, of rita
-        received = self.mallory.engine.meeting.received
+        received = self.mallory.engine.rendezvous.received
 
         def listen(now: float, event: object) -> None:
             self.heard.append(event.message)  # type: ignore[attr-defined]
             received(now, event)  # type: ignore[arg-type]
 
-        self.mallory.engine.meeting.received = listen  # type: ignore[assignment, method-assign]
+        self.mallory.engine.rendezvous.received = listen  # type: ignore[assignment, method-assign]
         self.tag = tag_of(self.alice.static.shared(self.bob.static.public), self.rita.static.public)
 
     def of_alice(self) -> list[messages.Message]:
@@ -108,7 +108,7 @@ def test_a_tag_has_room_for_two(scene: Scene) -> None:
 def test_who_is_not_approved_gets_nothing() -> None:
     scene = Scene()
     scene.rita.engine.peers[scene.mallory.static.public].state = PeerState.PENDING
-    scene.rita.engine.rendezvous.forget(scene.world.now, scene.mallory.static.public)
+    scene.rita.engine.rendezvous_server.forget(scene.world.now, scene.mallory.static.public)
     scene.rita.run()
     scene.heard.clear()
     say(scene.mallory, scene.rita, wire.Register(77, (), (scene.tag,)))
@@ -121,7 +121,7 @@ def test_who_is_not_approved_gets_nothing() -> None:
 
 
 def test_floods_of_registrations_are_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    rendezvous = scene.rita.engine.rendezvous
+    rendezvous = scene.rita.engine.rendezvous_server
     before = len(rendezvous._pairs)
     for n in range(100):
         tags = tuple((n * wire.MAX_TAGS + m).to_bytes(wire.TAG_LEN) for m in range(wire.MAX_TAGS))
@@ -141,7 +141,7 @@ def test_floods_of_registrations_are_bounded(scene: Scene, monkeypatch: pytest.M
     late = scene.world.host("late", "203.0.113.67", policy=TUNNEL)
     late.meets_at(scene.rita)
     scene.world.run(5)
-    assert [s.standing.value for s in late.engine.meeting.servers] == ["rendezvous-full"]
+    assert [s.standing.value for s in late.engine.rendezvous.servers] == ["rendezvous-full"]
 
 
 def test_forwarding_without_end_is_bounded(scene: Scene) -> None:
@@ -170,7 +170,7 @@ def test_registering_from_a_victims_address() -> None:
     world, key = trio.world, trio.bob.static.public
     before = trio.rita.relaying[key].source
     endpoint = trio.bob.engine.endpoint
-    tags = tuple(trio.bob.engine.meeting.servers[0].tags)
+    tags = tuple(trio.bob.engine.rendezvous.servers[0].tags)
     start = len(world.recorded)
     for n in range(10):
         message = wire.Register(900 + n, (), tags, n.to_bytes(8))
@@ -288,7 +288,7 @@ def test_a_rendezvous_that_is_never_content_draws_few_registrations(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It wants to see that the host is where it is, again and again."""
-    rendezvous, bob = scene.rita.engine.rendezvous, scene.bob
+    rendezvous, bob = scene.rita.engine.rendezvous_server, scene.bob
     key = bob.static.public
 
     def never(event: events.Received, proof: bytes) -> bool:
@@ -330,5 +330,5 @@ def test_without_serve_a_host_holds_nothing_for_others() -> None:
     trio = Trio()
     trio.rita.engine.policy_changed(trio.world.now, replace(TUNNEL, serve=False))
     trio.rita.run()
-    assert trio.rita.engine.rendezvous.guests == 0
+    assert trio.rita.engine.rendezvous_server.guests == 0
     assert isinstance(trio.rita.engine.policy, Policy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from redirectctl.flows.engine import Policy
+from redirectctl.flows.host import Policy
 from redirectctl.flows.state import State
 from tests.sim.pair import Host, World, agree, ip
 
@@ -257,7 +257,7 @@ def test_both_families_announced_again_and_again_without_an_answer() -> None:
     world.tap = lambda source, to, data: source.host not in alice.addresses  # no challenge arrives
     bob.move("203.0.113.9", "2001:db8:b::9")
     world.run(1.5)
-    ways = [way for v in alice.engine.redirects._validations.values() for way in v.ways.values()]
+    ways = [way for v in alice.engine.announcements.validations_of(bob.static.public) for way in v.ways.values()]
     assert {way.new.version for way in ways} == {4, 6}
     bob.engine.stalled(world.now, sockets[:1])  # announced once more, by itself
     bob.run()

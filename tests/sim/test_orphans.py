@@ -6,7 +6,7 @@ import pytest
 
 from redirectctl.daemon.records import listed_connection
 from redirectctl.flows import commands, constants
-from redirectctl.flows.engine import Policy
+from redirectctl.flows.host import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
 from tests.sim.pair import Host, World, ip
@@ -78,7 +78,7 @@ def test_killed_while_the_peer_cannot_be_told_it_is_when_the_path_is_back(others
     world.run(30)
     assert [n.reason for n in alice.named("connection.closed")] == ["killed-there"]
     assert alice.sockets == {s.mirrored for s in sockets[1:]}
-    assert not bob.engine.protection._untold
+    assert not bob.engine.agreement._untold
     for socket in sockets[1:]:
         assert bob.connection(socket).state is alice.connection(socket.mirrored).state is State.PROTECTED
 
@@ -112,9 +112,9 @@ def test_what_could_not_be_told_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
         bob.engine.kill(world.now, bob.connection(socket).cid)
     bob.run()
     world.run(60)
-    assert len(bob.engine.protection._untold) == 3
+    assert len(bob.engine.agreement._untold) == 3
     bob.engine.forget(world.now, alice.static.public)
-    assert not bob.engine.protection._untold
+    assert not bob.engine.agreement._untold
 
 
 def test_released_while_the_peer_cannot_be_told() -> None:

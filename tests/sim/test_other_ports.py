@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from redirectctl.flows.engine import Policy
+from redirectctl.flows.host import Policy
 from redirectctl.flows.state import State
 from redirectctl.proto.noise import StaticKey
 from redirectctl.proto.peer import Peer, PeerState
@@ -161,7 +161,7 @@ def test_many_peers_that_do_not_answer_share_few_ports() -> None:
         key = StaticKey.from_private(world.random.randbytes(32)).public
         bob.engine.peers[key] = Peer(key, PeerState.APPROVED, world.random.randbytes(32))
         to = SockAddr(ip(f"192.0.2.{number + 1}"), PORT)
-        bob.engine.contact(world.now, to, None, key)
+        bob.engine.meet(world.now, to, None, key)
         bob.run()
         world.run(0.05)
     most = 0

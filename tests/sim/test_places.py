@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from redirectctl.flows import constants
-from redirectctl.flows.engine import Policy
-from redirectctl.flows.places import DNS
+from redirectctl.flows.host import Policy
+from redirectctl.flows.rendezvous.places import DNS
 from redirectctl.flows.state import State
 from redirectctl.wire import datagram
 from redirectctl.wire.addr import FourTuple, SockAddr
@@ -49,7 +49,7 @@ def test_what_a_peer_says_of_its_addresses_is_not_stored_as_often_as_it_likes() 
     before = bob.peers_saved
     for number in range(100):
         hello = Hello(Trust.APPROVED, SockAddr(ip("198.51.100.2"), PORT), (ip(f"192.0.2.{number}"),))
-        alice.engine.send(world.now, bob.static.public, hello)
+        alice.engine.host.send(world.now, bob.static.public, hello)
         alice.run()
         world.run(0.2)
     assert 1 <= bob.peers_saved - before <= 20 / constants.KEEP_PAUSE + 1

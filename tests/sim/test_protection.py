@@ -8,7 +8,7 @@ import pytest
 
 from redirectctl.flows import constants
 from redirectctl.flows.connection import Path
-from redirectctl.flows.engine import Policy
+from redirectctl.flows.host import Policy
 from redirectctl.flows.state import State
 from redirectctl.proto.peer import PeerState
 from redirectctl.wire import message as messages
@@ -215,14 +215,14 @@ def test_our_own_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_claim_that_the_peer_passes_over() -> None:
     world, alice, bob = pair()
-    send = alice.engine.send
+    send = alice.engine.host.send
 
     def passing_over(now: float, key: bytes, message: messages.Message, *path: object) -> bool:
         if isinstance(message, messages.Protected):
             message = messages.Protected(message.request, ())
         return send(now, key, message, *path)  # type: ignore[arg-type]
 
-    alice.engine.send = passing_over  # type: ignore[method-assign, assignment]
+    alice.engine.host.send = passing_over  # type: ignore[method-assign, assignment]
     socket, _ = world.connect(bob, alice, 40000)
     world.run(30)
     assert bob.connection(socket).state is State.UNSUPPORTED
@@ -360,7 +360,7 @@ def test_a_key_that_is_approved_again_takes_up_its_own_connections(who: str, tok
     decide(forgetting, "forget", other)
     forgetting.engine.policy_changed(world.now, dataclasses.replace(forgetting.policy, first_contact="ask"))
     world.run(pause)
-    forgetting.engine.contact(world.now, SockAddr(other.addresses[0], 7747))
+    forgetting.engine.meet(world.now, SockAddr(other.addresses[0], 7747))
     forgetting.run()
     world.run(pause)
     decide(forgetting, "approve", other)
@@ -385,7 +385,7 @@ def test_a_moved_connection_that_its_peer_has_lost_at_the_other_end_is_taken_on_
     alice.engine.policy_changed(world.now, dataclasses.replace(alice.policy, first_contact="ask"))
     world.run(1)
     assert bob.protects(socket)
-    alice.engine.contact(world.now, SockAddr(bob.addresses[0], 7747))
+    alice.engine.meet(world.now, SockAddr(bob.addresses[0], 7747))
     alice.run()
     world.run(3)
     decide(alice, "approve", bob)
@@ -418,7 +418,7 @@ def test_a_peer_cannot_kill_what_is_not_protected_any_more() -> None:
     alice.engine.release(world.now, cid)
     alice.run()
     world.run(2)
-    bob.engine.send(world.now, alice.static.public, messages.EndOf(99, messages.End.KILL, (cid,)))
+    bob.engine.host.send(world.now, alice.static.public, messages.EndOf(99, messages.End.KILL, (cid,)))
     bob.run()
     world.run(2)
     assert socket.mirrored in alice.sockets
@@ -518,7 +518,7 @@ def test_an_announcement_that_the_peer_can_never_apply_is_not_repeated(lost: str
         alice.stored.clear()
         alice.start()
     else:
-        bob.engine.epoch -= 1000
+        bob.engine.host.epoch -= 1000
     reason = {"connection": "no-connection-there", "epochs": "stale-there"}[lost]
     bob.move(LATER)
     while not (refused := bob.named("redirect.refused", reason)):
@@ -614,7 +614,7 @@ def test_a_response_that_comes_twice_has_the_kernel_asked_once() -> None:
         world.run(0.01)
     for message, to, source in list(bob.messages):
         if isinstance(message, messages.PathResponse):
-            bob.engine.send(world.now, alice.static.public, message, to, source)
+            bob.engine.host.send(world.now, alice.static.public, message, to, source)
     bob.run()
     world.run(2)
     assert alice.transactions[before:] == [(1, 1)]
@@ -660,7 +660,7 @@ def test_a_claim_that_comes_late_does_not_take_on_again_what_was_released() -> N
     bob.engine.release(world.now, bob.connection(socket).cid)
     bob.run()
     world.run(2)
-    bob.engine.send(world.now, alice.static.public, messages.decode(claims[0]))
+    bob.engine.host.send(world.now, alice.static.public, messages.decode(claims[0]))
     bob.run()
     world.run(5)
     assert alice.connection(mirrored).reason == "released-there"

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from redirectctl.flows.engine import Policy
+from redirectctl.flows.host import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.message import PathChallenge, PathResponse
@@ -66,7 +66,7 @@ def say_that_it_is_there(scene: Scene) -> None:
     scene.mallory.addresses = [ip(MALLORY), ip(VICTIM)]
     scene.mallory.network_changed()
     peer = scene.mallory.engine.peers[scene.alice.static.public]
-    scene.mallory.engine.protection.hello(scene.world.now, peer)
+    scene.mallory.engine.agreement.hello(scene.world.now, peer)
     scene.mallory.run()
     scene.world.run(1)
     scene.mallory.addresses = [ip(MALLORY)]
@@ -83,10 +83,10 @@ def test_an_answer_with_a_nonce_that_went_nowhere_is_refused() -> None:
     scene = Scene()
     scene.world.link.cut = True
     scene.alice.move(NEW)
-    (epoch,) = scene.alice.engine.mobility._moves
+    (epoch,) = (move.epoch for move in scene.alice.engine.announcements.moves())
     scene.world.link.cut = False
     answer = PathChallenge(epoch, b"guessed.", b"of mine.")
-    scene.mallory.engine.send(scene.world.now, scene.alice.static.public, answer, SockAddr(ip(NEW), PORT))
+    scene.mallory.engine.host.send(scene.world.now, scene.alice.static.public, answer, SockAddr(ip(NEW), PORT))
     scene.mallory.run()
     scene.world.run(0.05)
     assert scene.alice.named("packet.refused", "unknown-nonce")
@@ -128,7 +128,7 @@ def test_a_forged_source_of_the_first_message_of_a_session(scene: Scene) -> None
     scene.alice.crash()
     scene.alice.start()
     scene.world.run(0)
-    scene.mallory.engine.contact(scene.world.now, SockAddr(ip(ALICE), PORT), None, scene.alice.static.public)
+    scene.mallory.engine.meet(scene.world.now, SockAddr(ip(ALICE), PORT), None, scene.alice.static.public)
     scene.mallory.run()
     scene.world.run(0.015)
     scene.forging = True
@@ -173,7 +173,7 @@ def test_addresses_that_were_never_proven_share_a_small_budget(seconds: int) -> 
     scene.mallory.addresses = [ip(MALLORY), *map(ip, victims)]
     scene.mallory.network_changed()
     peer = scene.mallory.engine.peers[scene.alice.static.public]
-    scene.mallory.engine.protection.hello(scene.world.now, peer)
+    scene.mallory.engine.agreement.hello(scene.world.now, peer)
     scene.mallory.run()
     scene.world.run(1)
     scene.mallory.crash()
@@ -195,7 +195,7 @@ def test_the_honest_peer_gets_in_while_another_uses_its_budget_up() -> None:
     test = [f"203.0.113.{n}" for n in range(100, 107)]
     scene.mallory.addresses = [ip(MALLORY), *map(ip, test)]
     scene.mallory.network_changed()
-    scene.mallory.engine.protection.hello(scene.world.now, scene.mallory.engine.peers[scene.alice.static.public])
+    scene.mallory.engine.agreement.hello(scene.world.now, scene.mallory.engine.peers[scene.alice.static.public])
     scene.mallory.run()
     scene.world.run(1)
     scene.mallory.crash()

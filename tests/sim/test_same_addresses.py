@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from redirectctl.flows.engine import Policy
-from redirectctl.flows.places import DNS
+from redirectctl.flows.host import Policy
+from redirectctl.flows.rendezvous.places import DNS
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple, SockAddr
 from tests.sim.pair import PORT, Host, World, agree, ip

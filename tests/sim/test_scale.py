@@ -9,7 +9,8 @@ import pytest
 
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection
-from redirectctl.flows.engine import Engine, Network, Policy
+from redirectctl.flows.engine import Engine
+from redirectctl.flows.host import Network, Policy
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.proto.noise import StaticKey
@@ -45,7 +46,7 @@ def host(peers: int, each: int = 1) -> Engine:
             one.there, one.sending, one.receiving = socket.mirrored, Offer(1, bytes(16), 0), Offer(2, bytes(16), 0)
             one.confirmed, one.installed = OLD, one.flow
             connections.append(one)
-    engine.network = Network(frozenset({OLD}), {there(n): (OLD,) for n in range(peers)}, frozenset({OLD}))
+    engine.host.network = Network(frozenset({OLD}), {there(n): (OLD,) for n in range(peers)}, frozenset({OLD}))
     engine.restore(1.0, connections)
     engine.drain()
     return engine
@@ -84,21 +85,21 @@ def claims(engine: Engine) -> None:
             messages.Claim(b"new %04d" % number, 9, socket, bytes([number]) * 8, Offer(number + 9, bytes(16), 0))
         )
     message = messages.Protect(1, tuple(asked))
-    engine.claims.received(2.0, events.Received(key, message, SockAddr(there(0), PORT), OLD))
+    engine.peers_claims.received(2.0, events.Received(key, message, SockAddr(there(0), PORT), OLD))
 
 
 def tokens(engine: Engine) -> None:
     """Some of connections that are not known, and of one that is."""
     (one, *_) = engine.table
     for port in range(10):
-        engine.choosing.token(2.0, FourTuple(SockAddr(OLD, 40000 + port), SockAddr(there(0), 22)), bytes(8), (0, 0))
-    engine.choosing.token(2.0, one.wire, bytes(8), (0, 0))
+        engine.choice.token(2.0, FourTuple(SockAddr(OLD, 40000 + port), SockAddr(there(0), 22)), bytes(8), (0, 0))
+    engine.choice.token(2.0, one.wire, bytes(8), (0, 0))
 
 
 def guarded(engine: Engine) -> None:
     """The kernel has the guard of one."""
     (one, *_) = engine.table
-    engine.rewritten(2.0, ("guard", (one.cid,)))
+    engine.rewritten(2.0, commands.Rewrite(commands.Guarding((one.cid,))))
 
 
 def seen(engine: Engine) -> None:
@@ -107,12 +108,12 @@ def seen(engine: Engine) -> None:
     if not any(c.tunnel for c in connections):
         for c in connections:
             c.tunnel, c.outer_local, c.outer_remote, c.installed = True, OLD, SockAddr(there(0), PORT), None
-        engine.choosing.arrived(2.0, connections)
+        engine.choice.arrived(2.0, connections)
     proofs = [proof for c in engine.drain() if isinstance(c, commands.Prove) for proof in c.proofs]
     assert proofs
     (key,) = engine.peers
     message = messages.Seen(tuple(proof.token for proof in proofs))
-    engine.choosing.received(2.0, events.Received(key, message, SockAddr(there(0), PORT), OLD))
+    engine.choice.received(2.0, events.Received(key, message, SockAddr(there(0), PORT), OLD))
     engine.tick(2.0 + constants.PLAIN_NEXT)
 
 
@@ -134,7 +135,7 @@ def test_connections_of_one_peer_that_move() -> None:
 def test_most_connections_are_alike_when_their_addresses_are_compared() -> None:
     """The network has changed, and nothing has with it: what is looked up for one is good for all."""
     few, many = host(1, FEW), host(1, MANY)
-    taken = [steps(lambda: engine.mobility.reconsider(2.0)) for engine in (few, many)]  # noqa: B023
+    taken = [steps(lambda: engine.own_moves.reconsider(2.0)) for engine in (few, many)]  # noqa: B023
     assert (taken[1] - taken[0]) / (MANY - FEW) < 400
 
 
@@ -153,11 +154,11 @@ def test_what_a_few_have_done_is_looked_at_for_them_only() -> None:
         moved = [c.cid for c in list(engine.table)[:10]]
         message = messages.Acm(1 << 40, b"a nonce ", there(500), messages.Moved((), tuple(moved)))
         source = SockAddr(there(500), PORT)
-        engine.redirects.on_acm(2.0, events.Received(key, message, source, OLD), message)
-        (validation,) = engine.redirects._validations.values()
+        engine.peers_moves.on_acm(2.0, events.Received(key, message, source, OLD), message)
+        (validation,) = engine.announcements.validations_of(key)
         (way,) = validation.ways.values()
         response = messages.PathResponse(1 << 40, way.data)
-        engine.redirects.on_response(2.0, events.Received(key, response, source, OLD), response)
+        engine.peers_moves.on_response(2.0, events.Received(key, response, source, OLD), response)
         (rewrite,) = [c for c in engine.drain() if isinstance(c, commands.Rewrite)]
-        taken.append(steps(lambda: engine.rewritten(2.0, rewrite.token)))  # noqa: B023
+        taken.append(steps(lambda: engine.rewritten(2.0, rewrite)))  # noqa: B023
     assert taken[1] < 1.5 * taken[0]

@@ -18,10 +18,10 @@ from typing import Any, Final, get_args
 
 import pytest
 
-from redirectctl.flows.better import Failure
-from redirectctl.flows.engine import Policy
-from redirectctl.flows.meeting import tag_of
+from redirectctl.flows.host import Policy
+from redirectctl.flows.moves.addresses import Failure
 from redirectctl.flows.proofs import digest
+from redirectctl.flows.rendezvous.client import tag_of
 from redirectctl.flows.state import State
 from redirectctl.proto.peer import PeerState
 from redirectctl.wire import datagram
@@ -70,7 +70,7 @@ class Scene:
             self.deliver(host, wire.Register(1, (), (self.theirs,)))
         self.cid = self.alice.connection(self.mirrored).cid
         assert self.alice.protects(self.mirrored)
-        assert self.alice.engine.meeting.servers[0].tags == {self.tag: self.bob.static.public} | {
+        assert self.alice.engine.rendezvous.servers[0].tags == {self.tag: self.bob.static.public} | {
             tag_of(
                 self.alice.static.shared(self.carol.static.public), self.rita.static.public
             ): self.carol.static.public
@@ -119,16 +119,22 @@ class Scene:
             "kicked": [sockets for sockets in alice.kicked if not own.issuperset(sockets)],
             "relaying": {key: r for key, r in alice.relaying.items() if key != not_of},
             "asked": sorted(engine.requests._open),
-            "claims": {which: c.taking for which in engine.claims._claimed if (c := engine.claims._claimed.get(which))},
-            "moves": {
-                m.epoch: (m.chosen, m.rewriting, m.installed)
-                for m in engine.mobility._moves.values()
-                if m.key != not_of
+            "claims": {
+                which: c.taking
+                for which in engine.peers_claims._claimed
+                if (c := engine.peers_claims._claimed.get(which))
             },
-            "validations": {w: (v.chosen, len(v.ways)) for w, v in engine.redirects._validations.items()},
-            "failures": {w: f.proofs for w, f in engine.better._failures.items()},
-            "trials": {r: (t.proven, len(t.tokens)) for r, t in engine.choosing._trials.items()},
-            "servers": [(s.standing, s.observed, s.at) for s in engine.meeting.servers],
+            "moves": {
+                m.epoch: (m.chosen, m.rewriting, m.installed) for m in engine.announcements.moves() if m.key != not_of
+            },
+            "validations": {
+                (v.key, v.epoch): (v.chosen, len(v.ways))
+                for key in engine.peers
+                for v in engine.announcements.validations_of(key)
+            },
+            "failures": {w: f.proofs for w, f in engine.addresses._failures.items()},
+            "trials": {r: (t.proven, len(t.tokens)) for r, t in engine.choice._trials.items()},
+            "servers": [(s.standing, s.observed, s.at) for s in engine.rendezvous.servers],
             "stored connections": {cid: (c.state, c.wire, c.remote_epoch) for cid, c in alice.stored.items()},
             "stored peers": {k: (p.state, p.remote, p.secret) for k, p in alice.stored_peers.items() if k != not_of},
         }
@@ -141,10 +147,10 @@ class Scene:
         for key, peer in engine.peers.items():
             found[f"peer {key.hex()}"] = (peer.state, peer.secret, peer.remote, peer.local, peer.port, peer.keep)
             if key != not_of:
-                guest = engine.rendezvous._guests.get(key)
+                guest = engine.rendezvous_server._guests.get(key)
                 found[f"more of peer {key.hex()}"] = (
                     peer.addresses, peer.observed, peer.trust_there, set(peer.identity), dict(peer.proven),
-                    engine.places.of(key), engine.holding.departed(key),
+                    engine.places.of(key), engine.suspension.departed(key),
                     (guest.observed, set(guest.tags), set(guest.flows)) if guest is not None else None,
                 )  # fmt: skip
         return found
@@ -163,7 +169,7 @@ def claimed_by_bob(s: Scene) -> bytes:
     socket, _ = s.world.connect(s.bob, s.alice, 41000)
     s.world.run(2)
     cid = s.bob.connection(socket).cid
-    assert (s.bob.static.public, cid) in s.alice.engine.claims._claimed
+    assert (s.bob.static.public, cid) in s.alice.engine.peers_claims._claimed
     return cid
 
 
@@ -212,14 +218,14 @@ def seen(s: Scene) -> Message:
     s.alice.move(MOVED)
     s.world.run(0.5)
     s.silent = [s.bob]
-    trials = s.alice.engine.choosing._trials.items()
+    trials = s.alice.engine.choice._trials.items()
     tokens = [t for route, trial in trials for t in trial.tokens if route.peer == s.bob.static.public]
     assert tokens
     return messages.Seen(tuple(tokens))
 
 
 def probed(s: Scene) -> Message:
-    s.alice.engine.better._failures[s.bob.static.public, ip(MOVED)] = Failure(
+    s.alice.engine.addresses._failures[s.bob.static.public, ip(MOVED)] = Failure(
         1, s.world.now, s.world.now + 10, b"a probe "
     )
     return messages.PathProbed(b"a probe ")
@@ -267,7 +273,7 @@ SAY: Final[dict[type, Build]] = {
     messages.Bye: lambda s, h: messages.Bye(),
     wire.Register: lambda s, h: wire.Register(1, (ip(VICTIM),), (s.theirs,)),
     wire.Registered: lambda s, h: wire.Registered(
-        s.alice.engine.meeting.servers[0].request, wire.Registration.NOT_SERVING, SockAddr(ip(VICTIM), 9)
+        s.alice.engine.rendezvous.servers[0].request, wire.Registration.NOT_SERVING, SockAddr(ip(VICTIM), 9)
     ),
     wire.Lookup: lambda s, h: wire.Lookup(s.theirs),
     wire.Found: lambda s, h: wire.Found(s.tag, SockAddr(ip(VICTIM), PORT), (ip(VICTIM),)),

@@ -13,7 +13,7 @@ import random
 import pytest
 
 from redirectctl.flows import constants as limits
-from redirectctl.flows.engine import Policy
+from redirectctl.flows.host import Policy
 from redirectctl.flows.proofs import digest
 from redirectctl.flows.state import State
 from redirectctl.proto import constants as proto_limits
@@ -420,7 +420,7 @@ def test_rejected_peer(scene: Scene) -> None:
     scene.alice.engine.reject(scene.world.now, key)
     scene.alice.run()
     scene.world.run(400)
-    scene.mallory.engine.contact(scene.world.now, SockAddr(ip(ALICE), PORT))
+    scene.mallory.engine.meet(scene.world.now, SockAddr(ip(ALICE), PORT))
     scene.mallory.run()
     scene.world.run(10)
     assert scene.alice.named("packet.refused", "rejected-peer")
@@ -465,7 +465,7 @@ def test_changed_key_is_not_accepted_as_new(scene: Scene) -> None:
     scene.alice.crash()
     impostor.addresses = [ip(ALICE)]
     impostor.network_changed()
-    impostor.engine.contact(scene.world.now, SockAddr(ip(BOB), PORT))
+    impostor.engine.meet(scene.world.now, SockAddr(ip(BOB), PORT))
     impostor.run()
     scene.world.run(5)
     assert scene.bob.engine.peers[impostor.static.public].state is PeerState.PENDING
@@ -473,7 +473,7 @@ def test_changed_key_is_not_accepted_as_new(scene: Scene) -> None:
 
 def test_many_changed_keys_are_bounded(scene: Scene) -> None:
     for i in range(limits.MAX_CHANGED + 20):
-        scene.bob.engine.protection.key_changed(
+        scene.bob.engine.trust.another_key(
             scene.world.now + i, SockAddr(ip(ALICE), PORT), scene.alice.static.public, bytes((i,)) * 32
         )
     scene.bob.run()
@@ -508,7 +508,7 @@ def test_man_in_the_middle_at_first_contact() -> None:
     world.hosts.append(alice)
     world.hosts.remove(bob)
     towards_bob.addresses, towards_alice.addresses = [], [ip(BOB)]
-    towards_alice.engine.contact(world.now, SockAddr(ip(ALICE), PORT), ip(BOB))
+    towards_alice.engine.meet(world.now, SockAddr(ip(ALICE), PORT), ip(BOB))
     towards_alice.run()
     world.run(5)
     (at_bob,) = bob.named("peer.first_contact")
@@ -557,7 +557,7 @@ def test_first_message_of_ik_replayed_moves_nothing(scene: Scene) -> None:
         return True
 
     scene.world.tap = tap
-    scene.bob.engine.contact(scene.world.now, SockAddr(ip(ALICE), PORT), ip(BOB), scene.alice.static.public)
+    scene.bob.engine.meet(scene.world.now, SockAddr(ip(ALICE), PORT), ip(BOB), scene.alice.static.public)
     scene.bob.run()
     scene.world.run(0.05)
     scene.bob.crash()
@@ -581,7 +581,7 @@ def test_first_message_of_ik_replayed_after_a_restart(scene: Scene) -> None:
     scene.world.tap = lambda source, to, data: (
         sent.append(data) or True if data[0] == datagram.Type.INIT and to.host == ip(ALICE) else True
     )
-    scene.bob.engine.contact(scene.world.now, SockAddr(ip(ALICE), PORT), ip(BOB), scene.alice.static.public)
+    scene.bob.engine.meet(scene.world.now, SockAddr(ip(ALICE), PORT), ip(BOB), scene.alice.static.public)
     scene.bob.run()
     scene.world.run(1)
     scene.bob.crash()
@@ -629,7 +629,7 @@ def test_handshake_flood(scene: Scene, spoofed: bool) -> None:
     for i in range(300):
         scene.inject(stranger_init(scene, keys[0], Pattern.XX), f"203.0.{i % 256}.{i % 200}" if spoofed else VICTIM)
     scene.world.run(0.02)
-    carol.engine.contact(scene.world.now, SockAddr(ip(ALICE), PORT))
+    carol.engine.meet(scene.world.now, SockAddr(ip(ALICE), PORT))
     carol.run()
     scene.world.run(3)
     assert carol.static.public in scene.alice.engine.peers
@@ -644,7 +644,7 @@ def test_many_strangers_that_complete_first_contact_are_bounded() -> None:
     assert scene.alice.connection(mine).state is State.PENDING
     for i in range(proto_limits.PENDING_MAX + 30):
         stranger = scene.world.host(f"stranger-{i}", f"203.0.113.{i + 100}")
-        stranger.engine.contact(scene.world.now, SockAddr(ip(ALICE), PORT))
+        stranger.engine.meet(scene.world.now, SockAddr(ip(ALICE), PORT))
         stranger.run()
         scene.world.run(0.3)
         endpoint = stranger.engine.endpoint
@@ -655,7 +655,7 @@ def test_many_strangers_that_complete_first_contact_are_bounded() -> None:
         scene.world.hosts.remove(stranger)
     engine = scene.alice.engine
     assert len(engine.peers) <= proto_limits.PENDING_MAX
-    assert set(engine.protection._told) <= set(engine.peers)
+    assert set(engine.agreement._told) <= set(engine.peers)
     assert set(scene.alice.stored_peers) == set(engine.peers)
     assert called.static.public in engine.peers
     assert scene.alice.named("packet.refused", "too-many-pending")
@@ -665,7 +665,7 @@ def test_strangers_are_bounded_where_all_are_accepted(scene: Scene, monkeypatch:
     monkeypatch.setattr(proto_limits, "PEERS_MAX", 5)
     for i in range(10):
         stranger = scene.world.host(f"stranger-{i}", f"203.0.113.{i + 100}")
-        stranger.engine.contact(scene.world.now, SockAddr(ip(ALICE), PORT))
+        stranger.engine.meet(scene.world.now, SockAddr(ip(ALICE), PORT))
         stranger.run()
         scene.world.run(1)
     assert len(scene.alice.engine.peers) == 5
@@ -677,7 +677,7 @@ def test_strangers_are_bounded_where_all_are_accepted(scene: Scene, monkeypatch:
 
 def test_truncated_datagrams(scene: Scene) -> None:
     """Every datagram of an opening and a move, cut at every length."""
-    scene.bob.engine.contact(scene.world.now, SockAddr(ip(ALICE), PORT), ip(BOB), scene.alice.static.public)
+    scene.bob.engine.meet(scene.world.now, SockAddr(ip(ALICE), PORT), ip(BOB), scene.alice.static.public)
     scene.bob.run()
     recorded = {d[0]: d for _, to, d in scene.world.recorded if to.host == ip(ALICE)}
     assert {datagram.Type.INIT, datagram.Type.FINAL, datagram.Type.TRANSPORT} <= set(recorded)
@@ -695,7 +695,7 @@ def test_truncated_datagrams(scene: Scene) -> None:
 
 def test_oversized_datagrams(scene: Scene) -> None:
     """Every datagram of an opening, and more after it, up to what UDP can carry."""
-    scene.bob.engine.contact(scene.world.now, SockAddr(ip(ALICE), PORT), ip(BOB), scene.alice.static.public)
+    scene.bob.engine.meet(scene.world.now, SockAddr(ip(ALICE), PORT), ip(BOB), scene.alice.static.public)
     scene.bob.run()
     recorded = {d[0]: d for _, to, d in scene.world.recorded if to.host == ip(ALICE)}
     sizes = (datagram.MAX_DATAGRAM + 1, 1500, 9000, 65507)

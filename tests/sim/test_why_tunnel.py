@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from redirectctl.flows.choosing import Why
+from redirectctl.flows.paths.choice import Why
 from tests.sim.pair import Host, World, ip
 from tests.sim.test_choosing import AUTO, started
 
@@ -12,7 +12,7 @@ NEW = "203.0.113.9"
 
 
 def why(host: Host) -> set[Why | None]:
-    return {host.engine.choosing.why_tunnel(c) for c in host.engine.table.movable()}
+    return {host.engine.choice.why_tunnel(c) for c in host.engine.table.movable()}
 
 
 def test_what_is_not_in_the_tunnel_has_no_reason_to_be() -> None:

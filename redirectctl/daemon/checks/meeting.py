@@ -8,7 +8,7 @@ from redirectctl.api.reasons import advice, explain
 from redirectctl.api.schema import Check
 from redirectctl.daemon.checks.outcome import count, ok, several, skip, warn
 from redirectctl.flows.connection import Connection
-from redirectctl.flows.meeting import Server, Standing
+from redirectctl.flows.rendezvous.client import Server, Standing
 from redirectctl.wire.addr import SockAddr
 
 _UNRESOLVED = "its name leads to no address"

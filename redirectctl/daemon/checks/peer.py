@@ -14,7 +14,7 @@ from redirectctl.daemon.checks.icmp import IcmpWatch
 from redirectctl.daemon.checks.outcome import count, fail, merged, ok, several, skip, warn
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.flows.connection import Connection
-from redirectctl.flows.meeting import ORIGIN
+from redirectctl.flows.rendezvous.client import ORIGIN
 from redirectctl.flows.state import State
 from redirectctl.kernel.errors import KernelError
 from redirectctl.proto.constants import HANDSHAKE_RETRIES
@@ -90,11 +90,11 @@ class PeerCheck:
         seen = [self._peer.remote.host] if self._peer.remote is not None else []
         return [
             ways.nat(here, self._peer, protected, self._r.now, answers=self._told)
-            if not engine.meeting.by_way_of(self._key, self._peer.remote)
+            if not engine.host.by_way_of(self._key, self._peer.remote)
             else skip(ways.NAT, "the hosts do not reach each other: see peer.rendezvous"),
             ways.families(here, [*addresses, *self._peer.addresses, *seen]),
-            ways.addresses(here, engine.better.failed(self._peer.key), self._r.now),
-            ways.path_of_each(protected, engine.choosing.why_tunnel),
+            ways.addresses(here, engine.addresses.failed(self._peer.key), self._r.now),
+            ways.path_of_each(protected, engine.choice.why_tunnel),
             ways.tunnel_size(protected, self._r.carrier.mtu),
             ways.integrity(here, protected, others),
         ]
@@ -105,11 +105,11 @@ class PeerCheck:
         engine.seek(self._r.now, self._key)
         self._r.wake()
         for _ in range(HELLO_LOOKS):
-            if (found := engine.places.said(self._key, ORIGIN)) or not engine.meeting.ways(self._key):
+            if (found := engine.places.said(self._key, ORIGIN)) or not engine.rendezvous.ways(self._key):
                 break
             await asyncio.sleep(POLL)
-        relayed = [c for c in engine.table.movable(self._key) if engine.meeting.relayed(c)]
-        return meeting.with_peer(engine.meeting.servers, self._key, found, relayed)
+        relayed = [c for c in engine.table.movable(self._key) if engine.host.relayed(c)]
+        return meeting.with_peer(engine.rendezvous.servers, self._key, found, relayed)
 
     def _tried(self) -> list[Way]:
         """Where the connections are, from their own addresses: another may well get through where theirs does not.
@@ -181,7 +181,7 @@ class PeerCheck:
         if reason is None:
             await self._hello(began)
             answered = f"answered {way.source or 'us'} after {taken * 1000:.0f} ms"
-            if self._r.engine.meeting.by_way_of(self._key, to):
+            if self._r.engine.host.by_way_of(self._key, to):
                 return ok(name, f"{answered} by way of the rendezvous at {to}")
             return ok(name, f"UDP {to} {answered}: open in both directions")
         if reason != "no-answer":

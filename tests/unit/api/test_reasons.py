@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from redirectctl.api.reasons import advice, explain, in_words
-from redirectctl.flows.claims import REASONS
+from redirectctl.flows.claims.incoming import REASONS
 from redirectctl.wire.message import AcmStatus
 from redirectctl.wire.tunnel import Refused
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from redirectctl.flows import constants as of_flows
-from redirectctl.flows.claims import REASONS
+from redirectctl.flows.reasons import REASONS
 from redirectctl.flows.state import diagram
 from redirectctl.proto import constants as of_proto
 from redirectctl.wire.meeting import Registration
@@ -21,7 +21,7 @@ from redirectctl.wire.tunnel import TAG_LEN
 ROOT = Path(__file__).parents[3]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 CORE = "\n".join(
-    p.read_text() for part in ("wire", "proto", "flows") for p in (ROOT / "redirectctl" / part).glob("*.py")
+    p.read_text() for part in ("wire", "proto", "flows") for p in (ROOT / "redirectctl" / part).rglob("*.py")
 )
 
 
@@ -37,7 +37,8 @@ def test_every_reason_is_explained() -> None:
         r'\b_?(?:refuse|unsupport|unprotect|leave)\(now, \w+, "([a-z-]+)"\)',
         r'Status\.\w+: "([a-z-]+)"',
         r'return "([a-z]+-[a-z-]+)"',
-        r'\bfinish\(now, \w+, "([a-z-]+)"\)',
+        r'\b(?:finish|end)\(now, \w+, "([a-z-]+)"\)',
+        r'\bEnded\(\w+, "([a-z-]+)"\)',
     )
     reasons = {reason for pattern in patterns for reason in re.findall(pattern, CORE)}
     assert len(reasons) > 50
@@ -144,7 +145,7 @@ def after(pauses: tuple[float, ...]) -> list[float]:
         ("an answer again after {}, {}, {}, {}, {} s, then every {} s", of_flows.MEET_RETRIES),
         ("from the {} time on with a handshake", [ORDINALS[of_flows.MEET_REHANDSHAKE + 1]]),
         ("after the {} at another address of its name", [ORDINALS[of_flows.MEET_ELSEWHERE]]),
-        ("sends four empty messages to where the other was seen, {}, {} and {} s apart", of_flows.KNOCKS[:3]),
+        ("sends four empty messages to where the other was seen, {}, {} and {} s apart", of_flows.PUNCHES[:3]),
         ("about one peer {} are acted upon, and then one in", [WORDS[int(of_flows.FOUND_BURST)]]),
         ("are acted upon, and then one in {} s", [1 / of_flows.FOUND_RATE]),
         ("It is used from the {} ACM on", [ORDINALS[of_flows.ACM_RELAY + 1]]),

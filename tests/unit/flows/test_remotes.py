@@ -9,7 +9,8 @@ import pytest
 
 from redirectctl.flows import constants
 from redirectctl.flows.connection import Connection
-from redirectctl.flows.engine import Engine, Policy
+from redirectctl.flows.engine import Engine
+from redirectctl.flows.host import Policy
 from redirectctl.flows.state import State
 from redirectctl.proto.noise import StaticKey
 from redirectctl.proto.peer import Peer, PeerState

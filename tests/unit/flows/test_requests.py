@@ -1,14 +1,15 @@
-"""Requests inside a session, on an engine that only counts."""
+"""Requests inside a session, on a host that only counts."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from redirectctl.flows import constants
-from redirectctl.flows.engine import Engine
+from redirectctl.flows.host import Host
 from redirectctl.flows.requests import Requests
+from redirectctl.flows.timer_kinds import RetryRequest
 from redirectctl.proto.timers import Timers
 from redirectctl.wire import message as m
 
@@ -16,10 +17,10 @@ KEY, OTHER = b"k" * 32, b"o" * 32
 
 
 class Counting:
-    """What Requests needs of an engine."""
+    """What Requests needs of a host."""
 
     def __init__(self) -> None:
-        self.timers: Timers[tuple[Any, ...]] = Timers()
+        self.timers: Timers[RetryRequest] = Timers()
         self.sent: list[tuple[float, m.Message]] = []
 
     def send(self, now: float, key: bytes, message: m.Message, *path: object) -> bool:
@@ -30,8 +31,8 @@ class Counting:
 
 class Asking:
     def __init__(self) -> None:
-        self.engine = Counting()
-        self.requests = Requests(cast(Engine, self.engine))
+        self.host = Counting()
+        self.requests = Requests(cast(Host, self.host))
         self.answers: list[m.Message] = []
         self.failures: list[float] = []
 
@@ -41,9 +42,9 @@ class Asking:
         )
 
     def run(self, until: float) -> None:
-        while (at := self.engine.timers.next()) is not None and at <= until:
-            for _, number in self.engine.timers.due(at):
-                self.requests.retry(at, number)
+        while (at := self.host.timers.next()) is not None and at <= until:
+            for timer in self.host.timers.due(at):
+                self.requests.retry(at, timer.number)
 
 
 @pytest.fixture
@@ -54,11 +55,11 @@ def asking() -> Asking:
 def test_asked_until_given_up(asking: Asking) -> None:
     asking.ask()
     asking.run(100)
-    times = [at for at, _ in asking.engine.sent]
+    times = [at for at, _ in asking.host.sent]
     assert times == pytest.approx([0.0, 0.3, 0.9, 2.1, 4.5])
     assert asking.failures == pytest.approx([sum(constants.REQUEST_RETRIES)])
-    assert len({message for _, message in asking.engine.sent}) == 1, "the same request each time"
-    assert asking.engine.timers.next() is None
+    assert len({message for _, message in asking.host.sent}) == 1, "the same request each time"
+    assert asking.host.timers.next() is None
 
 
 def test_answered(asking: Asking) -> None:
@@ -70,7 +71,7 @@ def test_answered(asking: Asking) -> None:
     asking.run(100)
     assert asking.answers == [reply], "once"
     assert asking.failures == []
-    assert len(asking.engine.sent) == 3
+    assert len(asking.host.sent) == 3
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_bounded(asking: Asking) -> None:
     assert asking.failures == []
     asking.ask(3.0)
     assert asking.failures == [3.0]
-    assert len(asking.engine.sent) == constants.MAX_REQUESTS
+    assert len(asking.host.sent) == constants.MAX_REQUESTS
     asking.requests.answer(4.0, KEY, 1, m.RstReply(1, alive=True))
     asking.ask(5.0)
     assert asking.failures == [3.0]

@@ -9,7 +9,7 @@ import pytest
 from redirectctl.api.schema import CheckStatus
 from redirectctl.daemon.checks import meeting
 from redirectctl.flows.connection import Connection
-from redirectctl.flows.meeting import Server, Standing
+from redirectctl.flows.rendezvous.client import Server, Standing
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple, SockAddr
 

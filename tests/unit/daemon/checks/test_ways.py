@@ -8,9 +8,9 @@ import pytest
 
 from redirectctl.api.schema import CheckStatus
 from redirectctl.daemon.checks import ways
-from redirectctl.flows.better import Failure
-from redirectctl.flows.choosing import Why
 from redirectctl.flows.connection import Connection
+from redirectctl.flows.moves.addresses import Failure
+from redirectctl.flows.paths.choice import Why
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 

@@ -1,6 +1,6 @@
 """What we ask peers to protect: claims, and the proof that the two hosts mean the same connection.
 
-    claimant                                     the other host (claims.py)
+    claimant                                     the other host (incoming.py)
       PROTECT: digest of token c, offer     ──►    approved?  limits?  integrity?
                                             ◄──    PROTECTED: prove
       token c, on the connection itself     ══►    there is its socket tuple, as this host has it
@@ -21,21 +21,22 @@ import hmac
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from redirectctl.flows import commands, constants
-from redirectctl.flows.claims import REASONS
+from redirectctl.flows import commands, constants, facts, timer_kinds
+from redirectctl.flows.agreement import Agreement
 from redirectctl.flows.connection import Connection, change
+from redirectctl.flows.host import Host
+from redirectctl.flows.kernel_state import KernelState
+from redirectctl.flows.offers import Offers
 from redirectctl.flows.proofs import ANSWERER, CLAIMANT, Numbers, digest, shown
+from redirectctl.flows.reasons import REASONS
+from redirectctl.flows.requests import Requests
 from redirectctl.flows.state import State
 from redirectctl.proto.peer import Peer
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.message import Arrived, Bind, BindNumbers, Claim, End, Protect, Protected, Status, Verdict
 from redirectctl.wire.tunnel import Offer
-
-if TYPE_CHECKING:
-    from redirectctl.flows.engine import Engine
 
 
 @dataclass(slots=True)
@@ -55,11 +56,17 @@ class Asking:
     numbers: Numbers | None = None
 
 
-class Binding:
+class OwnClaims:
     """Claims of ours."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._e = engine
+    def __init__(
+        self, host: Host, requests: Requests, offers: Offers, kernel: KernelState, agreement: Agreement
+    ) -> None:
+        self._host = host
+        self._requests = requests
+        self._offers = offers
+        self._kernel = kernel
+        self._agreement = agreement
         self._asking: dict[bytes, Asking] = {}  # by cid
         self._active: Counter[bytes] = Counter()  # by peer
         self._queued: dict[bytes, deque[tuple[bytes, int]]] = defaultdict(deque)  # by peer: cid, times claimed
@@ -71,7 +78,7 @@ class Binding:
         self._next(now, peer.key)
 
     def _next(self, now: float, key: bytes) -> None:
-        queue, peer = self._queued[key], self._e.peers.get(key)
+        queue, peer = self._queued[key], self._host.peers.get(key)
         free = constants.CLAIM_WINDOW - self._active[key]
         if peer is None or not queue:
             del self._queued[key]
@@ -79,10 +86,10 @@ class Binding:
         if free < min(len(queue), messages.MAX_PROTECT) and self._active[key]:
             return  # when some more have ended: whole datagrams
         by_path: dict[tuple[IPAddress, IPAddress], list[tuple[Connection, int]]] = defaultdict(list)
-        epoch = self._e.next_epoch()  # later than any claim before, which may still be under way
+        epoch = self._host.next_epoch()  # later than any claim before, which may still be under way
         while queue and free > 0:
             cid, times = queue.popleft()
-            c = self._e.table.get(cid)
+            c = self._host.table.get(cid)
             if c is None or c.state is not State.NEGOTIATING or c.peer != key or cid in self._asking:
                 continue
             c.local_epoch = epoch
@@ -90,7 +97,7 @@ class Binding:
             free -= 1
         if not queue:
             del self._queued[key]
-        port = peer.remote.port if peer.remote is not None else self._e.policy.control_port
+        port = peer.remote.port if peer.remote is not None else self._host.policy.control_port
         for (local, remote), on_path in by_path.items():
             for start in range(0, len(on_path), messages.MAX_PROTECT):
                 claims = tuple(self._begin(now, key, *one) for one in on_path[start : start + messages.MAX_PROTECT])
@@ -98,10 +105,10 @@ class Binding:
                 self._ask(now, key, [c.cid for c in claims], lambda n, claims=claims: Protect(n, claims), path)  # type: ignore[misc]
 
     def _begin(self, now: float, key: bytes, c: Connection, times: int) -> Claim:
-        asking = self._asking[c.cid] = Asking(key, c.cid, self._e.rng(8), self._e.offers.make(), times)
+        asking = self._asking[c.cid] = Asking(key, c.cid, self._host.rng(8), self._offers.make(), times)
         self._active[key] += 1
-        self._e.timers.set(("bind", c.cid), now + constants.CLAIM_TIME)
-        c.integrity = self._e.policy.integrity
+        self._host.timers.set(timer_kinds.RetryClaim(c.cid), now + constants.CLAIM_TIME)
+        c.integrity = self._host.policy.integrity
         return Claim(c.cid, c.local_epoch, c.socket, digest(asking.token), asking.offer, c.integrity)
 
     def _ask(
@@ -112,7 +119,7 @@ class Binding:
         build: Callable[[int], messages.Message],
         path: tuple[SockAddr | None, IPAddress | None] = (None, None),
     ) -> None:
-        self._e.requests.ask(
+        self._requests.ask(
             now,
             key,
             build,
@@ -126,8 +133,8 @@ class Binding:
         asking = self._asking.pop(cid, None)
         if asking is None:
             return
-        self._e.timers.cancel(("bind", cid))
-        self._e.listen.discard(("bind", cid))
+        self._host.timers.cancel(timer_kinds.RetryClaim(cid))
+        self._host.listen.discard(("bind", cid))
         self._active[asking.key] -= 1
         if not self._active[asking.key]:
             del self._active[asking.key]
@@ -142,11 +149,11 @@ class Binding:
         for cid in set(cids) - {v.cid for v in reply.verdicts}:
             # Passed over, or the peer's id for it has won, and its own claim, which tells us that id, is under way.
             self.end(now, cid)
-            self._e.timers.set(("undecided", cid), now + constants.UNDECIDED_TIME)
+            self._host.timers.set(timer_kinds.Undecided(cid), now + constants.UNDECIDED_TIME)
         good: list[Connection] = []
         prove: list[Asking] = []
         for verdict in reply.verdicts:
-            c, asking = self._e.table.get(verdict.cid), self._asking.get(verdict.cid)
+            c, asking = self._host.table.get(verdict.cid), self._asking.get(verdict.cid)
             if c is None or asking is None or asking.key != key or c.peer != key or c.state is not State.NEGOTIATING:
                 continue
             if verdict.status is Status.OK:
@@ -162,7 +169,7 @@ class Binding:
             else:
                 self._refused(now, c, verdict.status)
         self._try(now, prove)
-        self._e.protection.guard(good)
+        self._kernel.guard(good)
 
     def _accept(self, now: float, c: Connection, asking: Asking, verdict: Verdict) -> bool:
         """It has taken the connection on: has it seen what only the other end of it can see?"""
@@ -171,32 +178,32 @@ class Binding:
             proofs.append(shown(ANSWERER, digest(asking.token), *asking.numbers))
         self.end(now, c.cid)
         if verdict.there is None or not any(hmac.compare_digest(proof, verdict.proof) for proof in proofs):
-            self._e.protection.refuse(now, c, "not-proven")
-            self._e.protection.tell_end(now, asking.key, End.RELEASED, (c.cid,))
+            self._host.refuse(now, c, "not-proven")
+            self._agreement.tell_end(now, asking.key, End.RELEASED, (c.cid,))
             return False
         c.remote_epoch = max(c.remote_epoch, verdict.epoch)
-        self._e.table.meet(c, verdict.there)
-        c.sending, c.receiving, c.born = verdict.offer, asking.offer, self._e.generation
+        self._host.table.meet(c, verdict.there)
+        c.sending, c.receiving, c.born = verdict.offer, asking.offer, self._host.generation
         return True
 
     def _refused(self, now: float, c: Connection, status: Status) -> None:
         self.end(now, c.cid)
         if status is Status.PENDING:
             change(c, State.PENDING, now, REASONS[status])
-            self._e.timers.set(("poll", c.cid), now + constants.PENDING_POLL)
+            self._host.timers.set(timer_kinds.ClaimAgain(c.cid), now + constants.PENDING_POLL)
         elif status is Status.INTEGRITY:
-            self._e.protection.refuse(now, c, f"integrity-{'refused' if c.integrity else 'required'}-there")
+            self._host.refuse(now, c, f"integrity-{'refused' if c.integrity else 'required'}-there")
         else:
-            self._e.protection.refuse(now, c, REASONS[status])
+            self._host.refuse(now, c, REASONS[status])
             if status is Status.NOT_YOURS:  # perhaps tokens were lost, or a host had no time for them
                 pause = constants.UNPROVEN_TIME * 2**c.unproven
                 c.unproven += 1
-                self._e.timers.set(("poll", c.cid), now + min(pause, constants.UNPROVEN_TIME_MAX))
+                self._host.timers.set(timer_kinds.ClaimAgain(c.cid), now + min(pause, constants.UNPROVEN_TIME_MAX))
 
     def _again(self, now: float, c: Connection, asking: Asking) -> None:
         self.end(now, c.cid)
         if asking.claims >= constants.CLAIM_TRIES:
-            self._e.protection.unanswered(now, [c.cid])
+            self._host.tell(now, facts.ClaimFailed([c.cid]))
         else:
             self._queued[asking.key].append((c.cid, asking.claims + 1))
             self._next(now, asking.key)
@@ -204,7 +211,7 @@ class Binding:
     def _unanswered(self, now: float, cids: list[bytes]) -> None:
         for cid in cids:
             self.end(now, cid)
-        self._e.protection.unanswered(now, cids)
+        self._host.tell(now, facts.ClaimFailed(cids))
 
     # -- proving ------------------------------------------------------------------------------------------------------
 
@@ -212,42 +219,43 @@ class Binding:
         """One more token each, or what can be done without."""
         proofs: list[commands.Proof] = []
         for asking in tried:
-            c = self._e.table.get(asking.cid)
+            c = self._host.table.get(asking.cid)
             if c is None or c.state is not State.NEGOTIATING:
                 self.end(now, asking.cid)
             elif asking.tries < len(constants.PROVE_RETRIES):
                 asking.proving = True
-                self._e.listen.add(("bind", c.cid))
+                self._host.listen.add(("bind", c.cid))
                 proofs.append(commands.Proof(c.socket, asking.token))
-                self._e.timers.set(("bind", c.cid), now + constants.PROVE_RETRIES[asking.tries])
+                self._host.timers.set(timer_kinds.RetryClaim(c.cid), now + constants.PROVE_RETRIES[asking.tries])
                 asking.tries += 1
             elif not asking.numbered:
                 asking.numbered = True
-                self._e.listen.discard(("bind", c.cid))
-                self._e.timers.set(("bind", c.cid), now + constants.CLAIM_TIME)
-                self._e.emit(commands.AskNumbers(("bind", c.cid), (c.socket,)))
+                self._host.listen.discard(("bind", c.cid))
+                self._host.timers.set(timer_kinds.RetryClaim(c.cid), now + constants.CLAIM_TIME)
+                self._host.emit(commands.AskNumbers(commands.OwnClaim(c.cid), (c.socket,)))
             else:
                 self._refused(now, c, Status.NOT_YOURS)
         if proofs:
-            self._e.emit(commands.Prove(tuple(proofs)))
+            self._host.emit(commands.Prove(tuple(proofs)))
 
-    def timer(self, now: float, kind: str, which: bytes) -> None:
-        """bind: nothing came of a try; gather: all tokens that came within a moment go in one BIND."""
-        if kind == "gather":
-            tokens = tuple(self._gathered.pop(which, ()))
-            for start in range(0, len(tokens), messages.MAX_PROTECT):
-                part = tokens[start : start + messages.MAX_PROTECT]
-                self._ask(now, which, [one.cid for one in part], lambda n, part=part: Bind(n, part))  # type: ignore[misc]
-            return
-        asking = self._asking.get(which)
+    def retry(self, now: float, cid: bytes) -> None:
+        """Nothing came of a try."""
+        asking = self._asking.get(cid)
         if asking is not None and asking.proving:
             self._try(now, [asking])
         elif asking is not None:
-            self._unanswered(now, [which])
+            self._unanswered(now, [cid])
+
+    def bind(self, now: float, key: bytes) -> None:
+        """All tokens that came within a moment go in one BIND."""
+        tokens = tuple(self._gathered.pop(key, ()))
+        for start in range(0, len(tokens), messages.MAX_PROTECT):
+            part = tokens[start : start + messages.MAX_PROTECT]
+            self._ask(now, key, [one.cid for one in part], lambda n, part=part: Bind(n, part))  # type: ignore[misc]
 
     def token(self, now: float, arrived: FourTuple, token: bytes, numbers: Numbers) -> bool:
         """A token has come: the peer's answer, if it is on a connection that we claim.  Else False."""
-        c = self._e.table.at(arrived)
+        c = self._host.table.at(arrived)
         asking = self._asking.get(c.cid) if c is not None else None
         if asking is None or not asking.proving:
             return False
@@ -255,15 +263,15 @@ class Binding:
             return True
         asking.heard.add(token)
         asking.asked = True
-        self._e.timers.set(("bind", asking.cid), now + constants.CLAIM_TIME)
+        self._host.timers.set(timer_kinds.RetryClaim(asking.cid), now + constants.CLAIM_TIME)
         if not self._gathered[asking.key]:
-            self._e.timers.set(("gather", asking.key), now + constants.GATHER_TIME)
+            self._host.timers.set(timer_kinds.SendBind(asking.key), now + constants.GATHER_TIME)
         self._gathered[asking.key].append(Arrived(asking.cid, token, *numbers))
         return True
 
     def numbers(self, now: float, cid: bytes, found: Mapping[FourTuple, Numbers]) -> None:
         """The sequence numbers of a connection of ours; none: they could not be found out."""
-        c, asking = self._e.table.get(cid), self._asking.get(cid)
+        c, asking = self._host.table.get(cid), self._asking.get(cid)
         if c is None or asking is None:
             return
         asking.numbers = found.get(c.socket)

@@ -6,7 +6,7 @@ its datagrams do not get through.  So where a plain packet could be sent (the ad
     LetOut   what the socket sends leaves the host after all: TCP goes on as it would by itself
     Ask      besides, a keepalive now and then: TCP's own next attempt may be minutes away.  Not at once, where the
              address has just come back: where there is a daemon at the other end, it proves the path for all of them
-    answered ─► the path is there, as if the peer's daemon had proven it (holding.carry)
+    answered ─► the path is there, as if the peer's daemon had proven it (suspension.carry)
 
 Both ends may be suspended: each lets out what answers the other's keepalive.  Connections with integrity are not asked
 plainly, nor those in the tunnel, where nobody answers but a daemon.
@@ -21,15 +21,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from redirectctl.flows import commands, constants
+from redirectctl.flows import commands, constants, timer_kinds
 from redirectctl.flows.connection import Connection
+from redirectctl.flows.host import Host
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
-
-if TYPE_CHECKING:
-    from redirectctl.flows.engine import Engine
 
 
 class Refusal(NamedTuple):
@@ -39,11 +37,12 @@ class Refusal(NamedTuple):
     until: float  # left alone
 
 
-class Asking:
+class Liveness:
     """Suspended connections that are let out."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._e = engine
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.lost: dict[bytes, float] = {}  # peers to which there is no path, and since when; suspension.py sets it
         self._since: dict[bytes, float] = {}  # connections that are let out, and since when
         self._refusals: dict[bytes, Refusal] = {}
         self._turns: dict[bytes, int] = {}  # peers: the place in their connections where the next turn begins
@@ -61,14 +60,14 @@ class Asking:
         if refusal is not None and now < refusal.until:
             return False
         here, there = c.wire.local.host, c.wire.remote.host
-        return here in self._e.network.usable and here in self._e.network.sources.get(there, ())
+        return here in self._host.network.usable and here in self._host.network.sources.get(there, ())
 
     def review(self, now: float, key: bytes | None = None) -> tuple[list[Connection], list[Connection]]:
         """Let out what may pass now, of one peer or of all.  Returns those that are let out from now on, and no more.
 
         Whoever is no longer suspended is not among the latter.
         """
-        suspended = [c for c in self._e.table.movable(key) if c.state is State.SUSPENDED]
+        suspended = [c for c in self._host.table.movable(key) if c.state is State.SUSPENDED]
         passing = [c for c in suspended if self.may_pass(now, c)]
         more = [c for c in passing if c.cid not in self._since]
         remaining = {c.cid for c in passing}
@@ -78,17 +77,17 @@ class Asking:
             del self._since[connection.cid]
         for connections, on in ((more, True), (less, False)):
             if connections:
-                self._e.emit(commands.LetOut(tuple(c.socket for c in connections), on))
-        for peer in {c.peer for c in more}:
-            self._e.timers.set(("ask", peer), now + constants.ASK_AFTER)
+                self._host.emit(commands.LetOut(tuple(c.socket for c in connections), on))
+        for peer in {c.peer for c in more if c.peer is not None}:
+            self._host.timers.set(timer_kinds.AskPlainly(peer), now + constants.ASK_AFTER)
         return more, less
 
     def held(self, now: float, key: bytes) -> None:
         """The kernel has got hold of some."""
         if self._asked(key):
-            self._e.timers.set(("ask", key), now)
+            self._host.timers.set(timer_kinds.AskPlainly(key), now)
 
-    def timer(self, now: float, key: bytes) -> None:
+    def ask(self, now: float, key: bytes) -> None:
         """Time to ask some, or to look whether there is somebody to ask."""
         self.review(now, key)
         asked = self._asked(key)
@@ -96,40 +95,41 @@ class Asking:
             first = self._turns.get(key, 0) % len(asked)
             self._turns[key] = first + constants.ASKED
             turn = (asked[first:] + asked[:first])[: constants.ASKED]
-            self._e.emit(commands.Ask(tuple(c.socket for c in turn)))
-            self._e.timers.set(("ask", key), now + self.pause(now, key))
+            self._host.emit(commands.Ask(tuple(c.socket for c in turn)))
+            self._host.timers.set(timer_kinds.AskPlainly(key), now + self.pause(now, key))
             return
         self._turns.pop(key, None)
         self._more.pop(key, None)
-        cids = [c.cid for c in self._e.table.movable(key)]
+        cids = [c.cid for c in self._host.table.movable(key)]
         waiting = [self._refusals[cid].until for cid in cids if cid in self._refusals]
         if later := [until for until in waiting if until > now]:
-            self._e.timers.set(("ask", key), min(later))
+            self._host.timers.set(timer_kinds.AskPlainly(key), min(later))
 
     def _asked(self, key: bytes) -> list[Connection]:
         """Those that the kernel holds; of others TCP finds out by itself."""
-        return [c for c in self._e.table.movable(key) if c.cid in self._since and c.held]
+        return [c for c in self._host.table.movable(key) if c.cid in self._since and c.held]
 
     def pause(self, now: float, key: bytes) -> float:
         """Seconds until the next turn: a fixed part of the time without a path, however many peers there are."""
-        since, peers = self._e.holding.lost_since(key)
-        part = max((now - (now if since is None else since)) / constants.ASK_PART, peers / constants.PROBES)
+        part = max((now - self.lost.get(key, now)) / constants.ASK_PART, len(self.lost) / constants.PROBES)
         return min(max(part, constants.ASK_PAUSE), constants.ASK_PAUSE_MAX)
 
-    def answered(self, now: float, sockets: Iterable[FourTuple]) -> None:
-        """The peers' kernels have acknowledged what was let out."""
+    def let_out(self, sockets: Iterable[FourTuple]) -> dict[bytes, list[Connection]]:
+        """Those of these that are let out, by peer."""
         of_peer: dict[bytes, list[Connection]] = defaultdict(list)
         for socket in sockets:
-            connection = self._e.table.at(socket)
+            connection = self._host.table.at(socket)
             if connection is not None and connection.peer is not None and connection.cid in self._since:
                 of_peer[connection.peer].append(connection)
-        for key, connections in of_peer.items():
-            self._e.holding.carry(now, key, connections)
-            peer, rest = self._e.peers.get(key), self._asked(key)
-            talks = peer is not None and peer.last_contact is not None and now - peer.last_contact < constants.ASK_PAUSE
-            if rest and not talks and now - self._more.get(key, float("-inf")) >= constants.ASK_MORE_PAUSE:
-                self._more[key] = now
-                self._e.emit(commands.Ask(tuple(c.socket for c in rest[: constants.ASKED_MORE])))
+        return of_peer
+
+    def ask_more(self, now: float, key: bytes) -> None:
+        """One was answered: ask others at once, unless the daemon there talks to us."""
+        peer, rest = self._host.peers.get(key), self._asked(key)
+        talks = peer is not None and peer.last_contact is not None and now - peer.last_contact < constants.ASK_PAUSE
+        if rest and not talks and now - self._more.get(key, float("-inf")) >= constants.ASK_MORE_PAUSE:
+            self._more[key] = now
+            self._host.emit(commands.Ask(tuple(c.socket for c in rest[: constants.ASKED_MORE])))
 
     def refused(self, now: float, connection: Connection) -> None:
         """A RST has come for it that is not believed: leave alone whoever sent it."""
@@ -139,8 +139,8 @@ class Asking:
         pause = min(constants.REFUSED_PAUSE * 2**times, constants.REFUSED_PAUSE_MAX)
         self._refusals[connection.cid] = Refusal(times + 1, now + pause)
         self.review(now, connection.peer)
-        if connection.peer is not None and not self._e.timers.armed(("ask", connection.peer)):
-            self._e.timers.set(("ask", connection.peer), now + pause)
+        if connection.peer is not None and not self._host.timers.armed(timer_kinds.AskPlainly(connection.peer)):
+            self._host.timers.set(timer_kinds.AskPlainly(connection.peer), now + pause)
 
     def network_changed(self) -> None:
         """What has been refused may be let through now."""
@@ -154,4 +154,4 @@ class Asking:
             if self._since.pop(connection.cid, None) is not None:
                 gone.append(connection.socket)
         if gone:
-            self._e.emit(commands.LetOut(tuple(gone), on=False))
+            self._host.emit(commands.LetOut(tuple(gone), on=False))

@@ -1,4 +1,4 @@
-"""The rendezvous: what this host does for two others that cannot find each other (meeting.py is their side).
+"""The rendezvous: what this host does for two others that cannot find each other (client.py is their side).
 
 It holds, for a minute and in memory only: which approved hosts are registered, where they say they are and where they
 are seen, and their tags.  It tells two hosts of each other if both have registered the same tag, hands over datagrams
@@ -15,18 +15,15 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from redirectctl.flows import commands, constants
+from redirectctl.flows import commands, constants, timer_kinds
 from redirectctl.flows.bucket import Bucket
+from redirectctl.flows.host import Host
 from redirectctl.proto import events
 from redirectctl.proto.peer import PeerState
 from redirectctl.proto.shares import Shared
 from redirectctl.wire import meeting as wire
 from redirectctl.wire.addr import IPAddress, SockAddr
-
-if TYPE_CHECKING:
-    from redirectctl.flows.engine import Engine
 
 
 @dataclass(slots=True)
@@ -45,11 +42,11 @@ class Guest:
     relays: bool = False  # the shell knows of flows
 
 
-class Rendezvous:
+class Server:
     """Who is here."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._e = engine
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._guests: dict[bytes, Guest] = {}
         self._asked: dict[bytes, tuple[SockAddr, bytes]] = {}  # by key: where it has to prove to be, and by what
         self._pairs: dict[bytes, list[bytes]] = {}  # by tag: one or two guests
@@ -87,11 +84,11 @@ class Rendezvous:
                 self._relay(now, event, guest, message)
 
     def _refuse(self, event: events.Received, reason: str) -> None:
-        self._e.notice("packet.refused", peer=event.key, reason=reason, source=str(event.source))
+        self._host.notice("packet.refused", peer=event.key, reason=reason, source=str(event.source))
 
     def policy_changed(self, now: float) -> None:
         """The configuration has been read again."""
-        if not self._e.policy.serve:
+        if not self._host.policy.serve:
             for guest in list(self._guests.values()):
                 self._drop(now, guest)
 
@@ -107,15 +104,15 @@ class Rendezvous:
         status = self._take(now, event, message)
         data = self._asked[event.key][1] if status is wire.Registration.PROVE else wire.NO_PROOF
         answer = wire.Registered(message.request, status, event.source, data)
-        self._e.send(now, event.key, answer, event.source, event.local)
+        self._host.send(now, event.key, answer, event.source, event.local)
         guest = self._guests.get(event.key)
         if guest is not None and status in (wire.Registration.OK, wire.Registration.FULL):
-            self._e.timers.set(("guest", guest.key), guest.until)
+            self._host.timers.set(timer_kinds.GuestExpired(guest.key), guest.until)
 
     def _take(self, now: float, event: events.Received, message: wire.Register) -> wire.Registration:
-        if not self._e.policy.serve:
+        if not self._host.policy.serve:
             return wire.Registration.NOT_SERVING
-        if self._e.peers[event.key].state is not PeerState.APPROVED:
+        if self._host.peers[event.key].state is not PeerState.APPROVED:
             return wire.Registration.PENDING
         if not self._proven(event, message.proof):
             return wire.Registration.PROVE
@@ -127,7 +124,7 @@ class Rendezvous:
             founds = Bucket(constants.INTRODUCE_RATE, constants.INTRODUCE_BURST, constants.INTRODUCE_BURST, now)
             guest = Guest(event.key, event.source, event.local, now, forwards, founds)
             self._guests[event.key] = guest
-            self._e.protection.used(event.key)
+            self._host.used(event.key)
         moved = (guest.observed, guest.local, guest.addresses) != (event.source, event.local, message.addresses)
         guest.observed, guest.local, guest.addresses = event.source, event.local, message.addresses
         guest.until = now + constants.MEET_TIME
@@ -146,18 +143,18 @@ class Rendezvous:
 
     def _proven(self, event: events.Received, proof: bytes) -> bool:
         """The host receives where it sends from."""
-        peer = self._e.peers[event.key]
+        peer = self._host.peers[event.key]
         if event.source == peer.remote:
             return True
         asked = self._asked.get(event.key)
         if asked is not None and asked[0] == event.source and hmac.compare_digest(asked[1], proof):
             del self._asked[event.key]
-            self._e.endpoint.locate(peer, event.source, event.local)
+            self._host.endpoint.locate(peer, event.source, event.local)
             return True
         if asked is None or asked[0] != event.source:
             while len(self._asked) >= constants.MAX_GUESTS:
                 del self._asked[next(iter(self._asked))]
-            self._asked[event.key] = event.source, self._e.rng(len(wire.NO_PROOF))
+            self._asked[event.key] = event.source, self._host.rng(len(wire.NO_PROOF))
         return False
 
     def _add_tag(self, now: float, guest: Guest, tag: bytes) -> bool:
@@ -193,8 +190,8 @@ class Rendezvous:
             self._flows.pop((guest.key, flow))
         guest.flows.clear()
         del self._guests[guest.key]
-        self._e.timers.cancel(("guest", guest.key))
-        self._e.emit(commands.Relays(guest.key, None, {}))
+        self._host.timers.cancel(timer_kinds.GuestExpired(guest.key))
+        self._host.emit(commands.Relays(guest.key, None, {}))
         for other in pairs:
             self._tell_shell(now, other)
 
@@ -218,7 +215,7 @@ class Rendezvous:
         if guest.founds.take(now):
             for to, about in ((guest, other), (other, guest)):
                 found = wire.Found(tag, about.observed, about.addresses)
-                self._e.send(now, to.key, found, to.observed, to.local)
+                self._host.send(now, to.key, found, to.observed, to.local)
 
     def _forward(self, now: float, event: events.Received, guest: Guest, tag: bytes, datagram: bytes) -> None:
         other = self._other(now, guest, tag)
@@ -227,7 +224,7 @@ class Rendezvous:
         if not guest.forwards.take(now):
             self._refuse(event, "forward-limit")
             return
-        self._e.send(now, other.key, wire.Forwarded(tag, datagram), other.observed, other.local)
+        self._host.send(now, other.key, wire.Forwarded(tag, datagram), other.observed, other.local)
 
     def _relay(self, now: float, event: events.Received, guest: Guest, message: wire.Relay) -> None:
         accepted = 0
@@ -238,7 +235,7 @@ class Rendezvous:
                     break
                 guest.flows[flow] = (message.tag, now + constants.MEET_TIME)
                 accepted += 1
-        self._e.send(now, guest.key, wire.Relayed(message.request, accepted), event.source, event.local)
+        self._host.send(now, guest.key, wire.Relayed(message.request, accepted), event.source, event.local)
         self._tell_shell(now, guest)
         if (other := self._other(now, guest, message.tag)) is not None:
             self._tell_shell(now, other)
@@ -276,4 +273,4 @@ class Rendezvous:
             if other is not None and any(t == tag for t, _ in other.flows.values()):
                 routes[flow] = (other.observed, other.local)
         guest.relays = bool(routes)
-        self._e.emit(commands.Relays(guest.key, guest.observed, routes))
+        self._host.emit(commands.Relays(guest.key, guest.observed, routes))

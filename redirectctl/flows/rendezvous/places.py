@@ -3,21 +3,19 @@
 A place is a further target for announcements and handshakes, no more: the key decides who answers there, and traffic
 follows a proven answer only.  Whoever lies can draw a few small datagrams to an address, within the limits below.
 
-The engine calls seek() when a peer does not answer and there is something to save; whoever knows more says tell().
+Who misses a peer with which there is something to save calls seek(); whoever knows more says tell().
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from redirectctl.flows import commands, constants
+from redirectctl.flows import commands, constants, facts, timer_kinds
+from redirectctl.flows.host import Host
 from redirectctl.flows.state import State
 from redirectctl.proto.peer import PeerState
 from redirectctl.wire.addr import IPAddress, SockAddr
-
-if TYPE_CHECKING:
-    from redirectctl.flows.engine import Engine
 
 DNS: Final = "dns"  # who says it: each replaces what it said before, and nothing else
 SEEN: Final = "seen"  # the peer itself, by an announcement that came from there
@@ -26,8 +24,8 @@ SEEN: Final = "seen"  # the peer itself, by an announcement that came from there
 class Places:
     """By peer and by who said it."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._e = engine
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._said: dict[bytes, dict[str, tuple[SockAddr, ...]]] = {}
         self._expired: set[tuple[bytes, str]] = set()
         self._looked_at = float("-inf")  # when routes to such places were last looked up
@@ -46,30 +44,30 @@ class Places:
 
     def seek(self, now: float, key: bytes) -> None:
         """The peer does not answer, and there is something to save."""
-        peer = self._e.peers.get(key)
+        peer = self._host.peers.get(key)
         if peer is not None and peer.state is PeerState.APPROVED:
-            self._e.emit(commands.Seek(key))
-            self._e.meeting.seek(now, key)
+            self._host.emit(commands.Seek(key))
+            self._host.tell(now, facts.PeerSought(key))
 
     def astray(self, now: float, key: bytes) -> None:
         """We have addresses, but none with a route to where the peer was: it may be found where there is one."""
-        if self._e.network.usable and key not in self._astray:
+        if self._host.network.usable and key not in self._astray:
             self._astray[key] = 0
             self.look_again(now, key)
 
     def look_again(self, now: float, key: bytes) -> None:
         """Ask, ever more slowly, for as long as that is so."""
-        if not (self._e.network.usable and any(c.state is State.SUSPENDED for c in self._e.table.movable(key))):
+        if not (self._host.network.usable and any(c.state is State.SUSPENDED for c in self._host.table.movable(key))):
             self._astray.pop(key, None)
             return
         delays = constants.ACM_RETRIES[constants.ACM_WIDEN :]
-        self._e.timers.set(("seek", key), now + delays[min(self._astray[key], len(delays) - 1)])
+        self._host.timers.set(timer_kinds.SeekAgain(key), now + delays[min(self._astray[key], len(delays) - 1)])
         self._astray[key] += 1
         self.seek(now, key)
 
     def tell(self, now: float, key: bytes, origin: str, places: Iterable[SockAddr], lasts: float) -> None:
         """``origin`` says that the peer may be at these; it knows for ``lasts`` seconds."""
-        if key not in self._e.peers:
+        if key not in self._host.peers:
             return
         said = self._said.setdefault(key, {})
         before = said.get(origin, ())
@@ -77,33 +75,33 @@ class Places:
         said[origin] = usable
         renewed = bool(usable) and (key, origin) in self._expired
         self._expired.discard((key, origin))
-        self._e.timers.set(("place", key, origin), now + max(lasts, constants.PLACE_TIME))
+        self._host.timers.set(timer_kinds.PlaceExpired(key, origin), now + max(lasts, constants.PLACE_TIME))
         fresh = [p for p in usable if p not in before]
         self.learnt(now, (place.host for place in fresh))
         if fresh or renewed:
-            self._e.mobility.told(now, key, news=bool(fresh))
+            self._host.tell(now, facts.PlacesLearnt(key, news=bool(fresh)))
 
     def learnt(self, now: float, hosts: Iterable[IPAddress]) -> None:
         """A peer may be at these: look up the routes.
 
         At once, and then not for a while: with them all connections are looked at, and anybody can name places.
         """
-        if all(host in self._e.network.sources for host in hosts):
+        if all(host in self._host.network.sources for host in hosts):
             return
         if now - self._looked_at >= constants.ROUTES_PAUSE:
             self.find_routes(now)
-        elif not self._e.timers.armed(("routes",)):
-            self._e.timers.set(("routes",), self._looked_at + constants.ROUTES_PAUSE)
+        elif not self._host.timers.armed(timer_kinds.FindRoutes()):
+            self._host.timers.set(timer_kinds.FindRoutes(), self._looked_at + constants.ROUTES_PAUSE)
 
     def find_routes(self, now: float) -> None:
         """The pause is over."""
         self._looked_at = now
-        self._e.emit(commands.FindRoutes())
+        self._host.emit(commands.FindRoutes())
 
     def _usable(self, host: IPAddress) -> bool:
         """An address that another host can have."""
         nobody = host.is_multicast or host.is_unspecified or host.is_loopback or host.is_link_local or host.is_reserved
-        return not nobody and not self._e.network.is_ours(host)
+        return not nobody and not self._host.network.is_ours(host)
 
     def expired(self, key: bytes, origin: str) -> None:
         """What was said is too old to be tried; said again it will be no news."""
@@ -112,7 +110,7 @@ class Places:
     def forget(self, key: bytes) -> None:
         """The peer is forgotten."""
         self._astray.pop(key, None)
-        self._e.timers.cancel(("seek", key))
+        self._host.timers.cancel(timer_kinds.SeekAgain(key))
         for origin in self._said.pop(key, {}):
             self._expired.discard((key, origin))
-            self._e.timers.cancel(("place", key, origin))
+            self._host.timers.cancel(timer_kinds.PlaceExpired(key, origin))

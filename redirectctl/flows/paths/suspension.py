@@ -10,44 +10,55 @@ An address that comes back in time leaves the connection to TCP, as if it had no
 when nothing has arrived for suspend_after.
 
 A peer is silent if something of a connection with it is unanswered, and it does not answer our announcement either
-(mobility.py repeats that).  A connection on which something arrives shows that it is the daemon there that is down.
+(moves/outgoing.py repeats that).  A connection on which something arrives shows that only the daemon there is down.
 A connection that does not leave its interface, here or there, may have no path although the peer is heard by another.
 
 What is suspended is announced ever again, quickly at first (`pause`): that is how the path's return is noticed.  The
-answer proves it, on both hosts.  Without the peer's daemon its kernel does (asking.py).  After give_up_after the
+answer proves it, on both hosts.  Without the peer's daemon its kernel does (liveness.py).  After give_up_after the
 connection is closed.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from redirectctl.flows import commands, constants
-from redirectctl.flows.connection import Before, Connection, change
+from redirectctl.flows import commands, constants, facts, timer_kinds
+from redirectctl.flows.agreement import Agreement
+from redirectctl.flows.announcements import Announcements
+from redirectctl.flows.connection import Before, Connection, Flow, by_peer, change
+from redirectctl.flows.host import Host, Network
+from redirectctl.flows.kernel_state import KernelState
+from redirectctl.flows.paths.liveness import Liveness
 from redirectctl.flows.state import State
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple
 from redirectctl.wire.message import End
 
-if TYPE_CHECKING:
-    from redirectctl.flows.engine import Engine, Network
-
-
 LOST_HERE: Final = ("no-path", "stays-on-device")  # why it is suspended: this host has no way for it
 
 
-class Holding:
+class Suspension:
     """Suspended connections."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._e = engine
+    def __init__(
+        self,
+        host: Host,
+        kernel: KernelState,
+        agreement: Agreement,
+        announcements: Announcements,
+        liveness: Liveness,
+    ) -> None:
+        self._host = host
+        self._kernel = kernel
+        self._agreement = agreement
+        self._announcements = announcements
+        self._liveness = liveness
         self._resumable: set[bytes] = set()  # the shell has been asked to prepare them, and not yet to resume them
         self._asked: dict[bytes, float] = {}  # peers whose answer we wait for, and since when
         self._unanswered: dict[bytes, float] = {}  # connections, and when they were last seen waiting for an answer
         self._heard: dict[bytes, float] = {}  # peers, and when something last arrived on a connection with them
-        self._since: dict[bytes, float] = {}  # peers to which there is no path, and since when
         self._left: dict[bytes, float] = {}  # peers whose daemon has said that it ends, and when
         self._changed = float("-inf")  # when this host was last elsewhere than before, or slept
 
@@ -65,29 +76,29 @@ class Holding:
         for connection in lost:
             connection.lost_since = since
             if connection.peer is not None:
-                self._since.setdefault(connection.peer, since)
+                self._liveness.lost.setdefault(connection.peer, since)
             change(connection, State.SUSPENDED, now, reason)
             details: dict[str, Any] = {"interface": connection.device} if reason == "stays-on-device" else {}
-            self._e.notice("connection.suspended", connection, reason=reason, **details)
+            self._host.notice("connection.suspended", connection, reason=reason, **details)
         if lost:
-            self._e.emit(commands.SaveConnections(tuple(lost)))
+            self._host.emit(commands.SaveConnections(tuple(lost)))
             self._schedule(now)
-            self._e.asking.review(now)
-        for key in {c.peer for c in lost}:
-            self._e.timers.set(("hold", key), now + hold_after)
+            self._liveness.review(now)
+        for key in {c.peer for c in lost if c.peer is not None}:
+            self._host.timers.set(timer_kinds.SuspendInKernel(key), now + hold_after)
 
     def question(self, now: float, key: bytes) -> None:
         """The peer was told where we are, and is to answer."""
         if self.silent_since(key) is None:
             self._asked[key] = now
-            self._e.timers.set(("silent", key), now + self._e.policy.suspend_after)
+            self._host.timers.set(timer_kinds.PeerSilent(key), now + self._host.policy.suspend_after)
 
     def woke(self, now: float) -> None:
         """Nobody could answer while we slept."""
         self._changed = now
         for key in self._asked:
             self._asked[key] = now
-            self._e.timers.set(("silent", key), now + self._e.policy.suspend_after)
+            self._host.timers.set(timer_kinds.PeerSilent(key), now + self._host.policy.suspend_after)
 
     def pause(self, now: float, key: bytes) -> float | None:
         """Seconds until a peer is told again where we are, while connections with it are suspended.
@@ -95,10 +106,10 @@ class Holding:
         A fixed part of the time without a path, so that its return is noticed soon by any measure.  Not more than
         PROBES a second to all such peers together.
         """
-        since = self._since.get(key)
+        since = self._liveness.lost.get(key)
         if since is None:
             return None
-        part = max((now - since) / constants.PROBE_PART, len(self._since) / constants.PROBES)
+        part = max((now - since) / constants.PROBE_PART, len(self._liveness.lost) / constants.PROBES)
         return min(max(part, constants.PROBE_PAUSE), constants.PROBE_PAUSE_MAX)
 
     def unanswered(self, now: float, connections: Iterable[Connection]) -> None:
@@ -115,20 +126,20 @@ class Holding:
         alive: dict[bytes, list[Connection]] = defaultdict(list)
         for connection in connections:
             left = connection.state is State.SUSPENDED and not connection.held
-            if left and connection.peer is not None and self._e.asking.since(connection) is not None:
+            if left and connection.peer is not None and self._liveness.since(connection) is not None:
                 alive[connection.peer].append(connection)
         for key, found in alive.items():
             self.carry(now, key, found)
 
     def left(self, now: float, key: bytes) -> None:
         """The peer's daemon ends."""
-        if self._e.table.movable(key):
+        if self._host.table.movable(key):
             self._left[key] = now
 
     def departed(self, key: bytes) -> bool:
         """The peer's daemon has said that it ends, and nothing since."""
         at = self._left.get(key)
-        peer = self._e.peers.get(key)
+        peer = self._host.peers.get(key)
         if at is not None and (peer is None or peer.last_contact is None or peer.last_contact > at):
             del self._left[key]
             return False
@@ -136,57 +147,44 @@ class Holding:
 
     def network_changed(self, now: float, before: Network) -> None:
         """Addresses or routes are others than before."""
-        usable = self._e.network.usable
+        usable = self._host.network.usable
         if usable != before.usable and before.usable:
             self._changed = now
-            self._e.asking.network_changed()
-        returned, gone = self._e.asking.review(now)
-        for connections, pause in ((returned, self._e.policy.suspend_after), (gone, constants.HOLD_AFTER)):
-            for key, count in Counter(c.peer for c in connections if not c.held).items():
-                self._e.timers.set(("hold", key), now + constants.patience(pause, count))
+            self._liveness.network_changed()
+        returned, gone = self._liveness.review(now)
+        for connections, pause in ((returned, self._host.policy.suspend_after), (gone, constants.HOLD_AFTER)):
+            for key, count in by_peer(c for c in connections if not c.held).items():
+                self._host.timers.set(timer_kinds.SuspendInKernel(key), now + constants.patience(pause, count))
 
     def same_since_heard(self, key: bytes) -> bool:
         """This host has been where it is, and awake, since something last came from the peer."""
-        peer = self._e.peers.get(key)
+        peer = self._host.peers.get(key)
         contact = peer.last_contact if peer is not None else None
         heard = max(self._heard.get(key, float("-inf")), float("-inf") if contact is None else contact)
         return self._changed <= heard or self._changed == float("-inf")
 
-    def lost_since(self, key: bytes) -> tuple[float | None, int]:
-        """Since when there is no path to a peer, and to how many there is none."""
-        return self._since.get(key), len(self._since)
-
-    def timer(self, now: float, kind: str, *rest: Any) -> None:
-        """Timers: hold, silent, give-up."""
-        match kind:
-            case "hold":
-                self._hold(now, rest[0])
-            case "silent":
-                self._silent(now, rest[0])
-            case "give-up":
-                self._give_up(now)
-
     def questioned(self) -> set[bytes]:
         """Peers that owe us an answer, or have lost their path: what arrives on connections with them says much."""
-        return {key for key in self._asked if self.silent_since(key) is not None} | self._since.keys()
+        return {key for key in self._asked if self.silent_since(key) is not None} | self._liveness.lost.keys()
 
     def silent_since(self, key: bytes) -> float | None:
         """When the peer's daemon was asked what it has not answered; None if it owes no answer."""
         asked = self._asked.get(key)
-        peer = self._e.peers.get(key)
+        peer = self._host.peers.get(key)
         last = peer.last_contact if peer is not None else None
         return None if asked is None or (last is not None and last > asked) else asked
 
-    def _silent(self, now: float, key: bytes) -> None:
+    def silent(self, now: float, key: bytes) -> None:
+        """A peer has had its time to answer."""
         asked = self.silent_since(key)
         self._asked.pop(key, None)
         if asked is None or self._heard.get(key, asked) > asked:
             return
-        connections = self._e.table.movable(key)
+        connections = self._host.table.movable(key)
         if any(self._waits(now, c) for c in connections):
-            self._e.choosing.silent(connections)
+            self._host.tell(now, facts.PeerSilent(connections))
             self.lose(now, connections, "peer-silent", since=asked)
-            self._e.mobility.reconsider(now, connections)
+            self._host.tell(now, facts.ReviewPaths(connections))
 
     def unheard(self, now: float, connections: Iterable[Connection], since: float, *, refused: bool) -> None:
         """Our announcement of these, made then, has not been answered where they may go.
@@ -194,7 +192,7 @@ class Holding:
         ``refused``: it was where the peer does not want them to go.
         """
         waiting = [c for c in connections if c.movable and c.state is State.PROTECTED and self._waits(now, c)]
-        here = [c for c in waiting if c.device and not self._e.policy.leave_vpn]
+        here = [c for c in waiting if c.device and not self._host.policy.leave_vpn]
         there = [c for c in waiting if refused and c not in here]
         self.lose(now, here, "stays-on-device", since=since)
         self.lose(now, there, "unusable-there", since=since)
@@ -202,62 +200,64 @@ class Holding:
     def _waits(self, now: float, c: Connection) -> bool:
         """Something of it is unanswered, or it cannot be."""
         recent = now - self._unanswered.get(c.cid, float("-inf")) < constants.UNANSWERED_FOR
-        return recent or c.here_now not in self._e.network.usable
+        return recent or c.here_now not in self._host.network.usable
 
     # -- in the kernel ------------------------------------------------------------------------------------------------
 
-    def _hold(self, now: float, key: bytes) -> None:
+    def suspend_in_kernel(self, now: float, key: bytes) -> None:
+        """There has been no path for long enough: the kernel holds back what is sent to a peer."""
         connections = []
-        self._e.asking.review(now, key)
-        for c in self._e.table.movable(key):
+        self._liveness.review(now, key)
+        for c in self._host.table.movable(key):
             if c.state is not State.SUSPENDED or c.held:
                 continue
-            returned = self._e.asking.since(c) if c.reason == "no-path" else None
-            if returned is not None and now < (until := returned + self._e.policy.suspend_after):
-                self._e.timers.set(("hold", key), until)
+            returned = self._liveness.since(c) if c.reason == "no-path" else None
+            if returned is not None and now < (until := returned + self._host.policy.suspend_after):
+                self._host.timers.set(timer_kinds.SuspendInKernel(key), until)
             else:
                 connections.append(c)
-        until = self._e.mobility.began(key) + constants.patience(0.0, len(connections))
+        until = self._announcements.began(key) + constants.patience(0.0, len(connections))
         if connections and now < until:  # many: it would take longer to suspend them than to move them
-            self._e.timers.set(("hold", key), until)
+            self._host.timers.set(timer_kinds.SuspendInKernel(key), until)
         elif connections:
             changes = [(c, c.wire, c.tunnel) for c in connections]
-            self._e.mobility.reroute(("hold", key), changes, hold={c.cid for c in connections})
+            self._kernel.reroute(commands.Suspending(key), changes, hold={c.cid for c in connections})
 
     def hold_again(self, now: float, connections: Iterable[Connection]) -> None:
         """The rules of these are lifted, for a path that is not proven yet: it may come to nothing."""
-        counts = Counter(c.peer for c in connections if c.state is State.SUSPENDED)
-        for key, count in counts.items():
-            self._e.timers.set(("hold", key), now + constants.patience(constants.HOLD_AGAIN, count))
+        for key, count in by_peer(c for c in connections if c.state is State.SUSPENDED).items():
+            self._host.timers.set(
+                timer_kinds.SuspendInKernel(key), now + constants.patience(constants.HOLD_AGAIN, count)
+            )
 
-    def rewritten(self, now: float, key: bytes, sockets: Iterable[FourTuple], error: str | None) -> None:
+    def rewritten(self, now: float, key: bytes, added: Iterable[Flow], error: str | None) -> None:
         """The kernel holds these back, or does not."""
         if error is not None:
-            self._e.timers.set(("hold", key), now + constants.HOLD_AGAIN)
+            self._host.timers.set(timer_kinds.SuspendInKernel(key), now + constants.HOLD_AGAIN)
             return
-        held = [c for s in sockets if (c := self._e.table.at(s)) is not None and c.held]
+        held = [c for flow in added if (c := self._host.table.at(flow.socket)) is not None and c.held]
         self._resumable.update(c.cid for c in held)
         if held:
-            self._e.emit(commands.Prepare(tuple(c.socket for c in held)))
+            self._host.emit(commands.Prepare(tuple(c.socket for c in held)))
 
     def prepared(self, now: float, found: Mapping[FourTuple, Before]) -> None:
         """What these sockets have: store it, then suspend them."""
         before, late = {}, []
         stored = []
         for socket, has in found.items():
-            connection = self._e.table.at(socket)
+            connection = self._host.table.at(socket)
             if connection is None or connection.cid not in self._resumable:
                 late.append(socket)
                 continue
             connection.before = before[socket] = has
             stored.append(connection)
         if stored:
-            self._e.emit(commands.SaveConnections(tuple(stored)))
-            self._e.emit(commands.Suspend(before))
+            self._host.emit(commands.SaveConnections(tuple(stored)))
+            self._host.emit(commands.Suspend(before))
             for key in {c.peer for c in stored if c.peer is not None}:
-                self._e.asking.held(now, key)
+                self._liveness.held(now, key)
         if late:  # resumed meanwhile
-            self._e.emit(commands.Resume(tuple(late)))
+            self._host.emit(commands.Resume(tuple(late)))
 
     def resume(self, connections: Iterable[Connection]) -> list[Connection]:
         """Set going those of these that are suspended in the kernel; returns the others."""
@@ -267,22 +267,39 @@ class Holding:
             (resumed if connection.cid in self._resumable else others).append(connection)
         if resumed:
             self._resumable.difference_update(c.cid for c in resumed)
-            self._e.emit(commands.Resume(tuple(c.socket for c in resumed)))
-            self._e.asking.resumed(resumed)
+            self._host.emit(commands.Resume(tuple(c.socket for c in resumed)))
+            self._liveness.resumed(resumed)
         return others
+
+    def kick(self, connections: list[Connection]) -> None:
+        """Undo the back-off of these, before anything else happens to them.
+
+        It works on what was lost only as long as the peer has not acknowledged a part of it.  The peer's first segment
+        may do that, and the socket would wait for its next time-out (`tcp_ld_RTO_revert` wants icsk_retransmits).
+        """
+        connections = self.resume(connections)
+        if connections:
+            self._host.emit(commands.Kick(tuple(c.socket for c in connections)))
 
     def restored(self, sockets: Iterable[FourTuple]) -> None:
         """These have back what they had."""
-        done = [c for s in sockets if (c := self._e.table.at(s)) is not None and c.cid not in self._resumable]
+        done = [c for s in sockets if (c := self._host.table.at(s)) is not None and c.cid not in self._resumable]
         for connection in done:
             connection.before = None
         stored = [c for c in done if c.movable]
         if stored:
-            self._e.emit(commands.SaveConnections(tuple(stored)))
+            self._host.emit(commands.SaveConnections(tuple(stored)))
 
-    def unguarded(self, connections: Iterable[Connection]) -> None:
-        """The kernel holds back nothing of these any more."""
-        connections = list(connections)
+    def clear(self, socket: FourTuple) -> None:
+        """A new connection has the tuple of one that has ended: what still rewrites the old one must not touch it."""
+        old = self._host.table.ended(socket)
+        if old is not None:
+            self._host.timers.cancel(timer_kinds.Linger(old.cid))
+            self.unguard([old])
+
+    def unguard(self, connections: Iterable[Connection]) -> None:
+        """The kernel forgets these, and holds back nothing of them any more."""
+        connections = self._kernel.unguard(connections)
         for connection in connections:
             connection.held = False
             if connection.state is State.CLOSED:
@@ -291,19 +308,19 @@ class Holding:
 
     def ended(self, connection: Connection) -> None:
         """Its socket is gone."""
-        self._e.asking.resumed([connection])
+        self._liveness.resumed([connection])
         self._unanswered.pop(connection.cid, None)
         if connection.cid in self._resumable or connection.before is not None:
             self._resumable.discard(connection.cid)
             connection.before = None
-            self._e.emit(commands.Forget((connection.socket,)))
+            self._host.emit(commands.Forget((connection.socket,)))
 
     def lift(self, connections: Iterable[Connection]) -> None:
         """The kernel is to let through what these send, by whatever way they have; resume() follows."""
         held = [c for c in connections if c.held]
         if held:
             lift = {c.cid for c in held}
-            self._e.mobility.reroute(("lift",), [(c, c.wire, c.tunnel) for c in held], lift=lift)
+            self._kernel.reroute(commands.Lifting(), [(c, c.wire, c.tunnel) for c in held], lift=lift)
 
     # -- the path is there again --------------------------------------------------------------------------------------
 
@@ -313,25 +330,31 @@ class Holding:
         reason = connection.reason
         change(connection, State.PROTECTED, now)
         self._unanswered.pop(connection.cid, None)
-        self._since.pop(connection.peer or b"", None)
-        self._e.asking.resumed([connection])
-        self._e.notice(
+        self._liveness.lost.pop(connection.peer or b"", None)
+        self._liveness.resumed([connection])
+        self._host.notice(
             "connection.resumed", connection, reason=reason, duration=None if lost is None else max(0.0, now - lost)
         )
+
+    def answered(self, now: float, sockets: Iterable[FourTuple]) -> None:
+        """The peers' kernels have acknowledged what was let out."""
+        for key, connections in self._liveness.let_out(sockets).items():
+            self.carry(now, key, connections)
+            self._liveness.ask_more(now, key)
 
     def carry(self, now: float, key: bytes, connections: list[Connection]) -> None:
         """These have shown that their packets get through as they are, whatever the daemon at the other end does."""
         self._heard[key] = now
-        since = self._since.get(key)
+        since = self._liveness.lost.get(key)
         held = [c for c in connections if c.held]
         self.lift(held)
-        self._e.mobility.kick(held)
+        self.kick(held)
         for connection in connections:
             self.arrived(now, connection)
-        self._e.mobility.carried(key, {c.cid for c in connections})
-        self._e.emit(commands.SaveConnections(tuple(connections)))
-        if since is not None and any(c.state is State.SUSPENDED for c in self._e.table.movable(key)):
-            self._since[key] = since
+        self._announcements.carry_plainly(key, {c.cid for c in connections})
+        self._host.emit(commands.SaveConnections(tuple(connections)))
+        if since is not None and any(c.state is State.SUSPENDED for c in self._host.table.movable(key)):
+            self._liveness.lost[key] = since
 
     def restore(self, now: float, connections: Iterable[Connection]) -> None:
         """At start: those that an earlier run suspended, or had not given back yet what they had."""
@@ -339,17 +362,17 @@ class Holding:
         held = [c for c in suspended if c.held]
         self._resumable.update(c.cid for c in held)
         if known := {c.socket: c.before for c in held if c.before is not None}:
-            self._e.emit(commands.Suspend(known))
+            self._host.emit(commands.Suspend(known))
         if unknown := tuple(c.socket for c in held if c.before is None):
-            self._e.emit(commands.Prepare(unknown))
+            self._host.emit(commands.Prepare(unknown))
         leaving = {c.socket: c.before for c in connections if not c.held and c.before is not None}
         if leaving:
-            self._e.emit(commands.GiveBack(leaving))
-        for key in {c.peer for c in suspended if not c.held}:
-            self._e.timers.set(("hold", key), now + constants.HOLD_AGAIN)
+            self._host.emit(commands.GiveBack(leaving))
+        for key in {c.peer for c in suspended if not c.held and c.peer is not None}:
+            self._host.timers.set(timer_kinds.SuspendInKernel(key), now + constants.HOLD_AGAIN)
         for connection in suspended:
             if connection.peer is not None and connection.lost_since is not None:
-                self._since.setdefault(connection.peer, connection.lost_since)
+                self._liveness.lost.setdefault(connection.peer, connection.lost_since)
         if suspended:
             self._schedule(now)
 
@@ -360,26 +383,24 @@ class Holding:
         self._schedule(now)
 
     def _suspended(self) -> list[Connection]:
-        return [c for c in self._e.table.movable() if c.state is State.SUSPENDED]
+        return [c for c in self._host.table.movable() if c.state is State.SUSPENDED]
 
     def _schedule(self, now: float) -> None:
         since = min((c.lost_since for c in self._suspended() if c.lost_since is not None), default=None)
         if since is not None:
-            self._e.timers.set(("give-up",), max(now, since + self._e.policy.give_up_after))
+            self._host.timers.set(timer_kinds.GiveUp(), max(now, since + self._host.policy.give_up_after))
 
-    def _give_up(self, now: float) -> None:
+    def give_up(self, now: float) -> None:
         """It has been too long for these."""
-        limit = self._e.policy.give_up_after
+        limit = self._host.policy.give_up_after
         due = [c for c in self._suspended() if c.lost_since is not None and now >= c.lost_since + limit]
         of_peer: dict[bytes, list[bytes]] = defaultdict(list)
         for connection in due:
             of_peer[connection.peer or b""].append(connection.cid)
         for key, cids in of_peer.items():
             for start in range(0, len(cids), messages.MAX_CIDS):
-                self._e.protection.tell_end(now, key, End.KILL, tuple(cids[start : start + messages.MAX_CIDS]))
+                self._agreement.tell_end(now, key, End.KILL, tuple(cids[start : start + messages.MAX_CIDS]))
         for connection in due:
-            self._e.emit(commands.Destroy((connection.socket,)))
-            self._e.finish(now, connection, "given-up")
-            self._e.protection.gone(now, connection.socket)
-        self._e.mobility.forget_idle()
+            self._host.tell(now, facts.Ended(connection, "given-up"))
+        self._host.tell(now, facts.GivenUp())
         self._schedule(now)

@@ -16,7 +16,7 @@ A rendezvous is a peer like others: its key is known and approved by a person, o
 says is a hint (places.py), what it hands over is sealed by the peer.  For everybody above, a peer that is reached by
 way of a rendezvous is at the rendezvous's address; the endpoint hands over what goes there for somebody else.
 
-rendezvous.py is the other side.
+server.py is the other side.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from redirectctl.flows import commands, constants
-from redirectctl.flows.connection import Connection
+from redirectctl.flows import commands, constants, facts, timer_kinds
+from redirectctl.flows.announcements import Announcements
+from redirectctl.flows.host import Host
+from redirectctl.flows.kernel_state import KernelState
+from redirectctl.flows.rendezvous.places import Places
+from redirectctl.flows.requests import Requests
 from redirectctl.proto import events
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.wire import meeting as wire
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.message import Trust
-
-if TYPE_CHECKING:
-    from redirectctl.flows.engine import Engine
 
 ORIGIN: Final = "rendezvous "  # of places that one has told; its name follows
 _LABEL: Final = b"rd meet"
@@ -92,19 +93,26 @@ class Server:
         return self.standing in (Standing.REGISTERED, Standing.FULL)
 
 
-class Meeting:
+class Client:
     """Our registrations."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._e = engine
+    def __init__(
+        self, host: Host, requests: Requests, kernel: KernelState, announcements: Announcements, places: Places
+    ) -> None:
+        self._host = host
+        self._requests = requests
+        self._kernel = kernel
+        self._announcements = announcements
+        self._places = places
         self._servers: dict[str, Server] = {}
         self._flows: dict[tuple[str, bytes], set[int]] = {}  # what a rendezvous relays for us, by peer
         self._dirty = False
+        self._tunnel_changes = 0  # as of the last flush()
         self._acted: dict[tuple[str, bytes], tuple[float, float]] = {}  # words about a peer that may be acted on
-        self._knocks: dict[bytes, int] = {}
+        self._punches: dict[bytes, int] = {}
         self._direct: dict[bytes, int] = {}  # peers that we reach by relay, and how often the direct way was tried
         self._request = 0
-        engine.endpoint.hand_over = self._forward
+        host.endpoint.hand_over = self._forward
 
     # -- for listings -------------------------------------------------------------------------------------------------
 
@@ -112,15 +120,6 @@ class Meeting:
     def servers(self) -> tuple[Server, ...]:
         """As the configuration has them."""
         return tuple(self._servers.values())
-
-    def relayed(self, connection: Connection) -> bool:
-        """What the connection's socket sends goes by way of a rendezvous."""
-        to = connection.outer_remote if connection.tunnel else None
-        return to is not None and self.by_way_of(connection.peer, to)
-
-    def by_way_of(self, key: bytes | None, to: SockAddr | None) -> bool:
-        """Whether ``to`` is a rendezvous that stands for this peer, not where the peer itself is."""
-        return to is not None and self._e.endpoint.relays.get(to, key) != key
 
     # -- registering --------------------------------------------------------------------------------------------------
 
@@ -132,7 +131,8 @@ class Meeting:
             server = self._servers.setdefault(name, Server(name))
             if addresses and addresses != server.addresses:
                 server.addresses = addresses
-                self._e.emit(commands.FindRoutes())
+                self._note_unmet()
+                self._host.emit(commands.FindRoutes())
                 if server.at not in addresses:
                     self._settle(server, addresses[0])
                 self._soon(now, server)
@@ -142,26 +142,28 @@ class Meeting:
         self._leave(server)
         server.at, server.local, server.observed = at, None, None
         server.standing = Standing.NO_ANSWER
-        known = (p for p in self._e.peers.values() if at.host in p.identity and p.state is not PeerState.CHANGED)
+        known = (p for p in self._host.peers.values() if at.host in p.identity and p.state is not PeerState.CHANGED)
         peer = next(known, None)
         if peer is not None:
             self._recognise(server, at, peer)
 
     def _recognise(self, server: Server, at: SockAddr, peer: Peer) -> None:
         server.key = peer.key
+        self._note_unmet()
         peer.keep = True
-        self._e.endpoint.relays[at] = peer.key
+        self._host.endpoint.relays[at] = peer.key
         self._dirty = True  # connections may be relayed there already
 
     def _leave(self, server: Server) -> None:
-        self._e.timers.cancel(("meet", server.name))
+        self._host.timers.cancel(timer_kinds.Register(server.name))
         if server.at is not None:
-            self._e.endpoint.relays.pop(server.at, None)
+            self._host.endpoint.relays.pop(server.at, None)
         for known in [k for k in self._flows if k[0] == server.name]:
             del self._flows[known]
         peer, server.key = self._peer(server), None
+        self._note_unmet()
         if peer is not None:
-            peer.keep = self.keeps(peer.key) or bool(self._e.table.movable(peer.key))
+            peer.keep = self.keeps(peer.key) or bool(self._host.table.movable(peer.key))
 
     def keeps(self, key: bytes) -> bool:
         """The session with this peer is needed: it is a rendezvous of ours."""
@@ -178,9 +180,9 @@ class Meeting:
                 server.standing = Standing.NO_ANSWER
                 self._soon(now, server)
 
-    def strange(self, to: SockAddr, key: bytes | None) -> bool:
-        """A rendezvous is at ``to`` of which the key is not known yet: no peer is to be sought there."""
-        return key is not None and any(to in s.addresses and s.key is None for s in self._servers.values())
+    def _note_unmet(self) -> None:
+        """Addresses and keys may be others than before."""
+        self._host.unmet = frozenset(a for s in self._servers.values() if s.key is None for a in s.addresses)
 
     def _soon(self, now: float, server: Server) -> None:
         server.tries = 0
@@ -190,7 +192,7 @@ class Meeting:
         """It is to know at once where we are now."""
         for server in self._servers.values():
             peer = self._peer(server)
-            moved = server.local not in self._e.network.usable
+            moved = server.local not in self._host.network.usable
             if server.at is not None and (moved or not server.usable or (peer is not None and peer.local is None)):
                 server.local = None if moved else server.local
                 self._soon(now, server)
@@ -207,18 +209,13 @@ class Meeting:
             if server.usable and set(self._tags(server)) - set(server.tags):
                 self._soon(now, server)
 
-    def timer(self, now: float, kind: str, *rest: Any) -> None:
-        """meet: time for the next registration; knock: once more; direct: is there a way without the rendezvous?"""
-        match kind:
-            case "meet" if rest[0] in self._servers:
-                self._beat(now, self._servers[rest[0]])
-            case "knock":
-                self._knock(now, *rest)
-            case "direct":
-                self._try_direct(now, rest[0])
+    def register(self, now: float, name: str) -> None:
+        """Time for the next registration."""
+        if name in self._servers:
+            self._beat(now, self._servers[name])
 
     def _peer(self, server: Server) -> Peer | None:
-        return self._e.peers.get(server.key) if server.key is not None else None
+        return self._host.peers.get(server.key) if server.key is not None else None
 
     def _beat(self, now: float, server: Server) -> None:
         """Register, or get to where that is possible; more slowly with each time that nothing comes of it."""
@@ -231,7 +228,7 @@ class Meeting:
             places = server.addresses
             self._settle(server, places[(places.index(server.at) + 1) % len(places) if server.at in places else 0])
         delays = constants.MEET_RETRIES
-        self._e.timers.set(("meet", server.name), now + delays[min(server.tries, len(delays) - 1)])
+        self._host.timers.set(timer_kinds.Register(server.name), now + delays[min(server.tries, len(delays) - 1)])
         server.tries += 1
         server.proofs = 0
         peer, source, at = self._peer(server), self._source(server), server.at
@@ -240,18 +237,18 @@ class Meeting:
             self._stand(server, Standing.PENDING_HERE if pending else Standing.REJECTED)
             return
         if peer is None or peer.session(now) is None or server.tries > constants.MEET_REHANDSHAKE:
-            self._e.contact(now, at, source, server.key)
+            self._host.contact(now, at, source, server.key)
         if peer is not None:
             self._register(now, server, peer, source)
 
     def _source(self, server: Server) -> IPAddress | None:
         """Our address that it is to see: that of relayed connections; else as the kernel routes, then others."""
-        usable = self._e.network.usable
-        relayed = (c.outer_local for c in self._e.table.movable() if c.tunnel and c.outer_remote == server.at)
+        usable = self._host.network.usable
+        relayed = (c.outer_local for c in self._host.table.movable() if c.tunnel and c.outer_remote == server.at)
         for local in (*relayed, server.local):
             if local in usable and server.tries <= 1:
                 return local
-        routed = self._e.network.sources.get(server.at.host, ()) if server.at is not None else ()
+        routed = self._host.network.sources.get(server.at.host, ()) if server.at is not None else ()
         choices = [a for a in routed if a in usable]
         return choices[max(0, server.tries - 1) % len(choices)] if choices else None
 
@@ -261,14 +258,14 @@ class Meeting:
 
     def _tags(self, server: Server) -> dict[bytes, bytes]:
         """Of the peers that there is something to save with."""
-        peers = {c.peer for c in self._e.table.movable() if c.peer not in (None, server.key)}
-        known = [p for key in sorted(filter(None, peers)) if (p := self._e.peers.get(key)) is not None]
+        peers = {c.peer for c in self._host.table.movable() if c.peer not in (None, server.key)}
+        known = [p for key in sorted(filter(None, peers)) if (p := self._host.peers.get(key)) is not None]
         some = known[: constants.MAX_TAGS] if server.key is not None else []
         return {tag_of(self._shared(p), server.key or b""): p.key for p in some}
 
     def _shared(self, peer: Peer) -> bytes:
         if peer.shared is None:
-            peer.shared = self._e.endpoint.static.shared(peer.key)
+            peer.shared = self._host.endpoint.static.shared(peer.key)
         return peer.shared
 
     def _register(
@@ -276,18 +273,18 @@ class Meeting:
     ) -> None:
         server.tags = self._tags(server)
         tags = list(server.tags)
-        addresses = self._e.protection.addresses()
+        addresses = self._host.network.for_others
         for start in range(0, max(1, len(tags)), wire.MAX_TAGS):
             self._request = server.request = (self._request + 1) & 0xFFFFFFFF
             some = tuple(tags[start : start + wire.MAX_TAGS])
-            self._e.send(now, peer.key, wire.Register(server.request, addresses, some, proof), server.at, source)
+            self._host.send(now, peer.key, wire.Register(server.request, addresses, some, proof), server.at, source)
         for (name, key), flows in self._flows.items():
             if name == server.name:
                 self._ask_relay(now, server, key, flows)
 
     def session_up(self, now: float, event: events.SessionUp) -> None:
         """With a rendezvous, perhaps for the first time."""
-        peer = self._e.peers[event.key]
+        peer = self._host.peers[event.key]
         for server in self._servers.values():
             # Who is met by way of a rendezvous is not the rendezvous.
             if server.at == event.remote and event.initiator and server.key in (None, event.key):
@@ -315,7 +312,7 @@ class Meeting:
         name = "rendezvous.reached" if standing is Standing.REGISTERED else "rendezvous.lost"
         reason = None if standing is Standing.REGISTERED else standing.value
         host = server.at.host if server.at is not None else None
-        self._e.notice(name, peer=server.key, reason=reason, address=host, rendezvous=server.name)
+        self._host.notice(name, peer=server.key, reason=reason, address=host, rendezvous=server.name)
 
     # -- what a rendezvous says ---------------------------------------------------------------------------------------
 
@@ -323,7 +320,7 @@ class Meeting:
         """Registered, Found, Forwarded: of a rendezvous of ours."""
         server = next((s for s in self._servers.values() if s.key == event.key), None)
         if server is None:
-            self._e.notice("packet.refused", peer=event.key, reason="not-our-rendezvous", source=str(event.source))
+            self._host.notice("packet.refused", peer=event.key, reason="not-our-rendezvous", source=str(event.source))
             return
         match event.message:
             case wire.Registered():
@@ -345,7 +342,7 @@ class Meeting:
         server.tries, server.observed, server.local = 0, message.observed, event.local
         self._stand(server, _REFUSED.get(message.status, Standing.REGISTERED))
         beat = constants.MEET_BEAT if server.usable else constants.MEET_REFUSED
-        self._e.timers.set(("meet", server.name), now + beat)
+        self._host.timers.set(timer_kinds.Register(server.name), now + beat)
 
     def _may_act(self, now: float, server: Server, key: bytes) -> bool:
         """So much of what one says about a peer is acted upon: each time draws some datagrams to an address."""
@@ -356,52 +353,52 @@ class Meeting:
 
     def _found(self, now: float, server: Server, event: events.Received, message: wire.Found) -> None:
         key = server.tags.get(message.tag)
-        if key is None or not self._e.table.movable(key):
-            self._e.notice("packet.refused", peer=event.key, reason="unknown-tag", source=str(event.source))
+        if key is None or not self._host.table.movable(key):
+            self._host.notice("packet.refused", peer=event.key, reason="unknown-tag", source=str(event.source))
             return
         if not self._may_act(now, server, key):
             return
-        port = self._e.policy.control_port
+        port = self._host.policy.control_port
         places = [message.observed, *(SockAddr(a, port) for a in message.addresses)]
-        before = self._e.places.of(key)
-        self._e.places.tell(now, key, ORIGIN + server.name, places, constants.MEET_TIME)
+        before = self._places.of(key)
+        self._places.tell(now, key, ORIGIN + server.name, places, constants.MEET_TIME)
         if key in self._direct and message.observed not in before:
             self._direct[key] = 0  # it has moved: there may be a direct way now
-            self._e.timers.set(("direct", key), now + constants.DIRECT_SOON)
-        peer = self._e.peers.get(key)
+            self._host.timers.set(timer_kinds.TryDirect(key), now + constants.DIRECT_SOON)
+        peer = self._host.peers.get(key)
         if peer is not None and peer.session(now) is None and server.at is not None:
             # Keys that were agreed before a long outage are gone; either way will do.
-            self._e.contact(now, message.observed, None, key)
-            self._e.contact(now, server.at, server.local, key)
-        if self._e.mobility.announcing(key):
+            self._host.contact(now, message.observed, None, key)
+            self._host.contact(now, server.at, server.local, key)
+        if self._announcements.announcing(key):
             return  # the announcement opens what NATs there are
-        if message.observed in self._e.places.of(key):
-            self._knocks[key] = 0
-            self._knock(now, key, message.observed)
+        if message.observed in self._places.of(key):
+            self._punches[key] = 0
+            self.punch(now, key, message.observed)
 
-    def _knock(self, now: float, key: bytes, to: SockAddr) -> None:
+    def punch(self, now: float, key: bytes, to: SockAddr) -> None:
         """Let a NAT before us see that we talk with there."""
-        peer, number = self._e.peers.get(key), self._knocks.get(key, 0)
-        if peer is None or number >= len(constants.KNOCKS):
-            self._knocks.pop(key, None)
+        peer, number = self._host.peers.get(key), self._punches.get(key, 0)
+        if peer is None or number >= len(constants.PUNCHES):
+            self._punches.pop(key, None)
             return
-        self._e.knock(now, peer, to)
-        self._knocks[key] = number + 1
-        self._e.timers.set(("knock", key, to), now + constants.KNOCKS[number])
+        self._host.punch(now, peer, to)
+        self._punches[key] = number + 1
+        self._host.timers.set(timer_kinds.Punch(key, to), now + constants.PUNCHES[number])
 
     def _forwarded(self, now: float, server: Server, event: events.Received, message: wire.Forwarded) -> None:
         key = server.tags.get(message.tag)
         if key is None or server.at is None:
-            self._e.notice("packet.refused", peer=event.key, reason="unknown-tag", source=str(event.source))
+            self._host.notice("packet.refused", peer=event.key, reason="unknown-tag", source=str(event.source))
             return
-        self._e.endpoint.receive(now, message.datagram, server.at, event.local, via=key)
+        self._host.endpoint.receive(now, message.datagram, server.at, event.local, via=key)
 
     # -- asking for a peer --------------------------------------------------------------------------------------------
 
     def seek(self, now: float, key: bytes) -> None:
         """It does not answer where we know it: tell us both of each other."""
         for server, tag in self._with(key):
-            self._e.send(now, server.key or b"", wire.Lookup(tag), server.at, server.local)
+            self._host.send(now, server.key or b"", wire.Lookup(tag), server.at, server.local)
 
     def _with(self, key: bytes) -> Iterable[tuple[Server, bytes]]:
         for server in self._servers.values():
@@ -423,23 +420,20 @@ class Meeting:
     def _forward(self, now: float, key: bytes, source: IPAddress | None, to: SockAddr, data: bytes) -> None:
         for server, tag in self._with(key):
             if server.at == to and server.key is not None and len(data) <= wire.MAX_FORWARDED:
-                self._e.send(now, server.key, wire.Forward(tag, data), to, source or server.local)
+                self._host.send(now, server.key, wire.Forward(tag, data), to, source or server.local)
 
     # -- the relay ----------------------------------------------------------------------------------------------------
 
-    def carried(self) -> None:
-        """Some connections travel in another way than before."""
-        self._dirty = bool(self._servers)
-
     def flush(self, now: float) -> None:
         """Let each rendezvous relay what goes to it, and try to do without."""
-        if not self._dirty:
+        changed, self._tunnel_changes = self._tunnel_changes != self._kernel.tunnel_changes, self._kernel.tunnel_changes
+        if not (self._dirty or (changed and self._servers)):
             return
         self._dirty = False
         wanted: dict[tuple[str, bytes], set[int]] = defaultdict(set)
         by_place = {s.at: s for s in self._servers.values() if s.at is not None}
-        for c in self._e.table.movable():
-            if self.relayed(c) and c.peer is not None and c.sending is not None and c.outer_remote in by_place:
+        for c in self._host.table.movable():
+            if self._host.relayed(c) and c.peer is not None and c.sending is not None and c.outer_remote in by_place:
                 wanted[by_place[c.outer_remote].name, c.peer].add(c.sending.flow)
         for which, flows in wanted.items():
             if self._flows.get(which, set()) != flows:
@@ -449,7 +443,7 @@ class Meeting:
             del self._flows[which]
         for key in {key for _, key in wanted} - set(self._direct):
             self._direct[key] = 0
-            self._e.timers.set(("direct", key), now + constants.DIRECT_PAUSES[0])
+            self._host.timers.set(timer_kinds.TryDirect(key), now + constants.DIRECT_PAUSES[0])
 
     def _ask_relay(self, now: float, server: Server, key: bytes, flows: Iterable[int]) -> None:
         tag = self._tag(server, key)
@@ -461,9 +455,9 @@ class Meeting:
 
             def answered(at: float, reply: messages.Message, part: tuple[int, ...] = part) -> None:
                 if isinstance(reply, wire.Relayed) and reply.flows < len(part):
-                    self._e.notice("redirect.refused", peer=key, reason="relay-limit", rendezvous=server.name)
+                    self._host.notice("redirect.refused", peer=key, reason="relay-limit", rendezvous=server.name)
 
-            self._e.requests.ask(
+            self._requests.ask(
                 now,
                 server.key,
                 lambda n, part=part: wire.Relay(n, tag, part),  # type: ignore[misc]
@@ -472,16 +466,17 @@ class Meeting:
                 (server.at, server.local),
             )
 
-    def _try_direct(self, now: float, key: bytes) -> None:
+    def try_direct(self, now: float, key: bytes) -> None:
         """Punch again: what could not be may be possible now."""
-        if not any(self.relayed(c) for c in self._e.table.movable(key)):
+        if not any(self._host.relayed(c) for c in self._host.table.movable(key)):
             self._direct.pop(key, None)
             return
         self._direct[key] += 1
         pauses = constants.DIRECT_PAUSES
-        self._e.timers.set(("direct", key), now + pauses[min(self._direct[key], len(pauses) - 1)])
+        self._host.timers.set(timer_kinds.TryDirect(key), now + pauses[min(self._direct[key], len(pauses) - 1)])
         self.seek(now, key)
-        self._e.mobility.try_direct(now, key, [c for c in self._e.table.movable(key) if self.relayed(c)])
+        relayed = [c for c in self._host.table.movable(key) if self._host.relayed(c)]
+        self._host.tell(now, facts.DirectWanted(key, relayed))
 
     def on_hello(self, now: float, event: events.Received, message: messages.Hello) -> None:
         """Of a rendezvous: it trusts us now.  That it still does, it says in each session: that is no news."""

@@ -32,12 +32,15 @@ from collections import defaultdict, deque
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redirectctl.flows import commands, constants
+from redirectctl.flows import commands, constants, facts, timer_kinds
 from redirectctl.flows.bucket import Buckets
-from redirectctl.flows.connection import Connection, Flow, Path
+from redirectctl.flows.connection import Connection, Flow, Path, Route
 from redirectctl.flows.devices import may_use
+from redirectctl.flows.host import Host, Network
+from redirectctl.flows.kernel_state import KernelState
+from redirectctl.flows.paths.liveness import Liveness
+from redirectctl.flows.paths.suspension import Suspension
 from redirectctl.flows.proofs import Numbers, in_place
 from redirectctl.flows.state import State
 from redirectctl.proto import events
@@ -45,18 +48,7 @@ from redirectctl.proto.shares import Shared
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress
 
-if TYPE_CHECKING:
-    from redirectctl.flows.engine import Engine, Network
-
 _TRIALS = "trials"  # why we listen for tokens: a peer may be proving its direction
-
-
-class Route(NamedTuple):
-    """What connections have in common that are treated alike on their way."""
-
-    peer: bytes
-    local: IPAddress
-    remote: IPAddress
 
 
 class Why(Enum):
@@ -89,13 +81,15 @@ class Trial:
     tokens: dict[bytes, bytes] = field(default_factory=dict)  # the latest, and the connections that they prove
 
 
-class Choosing:
+class Choice:
     """The way of each connection, as far as this host sends."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._e = engine
+    def __init__(self, host: Host, kernel: KernelState, liveness: Liveness, suspension: Suspension) -> None:
+        self._host = host
+        self._kernel = kernel
+        self._liveness = liveness
+        self._suspension = suspension
         self._trials: Shared[bytes, Route, Trial] = Shared()  # of each peer
-        self._stalls: dict[bytes, float] = {}  # peers, and when we last announced ourselves for a stall
         self._unread: dict[bytes, float] = {}  # peers that read no tunnel, and since when they get plain packets
         self._looked = Buckets()  # tokens that have come on connections of each peer
         self._came: dict[bytes, bytes] = {}  # connections to be opened, and the tokens that have come on them
@@ -108,14 +102,13 @@ class Choosing:
         self._looked.forget(key)
         for route in self._trials.keys(key):
             self._drop(route)
-        self._stalls.pop(key, None)
         self._unread.pop(key, None)
 
     # -- what may be --------------------------------------------------------------------------------------------------
 
     def tunnels(self, connection: Connection) -> bool:
         """The connection can go through the tunnel, and is to when it moves."""
-        return self._e.policy.prefer != "rewritten" and connection.sending is not None
+        return self._host.policy.prefer != "rewritten" and connection.sending is not None
 
     def plain_wire(self, connection: Connection, local: IPAddress | None, remote: IPAddress | None) -> FourTuple:
         """The wire tuple that plain packets would have between two addresses; the socket tuple if none can."""
@@ -129,13 +122,13 @@ class Choosing:
         if not connection.tunnel or not connection.movable or connection.integrity or connection.peer is None:
             return False
         return (
-            self._e.policy.prefer == "auto"
+            self._host.policy.prefer == "auto"
             # Where the peer sees us, and where we see it, is where plain packets would come from: nobody translates.
             and connection.outer_local == connection.wire.local.host
             and connection.outer_remote is not None
             and connection.outer_remote.host == connection.wire.remote.host
-            and not self._e.meeting.relayed(connection)
-            and connection.wire.local.host in self._e.network.usable
+            and not self._host.relayed(connection)
+            and connection.wire.local.host in self._host.network.usable
         )
 
     def why_tunnel(self, connection: Connection) -> Why | None:
@@ -144,12 +137,12 @@ class Choosing:
             return None
         if connection.integrity:
             return Why.INTEGRITY
-        if self._e.policy.prefer != "auto":
+        if self._host.policy.prefer != "auto":
             return Why.PREFERRED
         local, remote = connection.outer_local, connection.outer_remote
-        if local is None or remote is None or local not in self._e.network.usable:
+        if local is None or remote is None or local not in self._host.network.usable:
             return Why.NO_PATH
-        if self._e.meeting.relayed(connection):
+        if self._host.relayed(connection):
             return Why.RELAYED
         if remote.host.version != connection.socket.version:
             return Why.OTHER_FAMILY
@@ -169,9 +162,9 @@ class Choosing:
 
         Plain packets, proven or not, are what they have meanwhile.  The next start takes over what is stored.
         """
-        connections = [c for c in self._e.table if c.guarded and not c.held and self._is_safe_plainly(c)]
+        connections = [c for c in self._host.table if c.guarded and not c.held and self._is_safe_plainly(c)]
         flows = [(c.installed, c.installed._replace(tunnel=False)) for c in connections if c.installed is not None]
-        suspended = [c.installed for c in self._e.table if c.held and self._e.asking.since(c) is not None]
+        suspended = [c.installed for c in self._host.table if c.held and self._liveness.since(c) is not None]
         return flows + [(flow, flow._replace(suspended=False)) for flow in suspended if flow is not None]
 
     def _is_safe_plainly(self, connection: Connection) -> bool:
@@ -192,7 +185,7 @@ class Choosing:
         stayed = {self._route(c) for c in connections if c.cid not in elsewhere}
         routes = {self._route(c) for c in connections if self._may_be_plain(c)}
         if routes:
-            for old in [r for r in self._trials if r.local not in self._e.network.usable]:
+            for old in [r for r in self._trials if r.local not in self._host.network.usable]:
                 self._drop(old)
         for route in routes:
             trial = self._trials.get(route)
@@ -202,14 +195,14 @@ class Choosing:
                 else:
                     trial.stalled = False
                 trial.suspected = None
-            if trial is not None and trial.stalled and self._e.timers.armed(("plain", route)):
+            if trial is not None and trial.stalled and self._host.timers.armed(timer_kinds.TryPlain(route)):
                 continue  # each time that it is taken, and does not carry, costs its connections a moment
             trial = trial or self._begin(route)
             if trial is None:
                 continue
             trial.tries, trial.stalled, trial.carries = 0, False, False
             trial.began = trial.active = now
-            self._try(now, route)
+            self.attempt(now, route)
 
     def heard(self, now: float, connections: Iterable[Connection]) -> None:
         """Something has arrived on these: where all was silent before, much may have changed meanwhile."""
@@ -228,7 +221,7 @@ class Choosing:
 
     def network_changed(self, now: float, before: Network) -> None:
         """This host's addresses or routes may have changed."""
-        network = self._e.network
+        network = self._host.network
         for route, trial in list(self._trials.items()):
             sources = network.sources.get(route.remote)
             if network.usable != before.usable or sources != before.sources.get(route.remote):
@@ -238,54 +231,47 @@ class Choosing:
         """Try it before its time, if it was only never seen to carry anything."""
         paused = trial.tries < 0 and self._paused(route)
         if paused and not trial.stalled and now - trial.began >= constants.PLAIN_AGAIN:
-            self._try(now, route)
+            self.attempt(now, route)
 
     def _paused(self, route: Route) -> bool:
-        return self._e.timers.armed(("plain", route))
+        return self._host.timers.armed(timer_kinds.TryPlain(route))
 
     def _listen(self, now: float) -> None:
-        self._e.listen.add(_TRIALS)
-        self._e.timers.set(("unlisten",), now + constants.LISTEN_TIME)
+        self._host.listen.add(_TRIALS)
+        self._host.timers.set(timer_kinds.StopListening(), now + constants.LISTEN_TIME)
 
-    def timer(self, now: float, kind: str, *rest: Any) -> None:
-        """plain: no token was seen; open: of what has come; unlisten: no peer has had anything to prove; strict."""
-        match kind:
-            case "open":
-                self._open(now)
-            case "unlisten":
-                self._e.listen.discard(_TRIALS)
-            case "strict":
-                self._be_strict(rest[0])
-            case _:
-                self._try(now, rest[0])
+    def stop_listening(self) -> None:
+        """No peer has had anything to prove for a while."""
+        self._host.listen.discard(_TRIALS)
 
-    def _try(self, now: float, route: Route) -> None:
+    def attempt(self, now: float, route: Route) -> None:
+        """Let some of its connections send tokens plainly."""
         trial = self._trials.get(route)
         if trial is None:
             return
         together = constants.PLAIN_TOGETHER if trial.carries else constants.PLAIN_FIRST
         chosen = self._next(now, route, trial, together if trial.tries >= 0 else 1)
         if not chosen:  # or no path, which comes with news
-            if any(self._takes(route, c) for c in self._e.table.select(self._taken)):
+            if any(self._takes(route, c) for c in self._host.table.select(self._taken)):
                 self._pause(now, route, trial)
             elif trial.tries < 0 or not (trial.carries and trial.failures):  # that it has failed may count once more
                 self._drop(route)
             return
         if trial.tries < 0:
-            self._e.send(now, route.peer, messages.Seen(()))
+            self._host.send(now, route.peer, messages.Seen(()))
             trial.tries, trial.began, trial.carries = 0, now, False
-            self._e.timers.set(("plain", route), now + constants.PLAIN_RETRIES[0])
+            self._host.timers.set(timer_kinds.TryPlain(route), now + constants.PLAIN_RETRIES[0])
             return
         proofs = []
         for member in chosen:
-            proofs.append(commands.Proof(member.socket, self._e.rng(8), member.wire))
+            proofs.append(commands.Proof(member.socket, self._host.rng(8), member.wire))
             trial.tokens[proofs[-1].token] = member.cid
         while len(trial.tokens) > constants.TOKENS_KEPT:
             del trial.tokens[next(iter(trial.tokens))]
-        self._e.emit(commands.Prove(tuple(proofs)))
+        self._host.emit(commands.Prove(tuple(proofs)))
         trial.tries += 1
         if trial.tries <= len(constants.PLAIN_RETRIES):
-            self._e.timers.set(("plain", route), now + constants.PLAIN_RETRIES[trial.tries - 1])
+            self._host.timers.set(timer_kinds.TryPlain(route), now + constants.PLAIN_RETRIES[trial.tries - 1])
         else:
             self._pause(now, route, trial)
 
@@ -297,9 +283,9 @@ class Choosing:
         chosen: dict[bytes, Connection] = {}
         for again in (False, True):
             if again and len(chosen) < count:
-                trial.turn.extend(c.cid for c in self._e.table.of(route.peer) if self._takes(route, c))
+                trial.turn.extend(c.cid for c in self._host.table.of(route.peer) if self._takes(route, c))
             while trial.turn and len(chosen) < count:
-                c = self._e.table.get(trial.turn.popleft())
+                c = self._host.table.get(trial.turn.popleft())
                 if c is None or c.state is not State.PROTECTED or self._was_refused(now, c):
                     continue
                 if self._takes(route, c):
@@ -322,7 +308,7 @@ class Choosing:
         gone = self._trials.put(constants.MAX_TRIALS, route.peer, route, trial)
         if gone is None:
             return trial
-        self._e.timers.cancel(("plain", gone[0]))
+        self._host.timers.cancel(timer_kinds.TryPlain(gone[0]))
         return trial if gone[1] is not trial else None
 
     def _suspect(self, now: float, route: Route) -> None:
@@ -338,15 +324,15 @@ class Choosing:
     def _wait(self, now: float, route: Route, trial: Trial) -> None:
         trial.tries = -1
         pause = constants.PLAIN_PAUSES[min(trial.failures, len(constants.PLAIN_PAUSES) - 1)]
-        self._e.timers.set(("plain", route), now + pause)
+        self._host.timers.set(timer_kinds.TryPlain(route), now + pause)
 
     def _drop(self, route: Route) -> None:
         self._trials.pop(route)
-        self._e.timers.cancel(("plain", route))
+        self._host.timers.cancel(timer_kinds.TryPlain(route))
 
     def token(self, now: float, arrived: FourTuple, token: bytes, numbers: Numbers) -> None:
         """A token came plainly: tell the peer, if it is on a connection that we receive so."""
-        connection = self._e.table.on_wire(arrived)
+        connection = self._host.table.on_wire(arrived)
         if connection is None or connection.peer is None:
             return
         # One of a connection is looked at at a time, so who forges them on one keeps none of the others from it.
@@ -355,18 +341,18 @@ class Choosing:
             return
         if not connection.integrity and not (connection.flow.closed and self._was_refused(now, connection)):
             self._came[connection.cid] = in_place(token, numbers)
-            self._open(now)
+            self.open(now)
 
-    def _open(self, now: float) -> None:
+    def open(self, now: float) -> None:
         """Receive plain packets on the tuples on which tokens have come: many in one transaction."""
         if self._opening or not self._came:
             return
         if now < self._open_next:
-            self._e.timers.set(("open",), self._open_next)
+            self._host.timers.set(timer_kinds.OpenTuples(), self._open_next)
             return
         self._open_next = now + constants.OPEN_PAUSE
         came, self._came = self._came, {}
-        connections = self._e.table.select(came)
+        connections = self._host.table.select(came)
         self._tell_seen(now, connections, came)
         closed = [c for c in connections if c.movable and c.flow.closed]
         self._open_these(closed, tuple((c.cid, came[c.cid]) for c in closed))
@@ -379,19 +365,21 @@ class Choosing:
                 seen[c.peer].append(came[c.cid])
         for key, those in seen.items():
             for start in range(0, len(those), messages.MAX_TOKENS):
-                self._e.send(now, key, messages.Seen(tuple(those[start : start + messages.MAX_TOKENS])))
+                self._host.send(now, key, messages.Seen(tuple(those[start : start + messages.MAX_TOKENS])))
 
     def _open_these(self, closed: list[Connection], tokens: tuple[tuple[bytes, bytes], ...]) -> None:
         if closed:
             self._opening = True
             proven = {c.cid for c in closed}
-            self._e.mobility.reroute(("open", tokens), [(c, c.wire, c.tunnel) for c in closed], proven=proven)
+            self._kernel.reroute(
+                commands.ReceivePlainly(tokens), [(c, c.wire, c.tunnel) for c in closed], proven=proven
+            )
 
     def opened(self, now: float, tokens: tuple[tuple[bytes, bytes], ...], error: str | None) -> None:
         """The kernel receives them, or there is a socket with such a tuple, whose packets these may be."""
         self._opening = False
         of_cid = dict(tokens)
-        connections = self._e.table.select(of_cid)
+        connections = self._host.table.select(of_cid)
         if error is None:
             self._tell_seen(now, connections, of_cid)
         elif len(tokens) > 1:  # one by one: the others are to be received
@@ -399,12 +387,12 @@ class Choosing:
                 self._open_these([c], ((c.cid, of_cid[c.cid]),))
         else:
             self._refused(now, connections)
-        self._open(now)
+        self.open(now)
 
     def received(self, now: float, event: events.Received) -> None:
         """Seen: our direction of a route is proven, or (nothing seen) the peer is about to prove its own."""
         tokens = event.message.tokens if isinstance(event.message, messages.Seen) else ()
-        if not tokens and self._e.table.movable(event.key):
+        if not tokens and self._host.table.movable(event.key):
             self._listen(now)
         for route in self._trials.keys(event.key):
             trial = self._trials.get(route)
@@ -413,18 +401,19 @@ class Choosing:
             cids = {cid for token in tokens if (cid := trial.tokens.pop(token, None)) is not None}
             if cids:
                 trial.proven, trial.stalled, trial.suspected, trial.carries, trial.tries = now, False, None, True, 0
-                self._e.timers.cancel(("plain", route))
-                proven = [c for c in self._e.table.select(cids) if self._takes(route, c)]
+                self._host.timers.cancel(timer_kinds.TryPlain(route))
+                proven = [c for c in self._host.table.select(cids) if self._takes(route, c)]
                 self._change(proven, tunnel=False, proven=cids)
-                self._e.timers.set(("plain", route), now + constants.PLAIN_NEXT)
+                self._host.timers.set(timer_kinds.TryPlain(route), now + constants.PLAIN_NEXT)
 
     def _change(self, connections: list[Connection], *, tunnel: bool, proven: Container[bytes] = ()) -> None:
         if connections:
-            self._e.mobility.reroute(("path", tunnel), [(c, c.wire, tunnel) for c in connections], proven=proven)
+            self._kernel.reroute(commands.ChangePath(tunnel), [(c, c.wire, tunnel) for c in connections], proven=proven)
 
-    def rewritten(self, now: float, flows: Mapping[FourTuple, Flow], error: str | None) -> None:
-        """The kernel has changed the way of these, or has not (and mobility has taken that back)."""
-        connections = self._e.table.sockets(flows)
+    def rewritten(self, now: float, added: Iterable[Flow], error: str | None) -> None:
+        """The kernel has changed the way of these, or has not (and that has been taken back)."""
+        flows = {flow.socket: flow for flow in added}
+        connections = self._host.table.sockets(flows)
         if error is None:
             self.tell([c for c in connections if c.guarded and not c.strict])
             return
@@ -446,9 +435,9 @@ class Choosing:
     def tell(self, connections: Iterable[Connection], reason: str | None = None) -> None:
         """For the event log: how these travel now."""
         for connection in connections:
-            local, remote = connection.on_wire(self._e.policy.control_port)
-            reason = reason or ("relayed" if self._e.meeting.relayed(connection) else None)
-            self._e.notice(
+            local, remote = connection.on_wire(self._host.policy.control_port)
+            reason = reason or ("relayed" if self._host.relayed(connection) else None)
+            self._host.notice(
                 "path.changed", connection, reason=reason, path=connection.path.value,
                 wire_local=str(local), wire_remote=str(remote),
             )  # fmt: skip
@@ -459,17 +448,17 @@ class Choosing:
         """Both ends hold these now: those of which each packet is to be authenticated go into the tunnel."""
         changes = []
         for c in connections:
-            peer = self._e.peers.get(c.peer) if c.peer is not None else None
+            peer = self._host.peers.get(c.peer) if c.peer is not None else None
             if c.integrity and peer is not None and peer.remote is not None:
                 local = peer.local or c.socket.local.host
-                local = local if may_use(self._e.policy, self._e.network, c, local) else c.socket.local.host
+                local = local if may_use(self._host.policy, self._host.network, c, local) else c.socket.local.host
                 c.outer_local, c.outer_remote = local, peer.remote
                 c.confirmed = c.outer_local
                 changes.append((c, c.wire, True))
         if changes:
-            self._e.mobility.reroute(("path", True), changes)
-        for key in {c.peer for c, _, _ in changes}:
-            self._e.timers.set(("strict", key), now + constants.INTEGRITY_GRACE)
+            self._kernel.reroute(commands.ChangePath(tunnel=True), changes)
+        for key in {c.peer for c, _, _ in changes if c.peer is not None}:
+            self._host.timers.set(timer_kinds.RefusePlain(key), now + constants.INTEGRITY_GRACE)
 
     def leave(self, connections: Iterable[Connection]) -> None:
         """Those of these that have not moved, and are in the tunnel for integrity only, travel as they began."""
@@ -478,22 +467,21 @@ class Choosing:
         for connection in tunnelled:
             connection.strict = False
 
-    def _be_strict(self, key: bytes) -> None:
+    def be_strict(self, key: bytes) -> None:
         """What the peer sent before it went into the tunnel has arrived: accept nothing plain from now on."""
         remove, add = [], []
-        for c in self._e.table.movable(key):
+        for c in self._host.table.movable(key):
             if c.integrity and c.tunnel and not c.strict:
                 remove.append(c.flow)
                 c.strict = True
                 add.append(c.flow)
         if add:
-            token = ("path", True, tuple(remove), tuple(add))
-            self._e.emit(commands.Rewrite(token, tuple(add), tuple(remove)))
+            self._host.emit(commands.Rewrite(commands.ChangePath(tunnel=True), tuple(add), tuple(remove)))
 
     def policy_changed(self, now: float) -> None:
         """The configuration has been read again."""
-        moved = [c for c in self._e.table.movable() if c.outer_remote is not None and not c.integrity]
-        if self._e.policy.prefer == "tunnel":
+        moved = [c for c in self._host.table.movable() if c.outer_remote is not None and not c.integrity]
+        if self._host.policy.prefer == "tunnel":
             self._change([c for c in moved if not c.tunnel], tunnel=True)
         else:
             for route in {self._route(c) for c in moved}:
@@ -508,7 +496,7 @@ class Choosing:
         back: list[Connection] = []
         unread: list[Connection] = []
         for socket in sockets:
-            connection = self._e.table.at(socket)
+            connection = self._host.table.at(socket)
             if connection is None or not connection.movable or connection.peer is None:
                 continue
             plain = connection.path is Path.REWRITTEN or (not connection.tunnel and connection.outer_remote is not None)
@@ -524,16 +512,10 @@ class Choosing:
         if unread:
             self._unread.update((c.peer, now) for c in unread if c.peer is not None)
             self._change(unread, tunnel=False)
-            self._e.emit(commands.Kick(tuple(c.socket for c in unread)))
+            self._host.emit(commands.Kick(tuple(c.socket for c in unread)))
         for key, connections in peers.items():
-            self._e.holding.unanswered(now, connections)
-            if self._e.redirects.validates(key, connections):
-                continue  # it has said where it is, and is being asked
-            if self._e.mobility.met_since(key, now - constants.patience(0.0, self._e.table.count(key))):
-                continue  # they were many to be set going: let them
-            if now - self._stalls.get(key, float("-inf")) >= constants.STALL_PAUSE:
-                self._stalls[key] = now
-                self._e.mobility.announce_stall(now, key, connections)
+            self._suspension.unanswered(now, connections)
+            self._host.tell(now, facts.Stalled(key, connections))
 
     def _nobody_reads(self, now: float, connection: Connection) -> bool:
         """Nobody seems to read the tunnel at its other end: plain packets need no daemon there, and cannot do worse.
@@ -542,14 +524,14 @@ class Choosing:
         """
         if connection.peer is None or not self._is_safe_plainly(connection):
             return False
-        since = self._e.holding.silent_since(connection.peer)
+        since = self._suspension.silent_since(connection.peer)
         trial = self._trials.get(self._route(connection))
         if trial is not None and trial.stalled:
             tried = since is None or self._unread.get(connection.peer, float("-inf")) >= since
             if tried or trial.suspected is None:
                 return False
         silent = since is not None and now - since > constants.UNREAD
-        return silent or self._e.holding.departed(connection.peer)
+        return silent or self._suspension.departed(connection.peer)
 
     def silent(self, connections: Iterable[Connection]) -> None:
         """Nobody has answered for long, so nobody reads the tunnel: what had gone plainly, and stalled in this outage,

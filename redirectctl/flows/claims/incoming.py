@@ -1,4 +1,4 @@
-"""What peers ask us to protect; binding.py draws the exchange and is the other side of it.
+"""What peers ask us to protect; outgoing.py draws the exchange and is the other side of it.
 
 A peer may claim only what it is at the other end of.  The source of a datagram can be forged, a NAT gives many hosts
 one address, and the addresses in a claim are those that the claimant sees: so nothing is believed of a claim until a
@@ -10,12 +10,19 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
 
-from redirectctl.flows import commands, constants
+from redirectctl.flows import commands, constants, timer_kinds
 from redirectctl.flows.bucket import Buckets
+from redirectctl.flows.claims.outgoing import OwnClaims
 from redirectctl.flows.connection import Connection, change
+from redirectctl.flows.host import Host
+from redirectctl.flows.kernel_state import KernelState
+from redirectctl.flows.moves.outgoing import OwnMoves
+from redirectctl.flows.offers import Offers
+from redirectctl.flows.paths.choice import Choice
+from redirectctl.flows.paths.suspension import Suspension
 from redirectctl.flows.proofs import ANSWERER, CLAIMANT, Numbers, around, digest, shown
+from redirectctl.flows.reasons import REASONS
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.proto.peer import Peer, PeerState
@@ -23,21 +30,6 @@ from redirectctl.proto.shares import Shared
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress
 from redirectctl.wire.message import Bind, BindNumbers, Claim, Protect, Status, Verdict
-
-if TYPE_CHECKING:
-    from redirectctl.flows.engine import Engine
-
-REASONS: Final = {
-    Status.PENDING: "approval-pending-there",
-    Status.REJECTED: "rejected-there",
-    Status.NO_SOCKET: "no-such-connection-there",
-    Status.NOT_YOURS: "not-proven",
-    Status.PORT: "port-not-accepted",
-    Status.LIMIT: "too-many-connections",
-    Status.CONFLICT: "claimed-by-another",
-    Status.FAILED: "kernel-refused-there",
-    Status.NUMBERS: "sequence-numbers-changed",
-}
 
 Which = tuple[bytes, bytes]  # peer, cid
 
@@ -74,11 +66,26 @@ class Asked:
     numbers: list[tuple[Claimed, bytes]] = field(default_factory=list)  # to be compared with those of our sockets
 
 
-class Claims:
+class PeersClaims:
     """Claims of peers."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._e = engine
+    def __init__(
+        self,
+        host: Host,
+        offers: Offers,
+        kernel: KernelState,
+        suspension: Suspension,
+        choice: Choice,
+        moves: OwnMoves,
+        own: OwnClaims,
+    ) -> None:
+        self._host = host
+        self._offers = offers
+        self._kernel = kernel
+        self._suspension = suspension
+        self._choice = choice
+        self._moves = moves
+        self._own = own
         self._claimed: Shared[bytes, Which, Claimed] = Shared()  # of each peer, as all that is shared here
         self._awaited: dict[bytes, Claimed] = {}  # by digest of the token
         self._answers: dict[bytes, Claimed] = {}  # by token that goes back
@@ -102,7 +109,7 @@ class Claims:
 
     def _on_protect(self, now: float, event: events.Received, message: Protect) -> None:
         """Check what can be checked without knowing which connection it is."""
-        peer = self._e.peers[event.key]
+        peer = self._host.peers[event.key]
         verdicts: list[Verdict] = []
         for claim in message.claims:
             status = self._judge(peer, claim)
@@ -110,16 +117,16 @@ class Claims:
                 self._refuse(event, claim, status, verdicts)
             elif self._keep(now, event, claim):
                 verdicts.append(Verdict(claim.cid, 0, Status.PROVE))
-        self._e.send(now, event.key, messages.Protected(message.request, tuple(verdicts)), event.source, event.local)
+        self._host.send(now, event.key, messages.Protected(message.request, tuple(verdicts)), event.source, event.local)
 
     def _judge(self, peer: Peer, claim: Claim) -> Status | None:
         """A refusal, or None to go on."""
         if peer.state is not PeerState.APPROVED:
             return Status.REJECTED if peer.state is PeerState.REJECTED else Status.PENDING
-        known = self._e.table.get(claim.cid)
+        known = self._host.table.get(claim.cid)
         if known is not None and known.peer not in (None, peer.key):
             return Status.CONFLICT  # an id names one connection
-        if claim.integrity != self._e.policy.integrity:
+        if claim.integrity != self._host.policy.integrity:
             return Status.INTEGRITY
         return None
 
@@ -129,7 +136,7 @@ class Claims:
         So nobody has more than are left for all others, and some are left to those that a person has approved, or that
         this host has called.
         """
-        table = self._e.table
+        table = self._host.table
         left = constants.MAX_CONNECTIONS - len(table)
         most = min(constants.MAX_PER_PEER, left)
         if left <= (0 if peer.chosen else constants.MAX_CONNECTIONS // constants.CHOSEN_PART):
@@ -142,7 +149,7 @@ class Claims:
     def _keep(self, now: float, event: events.Received, claim: Claim) -> bool:
         """Wait for its token.  False: there are too many; the peer may try again later."""
         which = event.key, claim.cid
-        known = self._e.table.get(claim.cid)
+        known = self._host.table.get(claim.cid)
         if known is not None and known.peer == event.key and claim.epoch <= known.remote_epoch:
             return True  # it comes late: this has been taken on
         before = self._claimed.get(which)
@@ -156,17 +163,19 @@ class Claims:
         claimed = Claimed(event.key, claim, event.source.host)
         gone = self._claimed.put(constants.MAX_CLAIMED, event.key, which, claimed)
         if gone is not None:
-            self._e.notice("connection.refused", peer=gone[1].key, reason="too-many-claims", source=str(event.source))
+            self._host.notice(
+                "connection.refused", peer=gone[1].key, reason="too-many-claims", source=str(event.source)
+            )
             if gone[1] is claimed:
                 return False
             self._clean_up(*gone)
         # It was killed before it heard that we have taken the connection on, or has lost it: nobody hears our tunnel.
-        same = self._e.table.opposite(event.key, claim.tuple)
-        self._e.choosing.leave([c for c in same if c.movable and claim.epoch > c.remote_epoch])
+        same = self._host.table.opposite(event.key, claim.tuple)
+        self._choice.leave([c for c in same if c.movable and claim.epoch > c.remote_epoch])
         self._done.pop(which)
         self._awaited[claim.digest] = claimed
-        self._e.listen.add(("claim", *which))
-        self._e.timers.set(("claim", *which), now + constants.CLAIM_TIME)
+        self._host.listen.add(("claim", *which))
+        self._host.timers.set(timer_kinds.ClaimExpired(*which), now + constants.CLAIM_TIME)
         return True
 
     def _refuse(self, event: events.Received, claim: Claim, status: Status, verdicts: list[Verdict]) -> None:
@@ -179,7 +188,7 @@ class Claims:
             reason = f"integrity-{'refused' if claim.integrity else 'required'}-here"
         else:
             reason = REASONS[status]
-        self._e.notice(
+        self._host.notice(
             "connection.refused", peer=key, reason=reason, local=str(claim.tuple.remote), remote=str(claim.tuple.local)
         )
 
@@ -189,7 +198,7 @@ class Claims:
         if claimed is None:
             return
         self._drop((key, cid))
-        here = [self._e.table.at(place) for place in claimed.places]
+        here = [self._host.table.at(place) for place in claimed.places]
         if claimed.taking or claimed.refusal is not None or any(c is not None and c.peer == key for c in here):
             return  # reported, or protected by our own claim meanwhile
         self._report(key, claimed.claim, Status.NOT_YOURS)
@@ -218,8 +227,8 @@ class Claims:
         for token in claimed.places.values():
             if token is not None:
                 self._answers.pop(token, None)
-        self._e.listen.discard(("claim", *which))
-        self._e.timers.cancel(("claim", *which))
+        self._host.listen.discard(("claim", *which))
+        self._host.timers.cancel(timer_kinds.ClaimExpired(*which))
 
     # -- its proof ----------------------------------------------------------------------------------------------------
 
@@ -233,7 +242,7 @@ class Claims:
             self._answer(claimed, arrived)
         elif claimed.looked < constants.MAX_PLACES:
             claimed.looked += 1
-            self._look("claim", claimed, arrived)
+            self._look(claimed, arrived)
         return True
 
     def _answer(self, claimed: Claimed, place: FourTuple) -> None:
@@ -241,7 +250,7 @@ class Claims:
         if token is not None and claimed.answers < constants.MAX_ANSWERS:
             claimed.answers += 1
             self._answers[token] = claimed
-            self._e.emit(commands.Prove((commands.Proof(place, token),)))
+            self._host.emit(commands.Prove((commands.Proof(place, token),)))
 
     def sent(self, socket: FourTuple, token: bytes, numbers: Numbers) -> None:
         """A token that goes back leaves with these numbers: what the claimant sees of them must be the same."""
@@ -249,38 +258,38 @@ class Claims:
         if claimed is not None and claimed.places.get(socket) == token:
             claimed.sent.setdefault(token, []).append(numbers)
 
-    def _look(self, kind: str, claimed: Claimed, place: FourTuple) -> None:
+    def _look(self, claimed: Claimed, place: FourTuple) -> None:
         """Is there such a socket?"""
         self._number += 1
         self._looking.put(constants.MAX_CLAIMED, claimed.key, self._number, (claimed, place))
         if self._number in self._looking:
-            self._e.emit(commands.CheckSockets((kind, self._number), (place,)))
+            self._host.emit(commands.CheckSockets(commands.PeersClaim(self._number), (place,)))
 
-    def checked(self, now: float, token: tuple[Any, ...], present: frozenset[FourTuple] | None) -> None:
+    def checked(self, now: float, number: int, present: frozenset[FourTuple] | None) -> None:
         """The socket table has been read: send a token back."""
-        looked_for = self._looking.pop(token[1])
+        looked_for = self._looking.pop(number)
         if looked_for is None or present is None:
             return
         claimed, place = looked_for
         if place not in present or place in claimed.places or claimed.refusal is not None:
             return
-        peer = self._e.peers.get(claimed.key)
+        peer = self._host.peers.get(claimed.key)
         status = self._judge_at(peer, claimed.claim, place) if peer is not None else Status.REJECTED
         if status is Status.CONFLICT:  # not its connection: nothing is sent on it.  The token may have been replayed
             claimed.places[place] = None
             self._report(claimed.key, claimed.claim, status)
             return
-        claimed.places[place] = self._e.rng(8)
+        claimed.places[place] = self._host.rng(8)
         self._answer(claimed, place)
 
     def _judge_at(self, peer: Peer, claim: Claim, place: FourTuple) -> Status | None:
         """A refusal, now that the socket is known."""
-        known, named = self._e.table.at(place), self._e.table.get(claim.cid)
+        known, named = self._host.table.at(place), self._host.table.get(claim.cid)
         if named is not None and named is not known:
             return Status.CONFLICT
         if known is not None and not self._may_take(peer, known, claim):
             return Status.CONFLICT
-        if self._e.policy.accept_ports and place.local.port not in self._e.policy.accept_ports:
+        if self._host.policy.accept_ports and place.local.port not in self._host.policy.accept_ports:
             return Status.PORT
         if known is None and self._full(peer):
             return Status.LIMIT
@@ -323,12 +332,12 @@ class Claims:
         which = asked.event.key, cid
         claimed, done = self._claimed.get(which), self._done.get(which)
         if claimed is not None and not claimed.taking:
-            self._e.timers.set(("claim", *which), now + constants.CLAIM_TIME)
+            self._host.timers.set(timer_kinds.ClaimExpired(*which), now + constants.CLAIM_TIME)
             return claimed
         if claimed is not None:
             asked.busy = True
         else:
-            known = self._e.table.get(cid)
+            known = self._host.table.get(cid)
             here = done is not None and known is not None and known.peer == which[0] and known.movable
             asked.verdicts.append(done if done is not None and here else Verdict(cid, 0, Status.PROVE))
         return None
@@ -336,7 +345,7 @@ class Claims:
     def _on_numbers(self, now: float, event: events.Received, message: BindNumbers) -> None:
         rate, burst = constants.NUMBERED_RATE, constants.NUMBERED_BURST
         if not self._comparing.take(now, event.key, rate, burst, len(message.proofs)):  # it asks again
-            self._e.notice("packet.refused", peer=event.key, reason="rate-limited", source=str(event.source))
+            self._host.notice("packet.refused", peer=event.key, reason="rate-limited", source=str(event.source))
             return
         asked = Asked(event, message.request)
         for cid, proof in message.proofs:
@@ -363,7 +372,9 @@ class Claims:
             self._complete(now, asked)
             return
         claimed, _ = asked.numbers[0]
-        self._e.emit(commands.FindNumbers(("claim", number), claimed.claim.tuple.remote.port, claimed.source))
+        self._host.emit(
+            commands.FindNumbers(commands.PeersClaim(number), claimed.claim.tuple.remote.port, claimed.source)
+        )
 
     def numbers(self, now: float, number: int, found: Mapping[FourTuple, Numbers]) -> None:
         """Sequence number bases of the sockets that it may be."""
@@ -393,7 +404,7 @@ class Claims:
     def _complete(self, now: float, asked: Asked) -> None:
         """All that can be said of these claims is known: take on what is proven, and answer."""
         key = asked.event.key
-        peer = self._e.peers.get(key)
+        peer = self._host.peers.get(key)
         for claimed, _, _ in asked.bound:
             if claimed.taking:  # the same was asked before: that has been answered, or will be
                 self._open(now, asked, claimed.claim.cid)
@@ -422,45 +433,45 @@ class Claims:
         let_go = [c for c in taken.values() if c.state is State.NEGOTIATING and c.installed is not None]
         fresh = [*(c for c in taken.values() if not c.guarded), *let_go]
         if fresh:
-            self._e.protection.guard(fresh, number)
+            self._kernel.guard(fresh, number)
         elif any(c.state is State.NEGOTIATING for c in taken.values()):
             self._asked.pop(number)  # the kernel is at it already; then the first, or a later, question is answered
         else:
             self.reply(now, number)
-            self._e.choosing.protected(now, [c for c in taken.values() if c.movable and not c.tunnel])
+            self._choice.protected(now, [c for c in taken.values() if c.movable and not c.tunnel])
             moved = [c for c in taken.values() if c.movable and c.moved]
             for connection in moved:
                 connection.confirmed = None
-            self._e.mobility.reconsider(now, moved)
+            self._moves.reconsider(now, moved)
 
     def _ours_wins(self, key: bytes, claim: Claim, place: FourTuple) -> bool:
         """Both hosts claim the same connection: the smaller id wins on both."""
-        known = self._e.table.at(place)
+        known = self._host.table.at(place)
         return known is not None and known.state is State.NEGOTIATING and known.peer == key and known.cid < claim.cid
 
     def _take(self, now: float, key: bytes, claim: Claim, socket: FourTuple) -> Connection:
-        e = self._e
-        connection = e.table.at(socket)
+        host = self._host
+        connection = host.table.at(socket)
         if connection is None:
-            e.protection.clear(socket)
+            self._suspension.clear(socket)
             connection = Connection(claim.cid, socket, socket, now, initiator=False)
-            e.table.add(connection)
+            host.table.add(connection)
         elif connection.cid != claim.cid:
-            e.binding.end(now, connection.cid)
-            e.emit(commands.DropConnections((connection.cid,)))  # it may be stored although it is not movable yet
-            e.table.rename(connection, claim.cid)
+            self._own.end(now, connection.cid)
+            host.emit(commands.DropConnections((connection.cid,)))  # it may be stored although it is not movable yet
+            host.table.rename(connection, claim.cid)
         else:
-            e.binding.end(now, connection.cid)
-        e.table.meet(connection, claim.tuple)
-        connection.sending, connection.receiving = claim.offer, e.offers.make()
-        connection.integrity, connection.born = claim.integrity, e.generation
+            self._own.end(now, connection.cid)
+        host.table.meet(connection, claim.tuple)
+        connection.sending, connection.receiving = claim.offer, self._offers.make()
+        connection.integrity, connection.born = claim.integrity, host.generation
         if connection.movable:  # the peer has lost it, and claims it anew
             connection.remote_epoch = connection.announced_epoch = claim.epoch
-            e.emit(commands.SaveConnections((connection,)))
-            e.carry((connection,))
+            host.emit(commands.SaveConnections((connection,)))
+            self._kernel.carry((connection,))
             return connection
-        e.table.assign(connection, key)
-        connection.local_epoch = e.epoch
+        host.table.assign(connection, key)
+        connection.local_epoch = host.epoch
         connection.remote_epoch = max(connection.remote_epoch, claim.epoch)
         if connection.state is not State.NEGOTIATING:
             change(connection, State.NEGOTIATING, now)
@@ -482,4 +493,4 @@ class Claims:
             if verdict.status is Status.OK:
                 self._done.pop(which)
                 self._done.put(constants.MAX_CLAIMED, event.key, which, verdict)
-        self._e.send(now, event.key, messages.Protected(asked.request, tuple(verdicts)), event.source, event.local)
+        self._host.send(now, event.key, messages.Protected(asked.request, tuple(verdicts)), event.source, event.local)

@@ -1,6 +1,6 @@
 """Which of our addresses is best for reaching a peer: an address is good while it carries, not while it exists.
 
-    rank     of several pairs that answer an announcement the lowest is taken (mobility.py)
+    rank     of several pairs that answer an announcement the lowest is taken (outgoing.py)
     hint     the kernel now prefers another address for the way to the peer: try it before the present one fails
     failure  an address that should have answered and did not; it comes last, for longer each time
 
@@ -15,17 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from redirectctl.flows import constants
+from redirectctl.flows import constants, facts, timer_kinds
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.devices import comes_last
+from redirectctl.flows.host import Host, Network
+from redirectctl.flows.moves.reach import Reach
 from redirectctl.proto import events
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.message import PathProbe, PathProbed
-
-if TYPE_CHECKING:
-    from redirectctl.flows.engine import Engine, Network
 
 _PRESENT, _OTHER, _OTHER_FAMILY, _LAST, _FAILED = 0, 1, 4, 8, 16  # ranks, the last two besides one of the others
 
@@ -50,11 +48,12 @@ class Suspicion:
     nonces: set[bytes] = field(default_factory=set)  # of probes
 
 
-class Better:
+class Addresses:
     """What is known of our addresses, for each peer."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._e = engine
+    def __init__(self, host: Host, reach: Reach) -> None:
+        self._host = host
+        self._reach = reach
         self._preferred: dict[
             IPAddress, IPAddress
         ] = {}  # by the peer's address: ours that the kernel has come to prefer
@@ -82,7 +81,7 @@ class Better:
         if last == now:
             return True  # of another connection with this peer
         if now - last < pause:
-            self._e.timers.set(("hint", key), last + pause)
+            self._host.timers.set(timer_kinds.FollowHint(key), last + pause)
             return False
         calm = now - last > constants.FAILURE_MEMORY
         self._hinted[key] = now, constants.HINT_PAUSE if calm else min(2 * pause, constants.HINT_PAUSE_MAX)
@@ -104,7 +103,7 @@ class Better:
         self, now: float, key: bytes, sources: tuple[IPAddress, ...], local: IPAddress, version: int
     ) -> Mapping[IPAddress, int]:
         """Our addresses for the connections of one peer that are at ``local``, best first, with their ranks."""
-        there = {c.there_now for c in self._e.table.of(key) if c.movable and c.here_now == local}
+        there = {c.there_now for c in self._host.table.of(key) if c.movable and c.here_now == local}
         preferred = {self._preferred.get(remote) for remote in there} - {None, local}
         ranks: dict[IPAddress, int] = {}
         for address in sources:
@@ -127,7 +126,7 @@ class Better:
         return {a: failure for (of, a), failure in self._failures.items() if of == key and not failure.over}
 
     def _last(self, address: IPAddress) -> bool:
-        return comes_last(self._e.policy, self._e.network, address)
+        return comes_last(self._host.policy, self._host.network, address)
 
     def chosen(self, now: float, key: bytes, local: IPAddress, ranks: Mapping[IPAddress, int]) -> None:
         """This one has answered, and better ones have not."""
@@ -135,7 +134,7 @@ class Better:
         if (known := self._failures.get((key, local))) is not None:
             known.over = True
         for address, rank in ranks.items():
-            if rank < ranks.get(local, 0) and address in self._e.network.usable:
+            if rank < ranks.get(local, 0) and address in self._host.network.usable:
                 self._fail(now, key, address)
 
     def _fail(self, now: float, key: bytes, address: IPAddress) -> None:
@@ -146,34 +145,31 @@ class Better:
         while len(self._failures) >= constants.MAX_FAILURES:
             self._forget(next(iter(self._failures)))
         self._failures[key, address] = Failure(times, now, now + pause)
-        self._e.timers.set(("better", key, address), now + pause)
+        self._host.timers.set(timer_kinds.ProbeAddress(key, address), now + pause)
 
     def _forget(self, which: tuple[bytes, IPAddress]) -> None:
         self._failures.pop(which, None)
         self._suspicions.pop(which, None)
-        self._e.timers.cancel(("better", *which))
-        self._e.timers.cancel(("suspect", *which))
+        self._host.timers.cancel(timer_kinds.ProbeAddress(*which))
+        self._host.timers.cancel(timer_kinds.ProbeSuspect(*which))
 
     def forget(self, key: bytes) -> None:
         """The peer is forgotten."""
         self._hinted.pop(key, None)
-        self._e.mobility.forget(key)
         for which in [w for w in (*self._failures, *self._suspicions) if w[0] == key]:
             self._forget(which)
 
     # -- asking again -------------------------------------------------------------------------------------------------
 
-    def timer(self, now: float, kind: str, key: bytes, address: IPAddress | None = None) -> None:
-        """hint: it is time to follow one; better, suspect: time for another probe of an address."""
-        failure = self._failures.get((key, address)) if address is not None else None
-        if kind == "hint":
-            self._e.mobility.reconsider(now, self._e.table.movable(key))
-        elif kind == "suspect" and address is not None:
-            self._ask(now, key, address)
-        elif failure is not None and address is not None:
-            self._probe(now, key, address, failure)
+    def follow_hint(self, now: float, key: bytes) -> None:
+        """The pause since the last one is over."""
+        self._host.tell(now, facts.ReviewPaths(self._host.table.movable(key)))
 
-    def _probe(self, now: float, key: bytes, address: IPAddress, failure: Failure) -> None:
+    def probe(self, now: float, key: bytes, address: IPAddress) -> None:
+        """Does an address carry again that did not?"""
+        failure = self._failures.get((key, address))
+        if failure is None:
+            return
         failure.until = now  # whatever comes of it: in a move it is as good as others again, from its end on
         leavers = self._leavers(now, key, address)
         if not leavers:
@@ -182,27 +178,27 @@ class Better:
             self._fail(now, key, address)
             return
         to = self._place(key, address, leavers)
-        failure.nonce = self._e.rng(8)
+        failure.nonce = self._host.rng(8)
         failure.until = now + constants.PROBE_TIME
-        self._e.timers.set(("better", key, address), failure.until)
-        if to is None or not self._e.send(now, key, PathProbe(failure.nonce), to, address):
+        self._host.timers.set(timer_kinds.ProbeAddress(key, address), failure.until)
+        if to is None or not self._host.send(now, key, PathProbe(failure.nonce), to, address):
             self._fail(now, key, address)
 
     def _leavers(self, now: float, key: bytes, address: IPAddress) -> list[Connection]:
         """Connections that would be at this address if it had not failed."""
-        movable = self._e.table.movable(key)
+        movable = self._host.table.movable(key)
         return [c for c in movable if c.here_now != address and self._wanted(now, c, (address,)) == address]
 
     def _place(self, key: bytes, address: IPAddress, connections: list[Connection]) -> SockAddr | None:
         """Where the peer may be reached from an address."""
-        targets = (to for c in connections for to in self._e.mobility.targets(c))
+        targets = (to for c in connections for to in self._reach.targets(c))
         return next((to for to in targets if to.host.version == address.version), None)
 
     def received(self, now: float, event: events.Received) -> None:
         """PathProbe: of the peer's; PathProbed: the answer to one of ours."""
         match event.message:
             case PathProbe(nonce):
-                self._e.send(now, event.key, PathProbed(nonce), event.source, event.local)
+                self._host.send(now, event.key, PathProbed(nonce), event.source, event.local)
             case PathProbed(nonce):
                 for (key, address), failure in list(self._failures.items()):
                     if key == event.key and failure.nonce == nonce:
@@ -210,17 +206,17 @@ class Better:
                 for (key, address), suspicion in list(self._suspicions.items()):
                     if key == event.key and nonce in suspicion.nonces:
                         del self._suspicions[key, address]
-                        self._e.timers.cancel(("suspect", key, address))
+                        self._host.timers.cancel(timer_kinds.ProbeSuspect(key, address))
 
     def _answered(self, now: float, key: bytes, address: IPAddress, failure: Failure) -> None:
         failure.nonce, failure.proofs = None, failure.proofs + 1
         if failure.proofs < constants.PROOFS:
             failure.until = now + constants.PROBE_TIME
-            self._e.timers.set(("better", key, address), failure.until)
+            self._host.timers.set(timer_kinds.ProbeAddress(key, address), failure.until)
             return
         failure.until, failure.proofs, failure.over = now, 0, True
-        self._e.timers.cancel(("better", key, address))
-        self._e.mobility.reconsider(now, self._leavers(now, key, address))
+        self._host.timers.cancel(timer_kinds.ProbeAddress(key, address))
+        self._host.tell(now, facts.ReviewPaths(self._leavers(now, key, address)))
 
     # -- what the peer has noticed ------------------------------------------------------------------------------------
 
@@ -230,23 +226,24 @@ class Better:
         It may have noticed before us that it carries no more.
         """
         asked = (key, address) in self._suspicions or self._failed(now, key, address)
-        if asked or address not in self._e.network.usable or address.version != to.host.version:
+        if asked or address not in self._host.network.usable or address.version != to.host.version:
             return
         while len(self._suspicions) >= constants.MAX_FAILURES:
             del self._suspicions[next(iter(self._suspicions))]
         self._suspicions[key, address] = Suspicion(to)
-        self._ask(now, key, address)
+        self.probe_suspect(now, key, address)
 
-    def _ask(self, now: float, key: bytes, address: IPAddress) -> None:
+    def probe_suspect(self, now: float, key: bytes, address: IPAddress) -> None:
+        """Does an address carry that may not?"""
         suspicion = self._suspicions.get((key, address))
         if suspicion is None:
             return
         if len(suspicion.nonces) >= constants.PROOFS:
             del self._suspicions[key, address]
             self._fail(now, key, address)
-            self._e.mobility.reconsider(now, self._e.table.movable(key))
+            self._host.tell(now, facts.ReviewPaths(self._host.table.movable(key)))
             return
-        nonce = self._e.rng(8)
+        nonce = self._host.rng(8)
         suspicion.nonces.add(nonce)
-        self._e.send(now, key, PathProbe(nonce), suspicion.to, address)
-        self._e.timers.set(("suspect", key, address), now + constants.PROBE_TIME)
+        self._host.send(now, key, PathProbe(nonce), suspicion.to, address)
+        self._host.timers.set(timer_kinds.ProbeSuspect(key, address), now + constants.PROBE_TIME)

@@ -1,0 +1,171 @@
+"""What is said to peers besides announcements and claims: who and where we are, what has ended, what is still there.
+
+HELLO  what we think of the peer, where we see it, what addresses we have
+END    these connections are not protected here any more; closed, released, or to be killed there too
+SYNC   which of these connections does the peer still have?
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from redirectctl.flows import commands, constants, facts, timer_kinds
+from redirectctl.flows.host import Host
+from redirectctl.flows.requests import Requests
+from redirectctl.flows.state import State
+from redirectctl.proto import events
+from redirectctl.proto.peer import Peer, PeerState
+from redirectctl.proto.shares import Shared
+from redirectctl.wire import message as messages
+from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.message import End, Trust
+
+_TRUST: Final = {PeerState.APPROVED: Trust.APPROVED, PeerState.REJECTED: Trust.REJECTED}
+
+
+class Agreement:
+    """What peers are told, and asked."""
+
+    def __init__(self, host: Host, requests: Requests) -> None:
+        self._host = host
+        self._requests = requests
+        self._doubted: dict[bytes, float] = {}  # peers, and when they were last asked what of a move they have
+        self._told: dict[bytes, float] = {}  # peers, and when they were last told that they are elsewhere
+        self._said: dict[bytes, tuple[IPAddress, ...]] = {}  # peers, and what addresses of ours they know
+        self._kept: dict[bytes, float] = {}  # peers, and when what they say of their addresses was stored for that only
+        self._untold: Shared[bytes, bytes, bytes] = Shared()  # killed connections, and the peer that could not be told
+
+    def forget(self, key: bytes) -> None:
+        """A peer is gone: nothing is remembered of it."""
+        self._doubted.pop(key, None)
+        for of_peer in (self._told, self._said, self._kept):
+            of_peer.pop(key, None)
+        self._host.timers.cancel(timer_kinds.StoreAddresses(key))
+        for cid in self._untold_of(key):
+            self._untold.pop(cid)
+
+    # -- HELLO --------------------------------------------------------------------------------------------------------
+
+    def hello(self, now: float, peer: Peer, to: SockAddr | None = None, source: IPAddress | None = None) -> None:
+        """Say what we think of a peer, where we see it and, unless this is where it has not been proven to be, what
+        other addresses we have: there the answer is to be no longer than the question."""
+        at = to or peer.remote
+        if at is not None:
+            addresses = () if to is not None else self._host.network.for_others
+            if addresses:
+                self._said[peer.key] = addresses
+            message = messages.Hello(_TRUST.get(peer.state, Trust.PENDING), at, addresses)
+            self._host.send(now, peer.key, message, to, source)
+
+    def moved(self, now: float, peer: Peer) -> None:
+        """It knows where we are: let it know also what other addresses we have, if they are not those of before."""
+        if self._said.get(peer.key) != self._host.network.for_others:
+            self.hello(now, peer)
+
+    def heard(self, now: float, event: events.Heard) -> None:
+        """A peer's datagram came from elsewhere than where it was: tell it, it may not know."""
+        peer = self._host.peers.get(event.key)
+        if peer is not None and now - self._told.get(peer.key, float("-inf")) >= constants.TELL_PAUSE:
+            self._told[peer.key] = now
+            self.hello(now, peer, event.source, event.local)
+
+    def store_addresses(self, now: float, key: bytes) -> None:
+        """Store what a peer has said of its addresses; not as often as it likes."""
+        peer, next_at = self._host.peers.get(key), self._kept.get(key, float("-inf")) + constants.KEEP_PAUSE
+        if peer is not None and now >= next_at:
+            self._kept[key] = now
+            self._host.emit(commands.SavePeer(peer))
+        elif peer is not None:
+            self._host.timers.set(timer_kinds.StoreAddresses(key), next_at)
+
+    # -- END ----------------------------------------------------------------------------------------------------------
+
+    def tell_end(self, now: float, key: bytes, what: End, cids: tuple[bytes, ...]) -> None:
+        """Tell a peer that these are not protected here any more: until it has heard, or they are again."""
+        peer = self._host.peers.get(key)
+        if peer is None or (peer.session(now) is None and peer.remote is None):
+            return
+        if peer.session(now) is None and peer.remote is not None:
+            self._host.contact(now, peer.remote, peer.local, key)
+
+        def build(number: int) -> messages.EndOf | None:
+            if what is not End.RELEASED:
+                return messages.EndOf(number, what, cids)
+            again = (c.cid for c in self._host.table.select(cids) if c.movable or c.state is State.NEGOTIATING)
+            left = set(cids).difference(again)
+            return messages.EndOf(number, what, tuple(cid for cid in cids if cid in left)) if left else None
+
+        def failed(_: float) -> None:
+            if what is End.KILL:  # of the others, the peer finds out by itself what matters
+                for cid in cids:
+                    self._untold.put(constants.MAX_UNTOLD, key, cid, key)
+
+        self._requests.ask(now, key, build, lambda *_: None, failed)
+
+    def tell_again(self, now: float, key: bytes | None = None) -> None:
+        """What a peer, or any of them, could not be told while there was no path.
+
+        Before anything else is said in a session: what the peer has asked for in vain it does not protect any more,
+        and nobody may kill that.
+        """
+        for of in {of for of in self._untold.values() if key in (None, of)}:
+            peer = self._host.peers.get(of)
+            if peer is None or peer.session(now) is None:
+                if peer is not None and peer.remote is not None:
+                    self._host.contact(now, peer.remote, peer.local, of)
+                continue
+            cids = self._untold_of(of)
+            for cid in cids:
+                self._untold.pop(cid)
+            for start in range(0, len(cids), messages.MAX_CIDS):
+                self.tell_end(now, of, End.KILL, tuple(cids[start : start + messages.MAX_CIDS]))
+
+    def _untold_of(self, key: bytes) -> list[bytes]:
+        return [cid for cid in self._untold if self._untold.get(cid) == key]
+
+    # -- SYNC ---------------------------------------------------------------------------------------------------------
+
+    def sync(self, now: float, key: bytes, announce: bool = False) -> None:
+        """Which of our connections does the peer still have?  ``announce``: tell it then where those are."""
+        movable = [c.cid for c in self._host.table.movable(key)]
+        for start in range(0, len(movable), messages.MAX_CIDS):
+            cids = tuple(movable[start : start + messages.MAX_CIDS])
+            doubtful = cids if announce else ()
+
+            def synced(at: float, reply: messages.Message, doubtful: tuple[bytes, ...] = doubtful) -> None:
+                if isinstance(reply, messages.SyncReply):
+                    self._host.tell(at, facts.Synced(key, reply, doubtful))
+
+            self._requests.ask(
+                now,
+                key,
+                lambda n, cids=cids: messages.Sync(n, cids),  # type: ignore[misc]
+                synced,
+                lambda at, doubtful=doubtful: self.announce_again(at, doubtful),  # type: ignore[misc]
+            )
+
+    def doubt(self, now: float, key: bytes) -> None:
+        """The peer has not all the connections of a move: find out which, then announce those that it has once more."""
+        pause = self._doubted.get(key, float("-inf")) + constants.DOUBT_PAUSE
+        self._host.timers.set(timer_kinds.Compare(key), max(now, pause))
+
+    def compare(self, now: float, key: bytes) -> None:
+        """The pause is over."""
+        self._doubted[key] = now
+        self.sync(now, key, announce=True)
+
+    def announce_again(self, now: float, cids: tuple[bytes, ...]) -> None:
+        """The peer may not know where these are."""
+        doubtful = self._host.table.select(cids)
+        for connection in doubtful:
+            connection.confirmed = None
+        if doubtful:
+            self._host.tell(now, facts.ReviewPaths([c for c in doubtful if c.movable]))
+
+    def on_sync(self, now: float, event: events.Received, message: messages.Sync) -> None:
+        """A peer asks which of these we still have."""
+        known = (self._host.table.get(cid) for cid in message.cids)
+        mine = {c.cid for c in known if c is not None and c.movable and c.peer == event.key}
+        unknown = tuple(cid for cid in message.cids if cid not in mine)
+        self.tell_again(now, event.key)
+        self._host.send(now, event.key, messages.SyncReply(message.request, unknown), event.source, event.local)

@@ -1,0 +1,254 @@
+"""Peers of connections that are to be protected: finding them, and keeping in touch with them.
+
+long-lived ─► contact: a handshake with the other end of the connection
+           ─► trust on both sides ─► claim (claims/)
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Final
+
+from redirectctl.flows import commands, constants, timer_kinds
+from redirectctl.flows.agreement import Agreement
+from redirectctl.flows.claims.outgoing import OwnClaims
+from redirectctl.flows.connection import Connection, change
+from redirectctl.flows.host import Host
+from redirectctl.flows.moves.outgoing import OwnMoves
+from redirectctl.flows.reasons import REASONS
+from redirectctl.flows.rendezvous.client import Client
+from redirectctl.flows.rendezvous.places import Places
+from redirectctl.flows.state import State
+from redirectctl.proto import events
+from redirectctl.proto.peer import Peer, PeerState
+from redirectctl.wire import message as messages
+from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.message import End, Status, Trust
+
+_REFUSALS: Final = {  # why a handshake that was answered came to nothing -> why its connections are refused
+    "key-changed": "key-changed",
+    "rejected-peer": "peer-rejected",
+    "unknown-peer": "first-contact-refused",
+}
+
+
+class Contact:
+    """Who is at the other end of each connection."""
+
+    def __init__(
+        self,
+        host: Host,
+        agreement: Agreement,
+        places: Places,
+        rendezvous: Client,
+        moves: OwnMoves,
+        claims: OwnClaims,
+    ) -> None:
+        self._host = host
+        self._agreement = agreement
+        self._places = places
+        self._rendezvous = rendezvous
+        self._moves = moves
+        self._claims = claims
+        # Connections, by the address that is being contacted and who must answer there.
+        self._waiting: dict[tuple[IPAddress, bytes | None], set[bytes]] = defaultdict(set)
+        self._unsupported: dict[IPAddress, tuple[float, str]] = {}  # until when to leave an address alone, and why
+
+    def negotiate(self, now: float, connections: Iterable[Connection]) -> None:
+        """Find out whether the other ends of these take part."""
+        ready: dict[bytes, list[Connection]] = defaultdict(list)
+        for connection in connections:
+            if connection.movable or connection.state in (State.CLOSED, State.NEGOTIATING):
+                continue  # under way already
+            change(connection, State.NEGOTIATING, now)
+            address = connection.socket.remote.host
+            until, why = self._unsupported.get(address, (0.0, ""))
+            if now < until:
+                self._unsupport(now, connection, why)
+                continue
+            peer = self._peer_at(now, address)
+            if peer is not None and peer.state is PeerState.REJECTED:
+                self.refuse(now, connection, "peer-rejected")
+                continue
+            if peer is not None and peer.session(now) is not None:
+                ready[peer.key].append(connection)
+                continue
+            key = peer.key if peer is not None else None
+            self._waiting[address, key].add(connection.cid)
+            to = SockAddr(address, self._host.policy.control_port)
+            self._host.contact(now, to, connection.socket.local.host, key)
+        for key, of_peer in ready.items():
+            self.met(now, self._host.peers[key], of_peer)
+
+    def negotiate_again(self, now: float, host: IPAddress) -> None:
+        """It did not answer, and may now."""
+        left_alone = (c for c in self._host.table if c.state is State.UNSUPPORTED)
+        self.negotiate(now, [c for c in left_alone if c.socket.remote.host == host])
+
+    def claim_again(self, now: float, cid: bytes) -> None:
+        """It was refused, and may not be the next time."""
+        connection = self._host.table.get(cid)
+        again = (REASONS[Status.NOT_YOURS], "key-changed")
+        if connection is not None and (
+            connection.state is State.PENDING or (connection.state is State.REFUSED and connection.reason in again)
+        ):
+            self.negotiate(now, [connection])
+
+    def _peer_at(self, now: float, address: IPAddress) -> Peer | None:
+        """Who is known to be at an address: who answered there when we called, or who is there right now."""
+        peers = self._host.peers.values()
+        called = (p for p in peers if address in p.identity and p.state is not PeerState.CHANGED)
+        here = (p for p in peers if p.remote is not None and p.remote.host == address and p.session(now) is not None)
+        present = (p for p in here if not self._host.by_way_of(p.key, p.remote))
+        return next(called, None) or next(present, None)
+
+    # -- what becomes of it -------------------------------------------------------------------------------------------
+
+    def session_up(self, now: float, event: events.SessionUp) -> None:
+        """Keys are agreed: go on with what waited for them."""
+        peer = self._host.peers.get(event.key)
+        if peer is None:
+            return
+        self._agreement.hello(now, peer)
+        self._agreement.tell_again(now, event.key)
+        there = not self._host.by_way_of(event.key, event.remote)
+        if there:
+            self._unsupported.pop(event.remote.host, None)
+        self._host.timers.cancel(timer_kinds.Reach(peer.key))
+        if event.initiator and there:
+            host = event.remote.host
+            cids = self._waiting.pop((host, event.key), set()) | self._waiting.pop((host, None), set())
+            waiting = self._host.table.select(cids)
+            if waiting:
+                peer.identity.add(event.remote.host)
+                self._host.emit(commands.SavePeer(peer))
+            self.met(now, peer, [c for c in waiting if c.state is State.NEGOTIATING])
+        if event.first or event.initiator:
+            # Also when it only renews keys: the peer may have lost something since, and does not know what.
+            self._agreement.sync(now, peer.key)
+
+    def failed(self, now: float, to: SockAddr, key: bytes | None, reason: str) -> None:
+        """No session with that address: its connections stay as they are."""
+        known = key is not None
+        lasting = constants.UNANSWERED_TIME if known else constants.UNSUPPORTED_TIME
+        waiting = self._host.table.select(self._waiting.pop((to.host, key), set()))
+        refusal = _REFUSALS.get(reason)
+        if waiting and refusal is None:
+            if len(self._unsupported) >= constants.MAX_CONNECTIONS:
+                self._unsupported.clear()
+            self._unsupported[to.host] = (now + lasting, reason)
+            if known:
+                self._host.timers.set(timer_kinds.NegotiateAgain(to.host), now + lasting)
+        for connection in waiting:
+            if connection.state is not State.NEGOTIATING:
+                continue
+            if refusal is not None:
+                self.refuse(now, connection, refusal)
+                if refusal == "key-changed":  # somebody may only have been quicker
+                    self._host.timers.set(timer_kinds.ClaimAgain(connection.cid), now + constants.CHANGED_POLL)
+            else:
+                self._unsupport(now, connection, reason)
+        if key is not None and self._host.table.movable(key):
+            self._host.timers.set(timer_kinds.Reach(key), now + constants.REACH_PAUSE)
+
+    def reach(self, now: float, key: bytes) -> None:
+        """Protected connections are without a session: try again where the peer was last."""
+        peer = self._host.peers.get(key)
+        if peer is None or peer.session(now) is not None or peer.remote is None or not self._host.table.movable(key):
+            return
+        self._host.contact(now, peer.remote, None, key)
+
+    def met(self, now: float, peer: Peer, connections: list[Connection]) -> None:
+        """There is a session; may these connections be protected with this peer?"""
+        for connection in connections:
+            self._host.table.assign(connection, peer.key)
+        if not connections:
+            return
+        if peer.state is PeerState.APPROVED:
+            self._claims.claim(now, peer, connections)
+            return
+        for connection in connections:
+            if peer.state is PeerState.PENDING:
+                change(connection, State.PENDING, now, "approval-pending-here")
+            else:
+                self.refuse(now, connection, "peer-rejected" if peer.state is PeerState.REJECTED else "key-changed")
+
+    def unanswered(self, now: float, cids: list[bytes]) -> None:
+        """The peer has not answered the claims of these."""
+        asked: dict[bytes, list[bytes]] = defaultdict(list)
+        for connection in self._host.table.select(cids):
+            if connection.state is State.NEGOTIATING:
+                self._unsupport(now, connection, "no-answer")
+                again = timer_kinds.NegotiateAgain(connection.socket.remote.host)
+                self._host.timers.set(again, now + constants.UNANSWERED_TIME)
+                if connection.peer is not None:
+                    asked[connection.peer].append(connection.cid)
+        for key, unanswered in asked.items():
+            # It may have taken them on: its answer was lost.
+            self._agreement.tell_end(now, key, End.RELEASED, tuple(unanswered))
+
+    def refuse(self, now: float, connection: Connection, reason: str) -> None:
+        """It is not to be protected."""
+        if connection.state is not State.CLOSED:
+            self._claims.end(now, connection.cid)
+            self._host.refuse(now, connection, reason)
+
+    def _unsupport(self, now: float, connection: Connection, reason: str) -> None:
+        change(connection, State.UNSUPPORTED, now, reason)
+        self._host.notice("connection.unsupported", connection, reason=reason)
+
+    # -- who it is ----------------------------------------------------------------------------------------------------
+
+    def on_hello(self, now: float, event: events.Received, message: messages.Hello) -> None:
+        """What a peer thinks of us, where it sees us, and where else it may be."""
+        key, trust = event.key, message.trust
+        peer = self._host.peers[key]
+        peer.trust_there = trust
+        if message.addresses:
+            news = peer.addresses != message.addresses
+            peer.addresses, peer.told = message.addresses, now
+            if self._host.table.any_movable(key):
+                self._places.learnt(now, message.addresses)  # now, while there is a path: later may be too late
+            if news and peer.state is PeerState.APPROVED and not peer.unused:
+                self._agreement.store_addresses(now, key)
+        before = peer.observed
+        if not self._host.by_way_of(key, event.source):  # there it sees the rendezvous, not us
+            peer.observed = message.observed
+        if peer.observed and before is not None and before != peer.observed:
+            self._seen_elsewhere(now, key, before, peer.observed)
+        if trust is Trust.REJECTED:
+            for connection in self._host.table.of(key):
+                if connection.state in (State.PENDING, State.NEGOTIATING):
+                    self.refuse(now, connection, "rejected-there")
+        elif trust is Trust.APPROVED and peer.state is PeerState.APPROVED:
+            self.negotiate(now, [c for c in self._host.table.of(key) if c.state is State.PENDING])
+
+    def _seen_elsewhere(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
+        """One of our own after another is no news: who leaves one for another has announced it."""
+        if not {before.host, after.host} <= self._host.network.usable:
+            self._moves.observed(now, key, before, after)
+
+    # -- keeping in touch ---------------------------------------------------------------------------------------------
+
+    def update_keep(self, now: float, key: bytes | None) -> None:
+        """Whether the session with a peer is needed may have changed."""
+        peer = self._host.peers.get(key) if key is not None else None
+        if peer is not None:
+            peer.keep = self._host.table.any_movable(peer.key) or self._rendezvous.keeps(peer.key)
+            if peer.keep and not self._host.timers.armed(timer_kinds.KeepAlive(peer.key)):
+                self._host.timers.set(timer_kinds.KeepAlive(peer.key), now + constants.KEEPALIVE_TIME)
+
+    def stay_alive(self, now: float, key: bytes) -> None:
+        """A NAT must not forget where datagrams of this peer belong, as long as connections depend on it."""
+        peer = self._host.peers.get(key)
+        if peer is None or not peer.keep:
+            return
+        at = now + constants.KEEPALIVE_TIME
+        if any(c.natted or c.tunnel for c in self._host.table.movable(key)):
+            quiet = now - peer.last_sent if peer.last_sent is not None else constants.KEEPALIVE_TIME
+            if quiet >= constants.KEEPALIVE_TIME - 1.0:  # about: two times that are equal may not be as numbers
+                self._host.keep_alive(now, peer)
+            else:
+                at -= quiet
+        self._host.timers.set(timer_kinds.KeepAlive(key), at)

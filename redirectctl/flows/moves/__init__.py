@@ -1,0 +1,1 @@
+"""Address changes: ours, and those that peers announce."""

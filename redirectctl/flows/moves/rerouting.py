@@ -1,0 +1,66 @@
+"""What becomes of connections when one end of them is at another address: the same for moves of both hosts."""
+
+from __future__ import annotations
+
+from redirectctl.flows import commands
+from redirectctl.flows.connection import Connection
+from redirectctl.flows.host import Host
+from redirectctl.flows.kernel_state import Change, KernelState
+from redirectctl.flows.paths.choice import Choice
+from redirectctl.flows.paths.suspension import LOST_HERE, Suspension
+from redirectctl.flows.state import State
+from redirectctl.wire.addr import IPAddress, SockAddr
+
+
+class Rerouting:
+    """From the proof of a new address to the first packets."""
+
+    def __init__(self, host: Host, kernel: KernelState, suspension: Suspension, choice: Choice) -> None:
+        self._host = host
+        self._kernel = kernel
+        self._suspension = suspension
+        self._choice = choice
+
+    def changed(
+        self,
+        c: Connection,
+        *,
+        outer: tuple[IPAddress, SockAddr],
+        stalled: bool,
+        local: IPAddress | None = None,
+        remote: IPAddress | None = None,
+    ) -> Change:
+        """What becomes of a connection one end of which is at another address, or was announced anew.
+
+        ``outer``: our address and the peer's control port, between which the announcement was proven.
+        """
+        wire = self._choice.plain_wire(c, local, remote)
+        if not self._choice.tunnels(c):
+            return c, wire, False
+        if remote is not None and remote != outer[1].host:
+            wire = c.socket  # behind a NAT: nothing plain comes from there
+        stays = outer[0] == c.here_now and outer[1].host == c.there_now
+        if remote is not None and remote != outer[1].host:
+            stays = stays and remote == c.there.local.host  # the NAT knows the connection only as it began
+        c.outer_local, c.outer_remote = outer
+        return c, wire, c.tunnel or stalled or not stays
+
+    def release(self, connections: list[Connection]) -> None:
+        """Let go what the tunnel holds of these."""
+        held = [c for c in connections if c.holding]
+        for connection in held:
+            connection.holding = False
+        self._kernel.carry(held)
+
+    def arrived(self, now: float, connections: list[Connection], elsewhere: set[bytes]) -> None:
+        """There is a path again, for some from another address than before: both ends' sockets send at once."""
+        for connection in connections:
+            if connection.cid not in elsewhere and connection.state is not State.SUSPENDED:
+                continue
+            connection.moves += connection.cid in elsewhere or connection.reason in LOST_HERE
+            if connection.state is State.SUSPENDED:
+                self._suspension.arrived(now, connection)
+            self._choice.tell([connection])
+        if connections:
+            self._host.emit(commands.SaveConnections(tuple(connections)))
+            self._choice.arrived(now, connections, elsewhere)

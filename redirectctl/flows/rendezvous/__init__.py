@@ -1,0 +1,1 @@
+"""Hosts that find each other at a third one."""

@@ -1,0 +1,140 @@
+"""What people, or the policy, decide about peers, and peers that are gone."""
+
+from __future__ import annotations
+
+from redirectctl.flows import commands, constants
+from redirectctl.flows.agreement import Agreement
+from redirectctl.flows.contact import Contact
+from redirectctl.flows.host import Host
+from redirectctl.flows.lifecycle import Lifecycle
+from redirectctl.flows.moves.addresses import Addresses
+from redirectctl.flows.moves.outgoing import OwnMoves
+from redirectctl.flows.rendezvous.places import Places
+from redirectctl.flows.state import State
+from redirectctl.proto.peer import Accepted, Peer, PeerState
+from redirectctl.wire.addr import SockAddr
+
+
+class Trusting:
+    """Peers' states, and what follows for their connections."""
+
+    def __init__(
+        self,
+        host: Host,
+        agreement: Agreement,
+        places: Places,
+        addresses: Addresses,
+        moves: OwnMoves,
+        contact: Contact,
+        lifecycle: Lifecycle,
+    ) -> None:
+        self._host = host
+        self._agreement = agreement
+        self._places = places
+        self._addresses = addresses
+        self._moves = moves
+        self._contact = contact
+        self._lifecycle = lifecycle
+
+    def approve(self, now: float, key: bytes) -> None:
+        """A person, or the policy, trusts this key."""
+        peer = self._host.peers.get(key)
+        if peer is None:
+            return
+        if peer.accepted:  # as everybody: from now on it stays
+            peer.accepted = Accepted.NO
+            self._host.emit(commands.SavePeer(peer))
+        if peer.state is PeerState.APPROVED:
+            return
+        peer.state = PeerState.APPROVED
+        self._host.emit(commands.SavePeer(peer))
+        self._host.notice("peer.approved", peer=key)
+        self._agreement.hello(now, peer)
+        again = (State.PENDING, State.REFUSED)
+        waiting = [c for c in self._host.table.of(key) if c.state in again and c.reason != "released"]
+        self._contact.negotiate(now, waiting)
+
+    def reject(self, now: float, key: bytes) -> None:
+        """Never again; what was protected with it no longer is."""
+        peer = self._host.peers.get(key)
+        if peer is None:
+            return
+        peer.state, peer.accepted = PeerState.REJECTED, Accepted.NO  # it stays rejected
+        self._host.emit(commands.SavePeer(peer))
+        self._host.notice("peer.rejected", peer=key)
+        self._agreement.hello(now, peer)
+        self._lifecycle.leave(now, key, "peer-rejected")
+
+    def forget(self, now: float, key: bytes) -> None:
+        """As if never met."""
+        peer = self._host.peers.get(key)
+        self._lifecycle.leave(now, key, "peer-forgotten")
+        self._drop_peer(key)
+        for other in list(self._host.peers.values()):  # nothing is known against it any more: it is met like any other
+            if peer is not None and other.state is PeerState.CHANGED and other.identity & peer.identity:
+                self._drop_peer(other.key)
+
+    def had_to_go(self, now: float, key: bytes) -> None:
+        """There was no room for this peer any more: what was about to be protected with it will not be."""
+        for connection in self._host.table.of(key):
+            if connection.movable or connection.state is State.NEGOTIATING:
+                self._lifecycle.unprotect(now, connection, "peer-forgotten")
+        self._dropped(key)
+
+    def _dropped(self, key: bytes) -> None:
+        """A peer is gone: nothing is remembered of it."""
+        self._agreement.forget(key)
+        self._places.forget(key)
+        self._addresses.forget(key)
+        self._moves.forget(key)
+
+    def _drop_peer(self, key: bytes) -> None:
+        self._dropped(key)
+        self._host.endpoint.forget(key)
+        self._host.emit(commands.DropPeer(key))
+
+    # -- another key where one is known -------------------------------------------------------------------------------
+
+    def another_key(self, now: float, at: SockAddr, known: bytes, seen: bytes) -> None:
+        """Somebody else answers where a peer was."""
+        if not self._was_at(known, at) or self._is_other(known, at, seen):
+            # Names are often out of date, and a peer can name any address as its own: whoever is there is no danger
+            # to the key that we know, and that host's key no change of this one.
+            self._host.notice("redirect.refused", peer=known, reason="another-host-there", address=at.host)
+        else:
+            self._key_changed(now, at, known, seen)
+
+    def _was_at(self, known: bytes, at: SockAddr) -> bool:
+        peer = self._host.peers.get(known)
+        return peer is not None and peer.was_at(at.host)
+
+    def _is_other(self, known: bytes, at: SockAddr, seen: bytes) -> bool:
+        """A host that we know answers where another was thought to be, not where that one was ever called."""
+        peers = self._host.peers
+        return seen in peers and known in peers and at.host not in peers[known].identity
+
+    def _key_changed(self, now: float, at: SockAddr, known: bytes, seen: bytes) -> None:
+        """As with ssh: loud, and nothing goes on until a person has looked."""
+        peers = self._host.peers
+        self._host.notice("peer.key_changed", peer=seen, reason="key-changed", address=at.host, known=known.hex())
+        if seen not in peers:
+            changed = [p for p in peers.values() if p.state is PeerState.CHANGED]
+            if len(changed) >= constants.MAX_CHANGED:
+                self._drop_peer(min(changed, key=lambda p: p.last_contact or 0.0).key)
+            peers[seen] = Peer(seen, PeerState.CHANGED, identity={at.host}, last_contact=now)
+            self._host.emit(commands.SavePeer(peers[seen]))
+            self._known_at(at, known)
+        for connection in list(
+            self._host.table
+        ):  # those that are being asked for in a session which only we still have
+            asked = connection.peer == known and connection.state is State.NEGOTIATING
+            if asked and connection.socket.remote.host == at.host:
+                self._contact.refuse(now, connection, "key-changed")
+
+    def _known_at(self, at: SockAddr, known: bytes) -> None:
+        """That peer may have moved to where another key answers now: whoever looks at that key has to find this one."""
+        peer = self._host.peers.get(known)
+        if peer is None or self._host.by_way_of(known, at) or len(peer.identity) >= constants.MAX_CHANGED:
+            return
+        peer.identity.add(at.host)
+        self._host.emit(commands.SavePeer(peer))
