@@ -18,8 +18,8 @@ from redirectctl.daemon.candidates import Pair
 from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.constants import MAX_CONNECTIONS
-from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Engine
+from redirectctl.flows.network import Interface
 from redirectctl.flows.state import State
 from redirectctl.kernel import procs
 from redirectctl.kernel.cgroup import Cgroup, CgroupTree

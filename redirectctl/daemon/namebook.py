@@ -2,7 +2,7 @@
 
 A name comes from the configuration, or from a command line: a word that led to the address at which the peer's key
 answered.  Any user may have such a command, so what is learnt is kept for each user: nobody's names displace another's.
-What a name leads to is told to the engine as a place, which nobody trusts (flows/places.py).
+What a name leads to is told to the engine as a place, which nobody trusts (flows/rendezvous/places.py).
 """
 
 from __future__ import annotations

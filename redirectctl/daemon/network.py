@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from redirectctl.api.schema import EventName
 from redirectctl.daemon.eventlog import EventLog
 from redirectctl.daemon.loops import Pulse
-from redirectctl.flows.devices import Interface
-from redirectctl.flows.host import Network
+from redirectctl.flows.network import Interface, Network
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.exits import Wanted
 from redirectctl.kernel.netlink import Link, NetChange, NetState, NetWatch

@@ -44,7 +44,8 @@ from redirectctl.daemon.waking import WakeWatch
 from redirectctl.flows import commands
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine
-from redirectctl.flows.host import Network, Policy
+from redirectctl.flows.network import Network
+from redirectctl.flows.policy import Policy
 from redirectctl.kernel import borrow
 from redirectctl.kernel.carrier import Carrier, Report, Routes, Sight
 from redirectctl.kernel.constants import Queue

@@ -10,29 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
 
+from redirectctl.flows.connection import Connection
+from redirectctl.flows.network import Interface, Network
+from redirectctl.flows.policy import Policy
 from redirectctl.wire.addr import IPAddress
-
-if TYPE_CHECKING:
-    from redirectctl.flows.connection import Connection
-    from redirectctl.flows.host import Network, Policy
-
-
-class Interface(NamedTuple):
-    """An interface of this host that has a usable address."""
-
-    name: str
-    ifindex: int = 0
-    kind: str = ""  # IFLA_INFO_KIND: "wireguard", "tun", "vlan"; of hardware empty
-    vpn: bool = False  # what is sent there is wrapped up before it leaves the host
-    vrf: str = ""  # that it belongs to
-
-    @property
-    def confines(self) -> str:
-        """What connections that began on it do not leave; empty: nothing keeps them."""
-        return self.vrf or (self.name if self.vpn else "")
-
 
 _NONE = Interface("")
 

@@ -33,7 +33,7 @@ from redirectctl.flows.claims.outgoing import OwnClaims
 from redirectctl.flows.commands import Command, Rewrite
 from redirectctl.flows.connection import Before, Connection, Table
 from redirectctl.flows.contact import Contact
-from redirectctl.flows.host import Host, Network, Policy
+from redirectctl.flows.host import Host
 from redirectctl.flows.kernel_state import KernelState
 from redirectctl.flows.lifecycle import Lifecycle
 from redirectctl.flows.moves.addresses import Addresses
@@ -41,10 +41,12 @@ from redirectctl.flows.moves.incoming import PeersMoves
 from redirectctl.flows.moves.outgoing import OwnMoves
 from redirectctl.flows.moves.reach import Reach
 from redirectctl.flows.moves.rerouting import Rerouting
+from redirectctl.flows.network import Network
 from redirectctl.flows.offers import Offers
 from redirectctl.flows.paths.choice import Choice
 from redirectctl.flows.paths.liveness import Liveness
 from redirectctl.flows.paths.suspension import Suspension
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.proofs import Numbers
 from redirectctl.flows.rendezvous.client import Client
 from redirectctl.flows.rendezvous.places import Places

@@ -6,15 +6,15 @@ concerns parts above it is told as a fact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from redirectctl.flows import commands, constants
+from redirectctl.flows import commands
 from redirectctl.flows.commands import Command, Notice
 from redirectctl.flows.connection import Connection, Table, change
-from redirectctl.flows.devices import Interface
 from redirectctl.flows.facts import Fact
+from redirectctl.flows.network import Network
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.flows.timer_kinds import Timer
 from redirectctl.proto import events
@@ -23,47 +23,7 @@ from redirectctl.proto.noise import Rng, StaticKey
 from redirectctl.proto.peer import Accepted, Peer, PeerState
 from redirectctl.proto.timers import Timers
 from redirectctl.wire import message as messages
-from redirectctl.wire.addr import IPAddress, IPNetwork, SockAddr
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """The part of the configuration that the engine needs."""
-
-    control_port: int = constants.CONTROL_PORT
-    first_contact: str = "ask"  # ask | accept-new | refuse
-    long_lived_after: float = 10.0
-    close_short_lived: bool = True
-    accept_ports: frozenset[int] = frozenset()  # empty: all
-    integrity: bool = False  # protected connections go through the tunnel, each datagram with a tag
-    prefer: str = "rewritten"  # auto | rewritten | tunnel
-    serve: bool = False  # as a rendezvous, for other hosts
-    suspend_after: float = 10.0  # seconds of silence
-    give_up_after: float = 14 * 86400.0  # seconds without a path
-    leave_vpn: bool = False  # what began over a VPN, in a VRF or bound to an interface may go elsewhere
-    last: tuple[str, ...] = ()  # interfaces, by patterns (devices.named), for when no other carries
-    never: tuple[str, ...] = ()  # interfaces that connections are not moved to
-    accept_from: tuple[IPNetwork, ...] = ()  # from where peers may move their connections here; empty: from anywhere
-
-
-class Network(NamedTuple):
-    """Where this host is now."""
-
-    usable: frozenset[IPAddress] = frozenset()  # not tentative, link up
-    sources: Mapping[IPAddress, tuple[IPAddress, ...]] = {}  # remote address: ours from which it is routed, best first
-    own: frozenset[IPAddress] = frozenset()  # all of ours, on whatever interface, usable or not
-    interfaces: Mapping[IPAddress, Interface] = {}  # of the usable ones
-
-    def is_ours(self, address: IPAddress) -> bool:
-        """What is sent there comes back to us: whatever a peer says, it cannot be reached there."""
-        return address in self.usable or address in self.own
-
-    @property
-    def for_others(self) -> tuple[IPAddress, ...]:
-        """Ours that others can reach, of both families; as many as a message names."""
-        known = [a for a in self.usable if not (a.is_loopback or a.is_link_local or a.is_multicast)]
-        half = messages.MAX_ADDRESSES // 2
-        return tuple(a for version in (4, 6) for a in sorted(b for b in known if b.version == version)[:half])
+from redirectctl.wire.addr import IPAddress, SockAddr
 
 
 class Listening:

@@ -10,24 +10,33 @@ from redirectctl.wire.addr import IPAddress, SockAddr
 
 
 @dataclass(frozen=True, slots=True)
+class _OfConnection:
+    cid: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _OfPeer:
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _OfMove:
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class RetryRequest:
     """A request has not been answered."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class LongLived:
+class LongLived(_OfConnection):
     """A connection is as old as those that are protected."""
 
-    cid: bytes
 
-
-@dataclass(frozen=True, slots=True)
-class ClaimAgain:
+class ClaimAgain(_OfConnection):
     """A connection was refused, and may not be the next time."""
-
-    cid: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,67 +46,40 @@ class NegotiateAgain:
     host: IPAddress
 
 
-@dataclass(frozen=True, slots=True)
-class Undecided:
+class Undecided(_OfConnection):
     """The peer has neither taken our claim on nor made its own."""
 
-    cid: bytes
 
-
-@dataclass(frozen=True, slots=True)
-class Linger:
+class Linger(_OfConnection):
     """Nothing of a closed connection is under way any more."""
 
-    cid: bytes
 
-
-@dataclass(frozen=True, slots=True)
-class Bury:
+class Bury(_OfConnection):
     """A closed connection has been listed for long enough."""
 
-    cid: bytes
 
-
-@dataclass(frozen=True, slots=True)
-class Reach:
+class Reach(_OfPeer):
     """There are protected connections, and no session."""
 
-    key: bytes
 
-
-@dataclass(frozen=True, slots=True)
-class KeepAlive:
+class KeepAlive(_OfPeer):
     """A NAT may forget the peer."""
 
-    key: bytes
 
-
-@dataclass(frozen=True, slots=True)
-class StoreAddresses:
+class StoreAddresses(_OfPeer):
     """What a peer says of its addresses may be stored again."""
 
-    key: bytes
 
-
-@dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(_OfPeer):
     """The peer has not all the connections of a move: ask which."""
 
-    key: bytes
 
-
-@dataclass(frozen=True, slots=True)
-class RetryClaim:
+class RetryClaim(_OfConnection):
     """Nothing came of a try to prove a claim."""
 
-    cid: bytes
 
-
-@dataclass(frozen=True, slots=True)
-class SendBind:
+class SendBind(_OfPeer):
     """All tokens that came within a moment go in one BIND."""
-
-    key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +90,12 @@ class ClaimExpired:
     cid: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class RepeatAnnouncement:
+class RepeatAnnouncement(_OfMove):
     """An announcement has not been acknowledged."""
 
-    epoch: int
 
-
-@dataclass(frozen=True, slots=True)
-class ChoosePair:
+class ChoosePair(_OfMove):
     """A better pair has had its time to answer."""
-
-    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +113,8 @@ class RepeatChallenge:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class FollowHint:
+class FollowHint(_OfPeer):
     """There may be a better address."""
-
-    key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,25 +150,16 @@ class StopListening:
     """Nobody proves anything any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class RefusePlain:
+class RefusePlain(_OfPeer):
     """The peer has had its time to go into the tunnel too."""
 
-    key: bytes
 
-
-@dataclass(frozen=True, slots=True)
-class SuspendInKernel:
+class SuspendInKernel(_OfPeer):
     """There has been no path for long enough."""
 
-    key: bytes
 
-
-@dataclass(frozen=True, slots=True)
-class PeerSilent:
+class PeerSilent(_OfPeer):
     """The peer owes an answer."""
-
-    key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +167,8 @@ class GiveUp:
     """It has been too long for some."""
 
 
-@dataclass(frozen=True, slots=True)
-class AskPlainly:
+class AskPlainly(_OfPeer):
     """Ask the kernels of peers."""
-
-    key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,11 +184,8 @@ class FindRoutes:
     """Routes may be looked up again."""
 
 
-@dataclass(frozen=True, slots=True)
-class SeekAgain:
+class SeekAgain(_OfPeer):
     """There is still no route to the peer."""
-
-    key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,18 +203,12 @@ class Punch:
     to: SockAddr
 
 
-@dataclass(frozen=True, slots=True)
-class TryDirect:
+class TryDirect(_OfPeer):
     """Is there a way without the rendezvous?"""
 
-    key: bytes
 
-
-@dataclass(frozen=True, slots=True)
-class GuestExpired:
+class GuestExpired(_OfPeer):
     """A registration has not been renewed."""
-
-    key: bytes
 
 
 Timer: TypeAlias = (

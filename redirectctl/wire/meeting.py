@@ -1,6 +1,6 @@
 """Messages between a host and a rendezvous, inside their session.  Network byte order.
 
-    tag: 16 bytes, names a pair of hosts to one rendezvous; only the two can work it out (flows/meeting.py)
+    tag: 16 bytes, names a pair of hosts to one rendezvous; only the two can work it out (flows/rendezvous/client.py)
 
     REGISTER (32)    | request (4) | proof (8) | n (1) | n x address (16) | m (1) | m x tag (16) |
     REGISTERED (33)  | request (4) | status (1) | observed (16) | port (2) | data (8) |

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from redirectctl.daemon.checks import icmp
 from redirectctl.flows import commands
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.kernel.segments import Inbound, Outbound
 from redirectctl.kernel.tun import VNET_HEADER
 from redirectctl.proto import constants, events

@@ -29,10 +29,10 @@ from redirectctl.api.schema import EventName
 from redirectctl.flows import commands
 from redirectctl.flows import constants as limits
 from redirectctl.flows.connection import Before, Connection, Flow
-from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Engine
-from redirectctl.flows.host import Network, Policy
 from redirectctl.flows.kernel_state import COUNTER_BITS
+from redirectctl.flows.network import Interface, Network
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.proofs import in_place
 from redirectctl.flows.rendezvous.places import DNS
 from redirectctl.flows.state import State

@@ -9,8 +9,8 @@ from typing import ClassVar
 import pytest
 
 from redirectctl.flows import constants
-from redirectctl.flows.devices import Interface
-from redirectctl.flows.host import Network, Policy
+from redirectctl.flows.network import Interface, Network
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import IPAddress, SockAddr
 from tests.sim.pair import Host, World, ip

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from redirectctl.flows import commands, constants
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.proofs import CLAIMANT, digest, shown
 from redirectctl.flows.state import State
 from redirectctl.wire import message as messages

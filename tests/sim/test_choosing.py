@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from redirectctl.flows.connection import Path
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.proofs import in_place
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr

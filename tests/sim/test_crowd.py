@@ -6,7 +6,7 @@ import pytest
 
 from redirectctl.flows import constants
 from redirectctl.flows.connection import Path
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.wire.addr import FourTuple
 from tests.sim.pair import Host, World
 

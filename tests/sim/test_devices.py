@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from redirectctl.flows.devices import Interface
-from redirectctl.flows.host import Policy
+from redirectctl.flows.network import Interface
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
 from tests.sim.pair import Host, World, agree, ip

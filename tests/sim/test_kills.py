@@ -11,8 +11,8 @@ from __future__ import annotations
 import pytest
 
 from redirectctl.flows.connection import Path
-from redirectctl.flows.host import Policy
 from redirectctl.flows.kernel_state import COUNTER_BITS
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
 from redirectctl.wire.tunnel import COUNTER_JUMP

@@ -15,7 +15,7 @@ from redirectctl.flows import constants as limits
 from redirectctl.flows.bucket import Buckets
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Engine
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.proofs import digest
 from redirectctl.flows.rendezvous.client import tag_of
 from redirectctl.flows.state import State

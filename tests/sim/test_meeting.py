@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from redirectctl.flows import constants as limits
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.rendezvous.client import Standing
 from redirectctl.proto.constants import SECRET_RACE
 from redirectctl.wire import meeting as wire

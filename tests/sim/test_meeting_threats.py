@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from redirectctl.flows import constants as limits
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.rendezvous.client import tag_of
 from redirectctl.proto import events
 from redirectctl.proto.peer import PeerState

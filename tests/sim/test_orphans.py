@@ -6,7 +6,7 @@ import pytest
 
 from redirectctl.daemon.records import listed_connection
 from redirectctl.flows import commands, constants
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
 from tests.sim.pair import Host, World, ip

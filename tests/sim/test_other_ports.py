@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.proto.noise import StaticKey
 from redirectctl.proto.peer import Peer, PeerState

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from redirectctl.flows import constants
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.rendezvous.places import DNS
 from redirectctl.flows.state import State
 from redirectctl.wire import datagram

@@ -8,7 +8,7 @@ import pytest
 
 from redirectctl.flows import constants
 from redirectctl.flows.connection import Path
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.proto.peer import PeerState
 from redirectctl.wire import message as messages

@@ -14,7 +14,7 @@ from dataclasses import replace
 from hypothesis import given, note
 from hypothesis import strategies as st
 
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
 from redirectctl.wire.message import Acm

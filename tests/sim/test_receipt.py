@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.message import PathChallenge, PathResponse

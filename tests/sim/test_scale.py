@@ -10,7 +10,8 @@ import pytest
 from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine
-from redirectctl.flows.host import Network, Policy
+from redirectctl.flows.network import Network
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.proto.noise import StaticKey

@@ -18,8 +18,8 @@ from typing import Any, Final, get_args
 
 import pytest
 
-from redirectctl.flows.host import Policy
 from redirectctl.flows.moves.addresses import Failure
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.proofs import digest
 from redirectctl.flows.rendezvous.client import tag_of
 from redirectctl.flows.state import State

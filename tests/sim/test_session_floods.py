@@ -16,7 +16,7 @@ from typing import Any, Final
 import pytest
 
 from redirectctl.flows import constants as limits
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.proofs import digest
 from redirectctl.wire import datagram
 from redirectctl.wire import meeting as wire

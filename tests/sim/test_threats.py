@@ -13,7 +13,7 @@ import random
 import pytest
 
 from redirectctl.flows import constants as limits
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.proofs import digest
 from redirectctl.flows.state import State
 from redirectctl.proto import constants as proto_limits

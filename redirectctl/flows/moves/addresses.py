@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from redirectctl.flows import constants, facts, timer_kinds
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.devices import comes_last
-from redirectctl.flows.host import Host, Network
+from redirectctl.flows.host import Host
 from redirectctl.flows.moves.reach import Reach
+from redirectctl.flows.network import Network
 from redirectctl.proto import events
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.message import PathProbe, PathProbed

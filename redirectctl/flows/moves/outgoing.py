@@ -29,11 +29,12 @@ from redirectctl.flows import commands, constants, facts, timer_kinds
 from redirectctl.flows.agreement import Agreement
 from redirectctl.flows.announcements import Announcements, Move
 from redirectctl.flows.connection import Connection, Pair
-from redirectctl.flows.host import Host, Network
+from redirectctl.flows.host import Host
 from redirectctl.flows.kernel_state import KernelState
 from redirectctl.flows.moves.addresses import Addresses
 from redirectctl.flows.moves.reach import Alike, Reach
 from redirectctl.flows.moves.rerouting import Rerouting
+from redirectctl.flows.network import Network
 from redirectctl.flows.paths.choice import Choice
 from redirectctl.flows.paths.suspension import LOST_HERE, Suspension
 from redirectctl.flows.rendezvous.client import Client

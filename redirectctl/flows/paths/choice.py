@@ -37,8 +37,9 @@ from redirectctl.flows import commands, constants, facts, timer_kinds
 from redirectctl.flows.bucket import Buckets
 from redirectctl.flows.connection import Connection, Flow, Path, Route
 from redirectctl.flows.devices import may_use
-from redirectctl.flows.host import Host, Network
+from redirectctl.flows.host import Host
 from redirectctl.flows.kernel_state import KernelState
+from redirectctl.flows.network import Network
 from redirectctl.flows.paths.liveness import Liveness
 from redirectctl.flows.paths.suspension import Suspension
 from redirectctl.flows.proofs import Numbers, in_place

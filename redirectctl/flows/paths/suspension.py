@@ -28,8 +28,9 @@ from redirectctl.flows import commands, constants, facts, timer_kinds
 from redirectctl.flows.agreement import Agreement
 from redirectctl.flows.announcements import Announcements
 from redirectctl.flows.connection import Before, Connection, Flow, by_peer, change
-from redirectctl.flows.host import Host, Network
+from redirectctl.flows.host import Host
 from redirectctl.flows.kernel_state import KernelState
+from redirectctl.flows.network import Network
 from redirectctl.flows.paths.liveness import Liveness
 from redirectctl.flows.state import State
 from redirectctl.wire import message as messages

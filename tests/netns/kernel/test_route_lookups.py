@@ -14,7 +14,7 @@ from two_hosts import Host, Net, address
 from redirectctl.api.schema import EventName
 from redirectctl.daemon.eventlog import EventLog
 from redirectctl.daemon.network import NetworkView
-from redirectctl.flows.host import Network
+from redirectctl.flows.network import Network
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.routes import AT_ONCE, Question, Route, RouteTable
 from redirectctl.wire.addr import IPAddress

@@ -12,8 +12,7 @@ import pytest
 from redirectctl.daemon.bindings import Bindings
 from redirectctl.daemon.finder import fitness
 from redirectctl.flows.connection import Connection, Flow, Table
-from redirectctl.flows.devices import Interface
-from redirectctl.flows.host import Network
+from redirectctl.flows.network import Interface, Network
 from redirectctl.kernel.borrow import Handle
 from redirectctl.kernel.errors import KernelError
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr, parse_ip

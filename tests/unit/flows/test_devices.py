@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from redirectctl.flows.connection import Connection
-from redirectctl.flows.devices import Interface, confined_to, may_use, named
-from redirectctl.flows.host import Network, Policy
+from redirectctl.flows.devices import confined_to, may_use, named
+from redirectctl.flows.network import Interface, Network
+from redirectctl.flows.policy import Policy
 from redirectctl.wire.addr import FourTuple, SockAddr, parse_ip
 
 HOME, VPN, RED, BLUE = map(parse_ip, ("192.0.2.1", "10.8.0.2", "10.1.0.1", "10.2.0.1"))

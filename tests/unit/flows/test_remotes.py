@@ -10,7 +10,7 @@ import pytest
 from redirectctl.flows import constants
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine
-from redirectctl.flows.host import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.proto.noise import StaticKey
 from redirectctl.proto.peer import Peer, PeerState
