@@ -10,27 +10,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 from redirectctl.proto import constants, events
 from redirectctl.proto.cipher import TransportCipher
 from redirectctl.proto.errors import AuthError
 from redirectctl.proto.initiate import Initiator
-from redirectctl.proto.noise import Handshake, Rng, StaticKey
+from redirectctl.proto.noise import Rng, StaticKey
 from redirectctl.proto.peer import Accepted, Peer, PeerState, Session
+from redirectctl.proto.port import Arrival, Completed, Port
 from redirectctl.proto.ratelimit import network
 from redirectctl.proto.respond import Responder
-from redirectctl.proto.timers import Timers
 from redirectctl.wire import datagram
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.datagram import MalformedError
 
 Admit = Callable[[bytes, SockAddr, bool], PeerState | None]  # key, where, did we contact it -> state, None: refuse
-HandOver = Callable[[float, bytes, IPAddress | None, SockAddr, bytes], None]  # now, to whom, from, by way of, datagram
 
 
-class Endpoint:
+class Endpoint(Port):
     """Sessions with peers.  ``admit`` decides about a key that is met for the first time."""
 
     def __init__(
@@ -43,32 +41,14 @@ class Endpoint:
         versions: tuple[int, ...] = constants.VERSIONS,
     ) -> None:
         """``counter``: at least as high as any that a former run of this host used for IKpsk2 initiations."""
-        self.static = static
-        self.rng = rng
-        self.peers: dict[bytes, Peer] = peers if peers is not None else {}
-        self.versions = versions
-        self.timers: Timers[tuple[Any, ...]] = Timers()
+        super().__init__(static, rng, peers if peers is not None else {}, counter, versions)
         self._admit = admit
-        self._counter = counter
-        self._out: list[events.Event] = []
-        self._sessions: dict[int, Session] = {}  # by our index
         self._by_remote: dict[int, dict[int, Session]] = {}  # by the peer's index, which others may have too: UNKNOWN
         self._hinted: dict[bytes, float] = {}
-        self.relays: dict[SockAddr, bytes] = {}  # rendezvous: what goes there for somebody else is handed over
-        self.hand_over: HandOver = lambda *_: None
-        self.is_ours: Callable[[IPAddress], bool] = lambda _: False  # this host has the address
-        self._via: bytes | None = None  # whose datagram a rendezvous has brought, while we look at it
-        self._arrived: tuple[SockAddr | None, int] = (None, 0)  # where that datagram came from, at which of our ports
-        self._newest = (0, float("-inf"))  # number of our newest port, and since when we have it
         self.initiator = Initiator(self)
         self.responder = Responder(self)
 
     # -- for the owner ------------------------------------------------------------------------------------------------
-
-    def drain(self) -> list[events.Event]:
-        """What has come of the calls since the last drain, in order."""
-        out, self._out = self._out, []
-        return out
 
     def next_timer(self) -> float | None:
         """When tick() is due."""
@@ -142,15 +122,13 @@ class Endpoint:
 
         ``via``: it is of this peer, and the rendezvous at ``source`` has handed it over.
         """
-        key: list[bytes] = []
-        self._via, self._arrived = via, (source, port)
+        self.arrival = Arrival(source, local, port, via)
         try:
-            message = datagram.decode(data)
-            self._dispatch(now, data, message, source, local, key)
+            self._dispatch(now, data, datagram.decode(data), self.arrival)
         except MalformedError as error:
-            self.emit(events.Refused(source, error.reason, key[0] if key else via))
+            self.emit(events.Refused(source, error.reason, via))
         finally:
-            self._via, self._arrived = None, (None, 0)
+            self.arrival = None
 
     def tick(self, now: float) -> None:
         """Do what has become due."""
@@ -172,91 +150,15 @@ class Endpoint:
         self._hinted.pop(key, None)
         self.initiator.cancel(key)
 
-    # -- for initiate.py and respond.py -------------------------------------------------------------------------------
+    # -- handshakes ---------------------------------------------------------------------------------------------------
 
-    def emit(self, event: events.Event) -> None:
-        """Queue for drain()."""
-        self._out.append(event)
-
-    def transmit(self, now: float, key: bytes | None, source: IPAddress | None, to: SockAddr, data: bytes) -> None:
-        """Send to a peer; ``key``: whom, as far as that is known.  Nobody else is where we are: nothing goes there."""
-        if self.is_ours(to.host):
-            return
-        if (whom := self.handed_to(to, key)) is not None:
-            self.hand_over(now, whom, source, to, data)
-            return
-        peer = self.peers.get(key) if key is not None else None
-        if peer is None or peer.receives_at(to) or peer.unproven.allows(now, len(data)):
-            self.emit(events.Transmit(source, to, data, self._port_to(to, key)))
-
-    def locate(self, peer: Peer, remote: SockAddr, local: IPAddress | None) -> None:
-        """The peer has shown that it receives what we send from ``local`` to ``remote``.
-
-        The only place where that changes.  The source of a datagram shows nothing: whoever holds the keys can forge it.
-        """
-        for place in (peer.remote, remote):
-            if place is not None:
-                peer.proven.pop(place, None)
-                peer.proven[place] = None
-        while len(peer.proven) > constants.PROVEN_MAX:
-            del peer.proven[next(iter(peer.proven))]
-        peer.remote, peer.local = remote, local
-
-    def handed_to(self, to: SockAddr, key: bytes | None) -> bytes | None:
-        """For whom a rendezvous at ``to`` gets a datagram; None: it is for whoever is there."""
-        whom = key or self._via
-        return whom if to in self.relays and whom not in (None, self.relays[to]) else None
-
-    def port_number(self, key: bytes | None, to: SockAddr) -> int:
-        """From which of our ports a peer, or the rendezvous at ``to`` that stands for it, is sent to."""
-        peer = self.peers.get(self.relays.get(to, key or b""))
-        return peer.port if peer is not None else 0
-
-    def ports_in_use(self) -> set[int]:
-        """Numbers of our ports that peers know, or may come to know."""
-        return {port for peer in self.peers.values() for port in peer.ports}
-
-    def try_another_port(self, now: float, key: bytes | None, asked: float) -> None:
-        """A peer has not answered since it was ``asked``: what is under way between our port and its may be led astray
-        by a router, for as long as we go on sending.  A fresh port makes a fresh entry there."""
-        peer = self.peers.get(key) if key is not None else None
-        if peer is None or (peer.last_contact is not None and peer.last_contact >= asked):
-            return
-        number, since = self._newest
-        if number in (0, peer.port, peer.trial) and now - since >= constants.FRESH_PORT:
-            number += 1
-            self._newest = number, now
-        peer.trial = number if number != peer.port else 0
-
-    def new_index(self) -> int:
-        """A random index that names no session and no handshake of ours."""
-        while True:
-            index = int.from_bytes(self.rng(4), "big")
-            if index and index not in self._sessions and index not in self.responder:
-                return index
-
-    def next_counter(self) -> int:
-        """For the first message of IKpsk2; grows with every use."""
-        self._counter += 1
-        return self._counter
-
-    def establish(
-        self,
-        now: float,
-        handshake: Handshake,
-        *,
-        version: int,
-        indices: tuple[int, int],
-        initiator: bool,
-        final: bytes | None,
-        path: tuple[IPAddress, SockAddr],
-        first_contact: bool,
-    ) -> None:
-        """A handshake is complete: make the session.  Raises MalformedError when the peer is not wanted."""
+    def _establish(self, now: float, completed: Completed, via: bytes | None) -> None:
+        """Make the session.  Raises MalformedError when the peer is not wanted."""
+        handshake, initiator, path = completed.handshake, completed.initiator, completed.path
         key = handshake.remote_static
         if key is None:
             raise MalformedError("no-static-key")
-        if self._via not in (None, key):
+        if via not in (None, key):
             raise MalformedError("wrong-pair")
         local, remote = path
         peer = self.peers.get(key)
@@ -264,7 +166,7 @@ class Endpoint:
             peer = self._meet(now, key, remote, initiator)
         elif peer.state is PeerState.REJECTED:
             raise MalformedError("rejected-peer")
-        if first_contact:
+        if completed.first_contact:
             rank = (now, handshake.handshake_hash)
             # Two first contacts at once, one from each side, may end in either order: both ends keep the same secret.
             # They may end up with different ones all the same, when one is killed before it gets to the end.
@@ -274,14 +176,15 @@ class Endpoint:
         keys = handshake.split()
         ciphers = TransportCipher(keys.send), TransportCipher(keys.recv)
         session = Session(
-            key, version, initiator, *indices, *ciphers, created=now, usable=initiator, path=path, final=final
-        )
+            key, completed.version, initiator, *completed.indices, *ciphers,
+            created=now, usable=initiator, path=path, final=completed.final,
+        )  # fmt: skip
         first = peer.session(now) is None
         self._add_session(now, peer, session)
         if initiator:
             self.locate(peer, remote, local)
             peer.last_contact = now
-            self._reached(peer)
+            self.reached(peer)
             self._confirm(now, session.local_index)
             self.emit(events.PeerChanged(key))
             self.emit(events.SessionUp(key, remote, first, initiator=True, local=local))
@@ -290,53 +193,43 @@ class Endpoint:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _port_to(self, to: SockAddr, key: bytes | None) -> int:
-        """What answers goes from where the question came to; while nobody answers, one of those that may get through.
-
-        Which of them is left to chance: what is sent in turns is always the same kind of datagram.
-        """
-        source, port = self._arrived
-        if to == source:
-            return port
-        peer = self.peers.get(key) if key is not None else None
-        ports = peer.ports if peer is not None else (0,)
-        return ports[self.rng(1)[0] % len(ports)] if len(ports) > 1 else ports[0]
-
-    def _reached(self, peer: Peer) -> None:
-        """A peer has answered: at a port that was tried because it did not, or at the old one after all."""
-        if not peer.trial or self._via is not None:
-            return
-        peer.trial, before, peer.port = 0, peer.port, self._arrived[1]
-        if peer.port != before:
-            self.emit(events.PortChanged(peer.key))
-
-    def _dispatch(
-        self, now: float, raw: bytes, message: datagram.Datagram, source: SockAddr, local: IPAddress, key: list[bytes]
-    ) -> None:
+    def _dispatch(self, now: float, raw: bytes, message: datagram.Datagram, arrival: Arrival) -> None:
+        completed: Completed | None = None
         match message:
             case datagram.Transport():
-                self._on_transport(now, message, source, local, key)
+                self._on_transport(now, message, arrival)
             case datagram.Init():
-                self.responder.on_init(now, raw, message, source, local)
+                completed = self.responder.on_init(now, raw, message, arrival)
             case datagram.Response():
-                self.initiator.on_response(now, message, local)
+                self._on_response(now, message, arrival)
             case datagram.FinalMessage():
-                if message.receiver not in self._sessions:  # else a repeated one whose session we have
-                    self.responder.on_final(now, message)
+                if message.receiver not in self.sessions:  # else a repeated one whose session we have
+                    completed = self.responder.on_final(message)
             case datagram.Cookie():
                 self.initiator.on_cookie(now, message)
             case datagram.Versions():
                 self.initiator.on_versions(now, message)
             case datagram.Unknown():
                 self._on_unknown(now, message)
+        if completed is not None:
+            self._establish(now, completed, arrival.via)
 
-    def _on_transport(
-        self, now: float, message: datagram.Transport, source: SockAddr, local: IPAddress, key: list[bytes]
-    ) -> None:
-        session = self._sessions.get(message.receiver)
+    def _on_response(self, now: float, message: datagram.Response, arrival: Arrival) -> None:
+        answered = self.initiator.on_response(now, message, arrival)
+        if answered is None:
+            return
+        attempt, completed = answered
+        try:
+            self._establish(now, completed, arrival.via)
+        except MalformedError as error:
+            self.emit(events.ContactFailed(attempt.to, attempt.key, error.reason, attempt.source))
+            raise
+
+    def _on_transport(self, now: float, message: datagram.Transport, arrival: Arrival) -> None:
+        session = self.sessions.get(message.receiver)
         if session is None:
-            if message.receiver not in self.responder:
-                self.responder.hint(now, source, local, datagram.Unknown(message.version, message.receiver))
+            if message.receiver not in self.half_open:
+                self.responder.hint(now, arrival, datagram.Unknown(message.version, message.receiver))
             raise MalformedError("unknown-session")
         if session.expired(now):
             raise MalformedError("expired-session")
@@ -350,14 +243,20 @@ class Endpoint:
         except AuthError as error:
             raise MalformedError(str(error.reason)) from error
         session.window.commit(message.counter)
-        key.append(session.key)
-        if self._via not in (None, session.key):
+        try:
+            self._on_plaintext(now, session, plaintext, len(message.ciphertext), arrival)
+        except MalformedError as error:  # of this peer, beyond doubt
+            self.emit(events.Refused(arrival.source, error.reason, session.key))
+
+    def _on_plaintext(self, now: float, session: Session, plaintext: bytes, length: int, arrival: Arrival) -> None:
+        source, local, _, via = arrival
+        if via not in (None, session.key):
             raise MalformedError("wrong-pair")
         peer = self.peers[session.key]
         peer.last_contact = now
-        self._reached(peer)
-        if self._via is None and not peer.receives_at(source):
-            peer.unproven.credit(now, len(message.ciphertext))
+        self.reached(peer)
+        if via is None and not peer.receives_at(source):
+            peer.unproven.credit(now, length)
         if not session.heard:
             session.heard, session.final = True, None
             self.timers.cancel(("confirm", session.local_index))
@@ -367,7 +266,7 @@ class Endpoint:
         if received is not None:
             self.emit(events.Received(session.key, received, source, local))
         # What answers must not draw an answer; and where a rendezvous is says nothing of where the peer is.
-        if source != peer.remote and not isinstance(received, messages.Hello) and self._via is None:
+        if source != peer.remote and not isinstance(received, messages.Hello) and via is None:
             self.emit(events.Heard(session.key, source, local))
 
     def _first_heard(self, now: float, peer: Peer, session: Session) -> None:
@@ -428,7 +327,7 @@ class Endpoint:
         self.emit(events.PeerDropped(first.key))
 
     def _add_session(self, now: float, peer: Peer, session: Session) -> None:
-        self._sessions[session.local_index] = session
+        self.sessions[session.local_index] = session
         self._by_remote.setdefault(session.remote_index, {})[session.local_index] = session
         peer.sessions.insert(0, session)
         self._trim(peer)
@@ -444,7 +343,7 @@ class Endpoint:
 
     def _confirm(self, now: float, index: int) -> None:
         """An empty message shows the responder that we hold the keys; its answer ends the repeats."""
-        session = self._sessions.get(index)
+        session = self.sessions.get(index)
         peer = self.peers.get(session.key) if session is not None else None
         if session is None or peer is None or session.heard or peer.remote is None:
             return
@@ -456,7 +355,7 @@ class Endpoint:
         session.confirms += 1
 
     def _rekey(self, now: float, index: int) -> None:
-        session = self._sessions.get(index)
+        session = self.sessions.get(index)
         peer = self.peers.get(session.key) if session is not None else None
         if session is None or peer is None or not peer.keep or peer.remote is None:
             return
@@ -464,7 +363,7 @@ class Endpoint:
             self.initiator.start(now, peer.remote, peer.local, peer.key)
 
     def _expire(self, index: int) -> None:
-        session = self._sessions.pop(index, None)
+        session = self.sessions.pop(index, None)
         if session is None:
             return
         alike = self._by_remote[session.remote_index]

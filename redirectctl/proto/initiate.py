@@ -13,19 +13,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from redirectctl.proto import constants, events
 from redirectctl.proto.cookie import CookieJar
 from redirectctl.proto.errors import CookieError, HandshakeError
 from redirectctl.proto.noise import Handshake
 from redirectctl.proto.noise import Pattern as NoisePattern
+from redirectctl.proto.port import Arrival, Completed, Port
 from redirectctl.wire import datagram
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.datagram import MalformedError, Pattern
-
-if TYPE_CHECKING:
-    from redirectctl.proto.endpoint import Endpoint
 
 NOISE = {Pattern.XX: NoisePattern.XX, Pattern.IKPSK2: NoisePattern.IKPSK2}
 
@@ -72,8 +70,8 @@ class Initiator:
     KEPT = 32  # first messages of an attempt whose answer may still come: sent every 0.05 s, for 1.6 s
     SOONEST = 0.05  # seconds between two of them
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._e = endpoint
+    def __init__(self, port: Port) -> None:
+        self._port = port
         self._attempts: dict[Which, Attempt] = {}
         self._of_peer: Counter[bytes | None] = Counter()  # how many there are
         self._by_index: dict[int, Attempt] = {}
@@ -89,7 +87,7 @@ class Initiator:
 
         ``again``: what is under way does not wait for its next try; somebody expects the way to be free now.
         """
-        via = self._e.handed_to(to, key)
+        via = self._port.handed_to(to, key)
         attempt = self._attempts.get((to, source, via, key))
         if attempt is not None:
             if again and now - attempt.sent >= self.SOONEST:
@@ -98,16 +96,16 @@ class Initiator:
         if key is not None and self._of_peer[key] >= constants.ATTEMPTS_OF_PEER:
             return  # along other pairs of addresses; these will have their turn
         if len(self._attempts) >= constants.ATTEMPTS_MAX and not self._make_room(key or to.host):
-            self._e.emit(events.ContactFailed(to, key, "too-many-handshakes", source))
+            self._port.emit(events.ContactFailed(to, key, "too-many-handshakes", source))
             return
-        peer = self._e.peers.get(key) if key is not None else None
+        peer = self._port.peers.get(key) if key is not None else None
         known = peer is not None and peer.secret is not None
         attempt = Attempt(
             to,
             source,
             key,
             Pattern.IKPSK2 if known else Pattern.XX,
-            self._e.versions[0],
+            self._port.versions[0],
             CookieJar(key if known else None),
             via,
         )
@@ -143,8 +141,8 @@ class Initiator:
             return
         self._send(now, attempt)
 
-    def on_response(self, now: float, message: datagram.Response, local: IPAddress) -> None:
-        """The peer's answer: a session, if it is genuine."""
+    def on_response(self, now: float, message: datagram.Response, arrival: Arrival) -> tuple[Attempt, Completed] | None:
+        """The peer's answer: a session, if it is genuine.  None: another host's.  Raises MalformedError."""
         attempt = self._by_index.get(message.receiver)
         if attempt is None or message.version != attempt.version:
             raise MalformedError("no-such-handshake")
@@ -162,7 +160,7 @@ class Initiator:
         except MalformedError:
             self._forget(attempt, message.receiver)  # it has been read: a second answer to it cannot be
             raise
-        common = [v for v in self._e.versions if v in theirs]
+        common = [v for v in self._port.versions if v in theirs]
         if not common or common[0] != attempt.version:
             # Both speak something better: whoever told us otherwise is not the peer.
             self._fail(attempt, "version-downgrade")
@@ -171,36 +169,31 @@ class Initiator:
         if pattern is Pattern.XX:
             final = datagram.FinalMessage(attempt.version, message.sender, handshake.write_message()).encode()
         seen = handshake.remote_static
-        if seen is None or seen == self._e.static.public:
+        if seen is None or seen == self._port.static.public:
             self._fail(attempt, "own-key")
             raise MalformedError("own-key")
         if attempt.key is not None and seen != attempt.key:
             self._on_foreign(now, attempt, seen)
-            return
+            return None
         self._finish(attempt)
         if final is not None:
-            self._e.transmit(now, seen, local, attempt.to, final)
-        try:
-            self._e.establish(
-                now,
-                handshake,
-                version=attempt.version,
-                indices=(message.receiver, message.sender),
-                initiator=True,
-                final=final,
-                path=(local, attempt.to),  # there it received what it answered; the answer's source proves nothing
-                first_contact=pattern is Pattern.XX,
-            )
-        except MalformedError as error:
-            self._e.emit(events.ContactFailed(attempt.to, attempt.key, error.reason, attempt.source))
-            raise
+            self._port.transmit(now, seen, arrival.local, attempt.to, final)
+        return attempt, Completed(
+            handshake,
+            version=attempt.version,
+            indices=(message.receiver, message.sender),
+            initiator=True,
+            path=(arrival.local, attempt.to),  # there it received what it answered; the answer's source proves nothing
+            first_contact=pattern is Pattern.XX,
+            final=final,
+        )
 
     def _on_foreign(self, now: float, attempt: Attempt, seen: bytes) -> None:
         """Another key.  Whoever sees what we send can make us ask in a way that anybody can answer, and be the first.
 
         Asked with the pairwise secret, does the known one answer?
         """
-        peer = self._e.peers.get(attempt.key) if attempt.key is not None else None
+        peer = self._port.peers.get(attempt.key) if attempt.key is not None else None
         if peer is None or peer.secret is None:
             self._changed(attempt, seen)
             return
@@ -213,8 +206,8 @@ class Initiator:
     def _changed(self, attempt: Attempt, seen: bytes) -> None:
         self._finish(attempt)
         if attempt.key is not None:
-            self._e.emit(events.KeyChanged(attempt.to, attempt.key, seen))
-        self._e.emit(events.ContactFailed(attempt.to, attempt.key, "key-changed", attempt.source))
+            self._port.emit(events.KeyChanged(attempt.to, attempt.key, seen))
+        self._port.emit(events.ContactFailed(attempt.to, attempt.key, "key-changed", attempt.source))
 
     def on_cookie(self, now: float, message: datagram.Cookie) -> None:
         """Under load the peer wants to see that we receive what is sent to us."""
@@ -247,7 +240,7 @@ class Initiator:
     def on_versions(self, now: float, message: datagram.Versions) -> None:
         """The peer does not speak the version tried.  The handshake proves later that this was not made up."""
         attempt = self._matching(message.receiver)
-        lower = [v for v in self._e.versions if v in message.versions and v < attempt.version]
+        lower = [v for v in self._port.versions if v in message.versions and v < attempt.version]
         if not lower:
             self._fail(attempt, "no-common-version")
             return
@@ -262,47 +255,47 @@ class Initiator:
         return attempt
 
     def _send(self, now: float, attempt: Attempt) -> None:
-        e = self._e
+        port = self._port
         if attempt.may_do_without and attempt.tries == len(constants.HANDSHAKE_RETRIES) - 2:
             # The pairwise secrets may differ (a backup was restored): the last two tries do without.
             attempt.pattern, attempt.jar = Pattern.XX, CookieJar(None)
         if attempt.tries >= constants.HANDSHAKE_OTHER_PORT:
-            e.try_another_port(now, attempt.key, attempt.sent)
+            port.try_another_port(now, attempt.key, attempt.sent)
         self._send_init(now, attempt, attempt.pattern, attempt.jar)
         again = now + constants.HANDSHAKE_RETRIES[attempt.tries]
-        e.timers.set(("attempt", *attempt.which), again)
+        port.timers.set(("attempt", *attempt.which), again)
         attempt.tries += 1
 
     def _send_once_more(self, now: float, attempt: Attempt) -> None:
         """A first message besides the tries; none that anybody might take for a first contact."""
         if attempt.pattern is Pattern.IKPSK2:
             self._send_init(now, attempt, attempt.pattern, attempt.jar)
-        elif attempt.key is not None and (peer := self._e.peers.get(attempt.key)) and peer.secret is not None:
+        elif attempt.key is not None and (peer := self._port.peers.get(attempt.key)) and peer.secret is not None:
             self._send_init(now, attempt, Pattern.IKPSK2, CookieJar(attempt.key))
 
     def _send_init(self, now: float, attempt: Attempt, pattern: Pattern, jar: CookieJar) -> None:
-        e = self._e
-        peer = e.peers.get(attempt.key) if attempt.key is not None else None
+        port = self._port
+        peer = port.peers.get(attempt.key) if attempt.key is not None else None
         known = pattern is Pattern.IKPSK2 and peer is not None
         handshake = Handshake(
             NOISE[pattern],
             True,
-            e.static,
-            e.rng,
-            prologue(attempt.version, pattern, e.versions),
+            port.static,
+            port.rng,
+            prologue(attempt.version, pattern, port.versions),
             remote_static=attempt.key if known else None,
             psk=peer.secret if known and peer is not None else None,
         )
-        payload = e.next_counter().to_bytes(8, "big") if known else bytes(constants.XX_PADDING)
-        index = e.new_index()
+        payload = port.next_counter().to_bytes(8, "big") if known else bytes(constants.XX_PADDING)
+        index = port.new_index()
         while len(attempt.handshakes) >= self.KEPT:
             self._forget(attempt, next(iter(attempt.handshakes)))
         attempt.handshakes[index] = pattern, handshake
         self._by_index[index] = attempt
-        init = datagram.Init(attempt.version, pattern, index, e.versions, handshake.write_message(payload))
+        init = datagram.Init(attempt.version, pattern, index, port.versions, handshake.write_message(payload))
         stamped = jar.stamp(init.body(), now)
         attempt.sent = now
-        e.transmit(now, attempt.key, attempt.source, attempt.to, stamped)
+        port.transmit(now, attempt.key, attempt.source, attempt.to, stamped)
 
     def _forget(self, attempt: Attempt, index: int) -> None:
         del attempt.handshakes[index]
@@ -320,8 +313,8 @@ class Initiator:
         self._of_peer[attempt.key] -= 1
         if not self._of_peer[attempt.key]:
             del self._of_peer[attempt.key]
-        self._e.timers.cancel(("attempt", *attempt.which))
+        self._port.timers.cancel(("attempt", *attempt.which))
 
     def _fail(self, attempt: Attempt, reason: str) -> None:
         self._finish(attempt)
-        self._e.emit(events.ContactFailed(attempt.to, attempt.key, reason, attempt.source))
+        self._port.emit(events.ContactFailed(attempt.to, attempt.key, reason, attempt.source))

@@ -7,62 +7,38 @@ proven addresses count against it: else whoever can forge a source could use up 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from redirectctl.proto import constants, events
 from redirectctl.proto.cookie import CookieChecker
 from redirectctl.proto.errors import HandshakeError
 from redirectctl.proto.initiate import NOISE, prologue
 from redirectctl.proto.noise import Handshake
 from redirectctl.proto.peer import PeerState
+from redirectctl.proto.port import Arrival, Completed, HalfOpen, Port
 from redirectctl.proto.ratelimit import RateLimiter, network
-from redirectctl.proto.shares import Shared
 from redirectctl.wire import datagram
-from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.datagram import MalformedError, Pattern
-
-if TYPE_CHECKING:
-    from redirectctl.proto.endpoint import Endpoint
-
-
-@dataclass(slots=True)
-class HalfOpen:
-    """An XX handshake that waits for its third message."""
-
-    handshake: Handshake
-    version: int
-    remote_index: int
-    path: tuple[IPAddress, SockAddr]  # on which the second message went: the third shows that it was received
-    since: float
 
 
 class Responder:
     """Answers INIT and FINAL."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._e = endpoint
-        self._half_open: Shared[bytes, int, HalfOpen] = Shared()  # of each network, by our index
-        self._cookies = CookieChecker(endpoint.static.public, endpoint.rng)
+    def __init__(self, port: Port) -> None:
+        self._port = port
+        self._cookies = CookieChecker(port.static.public, port.rng)
         self._limit = RateLimiter()
         self._hints = RateLimiter()  # apart, since their sources are not proven
         self._second = (-1, 0)  # the running second, and the handshakes answered in it
 
-    def __contains__(self, index: int) -> bool:
-        return index in self._half_open
-
-    def hint(
-        self, now: float, source: SockAddr, local: IPAddress, answer: datagram.Unknown | datagram.Versions
-    ) -> None:
+    def hint(self, now: float, arrival: Arrival, answer: datagram.Unknown | datagram.Versions) -> None:
         """An answer that costs no state, within the rate of its address."""
-        if self._hints.allow(source.host, now):
-            self._e.transmit(now, None, local, source, answer.encode())
+        if self._hints.allow(arrival.source.host, now):
+            self._port.transmit(now, None, arrival.local, arrival.source, answer.encode())
 
-    def on_init(self, now: float, raw: bytes, message: datagram.Init, source: SockAddr, local: IPAddress) -> None:
-        """Raises MalformedError with the reason why there is no answer."""
-        e = self._e
-        if message.version not in e.versions:
-            self.hint(now, source, local, datagram.Versions(message.sender, e.versions))
+    def on_init(self, now: float, raw: bytes, message: datagram.Init, arrival: Arrival) -> Completed | None:
+        """None: a third message has to come.  Raises MalformedError with the reason why there is no answer."""
+        port, source, local = self._port, arrival.source, arrival.local
+        if message.version not in port.versions:
+            self.hint(now, arrival, datagram.Versions(message.sender, port.versions))
             raise MalformedError("unknown-version")
         first_contact = message.pattern is Pattern.XX
         if not self._cookies.verify_mac1(raw, first_contact):
@@ -73,7 +49,7 @@ class Responder:
         if loaded and not self._cookies.verify_mac2(raw, source, now):
             reply = self._cookies.make_reply(raw, source, now, first_contact)
             nonce, sealed = reply[: constants.COOKIE_NONCE_LEN], reply[constants.COOKIE_NONCE_LEN :]
-            e.transmit(
+            port.transmit(
                 now, None, local, source, datagram.Cookie(message.version, message.sender, nonce, sealed).encode()
             )
             raise MalformedError("cookie-required")
@@ -81,57 +57,50 @@ class Responder:
             raise MalformedError("rate-limited")
         self._count(now)
         handshake = Handshake(
-            NOISE[message.pattern], False, e.static, e.rng, prologue(message.version, message.pattern, message.versions)
+            NOISE[message.pattern],
+            False,
+            port.static,
+            port.rng,
+            prologue(message.version, message.pattern, message.versions),
         )
-        index = e.new_index()
+        index = port.new_index()
         try:
             payload = handshake.read_message(message.noise)
             if not first_contact:
-                self._accept_known(now, handshake, payload, message, source, local)
-            noise = handshake.write_message(datagram.pack_versions(e.versions))
+                self._accept_known(now, handshake, payload, message, arrival)
+            noise = handshake.write_message(datagram.pack_versions(port.versions))
         except HandshakeError as error:
             raise MalformedError("forged-init") from error
         if first_contact:
             self._drop_old(now)
             waiting = HalfOpen(handshake, message.version, message.sender, (local, source), now)
-            self._half_open.put(constants.HALF_OPEN_MAX, network(source.host), index, waiting)
-            if index not in self._half_open:
+            self._port.half_open.put(constants.HALF_OPEN_MAX, network(source.host), index, waiting)
+            if index not in self._port.half_open:
                 raise MalformedError("rate-limited")
         response = datagram.Response(message.version, message.pattern, index, message.sender, noise)
-        e.transmit(now, None, local, source, response.encode())
-        if not first_contact:
-            e.establish(
-                now,
-                handshake,
-                version=message.version,
-                indices=(index, message.sender),
-                initiator=False,
-                final=None,
-                path=(local, source),
-                first_contact=False,
-            )
+        port.transmit(now, None, local, source, response.encode())
+        if first_contact:
+            return None
+        indices = index, message.sender
+        return Completed(
+            handshake, message.version, indices, initiator=False, path=(local, source), first_contact=False
+        )
 
-    def on_final(self, now: float, message: datagram.FinalMessage) -> None:
+    def on_final(self, message: datagram.FinalMessage) -> Completed:
         """Third message of XX: now we know who it is."""
-        half_open = self._half_open.get(message.receiver)
+        half_open = self._port.half_open.get(message.receiver)
         if half_open is None or half_open.version != message.version:
             raise MalformedError("no-such-handshake")
         try:
             half_open.handshake.read_message(message.noise)
         except HandshakeError as error:
             raise MalformedError("forged-final") from error
-        self._half_open.pop(message.receiver)
-        if half_open.handshake.remote_static == self._e.static.public:
+        self._port.half_open.pop(message.receiver)
+        if half_open.handshake.remote_static == self._port.static.public:
             raise MalformedError("own-key")
-        self._e.establish(
-            now,
-            half_open.handshake,
-            version=half_open.version,
-            indices=(message.receiver, half_open.remote_index),
-            initiator=False,
-            final=None,
-            path=half_open.path,
-            first_contact=True,
+        indices = message.receiver, half_open.remote_index
+        return Completed(
+            half_open.handshake, half_open.version, indices, initiator=False, path=half_open.path, first_contact=True
         )
 
     def _accept_known(
@@ -140,14 +109,13 @@ class Responder:
         handshake: Handshake,
         payload: bytes,
         message: datagram.Init,
-        source: SockAddr,
-        local: IPAddress,
+        arrival: Arrival,
     ) -> None:
         """Who sends the first message of IKpsk2, and may it?"""
         key = handshake.remote_static
-        peer = self._e.peers.get(key) if key is not None else None
+        peer = self._port.peers.get(key) if key is not None else None
         if peer is None or peer.secret is None:
-            self.hint(now, source, local, datagram.Unknown(message.version, message.sender))
+            self.hint(now, arrival, datagram.Unknown(message.version, message.sender))
             raise MalformedError("unknown-peer")
         if peer.state is PeerState.REJECTED:
             raise MalformedError("rejected-peer")
@@ -157,15 +125,15 @@ class Responder:
         if counter <= peer.greatest_counter:
             raise MalformedError("replayed-handshake")
         peer.greatest_counter = counter
-        self._e.emit(events.PeerChanged(peer.key))
+        self._port.emit(events.PeerChanged(peer.key))
         handshake.set_psk(peer.secret)
 
     def _drop_old(self, now: float) -> None:
-        while (oldest := next(iter(self._half_open), None)) is not None:
-            waiting = self._half_open.get(oldest)
+        while (oldest := next(iter(self._port.half_open), None)) is not None:
+            waiting = self._port.half_open.get(oldest)
             if waiting is None or now - waiting.since <= constants.HALF_OPEN_TIME:
                 return
-            self._half_open.pop(oldest)
+            self._port.half_open.pop(oldest)
 
     def _count(self, now: float) -> None:
         second, n = self._second
@@ -175,6 +143,6 @@ class Responder:
         second, n = self._second
         if second == int(now) and n >= constants.LOAD_HANDSHAKES:
             return True
-        if len(self._half_open) >= constants.HALF_OPEN_MAX // 2:
+        if len(self._port.half_open) >= constants.HALF_OPEN_MAX // 2:
             self._drop_old(now)
-        return len(self._half_open) >= constants.HALF_OPEN_MAX // 2
+        return len(self._port.half_open) >= constants.HALF_OPEN_MAX // 2

@@ -399,7 +399,7 @@ def engine(random: Random) -> Target:
     if there is None or mine is None or not there.movable or not mine.movable:
         raise Broken("the connections are not protected to begin with")
     before = there.flow
-    tag = next(tag for tag, key in it.meeting.servers[0].tags.items() if key == bob.static.public)
+    tag = next(tag for tag, key in it.rendezvous.servers[0].tags.items() if key == bob.static.public)
     place = SockAddr(address("203.0.113.99"), PORT)
     moved = message.Moved((own.remote.host,))
     examples = [

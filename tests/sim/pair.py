@@ -615,7 +615,7 @@ class Host:
             assert len(table) <= limits.MAX_CLAIMED
         for peer_key in engine.peers:
             assert len([a for a in engine.own_claims._asking.values() if a.key == peer_key]) <= limits.CLAIM_WINDOW
-        assert len(engine.endpoint.responder._half_open) <= proto_limits.HALF_OPEN_MAX
+        assert len(engine.endpoint.half_open) <= proto_limits.HALF_OPEN_MAX
         assert len(engine.endpoint.initiator._attempts) <= proto_limits.ATTEMPTS_MAX
         for peer in engine.peers.values():
             assert len(peer.sessions) <= 2 * proto_limits.SESSIONS_PER_PEER

@@ -618,7 +618,7 @@ def test_handshake_flood(scene: Scene, spoofed: bool) -> None:
             scene.world.run(0.006)
     scene.world.run(3)
     assert scene.alice.named("packet.refused", "cookie-required")
-    assert len(scene.alice.engine.endpoint.responder._half_open) <= proto_limits.HALF_OPEN_MAX
+    assert len(scene.alice.engine.endpoint.half_open) <= proto_limits.HALF_OPEN_MAX
     assert len(scene.alice.engine.endpoint.responder._hints._buckets) <= proto_limits.RATE_LIMIT_SOURCES
     assert reached["out"] < reached["in"]
     assert {p.key for p in scene.alice.engine.peers.values()} == {scene.bob.static.public, scene.mallory.static.public}

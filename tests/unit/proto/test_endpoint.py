@@ -269,7 +269,7 @@ def test_only_some_sessions_are_kept() -> None:
         net.run(1)
     for end, other in ((alice, bob), (bob, alice)):
         assert len(end.peer(other).sessions) == constants.SESSIONS_PER_PEER
-        assert len(end.endpoint._sessions) == constants.SESSIONS_PER_PEER
+        assert len(end.endpoint.sessions) == constants.SESSIONS_PER_PEER
         assert len(end.endpoint._by_remote) == constants.SESSIONS_PER_PEER
     talk(net, alice, bob)
 

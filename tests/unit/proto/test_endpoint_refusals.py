@@ -171,7 +171,7 @@ def test_a_first_message_of_ik_counts_once_and_moves_nothing() -> None:
     for _ in range(3):
         assert deliver(alice, init) == ["replayed-handshake"]
     assert (alice.peer(bob).remote, alice.peer(bob).session(net.now)) == before
-    assert not alice.endpoint.responder._half_open
+    assert not alice.endpoint.half_open
 
 
 def test_a_first_message_of_ik_that_another_delivers_first_moves_nothing() -> None:
@@ -386,7 +386,7 @@ def test_half_open_handshakes_are_bounded_and_forgotten() -> None:
     for i in range(2000):
         deliver(alice, xx_init(net), SockAddr(ip(f"203.{i % 100}.113.{i % 200}"), 7747))
         net.now += 1 / (constants.LOAD_HANDSHAKES - 2)
-    half_open = alice.endpoint.responder._half_open
+    half_open = alice.endpoint.half_open
     assert 100 < len(half_open) <= constants.HALF_OPEN_MAX
     assert "cookie-required" in alice.refused()
     net.now += constants.HALF_OPEN_TIME + 1
