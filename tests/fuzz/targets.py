@@ -423,7 +423,7 @@ def engine(random: Random) -> Target:
             message.Seen((bytes(8),)),
             message.PathProbe(bytes(8)),
             message.PathProbed(bytes(8)),
-            meeting.Registered(it.meeting.servers[0].request, meeting.Registration.PROVE, place, bytes(8)),
+            meeting.Registered(it.rendezvous.servers[0].request, meeting.Registration.PROVE, place, bytes(8)),
             meeting.Found(tag, place, (place.host,)),
             meeting.Forwarded(tag, bytes(64)),
             meeting.Register(1, (place.host,), (tag, bytes(16))),
