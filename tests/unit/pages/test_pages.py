@@ -126,3 +126,19 @@ def test_the_readme_names_commands_that_exist() -> None:
     )
     assert named - {*ctl.COMMANDS, *(alias for entry in ctl.COMMANDS.values() for alias in entry.aliases)} == set()
     assert len(named) >= 5
+
+
+def figures(text: str) -> set[str]:
+    """Numbers with their units: `28 ms`, `4.1 Gbit/s`."""
+    return set(re.findall(r"\d[\d,.]* (?:ms|s|Gbit/s|kB)\b", text))
+
+
+def test_the_readme_has_six_rows_of_the_measurements_and_their_figures_are_there() -> None:
+    section = README.split("## Measurements\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 6
+    assert "(docs/measurements.md)" in section
+    measured = (ROOT / "docs" / "measurements.md").read_text()
+    for row in rows:
+        assert figures(row) or "1.02" in row, row
+        assert figures(row.replace("outage of 10 s", "")) - figures(measured) == set(), row
