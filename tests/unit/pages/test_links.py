@@ -42,3 +42,11 @@ def test_every_page_is_reachable_from_the_readme() -> None:
             links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
             waiting += [page.parent / link for link in links]
     assert {page.resolve() for page in (ROOT / "docs").glob("*.md")} - seen == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_are_named_exist(page: Path) -> None:
+    """As in `daemon/repair.py`: below redirectctl/, or from the root of the sources."""
+    named = re.findall(r"`(?:python )?([\w-]+(?:/[\w-]+)*/[\w-]+\.(?:py|md|toml|service|svg))\b", page.read_text())
+    assert len(named) > 20 or page.name != "architecture.md"
+    assert [f for f in named if not (ROOT / f).exists() and not (ROOT / "redirectctl" / f).exists()] == []
