@@ -20,7 +20,7 @@ MUTANTS :=
 SUDO := $(shell [ "$$(id -u)" -eq 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pythons test-debian13 mutants lint setup packages install uninstall wheel deb pictures clean
+.PHONY: help demo test test-pythons test-debian13 mutants lint setup packages install uninstall wheel deb pictures recording clean
 
 help:
 	@echo 'make demo       watch an ssh session live through address changes, in network namespaces of this machine'
@@ -35,6 +35,7 @@ help:
 	@echo 'make wheel      dist/redirectctl-*.whl'
 	@echo 'make deb        dist/redirectctl_*.deb, for the Debian that this is'
 	@echo 'make pictures   the pictures of the terminal UI in docs/'
+	@echo 'make recording  the recording of the demo in docs/ (as root)'
 	@echo 'make clean      removes what the others made in this folder'
 
 demo: setup
@@ -108,6 +109,10 @@ deb:
 pictures: setup
 	$(BIN)/python -m tests.tui.picture moved 120x33 docs/ui-connections.svg
 	$(BIN)/python -m tests.tui.picture resumed 120x33 docs/ui-moves.svg 3
+
+recording: setup
+	$(SUDO) $(BIN)/python -m tests.tui.recording record tests/tui/scenes/demo.cast
+	$(BIN)/python -m tests.tui.recording draw tests/tui/scenes/demo.cast docs/demo.svg
 
 clean:
 	$(SUDO) rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -20,17 +20,36 @@ TYPE_CHECKING = False  # as typing's: importing that takes 5 ms
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
-USAGE: Final = """\
+# The options before COMMAND: names, what stands for the value ("": the option takes none), the values to choose from
+# (none: any), what it does.  The help, the parser below and the completions of the shells are made from this table.
+OPTIONS: Final = (
+    (("--require",), "", (), "run nothing (exit 125) when the connections cannot be protected"),
+    (
+        ("--notify",),
+        "HOW",
+        ("title", "inline", "none"),
+        "how to tell about a lost path on a terminal: title, inline or none",
+    ),
+    (("--plain",), "", (), "tell and ask nothing: COMMAND gets this terminal itself"),
+    (("--socket",), "PATH", (), "the daemon's socket (else $REDIRECTCTL_SOCKET, else the default)"),
+    (("--version",), "", (), "print the version and exit"),
+    (("--help", "-h"), "", (), "print this and exit"),
+)
+TAKE_A_VALUE: Final = frozenset(name for names, value, _, _ in OPTIONS if value for name in names)
+NOTIFY: Final = frozenset(next(choices for names, _, choices, _ in OPTIONS if "--notify" in names))
+
+
+def _described() -> str:
+    rows = [(f"{', '.join(names)} {value}".rstrip(), text) for names, value, _, text in OPTIONS]
+    return "".join(f"  {option:<15}  {text}\n" for option, text in rows)
+
+
+USAGE: Final = f"""\
 usage: redirect-run [--require] [--notify title|inline|none] [--plain] [--socket PATH] [--] COMMAND [ARG...]
 
 Runs COMMAND so that its TCP connections, and those of its children, survive address changes.
 
-  --require        run nothing (exit 125) when the connections cannot be protected
-  --notify HOW     how to tell about a lost path on a terminal: title, inline or none
-  --plain          tell and ask nothing: COMMAND gets this terminal itself
-  --socket PATH    the daemon's socket (else $REDIRECTCTL_SOCKET, else the default)
-  --version, --help
-
+{_described()}
 The exit status is COMMAND's; 125: --require failed; 126: not executable; 127: not found; 2: wrong usage.
 """
 
@@ -39,7 +58,6 @@ EXIT_NOT_PROTECTED: Final = 125
 EXIT_NOT_EXECUTABLE: Final = 126
 EXIT_NOT_FOUND: Final = 127
 
-NOTIFY: Final = frozenset({"title", "inline", "none"})
 # Python ignores these from its first moment on (signal_install_handlers) and keeps no note of what it found.
 IGNORED_BY_PYTHON: Final = (_signal.SIGPIPE, _signal.SIGXFSZ)
 # Programs whose children ignore what they ignore themselves.  Most others that ignore SIGPIPE (Python, sshd, tmux,
@@ -75,7 +93,7 @@ def parse(arguments: list[str]) -> Options:
             options.require = True
         elif argument == "--plain":
             options.plain = True
-        elif name in {"--notify", "--socket"}:
+        elif name in TAKE_A_VALUE:
             if not equals and (value := next(rest, "")) == "":
                 raise UsageError(f"{name} needs a value")
             if name == "--socket":

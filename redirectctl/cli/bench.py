@@ -1,4 +1,4 @@
-"""``redirectctl bench``: the measurements of the README on this machine, beside what they are compared to.
+"""``redirectctl bench``: the measurements of docs/measurements.md on this machine, and what they compare to.
 
 Hosts are network namespaces; nothing is left behind.  Progress goes to stderr, tables (with --json: figures) to stdout.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import Any, Final
 
 from redirectctl.cli.common import ExitCode, Failure
@@ -18,14 +19,14 @@ _WORDS: Final = {
 _FILES: Final = frozenset({"FILE", "PATH"})
 _DIRECTORIES: Final = frozenset({"DIR"})
 
-# redirect-run has no argparse parser (its start would be slower); what matters is to complete the command that it runs.
-_REDIRECT_RUN: Final = {
-    "bash": """\
-_redirect_run() {
+# redirect-run has no argparse parser (its start would be slower), and shtab cannot complete the command that it runs.
+# So these are written here, around the options of its own table.
+_BASH: Final = """\
+_redirect_run() {{
     local i
     for ((i = 1; i < COMP_CWORD; i++)); do
-        case ${COMP_WORDS[i]} in
-            --notify | --socket) ((i++)) ;;
+        case ${{COMP_WORDS[i]}} in
+            {with_value}) ((i++)) ;;
             --) ((i++)); break ;;
             -*) ;;
             *) break ;;
@@ -36,38 +37,28 @@ _redirect_run() {
         return
     fi
     case $3 in
-        --notify) COMPREPLY=($(compgen -W "title inline none" -- "$2")) ;;
-        --socket) COMPREPLY=($(compgen -f -- "$2")) ;;
+{values}
         *)
             if [[ $2 == -* ]]; then
-                COMPREPLY=($(compgen -W "--require --notify --socket --version --help --" -- "$2"))
+                COMPREPLY=($(compgen -W "{names} --" -- "$2"))
             else
                 COMPREPLY=($(compgen -c -- "$2"))
             fi ;;
     esac
-}
+}}
 complete -o bashdefault -o default -F _redirect_run redirect-run
-""",
-    "zsh": """\
+"""
+_ZSH: Final = """\
 #compdef redirect-run
 _arguments -S \\
-    '--require[run nothing when the connections cannot be protected]' \\
-    '--notify[how to tell about a lost path]:how:(title inline none)' \\
-    "--socket[the daemon's socket]:socket:_files" \\
-    '(- *)--version[print the version]' \\
-    '(- *)--help[print the options]' \\
+{options}
     '(-):command: _command_names -e' \\
     '*::arguments: _normal'
-""",
-    "fish": """\
+"""
+_FISH: Final = """\
 complete -c redirect-run -f -a '(__fish_complete_subcommand)'
-complete -c redirect-run -l require -d 'Run nothing when the connections cannot be protected'
-complete -c redirect-run -l notify -x -a 'title inline none' -d 'How to tell about a lost path'
-complete -c redirect-run -l socket -r -F -d 'The socket of the daemon'
-complete -c redirect-run -l version -d 'Print the version'
-complete -c redirect-run -l help -d 'Print the options'
-""",
-}
+{options}
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print it."""
     if args.program == "redirect-run":
-        print(_REDIRECT_RUN[args.shell], end="")
+        print(_of_redirect_run(args.shell), end="")
         return ExitCode.DONE
     try:
         import shtab
@@ -89,6 +80,44 @@ def run(args: argparse.Namespace) -> int:
     _hint(parser, shtab)
     print(shtab.complete(parser, args.shell))
     return ExitCode.DONE
+
+
+def _of_redirect_run(shell: str) -> str:
+    from redirectctl_wrappers.run import OPTIONS
+
+    if shell == "bash":
+        values = []
+        for names, value, choices, _ in OPTIONS:
+            if value:
+                words = f'-W "{" ".join(choices)}"' if choices else "-f"
+                values.append(f'        {" | ".join(names)}) COMPREPLY=($(compgen {words} -- "$2")) ;;')
+        return _BASH.format(
+            with_value=" | ".join(name for names, value, _, _ in OPTIONS if value for name in names),
+            values="\n".join(values),
+            names=" ".join(name for names, _, _, _ in OPTIONS for name in names),
+        )
+    template, line = (_ZSH, _zsh_option) if shell == "zsh" else (_FISH, _fish_option)
+    return template.format(options="\n".join(line(*option) for option in OPTIONS))
+
+
+def _zsh_option(names: tuple[str, ...], value: str, choices: tuple[str, ...], text: str) -> str:
+    """As _arguments of zsh takes it.  After --help and --version nothing else is completed."""
+    about = text.replace("[", "\\[").replace("]", "\\]").replace(":", "\\:")
+    completed = f"({' '.join(choices)})" if choices else "_files"
+    words = f":{value}:{completed}" if value else ""
+    alone = "'(- *)'" if {"--help", "--version"} & set(names) else ""
+    name = f"{{{','.join(names)}}}" if len(names) > 1 else names[0]
+    return f"    {alone}{name}{shlex.quote(f'[{about}]{words}')} \\"
+
+
+def _fish_option(names: tuple[str, ...], value: str, choices: tuple[str, ...], text: str) -> str:
+    flags = " ".join(f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in names)
+    words = f" -x -a '{' '.join(choices)}'" if choices else " -r -F" if value else ""
+    return f"complete -c redirect-run {flags}{words} -d {_fish_quoted(text)}"
+
+
+def _fish_quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _parser_of(program: str) -> argparse.ArgumentParser:

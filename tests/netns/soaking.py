@@ -275,6 +275,9 @@ class Soak:
         what = self.random.choice(("rebind", "forget", "readdress", "out") if at_home and number < ENOUGH else ("out",))
         if not at_home:
             what = self.random.choice(("back", "out"))
+        if what in ("rebind", "forget"):
+            # A connection that has not moved ends at a NAT's RST while a daemon is away, as it does without us.
+            self._end_extra()
         self.say(f"inside: {what}")
         match what:
             case "rebind":
@@ -324,11 +327,9 @@ class Soak:
 
     def come_and_go(self) -> None:
         """Connections of a moment ago end, others begin."""
-        for ticker, bulk in self.extra:
-            self._judge([ticker.stop(), bulk.stop()])
+        self._end_extra()
         client = self.random.choice((self.laptop, self.nat))
         if client.process is None or client.process.poll() is not None:
-            self.extra = []
             return  # nobody would opt it in
         self.say(f"new connections of {client.host.name}")
         server, wrap = self.lab.server, client.opted_in()
@@ -338,6 +339,12 @@ class Soak:
         begun = {each.local: each.ends["client"].process.pid for each in self.extra[0]}
         wait_until(lambda: self._protected(client, begun), PATIENCE, "new connections protected", poll=0.2)
         self.done["connections"] += 2
+
+    def _end_extra(self) -> None:
+        """Those that began during the run."""
+        for ticker, bulk in self.extra:
+            self._judge([ticker.stop(), bulk.stop()])
+        self.extra = []
 
     @staticmethod
     def _protected(client: Daemon, begun: Mapping[str, int]) -> bool:
@@ -371,8 +378,7 @@ class Soak:
     def finish(self) -> None:
         """Nothing is lost, suspended, wrong or left."""
         self._none_is_suspended()
-        for ticker, bulk in self.extra:
-            self._judge([ticker.stop(), bulk.stop()])
+        self._end_extra()
         for work in self.works:
             assert work.silent.ask(PATIENCE) == {}, f"{work.name}: silent connections"
             self._judge(work.stop())

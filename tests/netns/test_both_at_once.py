@@ -6,7 +6,7 @@
                                        |
                                      office ── rendezvous 1, 2
 
-REDIRECTCTL_MEETINGS says how many times both move in its test (2; the figures of the README are of 20).
+REDIRECTCTL_MEETINGS says how many times both move in its test (2; the figures of docs/measurements.md are of 20).
 """
 
 from __future__ import annotations

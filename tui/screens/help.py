@@ -24,10 +24,10 @@ KEYS: Final = (
     ("q", "quit; nothing depends on this program running"),
 )
 PATHS: Final = (
-    ("original", "packets travel as ever"),
+    ("original", "packets travel as without redirectctl"),
     ("rewritten", "the kernel changes addresses in the packets"),
     ("tunnel", "packets travel in UDP between the two daemons"),
-    ("settled", "the socket has been given its new address"),
+    ("settled", "reserved: no connection has this path yet"),
 )
 
 

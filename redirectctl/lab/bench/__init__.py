@@ -1,4 +1,4 @@
-"""The measurements of the README: each a module with its options, what it measures, and a table of the figures."""
+"""The measurements of docs/measurements.md: each a module with options and a table."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Measurement(Protocol):
         """Do it; progress goes to stderr.  Raises AbsentError, LabError."""
 
 
-# In the order of the README; what each compares.
+# In the order of docs/measurements.md; what each compares.
 MEASUREMENTS: Final = {
     "gap": "silence after an outage, with and without undoing TCP's back-off",
     "protected": "throughput of a connection before protection, protected, after a move",

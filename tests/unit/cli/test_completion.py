@@ -1,6 +1,8 @@
 """Completion as bash and fish do it; zsh has no way to ask but a terminal, so only that it understands the text."""
 
+import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from redirectctl.cli.completion import PROGRAMS, SHELLS
-from redirectctl.cli.main import COMMANDS, main
+from redirectctl.cli.main import COMMANDS, main, make_parser
+from redirectctl.daemon.main import make_parser as redirectd_parser
+from redirectctl_wrappers.run import OPTIONS
 
 # What readline does: the function of the command gets its name, the word and the word before.
 BASH = """
@@ -66,6 +70,7 @@ CASES = [
     (["redirectd", "--state"], ["--state-dir"]),
     (["redirectd", "--log-level", "w"], ["warning"]),
     (["redirect-run", "--req"], ["--require"]),
+    (["redirect-run", "--pl"], ["--plain"]),
     (["redirect-run", "--notify", "in"], ["inline"]),
 ]
 
@@ -100,3 +105,57 @@ def test_bash_completes_the_command_that_redirect_run_runs(
     script: Callable[[str, str], Path],
 ) -> None:
     assert "bash" in out(["bash", "-c", BASH, "bash", str(script("bash", "redirect-run")), "redirect-run", "bas"])
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    return {name for action in parser._actions for name in action.option_strings}
+
+
+def every_command() -> dict[str, set[str]]:
+    """Command lines up to where options may stand, and the options that may."""
+    ctl = make_parser(COMMANDS)
+    (commands,) = (action for action in ctl._actions if isinstance(action, argparse._SubParsersAction))
+    return {
+        "redirectctl": options(ctl),
+        **{f"redirectctl {name}": options(command) for name, command in commands.choices.items()},
+        "redirectd": options(redirectd_parser()),
+        "redirect-run": {name for names, *_ in OPTIONS for name in names},
+    }
+
+
+EVERY = every_command()
+
+
+def test_there_is_something_to_complete_everywhere() -> None:
+    assert len(EVERY) > 20
+    assert [line for line, names in EVERY.items() if not names] == []
+    assert {"--plain", "--require", "--notify", "--socket"} < EVERY["redirect-run"]
+
+
+@pytest.mark.parametrize("line", EVERY)
+def test_bash_completes_every_option(line: str, script: Callable[[str, str], Path]) -> None:
+    program = line.split(maxsplit=1)[0]
+    offered = out(["bash", "-c", BASH, "bash", str(script("bash", program)), *line.split(), "-"])
+    assert EVERY[line] - set(offered) == set()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_fish_completes_every_option(program: str, script: Callable[[str, str], Path]) -> None:
+    needs("fish")
+    path = script("fish", program)
+    for line, names in EVERY.items():
+        if line.split()[0] == program:
+            ask = f"complete --erase {program}; source {path}; complete -C '{line} -'; complete -C '{line} --'"
+            assert names - set(out(["fish", "--no-config", "-c", ask])) == set(), line
+
+
+@pytest.mark.parametrize("line", EVERY)
+def test_zsh_is_told_every_option(line: str, script: Callable[[str, str], Path]) -> None:
+    """Of what _arguments gets for this command."""
+    text = script("zsh", line.split(maxsplit=1)[0]).read_text()
+    if line != "redirect-run":
+        (text,) = re.findall(
+            rf"^_shtab_{re.sub('[ -]', '_', line)}_options=\(\n(.*?)\n\)", text, re.MULTILINE | re.DOTALL
+        )
+    offered = {name for group in re.findall(r"(-[\w-]+(?:,-[\w-]+)*)\}?[\"']?\[", text) for name in group.split(",")}
+    assert EVERY[line] - offered == set()

@@ -94,7 +94,7 @@ def after(pauses: tuple[float, ...]) -> list[float]:
         ("comes: after {}, {}, {}, {} and {} s. An answer", of_flows.REQUEST_RETRIES),
         ("five tries in {} s", after(of_flows.REQUEST_RETRIES)[-1:]),
         (
-            "datagram came from that is not where its sender was proven to be: at most once in {} s",
+            "datagram, if that is not the proven address of its sender: at most once in {} s",
             [of_flows.TELL_PAUSE],
         ),
         ("left alone for {} minutes, a known peer for one", [of_flows.UNSUPPORTED_TIME / MINUTE]),

@@ -126,3 +126,19 @@ def test_the_readme_names_commands_that_exist() -> None:
     )
     assert named - {*ctl.COMMANDS, *(alias for entry in ctl.COMMANDS.values() for alias in entry.aliases)} == set()
     assert len(named) >= 5
+
+
+def figures(text: str) -> set[str]:
+    """What was measured, as written: decimal fractions and milliseconds."""
+    return set(re.findall(r"\d[\d,]*\.\d+|\d[\d,]*(?= ms)", text))
+
+
+def test_the_readme_has_six_rows_of_the_measurements_and_their_figures_are_there() -> None:
+    section = README.split("## Measurements\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 6
+    assert "(docs/measurements.md)" in section
+    measured = figures((ROOT / "docs" / "measurements.md").read_text())
+    for row in rows:
+        assert figures(row), row
+        assert figures(row) - measured == set(), row

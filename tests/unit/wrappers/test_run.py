@@ -20,6 +20,7 @@ from fake_daemon import FakeDaemon
 
 import redirectctl
 from redirectctl_wrappers import launcher
+from redirectctl_wrappers.run import OPTIONS
 
 MEBI = 1 << 20
 
@@ -447,6 +448,15 @@ def test_wrong_usage(redirect_run: str, daemon: FakeDaemon, arguments: list[str]
 def test_options_end_at_the_command(redirect_run: str, daemon: FakeDaemon, arguments: list[str], output: bytes) -> None:
     result = run(redirect_run, *arguments)
     assert (result.returncode, result.stdout, result.stderr) == (0, output, b"")
+
+
+def test_every_option_of_the_table_is_understood(redirect_run: str, daemon: FakeDaemon) -> None:
+    for names, value, choices, _ in OPTIONS:
+        for name in names:
+            values = choices or (daemon.path,) if value else ()
+            for words in [[name, v] for v in values] + [[f"{name}={v}"] for v in values] or [[name]]:
+                result = run(redirect_run, *words, "true")
+                assert (result.returncode, result.stderr) == (0, b""), words
 
 
 def test_help_and_version(redirect_run: str) -> None:
