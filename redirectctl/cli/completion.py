@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _parser_of(program: str) -> argparse.ArgumentParser:
     if program == "redirectd":
-        from redirectctl.daemon.main import make_parser
+        from redirectctl.redirectd import make_parser
 
         return make_parser()
     from redirectctl.cli import main

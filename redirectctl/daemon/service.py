@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 
 from redirectctl import __version__
 from redirectctl.api import schema
 from redirectctl.api.schema import RequestError
-from redirectctl.daemon import doctor, records, watching
+from redirectctl.daemon import records, watching
 from redirectctl.daemon.apiserver import Caller
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.flows.connection import Connection
@@ -30,11 +30,16 @@ MOST_LISTED = 4  # fingerprints in one message
 LONGEST_TARGET = 128  # characters; two IPv6 addresses with ports take 95
 
 
+# All checks, or those about one peer (its public key): doctor/examine.py.
+Examine = Callable[[Runtime, bytes | None], Awaitable[list[schema.Check]]]
+
+
 class DaemonService:
     """The Service of apiserver.py."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, examine: Examine) -> None:
         self._r = runtime
+        self._examine = examine
 
     async def status(self, request: schema.StatusRequest, caller: Caller) -> schema.StatusReply:
         """The daemon in a few numbers."""
@@ -195,7 +200,7 @@ class DaemonService:
     async def doctor(self, request: schema.DoctorRequest, caller: Caller) -> schema.DoctorReply:
         """Check what can be checked from inside the daemon."""
         peer = self._peer("doctor", request.peer) if request.peer is not None else None
-        return schema.DoctorReply(checks=await doctor.examine(self._r, peer.public if peer is not None else None))
+        return schema.DoctorReply(checks=await self._examine(self._r, peer.public if peer is not None else None))
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from random import Random
 from types import ModuleType
 
-from redirectctl.daemon.checks import icmp
+from redirectctl.doctor import icmp
 from redirectctl.flows import commands
 from redirectctl.flows.engine import Policy
 from redirectctl.kernel.segments import Inbound, Outbound
@@ -237,7 +237,7 @@ def _token(data: bytes) -> None:
 
 
 def icmp_reports(_: Random) -> Target:
-    """daemon/checks/icmp.py"""
+    """doctor/icmp.py"""
     target = SockAddr(_V4.remote.host, 22)
 
     def feed(data: bytes) -> str:

@@ -25,7 +25,7 @@ def slow(*arguments, **more):
     time.sleep({WALK})
     return owners(*arguments, **more)
 procs.owners = slow
-from redirectctl.daemon.main import main
+from redirectctl.redirectd import main
 sys.exit(main())
 """
 

@@ -17,7 +17,7 @@ from redirectctl.lab.topology import Host, Lab
 FAULTY = """
 import importlib, os, sys
 from pathlib import Path
-from redirectctl.daemon.main import main
+from redirectctl.redirectd import main
 
 def fail(where, what, times):
     module, name = where.rsplit(".", 1)

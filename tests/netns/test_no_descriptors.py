@@ -28,7 +28,7 @@ def refuse(self, carried, routes=None):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     carry(self, carried, routes)
 Carrier.carry = refuse
-from redirectctl.daemon.main import main
+from redirectctl.redirectd import main
 sys.exit(main())
 """
 

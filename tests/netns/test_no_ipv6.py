@@ -28,7 +28,7 @@ os.path.exists = lambda path: not gone(path) and there(path)
 Path.exists = lambda self, **more: not gone(self) and exists(self, **more)
 from redirectctl.kernel import routes
 routes.socket = SimpleNamespace(**vars(socket) | {"AF_INET6": 12})
-from redirectctl.daemon.main import main
+from redirectctl.redirectd import main
 sys.exit(main())
 """
 

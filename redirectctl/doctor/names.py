@@ -6,8 +6,8 @@ import asyncio
 
 from redirectctl.api.reasons import advice, explain
 from redirectctl.api.schema import Check
-from redirectctl.daemon.checks.outcome import count, fail, ok, several, skip, warn
 from redirectctl.daemon.runtime import Runtime
+from redirectctl.doctor.outcome import count, fail, ok, several, skip, warn
 from redirectctl.names import resolver, update
 from redirectctl.names.resolver import Found, NoAnswerError
 from redirectctl.names.update import UpdateError

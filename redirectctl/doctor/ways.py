@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple
 
 from redirectctl.api.reasons import explain
 from redirectctl.api.schema import Check
-from redirectctl.daemon.checks.outcome import count, fail, ok, several, skip, warn
+from redirectctl.doctor.outcome import count, fail, ok, several, skip, warn
 from redirectctl.flows.better import Failure
 from redirectctl.flows.choosing import Why
 from redirectctl.flows.connection import Connection, Path

@@ -9,9 +9,9 @@ import pytest
 
 from redirectctl.api.reasons import advice, explain
 from redirectctl.api.schema import CheckStatus
-from redirectctl.daemon.checks import alone, host, traces
-from redirectctl.daemon.checks.state import KernelState
-from redirectctl.daemon.checks.traces import Trace
+from redirectctl.doctor import alone, host, traces
+from redirectctl.doctor.state import KernelState
+from redirectctl.doctor.traces import Trace
 from redirectctl.kernel.constants import Queue
 from redirectctl.kernel.elements import KernelFlow
 from redirectctl.wire.addr import FourTuple, SockAddr

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from redirectctl.api.schema import Check
-from redirectctl.daemon.checks import firewall, host, meeting, names, state
-from redirectctl.daemon.checks.outcome import skip
-from redirectctl.daemon.checks.peer import PeerCheck
 from redirectctl.daemon.runtime import Runtime
+from redirectctl.doctor import host, names, rendezvous, state
+from redirectctl.doctor.firewall import control_port
+from redirectctl.doctor.outcome import skip
+from redirectctl.doctor.peer import PeerCheck
 
 
 async def examine(runtime: Runtime, peer: bytes | None) -> list[Check]:
@@ -18,9 +19,9 @@ async def examine(runtime: Runtime, peer: bytes | None) -> list[Check]:
     compared = await kernel.examine()
     if kernel.rules is not None:
         versions = (4, 6) if host.has_ipv6() else (4,)
-        wall = firewall.check(kernel.rules, runtime.port.port, versions)
+        wall = control_port.check(kernel.rules, runtime.port.port, versions)
     else:
-        wall = skip(firewall.NAME, "the packet filter rules could not be read")
+        wall = skip(control_port.NAME, "the packet filter rules could not be read")
     return [
         state.daemon(runtime),
         state.state_directory(runtime),
@@ -31,8 +32,8 @@ async def examine(runtime: Runtime, peer: bytes | None) -> list[Check]:
         wall,
         state.peers(runtime),
         await names.own(runtime),
-        meeting.rendezvous(engine.meeting.servers),
-        meeting.serving(engine.policy.serve, engine.rendezvous.guests, engine.rendezvous.relayed),
+        rendezvous.rendezvous(engine.meeting.servers),
+        rendezvous.serving(engine.policy.serve, engine.rendezvous.guests, engine.rendezvous.relayed),
         state.connections(runtime),
         *compared,
         await state.cgroup_leftovers(),

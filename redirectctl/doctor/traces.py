@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from redirectctl.daemon.checks.host import has_ipv6
-from redirectctl.daemon.checks.outcome import several
 from redirectctl.daemon.needs import Needs
+from redirectctl.doctor.host import has_ipv6
+from redirectctl.doctor.outcome import several
 from redirectctl.kernel.cgroup import CgroupTree, populated
 from redirectctl.kernel.constants import (
     FALLBACK_PRIORITY,

@@ -13,13 +13,14 @@ from pathlib import Path
 from redirectctl import __version__
 from redirectctl.api.reasons import explain
 from redirectctl.api.schema import Check
-from redirectctl.daemon.checks import host, ruleset, traces
-from redirectctl.daemon.checks.alone import cgroups
-from redirectctl.daemon.checks.outcome import count, fail, ok, refused, several, warn
-from redirectctl.daemon.checks.ruleset import Ruleset
-from redirectctl.daemon.checks.traces import Routing, Trace
 from redirectctl.daemon.needs import Needs, needs_of_all, rules
 from redirectctl.daemon.runtime import Runtime
+from redirectctl.doctor import host, traces
+from redirectctl.doctor.alone import cgroups
+from redirectctl.doctor.firewall import ruleset
+from redirectctl.doctor.firewall.ruleset import Ruleset
+from redirectctl.doctor.outcome import count, fail, ok, refused, several, warn
+from redirectctl.doctor.traces import Routing, Trace
 from redirectctl.flows.state import State
 from redirectctl.kernel.constants import NFT_TABLE, ROUTE_TABLE, Queue
 from redirectctl.kernel.elements import KernelFlow, flows_in

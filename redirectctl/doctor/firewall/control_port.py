@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from redirectctl.api.schema import Check
-from redirectctl.daemon.checks import iptrules, nftrules
-from redirectctl.daemon.checks.filters import Datagram, Fate, Table, fate
-from redirectctl.daemon.checks.outcome import fail, ok, several, warn
-from redirectctl.daemon.checks.ruleset import Ruleset
+from redirectctl.doctor.firewall import iptables, nftables
+from redirectctl.doctor.firewall.ruleset import Ruleset
+from redirectctl.doctor.firewall.traversal import Datagram, Fate, Table, fate
+from redirectctl.doctor.outcome import fail, ok, several, warn
 
 NAME = "control.firewall"
 
@@ -47,8 +47,8 @@ def _tables(rules: Ruleset, version: int) -> list[Table]:
     family, program = ("ip", "iptables") if version == 4 else ("ip6", "ip6tables")
     saved = [each for each in rules.xtables if each.program in (program, f"{program}-legacy")]
     known = ["filter", "raw", "mangle", "security", "nat"] if any(s.program == program for s in saved) else []
-    tables = nftrules.tables(rules.nft, version, [(family, name) for name in known])
-    return [*tables, *(table for each in saved for table in iptrules.tables(each))]
+    tables = nftables.tables(rules.nft, version, [(family, name) for name in known])
+    return [*tables, *(table for each in saved for table in iptables.tables(each))]
 
 
 def _said(direction: str, one: Fate) -> str:

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from redirectctl.daemon.checks.icmp import report
+from redirectctl.doctor.icmp import report
 from redirectctl.wire.addr import SockAddr
 
 scapy = pytest.importorskip("scapy.all")

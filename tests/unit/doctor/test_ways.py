@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from redirectctl.api.schema import CheckStatus
-from redirectctl.daemon.checks import ways
+from redirectctl.doctor import ways
 from redirectctl.flows.better import Failure
 from redirectctl.flows.choosing import Why
 from redirectctl.flows.connection import Connection

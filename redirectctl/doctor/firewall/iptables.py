@@ -1,12 +1,12 @@
-"""iptables rules as `iptables-save` prints them, for filters.py."""
+"""iptables rules as `iptables-save` prints them, for traversal.py."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator
 
-from redirectctl.daemon.checks.filters import Chain, Datagram, Judgement, Kind, Rule, Table, Verdict
-from redirectctl.daemon.checks.ruleset import Saved
+from redirectctl.doctor.firewall.ruleset import Saved
+from redirectctl.doctor.firewall.traversal import Chain, Datagram, Judgement, Kind, Rule, Table, Verdict
 from redirectctl.kernel.queues import QUEUE_RULES
 
 _PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}  # linux/netfilter_ipv4.h

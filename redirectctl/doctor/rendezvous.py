@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from redirectctl.api.reasons import advice, explain
 from redirectctl.api.schema import Check
-from redirectctl.daemon.checks.outcome import count, ok, several, skip, warn
+from redirectctl.doctor.outcome import count, ok, several, skip, warn
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.meeting import Server, Standing
 from redirectctl.wire.addr import SockAddr

@@ -22,7 +22,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from redirectctl.api.schema import Check
-from redirectctl.daemon.checks.outcome import fail, ok, refused, several, skip, warn
+from redirectctl.doctor.outcome import fail, ok, refused, several, skip, warn
 from redirectctl.kernel import borrow, cgroup
 from redirectctl.kernel.constants import NFT_TABLE, Queue
 from redirectctl.kernel.diag import SockDiag, SocketInfo, TcpState

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
 
-from redirectctl.daemon.checks import alone, host, ruleset, traces
-from redirectctl.daemon.checks.outcome import count
-from redirectctl.daemon.checks.traces import Trace
+from redirectctl.doctor import alone, host, traces
+from redirectctl.doctor.firewall import ruleset
+from redirectctl.doctor.outcome import count
+from redirectctl.doctor.traces import Trace
 from redirectctl.kernel.cgroup import CgroupTree
 from redirectctl.kernel.constants import NFT_TABLE, TUN_DEVICE, Queue
 from redirectctl.kernel.elements import flows_in

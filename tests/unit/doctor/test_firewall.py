@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from redirectctl.api.schema import CheckStatus
-from redirectctl.daemon.checks import firewall
-from redirectctl.daemon.checks.ruleset import Ruleset, Saved
+from redirectctl.doctor.firewall import control_port
+from redirectctl.doctor.firewall.ruleset import Ruleset, Saved
 
 PORT = 7747
 UDP = {"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": 17}}
@@ -62,7 +62,7 @@ def table(
 
 
 def check(*listed: list[dict[str, Any]], saved: list[Saved] | None = None) -> Any:
-    return firewall.check(Ruleset([item for each in listed for item in each], saved or []), PORT)
+    return control_port.check(Ruleset([item for each in listed for item in each], saved or []), PORT)
 
 
 LETS_IN = [

@@ -1,11 +1,11 @@
-"""nftables rules as libnftables lists them (libnftables-json(5)), for filters.py."""
+"""nftables rules as libnftables lists them (libnftables-json(5)), for traversal.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from redirectctl.daemon.checks.filters import Chain, Datagram, Judgement, Kind, Rule, Table, Verdict
+from redirectctl.doctor.firewall.traversal import Chain, Datagram, Judgement, Kind, Rule, Table, Verdict
 from redirectctl.kernel.constants import NFT_TABLE
 from redirectctl.kernel.nft import Command
 

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from redirectctl.api.reasons import advice, explain
 from redirectctl.api.schema import Check, CheckStatus, Event, EventName
-from redirectctl.daemon.checks import firewall, host, meeting, names, paths, ruleset, ways
-from redirectctl.daemon.checks.icmp import IcmpWatch
-from redirectctl.daemon.checks.outcome import count, fail, merged, ok, several, skip, warn
 from redirectctl.daemon.runtime import Runtime
+from redirectctl.doctor import host, names, rendezvous, route, ways
+from redirectctl.doctor.firewall import control_port, ruleset
+from redirectctl.doctor.icmp import IcmpWatch
+from redirectctl.doctor.outcome import count, fail, merged, ok, several, skip, warn
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.meeting import ORIGIN
 from redirectctl.flows.state import State
@@ -109,7 +110,7 @@ class PeerCheck:
                 break
             await asyncio.sleep(POLL)
         relayed = [c for c in engine.table.movable(self._key) if engine.meeting.relayed(c)]
-        return meeting.with_peer(engine.meeting.servers, self._key, found, relayed)
+        return rendezvous.with_peer(engine.meeting.servers, self._key, found, relayed)
 
     def _tried(self) -> list[Way]:
         """Where the connections are, from their own addresses: another may well get through where theirs does not.
@@ -146,12 +147,12 @@ class PeerCheck:
         try:
             rules = await ruleset.read()
         except KernelError as error:
-            return skip(firewall.NAME, f"{error.what}: {error.why}", error.hint)
-        return firewall.check(rules, self._r.port.port, (4, 6) if host.has_ipv6() else (4,))
+            return skip(control_port.NAME, f"{error.what}: {error.why}", error.hint)
+        return control_port.check(rules, self._r.port.port, (4, 6) if host.has_ipv6() else (4,))
 
     async def _route(self, way: Way) -> Check:
         name, target = "peer.route", way.to.host
-        path = await paths.look_up(target, way.source)
+        path = await route.look_up(target, way.source)
         if isinstance(path, str):
             origin = f" from {way.source}" if way.source else ""
             return fail(name, f"none to {target}{origin}: {path}", "see `ip route`; is this host on a network?")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from redirectctl.api.optin import DEFAULT_SOCKET
 from redirectctl.api.schema import Check
-from redirectctl.daemon.checks import host, ruleset, traces
-from redirectctl.daemon.checks.outcome import count, fail, ok, refused, several, skip, warn
-from redirectctl.daemon.checks.traces import Trace
 from redirectctl.daemon.needs import needs_of_all
+from redirectctl.doctor import host, traces
+from redirectctl.doctor.firewall import ruleset
+from redirectctl.doctor.outcome import count, fail, ok, refused, several, skip, warn
+from redirectctl.doctor.traces import Trace
 from redirectctl.kernel.diag import CONNECTED, SockDiag
 from redirectctl.kernel.elements import KernelFlow, flows_in
 from redirectctl.kernel.errors import KernelError

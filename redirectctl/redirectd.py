@@ -22,6 +22,7 @@ from redirectctl.daemon.service import DaemonService
 from redirectctl.daemon.stderr import complain, start_logging
 from redirectctl.daemon.udp import ControlPortError
 from redirectctl.daemon.waking import BoottimeLoop
+from redirectctl.doctor.examine import examine
 from redirectctl.flows.constants import MAX_CONNECTIONS
 from redirectctl.kernel.errors import KernelError, used_up
 from redirectctl.store.records import StoreError
@@ -80,7 +81,7 @@ async def _run(settings: Config, args: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     runtime = Runtime(settings, args.state_dir)
-    server = ApiServer(DaemonService(runtime), runtime.log, __version__)
+    server = ApiServer(DaemonService(runtime, examine), runtime.log, __version__)
     loop.add_signal_handler(signal.SIGHUP, _reload, runtime, args.config)
     await runtime.start()
     await server.start(Path(socket_path(args.socket)))

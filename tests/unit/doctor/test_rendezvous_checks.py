@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from redirectctl.api.schema import CheckStatus
-from redirectctl.daemon.checks import meeting
+from redirectctl.doctor import rendezvous
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.meeting import Server, Standing
 from redirectctl.flows.state import State
@@ -30,7 +30,7 @@ def relayed() -> Connection:
 
 @pytest.mark.parametrize("standing", Standing)
 def test_each_standing_has_words_and_what_is_useless_a_hint(standing: Standing) -> None:
-    check = meeting.rendezvous([server(standing)])
+    check = rendezvous.rendezvous([server(standing)])
     useless = standing not in (Standing.REGISTERED, Standing.FULL)
     assert check.status is (CheckStatus.WARN if useless else CheckStatus.OK)
     assert "r.example.net:7747" in check.found
@@ -38,25 +38,25 @@ def test_each_standing_has_words_and_what_is_useless_a_hint(standing: Standing) 
 
 
 def test_one_of_two_is_told_apart() -> None:
-    check = meeting.rendezvous([server(), server(Standing.NOT_SERVING)])
+    check = rendezvous.rendezvous([server(), server(Standing.NOT_SERVING)])
     assert check.status is CheckStatus.WARN
     assert "sees this host at 203.0.113.7:40000" in check.found
     assert check.hint == "set serve = true in [rendezvous] there"
 
 
 def test_a_peer_that_is_relayed() -> None:
-    check = meeting.with_peer([server()], PEER, [SEEN], [relayed()])
+    check = rendezvous.with_peer([server()], PEER, [SEEN], [relayed()])
     assert check.status is CheckStatus.OK
     assert check.found.startswith("1 connection relayed by 203.0.113.200:7747")
 
 
 def test_a_peer_that_is_registered_too() -> None:
-    check = meeting.with_peer([server()], PEER, [SEEN], [])
+    check = rendezvous.with_peer([server()], PEER, [SEEN], [])
     assert (check.status, str(SEEN) in check.found) == (CheckStatus.OK, True)
 
 
 def test_a_peer_that_is_not_there() -> None:
-    check = meeting.with_peer([server()], PEER, [], [])
+    check = rendezvous.with_peer([server()], PEER, [], [])
     assert check.status is CheckStatus.WARN
     assert check.hint is not None
     assert "same rendezvous" in check.hint
@@ -67,9 +67,9 @@ def test_a_peer_that_is_not_there() -> None:
     [([], CheckStatus.SKIP), ([server(Standing.NO_ANSWER)], CheckStatus.WARN), ([server(tags=False)], CheckStatus.OK)],
 )
 def test_otherwise(servers: list[Server], status: CheckStatus) -> None:
-    assert meeting.with_peer(servers, PEER, [], []).status is status
+    assert rendezvous.with_peer(servers, PEER, [], []).status is status
 
 
 def test_what_is_done_for_others() -> None:
-    assert meeting.serving(False, 0, 0).status is CheckStatus.SKIP
-    assert meeting.serving(True, 1, 2).found == "1 host registered, 2 flows relayed"
+    assert rendezvous.serving(False, 0, 0).status is CheckStatus.SKIP
+    assert rendezvous.serving(True, 1, 2).found == "1 host registered, 2 flows relayed"
