@@ -106,7 +106,7 @@ def _last_words(error: Exception) -> str:
 
 
 def _allow_descriptors() -> None:
-    """Each suspended connection takes one (kernel/borrow.py).
+    """Each suspended connection takes one (kernel/sockets/borrow.py).
 
     The soft limit is 1,024 for the sake of select(2), which nobody here uses above that.
     """
@@ -120,7 +120,7 @@ def _hurry() -> None:
     """Be given a processor at once, where others compute: it needs little, and connections stand still meanwhile.
 
     A move is some ten short turns of two daemons.  The tunnel's thread, which may have much to do, is as any program
-    (carrier.py).
+    (kernel/tunnel/carrier.py).
     """
     with suppress(OSError):  # somebody does not want that
         os.setpriority(os.PRIO_PROCESS, 0, NICE)

@@ -21,15 +21,15 @@ from redirectctl.flows.constants import MAX_CONNECTIONS
 from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Engine
 from redirectctl.flows.state import State
-from redirectctl.kernel import procs
-from redirectctl.kernel.cgroup import Cgroup, CgroupTree
 from redirectctl.kernel.constants import CGROUP_PREFIX
-from redirectctl.kernel.diag import Destroyed, DestroyWatch, SockDiag, SocketInfo, TcpInfo, TcpState
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.inet_filter import SocketFilter
-from redirectctl.kernel.pidfd import Pidfd
-from redirectctl.kernel.survey import Survey, between, present, repeating
-from redirectctl.kernel.tcpcounters import Count
+from redirectctl.kernel.processes import procfs
+from redirectctl.kernel.processes.cgroup import Cgroup, CgroupTree
+from redirectctl.kernel.processes.pidfd import Pidfd
+from redirectctl.kernel.sockets.bytecode import SocketFilter
+from redirectctl.kernel.sockets.counters import Count
+from redirectctl.kernel.sockets.diag import Destroyed, DestroyWatch, SockDiag, SocketInfo, TcpInfo, TcpState
+from redirectctl.kernel.sockets.survey import Survey, between, present, repeating
 from redirectctl.proto.constants import ATTEMPTS_MAX
 from redirectctl.wire.addr import FourTuple, IPAddress
 
@@ -60,7 +60,7 @@ ALIVE = (
 class _Group:
     cgroup: Cgroup
     last_seen: float
-    made_for: int | None  # start time (procs.start_time) of the process whose number its name has; None: not known
+    made_for: int | None  # start time (procfs.start_time) of the process whose number its name has; None: not known
     sockets: dict[FourTuple, int] = field(default_factory=dict)  # open at the last look, with the user's id
 
 
@@ -155,7 +155,7 @@ class Finder:
         if cgroup is None or group is None:
             return []
         made_for = cgroup.path.name == f"{CGROUP_PREFIX}{pid}" and group.made_for is not None
-        whole = uid == 0 or (made_for and group.made_for == procs.start_time(pid))
+        whole = uid == 0 or (made_for and group.made_for == procfs.start_time(pid))
         return [socket for socket, owner in group.sockets.items() if whole or owner == uid]
 
     async def opt_in_sockets(self, sockets: Iterable[SocketInfo]) -> list[FourTuple]:
@@ -238,13 +238,13 @@ class Finder:
         found = ((s, self._interface(index)) for s, index in indices.items())
         return {s: interface.name for s, interface in found if interface is not None}
 
-    async def _owners(self, inodes: Collection[int], *, likely: bool = False) -> dict[int, procs.Process]:
+    async def _owners(self, inodes: Collection[int], *, likely: bool = False) -> dict[int, procfs.Process]:
         """Which processes have these sockets.  Looks at every process, unless those that are likely have them all."""
         tree, groups = self._tree, [group.cgroup for group in self._groups.values()]
 
-        def walk() -> dict[int, procs.Process]:
+        def walk() -> dict[int, procfs.Process]:
             members = (pid for group in groups for pid in tree.processes(group)) if likely and tree is not None else ()
-            return procs.owners(inodes, likely=members)
+            return procfs.owners(inodes, likely=members)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._walks, walk)
@@ -332,7 +332,7 @@ class Finder:
 def _made_for(tree: CgroupTree, cgroup: Cgroup) -> int | None:
     """Of a cgroup that is met for the first time: when the process began that it was made for, if that is in it."""
     pid = int(cgroup.path.name.removeprefix(CGROUP_PREFIX))
-    return procs.start_time(pid) if tree.group_of(pid) == cgroup else None
+    return procfs.start_time(pid) if tree.group_of(pid) == cgroup else None
 
 
 def shared_out(fresh: Iterable[SocketInfo], known: Iterable[Connection]) -> list[SocketInfo]:

@@ -12,9 +12,9 @@ from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Network
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.exits import Wanted
-from redirectctl.kernel.netlink import Link, NetChange, NetState, NetWatch
-from redirectctl.kernel.routes import Question, Route
+from redirectctl.kernel.routing.exits import Wanted
+from redirectctl.kernel.routing.lookup import Question, Route
+from redirectctl.kernel.routing.monitor import Link, NetChange, NetState, NetWatch
 from redirectctl.wire.addr import IPAddress
 
 Remotes = Callable[[], Collection[IPAddress]]

@@ -9,7 +9,7 @@ from msgspec import UNSET
 from redirectctl.api import schema
 from redirectctl.flows.connection import Before, Connection
 from redirectctl.flows.state import State
-from redirectctl.kernel.diag import TcpInfo
+from redirectctl.kernel.sockets.diag import TcpInfo
 from redirectctl.proto.fingerprint import fingerprint
 from redirectctl.proto.peer import Accepted, Peer, PeerState
 from redirectctl.store import records

@@ -1,4 +1,4 @@
-"""Suspended connections: from the engine's commands to kernel/suspend.py, and back what has become of them."""
+"""Suspended connections: from the engine's commands to kernel/tcp/suspend.py, and back what has become of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from redirectctl.daemon.loops import Pulse
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.flows.connection import Before
 from redirectctl.flows.engine import Engine
-from redirectctl.kernel import suspend as kernel
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.suspend import Suspender
+from redirectctl.kernel.tcp import suspend as kernel
+from redirectctl.kernel.tcp.suspend import Suspender
 from redirectctl.wire.addr import FourTuple
 
 _log = logging.getLogger(__name__)

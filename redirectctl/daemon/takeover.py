@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from redirectctl.daemon.needs import rules
 from redirectctl.flows.connection import Connection
-from redirectctl.kernel.elements import KernelFlow, Place, elements
+from redirectctl.kernel.netfilter.elements import KernelFlow, Place, elements
+from redirectctl.kernel.routing.needs import rules
 
 
 def newest(connections: Iterable[Connection]) -> tuple[list[Connection], list[Connection]]:

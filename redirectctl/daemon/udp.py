@@ -16,10 +16,10 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from redirectctl.api.text import shortened
-from redirectctl.kernel import procs
-from redirectctl.kernel.carrier import share_port
 from redirectctl.kernel.constants import MARK_EXIT
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.processes import procfs
+from redirectctl.kernel.tunnel.carrier import share_port
 from redirectctl.wire.addr import IPAddress, SockAddr, parse_ip
 
 _log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ def _why(port: int, error: OSError) -> str:
     return f"{said} has it; {hint}"
 
 
-def holders_of(port: int, *, proc: Path = procs.PROC) -> list[procs.Process]:
+def holders_of(port: int, *, proc: Path = procfs.PROC) -> list[procfs.Process]:
     """Processes that have a UDP port of this network namespace; those that cannot be found are left out."""
     inodes = set()
     for name in ("udp", "udp6"):
@@ -221,7 +221,7 @@ def holders_of(port: int, *, proc: Path = procs.PROC) -> list[procs.Process]:
                 fields = line.split()
                 if int(fields[1].rpartition(":")[2], 16) == port:
                     inodes.add(int(fields[9]))
-    found = procs.owners(inodes, proc=proc) if inodes else {}
+    found = procfs.owners(inodes, proc=proc) if inodes else {}
     return sorted(set(found.values()))
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from redirectctl.api.optin import DEFAULT_SOCKET
 from redirectctl.api.schema import Check
-from redirectctl.daemon.needs import needs_of_all
 from redirectctl.doctor import host, traces
 from redirectctl.doctor.firewall import ruleset
 from redirectctl.doctor.outcome import count, fail, ok, refused, several, skip, warn
 from redirectctl.doctor.traces import Trace
-from redirectctl.kernel.diag import CONNECTED, SockDiag
-from redirectctl.kernel.elements import KernelFlow, flows_in
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.netfilter.elements import KernelFlow, flows_in
+from redirectctl.kernel.routing.needs import needs_of_all
+from redirectctl.kernel.sockets.diag import CONNECTED, SockDiag
 
 STATE = Path("/var/lib/redirectctl")
 NOTED_PORTS = "reserved-ports"  # in the state directory: daemon/rewriting.py

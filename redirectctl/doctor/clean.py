@@ -14,15 +14,15 @@ from redirectctl.doctor import alone, host, traces
 from redirectctl.doctor.firewall import ruleset
 from redirectctl.doctor.outcome import count
 from redirectctl.doctor.traces import Trace
-from redirectctl.kernel.cgroup import CgroupTree
 from redirectctl.kernel.constants import NFT_TABLE, TUN_DEVICE, Queue
-from redirectctl.kernel.elements import flows_in
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.exits import Exits, Wanted
-from redirectctl.kernel.keep import Keeper
-from redirectctl.kernel.nft import Nft
-from redirectctl.kernel.ports import ReservedPorts
-from redirectctl.kernel.queues import IptablesQueues
+from redirectctl.kernel.netfilter.elements import flows_in
+from redirectctl.kernel.netfilter.libnftables import Nft
+from redirectctl.kernel.netfilter.queue_rules import IptablesQueues
+from redirectctl.kernel.processes.cgroup import CgroupTree
+from redirectctl.kernel.routing.exits import Exits, Wanted
+from redirectctl.kernel.routing.old_addresses import Keeper
+from redirectctl.kernel.sockets.reserved_ports import ReservedPorts
 
 
 class RefusedError(Exception):

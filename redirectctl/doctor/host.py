@@ -23,13 +23,14 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from redirectctl.api.schema import Check
 from redirectctl.doctor.outcome import fail, ok, refused, several, skip, warn
-from redirectctl.kernel import borrow, cgroup
 from redirectctl.kernel.constants import NFT_TABLE, Queue
-from redirectctl.kernel.diag import SockDiag, SocketInfo, TcpState
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.nft import Command, Nft
-from redirectctl.kernel.queues import QUEUE_RULES, nft_has_queue, programs
-from redirectctl.kernel.skeleton import skeleton
+from redirectctl.kernel.netfilter.libnftables import Command, Nft
+from redirectctl.kernel.netfilter.queue_rules import QUEUE_RULES, nft_has_queue, programs
+from redirectctl.kernel.netfilter.skeleton import skeleton
+from redirectctl.kernel.processes import cgroup
+from redirectctl.kernel.sockets import borrow
+from redirectctl.kernel.sockets.diag import SockDiag, SocketInfo, TcpState
 from redirectctl.wire.addr import FourTuple, SockAddr
 
 # linux/capability.h

@@ -13,7 +13,6 @@ from pathlib import Path
 from redirectctl import __version__
 from redirectctl.api.reasons import explain
 from redirectctl.api.schema import Check
-from redirectctl.daemon.needs import Needs, needs_of_all, rules
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.doctor import host, traces
 from redirectctl.doctor.alone import cgroups
@@ -23,10 +22,11 @@ from redirectctl.doctor.outcome import count, fail, ok, refused, several, warn
 from redirectctl.doctor.traces import Routing, Trace
 from redirectctl.flows.state import State
 from redirectctl.kernel.constants import NFT_TABLE, ROUTE_TABLE, Queue
-from redirectctl.kernel.elements import KernelFlow, flows_in
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.ports import ReservedPorts
-from redirectctl.kernel.skeleton import skeleton
+from redirectctl.kernel.netfilter.elements import KernelFlow, flows_in
+from redirectctl.kernel.netfilter.skeleton import skeleton
+from redirectctl.kernel.routing.needs import Needs, needs_of_all, rules
+from redirectctl.kernel.sockets.reserved_ports import ReservedPorts
 from redirectctl.store.database import DATABASE
 from redirectctl.store.records import PeerState
 

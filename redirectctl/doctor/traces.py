@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from redirectctl.daemon.needs import Needs
 from redirectctl.doctor.host import has_ipv6
 from redirectctl.doctor.outcome import several
-from redirectctl.kernel.cgroup import CgroupTree, populated
 from redirectctl.kernel.constants import (
     FALLBACK_PRIORITY,
     FALLBACK_TABLE,
@@ -23,13 +21,15 @@ from redirectctl.kernel.constants import (
     TUN_DEVICE,
     TUNNEL_TABLE,
 )
-from redirectctl.kernel.elements import KernelFlow, flows_in
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.exits import is_exit
-from redirectctl.kernel.nft import Command
-from redirectctl.kernel.ports import ReservedPorts
-from redirectctl.kernel.precedence import first_priorities
-from redirectctl.kernel.queues import QUEUE_RULES, IptablesQueues, programs
+from redirectctl.kernel.netfilter.elements import KernelFlow, flows_in
+from redirectctl.kernel.netfilter.libnftables import Command
+from redirectctl.kernel.netfilter.queue_rules import QUEUE_RULES, IptablesQueues, programs
+from redirectctl.kernel.processes.cgroup import CgroupTree, populated
+from redirectctl.kernel.routing.exits import is_exit
+from redirectctl.kernel.routing.needs import Needs
+from redirectctl.kernel.routing.rule_priority import first_priorities
+from redirectctl.kernel.sockets.reserved_ports import ReservedPorts
 from redirectctl.wire.addr import IPAddress
 
 _ELEMENTS = "nft elements for"

@@ -15,8 +15,8 @@ from types import ModuleType
 from redirectctl.doctor import icmp
 from redirectctl.flows import commands
 from redirectctl.flows.engine import Policy
-from redirectctl.kernel.segments import Inbound, Outbound
-from redirectctl.kernel.tun import VNET_HEADER
+from redirectctl.kernel.tunnel.device import VNET_HEADER
+from redirectctl.kernel.tunnel.segments import Inbound, Outbound
 from redirectctl.proto import constants, events
 from redirectctl.proto.cookie import CookieChecker, CookieJar
 from redirectctl.proto.errors import CookieError, HandshakeError
@@ -103,7 +103,7 @@ def _run(outbound: Outbound, seq: int, length: int, flags: int, options: bytes, 
 
 
 def joining(integrity: bool, socket: FourTuple) -> Make:
-    """kernel/segments.py"""
+    """kernel/tunnel/segments.py"""
 
     def make(_: Random) -> Target:
         outbound = Outbound(_OFFER, _OFFER.start, integrity)
@@ -218,13 +218,13 @@ def packets(read: Callable[[bytes], object], examples: Callable[[], list[bytes]]
 
 
 def _too_big(data: bytes) -> None:
-    """As kernel/pmtu.py reads raw sockets."""
+    """As kernel/tcp/path_mtu.py reads raw sockets."""
     version = data[0] >> 4 if data else 4
     ip.parse_too_big(ip.parse_ip(data).payload if version == 4 else data[40:], 4 if version == 4 else 6)
 
 
 def _token(data: bytes) -> None:
-    """As kernel/inband.py reads its queue, and what it makes of an ACK."""
+    """As kernel/tcp/inband.py reads its queue, and what it makes of an ACK."""
     options = ip.parse_tcp(data).options
     if len(ip.token_of(options)) != ip.TOKEN_SIZE:
         raise Broken("a token of another size")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from redirectctl.doctor.firewall.ruleset import Saved
 from redirectctl.doctor.firewall.traversal import Chain, Datagram, Judgement, Kind, Rule, Table, Verdict
-from redirectctl.kernel.queues import QUEUE_RULES
+from redirectctl.kernel.netfilter.queue_rules import QUEUE_RULES
 
 _PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}  # linux/netfilter_ipv4.h
 _HOOKS = {"PREROUTING": "prerouting", "INPUT": "input", "OUTPUT": "output", "POSTROUTING": "postrouting"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from redirectctl.doctor.firewall.traversal import Chain, Datagram, Judgement, Kind, Rule, Table, Verdict
 from redirectctl.kernel.constants import NFT_TABLE
-from redirectctl.kernel.nft import Command
+from redirectctl.kernel.netfilter.libnftables import Command
 
 _NEUTRAL = {"counter", "log", "mangle", "notrack", "ct helper", "ct timeout", "set", "meta", "nat", "flow", "dup"}
 _FAMILIES = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.nft import Command, Nft
+from redirectctl.kernel.netfilter.libnftables import Command, Nft
 
 TIMEOUT = 15.0  # seconds for one of the processes: some 100 ms, but others may use the processors
 

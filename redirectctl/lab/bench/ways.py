@@ -29,12 +29,12 @@ from functools import partial
 from ipaddress import ip_address
 
 from redirectctl.flows.commands import Carried
-from redirectctl.kernel.carrier import Carrier
 from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, RULE_PRIORITY, TUN_DEVICE, TUNNEL_TABLE
-from redirectctl.kernel.diag import SockDiag, TcpState
-from redirectctl.kernel.reports import Report
-from redirectctl.kernel.rewrite import KernelFlow, Rewriter
-from redirectctl.kernel.sharing import share_port
+from redirectctl.kernel.netfilter.rewriter import KernelFlow, Rewriter
+from redirectctl.kernel.sockets.diag import SockDiag, TcpState
+from redirectctl.kernel.tunnel.carrier import Carrier
+from redirectctl.kernel.tunnel.reports import Report
+from redirectctl.kernel.tunnel.reuseport import share_port
 from redirectctl.lab.bench import AbsentError, Figures, Outcome, machine, markdown, need, tell
 from redirectctl.lab.namespaces import LabError
 from redirectctl.lab.streams import wait_until

@@ -16,9 +16,9 @@ from two_hosts import Connection, Host, Net, Side, address, until
 
 from redirectctl.kernel.constants import MARK_ASK, MARK_HOLD, MARK_MOVED, MARK_PROBE
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.nft import Nft, NftError
-from redirectctl.kernel.queues import QUEUE_RULES
-from redirectctl.kernel.rewrite import KernelFlow, Rewriter
+from redirectctl.kernel.netfilter.libnftables import Nft, NftError
+from redirectctl.kernel.netfilter.queue_rules import QUEUE_RULES
+from redirectctl.kernel.netfilter.rewriter import KernelFlow, Rewriter
 from redirectctl.wire.addr import FourTuple, SockAddr
 
 pytestmark = pytest.mark.netns

@@ -9,7 +9,7 @@ import threading
 import pytest
 from two_hosts import Connection, Host, Net, Side, address, until
 
-from redirectctl.kernel.rewrite import KernelFlow
+from redirectctl.kernel.netfilter.rewriter import KernelFlow
 from redirectctl.wire.addr import SockAddr
 
 pytestmark = pytest.mark.netns

@@ -20,7 +20,7 @@ from scapy.layers.inet6 import IPv6
 from two_hosts import Connection, Host, Net, Side, address, until
 
 from redirectctl.kernel.constants import FALLBACK_TABLE, MARK_HOLD, TUN_DEVICE, TUNNEL_TABLE
-from redirectctl.kernel.rewrite import KernelFlow, Rewriter
+from redirectctl.kernel.netfilter.rewriter import KernelFlow, Rewriter
 
 pytestmark = pytest.mark.netns
 both_families = pytest.mark.parametrize("version", [4, 6])
@@ -31,7 +31,7 @@ IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0
 
 
 class Relay:
-    """A host's end of a tunnel in place of kernel/carrier.py: a packet a datagram, as it is."""
+    """A host's end of a tunnel in place of kernel/tunnel/carrier.py: a packet a datagram, as it is."""
 
     def __init__(self, host: Host) -> None:
         self.host = host

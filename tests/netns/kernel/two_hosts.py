@@ -25,8 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from typing import Any, TypeVar
 
-from redirectctl.kernel.keep import Keeper
-from redirectctl.kernel.rewrite import KernelFlow, Rewriter
+from redirectctl.kernel.netfilter.rewriter import KernelFlow, Rewriter
+from redirectctl.kernel.routing.old_addresses import Keeper
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
 T = TypeVar("T")

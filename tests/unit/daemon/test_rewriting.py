@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from redirectctl.daemon import rewriting
-from redirectctl.daemon.needs import rules
 from redirectctl.daemon.rewriting import Rewriting
 from redirectctl.flows.connection import Flow
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.rewrite import KernelFlow
+from redirectctl.kernel.netfilter.rewriter import KernelFlow
+from redirectctl.kernel.routing.needs import rules
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from ipaddress import ip_address
 
-from redirectctl.daemon.needs import rules
 from redirectctl.daemon.takeover import newest, untangle
 from redirectctl.flows.connection import Connection
-from redirectctl.kernel.elements import KernelFlow
+from redirectctl.kernel.netfilter.elements import KernelFlow
+from redirectctl.kernel.routing.needs import rules
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.tunnel import Offer
 

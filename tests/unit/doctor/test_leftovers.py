@@ -13,7 +13,7 @@ from redirectctl.doctor import alone, host, traces
 from redirectctl.doctor.state import KernelState
 from redirectctl.doctor.traces import Trace
 from redirectctl.kernel.constants import Queue
-from redirectctl.kernel.elements import KernelFlow
+from redirectctl.kernel.netfilter.elements import KernelFlow
 from redirectctl.wire.addr import FourTuple, SockAddr
 
 TABLE = Trace("nft table inet redirectctl", "nft delete table inet redirectctl")
