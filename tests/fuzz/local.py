@@ -28,7 +28,7 @@ from redirectctl.api import schema
 from redirectctl.api.schema import RequestError
 from redirectctl.daemon import eventlog, records
 from redirectctl.daemon import service as daemon_service
-from redirectctl.kernel.nlmsg import HEADER, attribute, attributes, split
+from redirectctl.kernel.netlink import HEADER, attribute, attributes, split
 from redirectctl.kernel.processes import procfs
 from redirectctl.kernel.tcp.inband import Inband
 from redirectctl.names import tsigkey
@@ -360,7 +360,7 @@ def queued(_: Random) -> Target:
 
 
 def netlink(_: Random) -> Target:
-    """kernel/nlmsg.py: ends, whatever lengths there are, and nothing is read twice."""
+    """kernel/netlink.py: ends, whatever lengths there are, and nothing is read twice."""
 
     def feed(data: bytes) -> str:
         at = 0

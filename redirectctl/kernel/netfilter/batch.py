@@ -20,7 +20,7 @@ from functools import cache
 
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.netfilter.elements import Place
-from redirectctl.kernel.nlmsg import ATTRIBUTE, HEADER, split
+from redirectctl.kernel.netlink import ATTRIBUTE, HEADER, split
 
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK = 270

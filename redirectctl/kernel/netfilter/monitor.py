@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.nlmsg import HEADER, attribute, attributes, split
+from redirectctl.kernel.netlink import HEADER, attribute, attributes, split
 
 _NETLINK_NETFILTER = 12
 _SOL_NETLINK = 270

@@ -23,7 +23,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple, overload
 
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.nlmsg import ATTRIBUTE, HEADER, attribute, split
+from redirectctl.kernel.netlink import ATTRIBUTE, HEADER, attribute, split
 from redirectctl.wire.addr import IPAddress
 
 AT_ONCE: Final = 64  # questions in a datagram: a millisecond of work

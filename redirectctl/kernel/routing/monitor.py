@@ -19,7 +19,7 @@ from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from redirectctl.kernel.constants import RULE_PRIORITY, TUN_DEVICE
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.nlmsg import HEADER, split
+from redirectctl.kernel.netlink import HEADER, split
 from redirectctl.kernel.routing.exits import is_exit, is_exit_table
 from redirectctl.kernel.routing.lookup import AT_ONCE, Question, Route, RouteTable
 from redirectctl.kernel.routing.rule_priority import OUR_TABLES, is_ours, priority_of

@@ -22,7 +22,7 @@ from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.nlmsg import ATTRIBUTE, HEADER, attribute, split
+from redirectctl.kernel.netlink import ATTRIBUTE, HEADER, attribute, split
 from redirectctl.kernel.sockets.bytecode import EVERYTHING, SocketFilter
 from redirectctl.wire.addr import FourTuple, SockAddr, from_packed
 

@@ -24,7 +24,7 @@ from typing import Protocol
 
 from redirectctl.kernel.constants import MARK_MOVED
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.nlmsg import HEADER, attribute
+from redirectctl.kernel.netlink import HEADER, attribute
 from redirectctl.wire.addr import FourTuple, IPAddress
 from redirectctl.wire.ip import TcpFlags, build_tcp, build_too_big, build_unreachable
 

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from redirectctl.kernel.nlmsg import HEADER, attribute, attributes, split
+from redirectctl.kernel.netlink import HEADER, attribute, attributes, split
 
 
 def message(kind: int, body: bytes, *, length: int | None = None) -> bytes:
