@@ -28,7 +28,7 @@ from redirectctl.kernel.processes.cgroup import Cgroup, CgroupTree
 from redirectctl.kernel.processes.pidfd import Pidfd
 from redirectctl.kernel.sockets.bytecode import SocketFilter
 from redirectctl.kernel.sockets.counters import Count
-from redirectctl.kernel.sockets.diag import Destroyed, DestroyWatch, SockDiag, SocketInfo, TcpInfo, TcpState
+from redirectctl.kernel.sockets.diag import CONNECTED, Destroyed, DestroyWatch, SockDiag, SocketInfo, TcpInfo, TcpState
 from redirectctl.kernel.sockets.survey import Survey, between, present, repeating
 from redirectctl.proto.constants import ATTEMPTS_MAX
 from redirectctl.wire.addr import FourTuple, IPAddress
@@ -46,14 +46,6 @@ WALKS = 2  # at a time: the beat's, and what programs have connections that peer
 MAX_ASKED = ATTEMPTS_MAX - 64
 MAX_OF_USERS = MAX_CONNECTIONS - MAX_CONNECTIONS // 8  # connections of all users but root
 OPEN = (TcpState.ESTABLISHED, TcpState.CLOSE_WAIT)
-ALIVE = (
-    TcpState.ESTABLISHED,
-    TcpState.FIN_WAIT1,
-    TcpState.FIN_WAIT2,
-    TcpState.CLOSE_WAIT,
-    TcpState.LAST_ACK,
-    TcpState.CLOSING,
-)
 
 
 @dataclass(slots=True)
@@ -271,15 +263,15 @@ class Finder:
     def present(self, sockets: Iterable[FourTuple]) -> frozenset[FourTuple]:
         """Those of them that exist and are not closed altogether."""
         wanted = list(sockets)
-        return frozenset(self.look_up(wanted)) if len(wanted) <= ONE_BY_ONE else present(self.diag, wanted, ALIVE)
+        return frozenset(self.look_up(wanted)) if len(wanted) <= ONE_BY_ONE else present(self.diag, wanted, CONNECTED)
 
     def repeating(self, least: int) -> list[FourTuple]:
         """Connections that have sent the same segment, or a probe, at least so often without an answer."""
-        return repeating(self.diag, ALIVE, least)
+        return repeating(self.diag, CONNECTED, least)
 
     def between(self, wanted: Collection[Pair]) -> dict[Pair, list[FourTuple]]:
         """Connections of a local port with a remote host, of each such pair."""
-        return between(self.diag, wanted, ALIVE)
+        return between(self.diag, wanted, CONNECTED)
 
     def measured(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, TcpInfo]:
         """What the kernel counts for those that exist: 10 us each, of every socket where many are asked for."""
@@ -290,8 +282,8 @@ class Finder:
         wanted = list(sockets)
         if len(wanted) <= ONE_BY_ONE:
             found = (self.diag.get(s) for s in wanted)
-            return {info.tuple: info for info in found if info is not None and info.state in ALIVE}
-        return {info.tuple: info for info in self.diag.dump(states=ALIVE, only=wanted)}
+            return {info.tuple: info for info in found if info is not None and info.state in CONNECTED}
+        return {info.tuple: info for info in self.diag.dump(only=wanted)}
 
     def _on_destroyed(self, gone: Destroyed) -> None:
         if self._engine.table.at(gone.tuple) is None:
@@ -299,7 +291,7 @@ class Finder:
         left = self.diag.get(gone.tuple, ifindex=gone.ifindex)
         # What waits for the other end's FIN without a program (`tcp_time_wait`) ends without a notification.
         waits = left is not None and left.state is TcpState.FIN_WAIT2 and not left.inode
-        if left is None or left.state not in ALIVE or waits:
+        if left is None or left.state not in CONNECTED or waits:
             self._looked_anew = float("-inf")  # its tuple may be another connection's already
             self._engine.gone(asyncio.get_running_loop().time(), gone.tuple)
             self._changed()

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from redirectctl.daemon.finder import ALIVE, OPEN
+from redirectctl.daemon.finder import OPEN
 from redirectctl.kernel.sockets.bytecode import MAX_CONDITIONS, SocketFilter
 from redirectctl.kernel.sockets.counters import TcpCounters
-from redirectctl.kernel.sockets.diag import SockDiag, TcpState, Timer
+from redirectctl.kernel.sockets.diag import CONNECTED, SockDiag, TcpState, Timer
 from redirectctl.kernel.sockets.survey import Survey, between, present, repeating
 from redirectctl.wire.addr import FourTuple
 from tests.netns.tcp.socket_lab import Connection, Wire, inside, until
@@ -94,7 +94,7 @@ def test_whatever_is_sent_again_is_counted(
         return changes >= 2 and after.timer_retransmits >= 2
 
     until(again, 60)
-    assert connection.tuple in repeating(alice.diag, ALIVE, 2)
+    assert connection.tuple in repeating(alice.diag, CONNECTED, 2)
 
 
 def test_what_flows_is_no_repeat(wire: Wire, alice: Alice) -> None:
@@ -112,7 +112,7 @@ def test_what_flows_is_no_repeat(wire: Wire, alice: Alice) -> None:
     assert one.info is not None
     if not one.info.total_retransmits:  # a tail loss probe, on a busy machine
         assert alice.counters.repeats() == before
-    assert repeating(alice.diag, ALIVE, 1) == []
+    assert repeating(alice.diag, CONNECTED, 1) == []
 
 
 def test_a_connection_that_opens_or_closes_is_counted_and_data_is_not(wire: Wire, alice: Alice) -> None:
@@ -151,13 +151,13 @@ def test_those_that_repeat_are_found_among_many(wire: Wire, alice: Alice) -> Non
         each.client.send(b"x")
 
     def by_the_long_look() -> set[FourTuple]:
-        found = alice.diag.dump(states=ALIVE)
+        found = alice.diag.dump(states=CONNECTED)
         return {one.tuple for one in found if one.timer == Timer.RETRANSMIT and one.timer_retransmits >= 2}
 
     wanted = {each.tuple for each in stalled}
     until(lambda: by_the_long_look() == wanted, 60)
-    assert set(repeating(alice.diag, ALIVE, 2)) == wanted
-    assert set(repeating(alice.diag, ALIVE, 0)) == {each.tuple for each in connections}
+    assert set(repeating(alice.diag, CONNECTED, 2)) == wanted
+    assert set(repeating(alice.diag, CONNECTED, 0)) == {each.tuple for each in connections}
     assert repeating(alice.diag, [TcpState.FIN_WAIT2], 0) == []
 
 
@@ -166,9 +166,9 @@ def test_those_that_are_present(wire: Wire, alice: Alice) -> None:
     everything = [each.tuple for each in connections]
     for each in connections[:7]:
         each.close()
-    until(lambda: len(alice.diag.dump(states=ALIVE)) == len(connections) - 7)
-    assert present(alice.diag, everything, ALIVE) == frozenset(everything[7:])
-    assert present(alice.diag, everything[:7], ALIVE) == frozenset()
+    until(lambda: len(alice.diag.dump(states=CONNECTED)) == len(connections) - 7)
+    assert present(alice.diag, everything, CONNECTED) == frozenset(everything[7:])
+    assert present(alice.diag, everything[:7], CONNECTED) == frozenset()
 
 
 def test_a_survey_tells_what_is_new_and_knows_what_it_has_seen(wire: Wire, alice: Alice) -> None:
@@ -219,11 +219,11 @@ def test_the_kernel_leaves_out_what_no_claim_can_mean(
 
     monkeypatch.setattr(SockDiag, "records", counting)
     pair = meant.tuple.local.port, meant.tuple.remote.host
-    assert between(alice.diag, [pair], ALIVE) == {pair: [meant.tuple]}
+    assert between(alice.diag, [pair], CONNECTED) == {pair: [meant.tuple]}
     assert sum(read) == 1
     elsewhere = meant.tuple.local.port, meant.tuple.local.host
-    assert between(alice.diag, [elsewhere], ALIVE) == {elsewhere: []}
-    assert between(alice.diag, [], ALIVE) == {}
+    assert between(alice.diag, [elsewhere], CONNECTED) == {elsewhere: []}
+    assert between(alice.diag, [], CONNECTED) == {}
     both = [pair, (others[0].tuple.local.port, others[0].tuple.remote.host)]
-    assert between(alice.diag, both, ALIVE) == {pair: [meant.tuple], both[1]: [others[0].tuple]}
+    assert between(alice.diag, both, CONNECTED) == {pair: [meant.tuple], both[1]: [others[0].tuple]}
     assert sum(read) == 3
