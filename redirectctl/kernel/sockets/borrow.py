@@ -33,7 +33,6 @@ SPARE_DESCRIPTORS = 256  # of the process's limit that others need
 
 _WHAT = "borrow sockets of programs"
 _SYS_PIDFD_GETFD = 438  # the same on all architectures, Linux 5.6
-_TCP_USER_TIMEOUT = 18
 _CLOSED, _CA_OPEN = 7, 0  # tcpi_state, tcpi_ca_state
 
 
@@ -72,11 +71,11 @@ class _BorrowedSocket:
 
     @property
     def user_timeout(self) -> int:
-        return self._socket.getsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT)
+        return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
 
     @user_timeout.setter
     def user_timeout(self, milliseconds: int) -> None:
-        self._socket.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, milliseconds)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     def bind(self, device: str) -> None:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")

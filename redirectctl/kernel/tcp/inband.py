@@ -28,6 +28,7 @@ from typing import NamedTuple, Protocol
 from redirectctl.flows.commands import Proof
 from redirectctl.flows.proofs import in_place
 from redirectctl.kernel.constants import MARK_EXIT, MARK_TOKEN
+from redirectctl.kernel.datagrams import IPV6_FREEBIND, sent_from
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.netfilter.packet_queue import QueuedPacket
 from redirectctl.kernel.sockets.diag import SocketInfo
@@ -52,11 +53,6 @@ AGAIN = (0.15, 0.17)  # seconds between attempts: the last is more than half a s
 LEARN_AGAIN = (0.05, 0.1, 0.2, 0.4, 0.53, 0.57, 0.61, 0.67)
 NOT_SENT = "no way on the wire tuple"  # among the reasons of a token that was not sent
 
-_SO_MARK = 36
-_IP_PKTINFO = 8
-_IPV6_PKTINFO = 50
-_IPV6_FREEBIND = 78
-_NO_INTERFACE = 0
 _TIMESTAMPS = 12  # bytes of that option, padded (RFC 7323 appendix A)
 _ANY_WINDOW = 0xFFFF  # a firewall on the way must not think that less may come
 
@@ -94,10 +90,10 @@ class RawSender:
     def _open(self, version: int, family: int) -> None:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._raw[version] = raw = socket.socket(family, kind, socket.IPPROTO_RAW)
-        raw.setsockopt(socket.SOL_SOCKET, _SO_MARK, struct.pack("=I", self._mark))
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", self._mark))
         if family == socket.AF_INET6:
             # The old address of a moved connection is a route only, and no address (`ip6_datagram_send_ctl`).
-            raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+            raw.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
 
     def send(self, wire: FourTuple, packet: bytes) -> None:
         """Put a packet on the wire, routed as one from ``wire.local.host``.  Raises KernelError."""
@@ -105,13 +101,8 @@ class RawSender:
         if raw is None:
             raise KernelError("sending a segment", "this host has no IPv6", "enable it")
         # The source address decides about the route on hosts with several uplinks (`ip rule from`).
-        source = wire.local.host.packed
-        if wire.version == 4:
-            about = (socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i4s4x", _NO_INTERFACE, source))
-        else:
-            about = (socket.IPPROTO_IPV6, _IPV6_PKTINFO, struct.pack("=16si", source, _NO_INTERFACE))
         try:
-            raw.sendmsg([packet], [about], 0, (str(wire.remote.host), 0))
+            raw.sendmsg([packet], [sent_from(wire.local.host)], 0, (str(wire.remote.host), 0))
         except OSError as error:
             why = os.strerror(error.errno or 0)
             raise KernelError(f"sending a segment on {wire}", why, "is there a route to it?") from error

@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from redirectctl.kernel.constants import MARK_MOVED
+from redirectctl.kernel.datagrams import IPV6_FREEBIND, sent_from
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.netlink import HEADER, attribute
 from redirectctl.wire.addr import FourTuple, IPAddress
@@ -32,8 +33,6 @@ _RTMSG = struct.Struct("=BBBBBBBBI")
 _RTM_NEWROUTE, _RTM_GETROUTE, _NLM_F_REQUEST = 24, 26, 1
 _RTA_DST, _RTA_MARK = 1, 16
 _RTN_LOCAL = 2
-_SO_MARK = 36
-_IPV6_PKTINFO, _IPV6_FREEBIND = 50, 78
 _IPV6_HEADER = 40  # bytes
 _FLAGS = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
 _ETH_P_IPV6 = 0x86DD
@@ -80,7 +79,7 @@ class RawInjector:
     def _open(self, version: int, family: int, kind: int, protocol: int) -> None:
         raw = socket.socket(family, kind | _FLAGS, protocol)
         self._raw[version] = raw
-        raw.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # neither receives anything
 
     def close(self) -> None:
@@ -136,11 +135,10 @@ class RawInjector:
 
     def _send_by_address(self, connection: FourTuple, packet: bytes) -> None:
         """IPv6, as if it had come in by the interface that has the local address."""
-        source = struct.pack("=16si", connection.remote.host.packed, 0)
         try:
             if self._bound is None:
                 self._bound = self._open_bound()
-            about = (socket.IPPROTO_IPV6, _IPV6_PKTINFO, source)
+            about = sent_from(connection.remote.host)
             self._bound.sendmsg([packet[_IPV6_HEADER:]], [about], 0, (str(connection.local.host), 0))
         except OSError as error:
             why = os.strerror(error.errno or 0)
@@ -148,9 +146,9 @@ class RawInjector:
 
     def _open_bound(self) -> socket.socket:
         raw = socket.socket(socket.AF_INET6, socket.SOCK_RAW | _FLAGS, socket.IPPROTO_TCP)
-        raw.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
-        raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)  # the source is the peer's address
+        raw.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)  # the source is the peer's address
         raw.bind(("::1", 0))  # else it would be handed a copy of each TCP segment of the host
         return raw
 

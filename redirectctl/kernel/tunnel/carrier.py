@@ -25,14 +25,24 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from ipaddress import IPv4Address
 from typing import Final, NamedTuple, TypeAlias
 
 from redirectctl.flows.commands import Carried
 from redirectctl.kernel.constants import TUN_DEVICE
+from redirectctl.kernel.datagrams import (
+    IP_MTU,
+    IPV6_MTU,
+    NO_SEGMENTATION,
+    PKTINFO_SPACE,
+    UDP_GRO,
+    UDP_SEGMENT,
+    Ancillary,
+    arrived_at,
+    sent_from,
+)
 from redirectctl.kernel.tunnel.device import GSO_NONE, READ_SIZE, VNET_HEADER, open_tun
 from redirectctl.kernel.tunnel.plpmtud import SAFE_MTU, SUSPICION, Path
-from redirectctl.kernel.tunnel.relay import Relays, sent_from
+from redirectctl.kernel.tunnel.relay import Relays
 from redirectctl.kernel.tunnel.reports import REPORT_SECONDS, Report, Reporter, Sight
 from redirectctl.kernel.tunnel.reuseport import share_port
 from redirectctl.kernel.tunnel.segments import LARGEST_SEND, MOST_AT_ONCE, Buffer, Inbound, Outbound, continues, ending
@@ -50,25 +60,18 @@ HOLD_TIME: Final = 0.3  # seconds: more than flows.constants.READY_TIME, also wh
 LARGE: Final = 1 << 15  # bytes of a packet after which more of the same is to be expected
 READ_AT_ONCE: Final = 4 << 16
 
-_IP_PKTINFO, _IP_MTU, _IPV6_MTU = 8, 14, 24
-_SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
-_IN_PKTINFO = struct.Struct("=I4s4s")
-_IN6_PKTINFO = struct.Struct("=16sI")
-_ANCILLARY = socket.CMSG_SPACE(_IN6_PKTINFO.size) + socket.CMSG_SPACE(4)
+_ANCILLARY = PKTINFO_SPACE + socket.CMSG_SPACE(4)
 _RECEIVE_SIZE = 1 << 17  # more than the 64 datagrams and 64 KiB that UDP_GRO puts together
 _BATCH = 16  # reads before other sources get their turn
 _SWITCH_SECONDS = 0.0005  # see Carrier.__init__
 _MSG_TRUNC = int(socket.MSG_TRUNC)  # an IntFlag takes a microsecond
 _TCP, _TUNNEL, _PROBE = int(Protocol.TCP), int(Type.TUNNEL), int(Type.PROBE)
 _MOST_PROBES = 64  # unanswered ones that a flow remembers
-_NOT_AT_ONCE = (errno.EIO, errno.EINVAL)  # the interface has no checksum offload; the size does not fit (older kernels)
 
 _DATA_OFFSET = struct.Struct("!I4xB")  # sequence number, data offset; from byte 4 of a TCP header
 _FIN = 0x01
 _HALF = 1 << 31  # sequence numbers further ahead than this are behind (RFC 9293, section 3.4)
 _MASK = (1 << 32) - 1
-
-Ancillary: TypeAlias = list[tuple[int, int, bytes]]
 
 
 @dataclass(slots=True)
@@ -106,7 +109,7 @@ class _Route:
         if found is None:
             if len(self._segmented) > 256:
                 self._segmented.clear()
-            found = self._segmented[size] = [*self.plain, (_SOL_UDP, _UDP_SEGMENT, struct.pack("=H", size))]
+            found = self._segmented[size] = [*self.plain, (socket.SOL_UDP, UDP_SEGMENT, struct.pack("=H", size))]
         return found
 
 
@@ -527,7 +530,7 @@ class Carrier:
             except OSError as error:
                 if error.errno == errno.EMSGSIZE and at == 0:
                     raise
-                if error.errno not in _NOT_AT_ONCE or len(some) == each:
+                if error.errno not in NO_SEGMENTATION or len(some) == each:
                     return at // each
                 taken = self._one_by_one(route, some, each, at == 0)
                 if taken * each < len(some):
@@ -569,7 +572,7 @@ class Carrier:
         except OSError as error:  # an ICMP error about an earlier datagram
             _log.debug("tunnel: %s", error)
             return True
-        size = next((int.from_bytes(data, sys.byteorder) for _, kind, data in ancillary if kind == _UDP_GRO), length)
+        size = next((int.from_bytes(data, sys.byteorder) for _, kind, data in ancillary if kind == UDP_GRO), length)
         if flags & _MSG_TRUNC or not 0 < size <= length:
             self._refuse(Refused.TRUNCATED, None, source)
             return True
@@ -642,7 +645,8 @@ class Carrier:
         outbound.counter += 1
         answer = Probe(outbound.offer.flow, counter, probe.counter)
         with suppress(OSError):  # the prober asks again
-            back = [_answer_from(data) for _, kind, data in ancillary if kind in (_IP_PKTINFO, socket.IPV6_PKTINFO)]
+            local = arrived_at(ancillary)
+            back = [] if local is None else [sent_from(local)]
             sock.sendmsg([outbound.sealed(encode(answer), counter)], back, 0, source)
 
     def _refuse(self, reason: Refused, flow: _Flow | None, source: tuple[str, int], count: int = 1) -> None:
@@ -679,13 +683,6 @@ def _locate(packet: memoryview) -> _Found | None:
     return None
 
 
-def _answer_from(info: bytes) -> tuple[int, int, bytes]:
-    """Ancillary data that makes an answer come from where the datagram went that brought ``info``."""
-    if len(info) == _IN_PKTINFO.size:
-        return sent_from(IPv4Address(_IN_PKTINFO.unpack(info)[2]))
-    return sent_from(parse_ip(socket.inet_ntop(socket.AF_INET6, info[:16])))
-
-
 def _interface_mtu(local: IPAddress | None, remote: SockAddr) -> int:
     """What the kernel believes to fit to there; SAFE_MTU when it has no route, or cannot be asked."""
     v4 = remote.host.version == 4
@@ -694,7 +691,7 @@ def _interface_mtu(local: IPAddress | None, remote: SockAddr) -> int:
             if local is not None:
                 sock.bind((str(local), 0))
             sock.connect((str(remote.host), remote.port))
-            level, option = (socket.IPPROTO_IP, _IP_MTU) if v4 else (socket.IPPROTO_IPV6, _IPV6_MTU)
+            level, option = (socket.IPPROTO_IP, IP_MTU) if v4 else (socket.IPPROTO_IPV6, IPV6_MTU)
             return sock.getsockopt(level, option)
     except OSError:  # also where no descriptor is left
         return SAFE_MTU

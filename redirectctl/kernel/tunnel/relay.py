@@ -6,17 +6,16 @@ looked at but its flow; a run of datagrams for one host goes on with one system 
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
-from typing import Final, TypeAlias
+from typing import Final
 
 from redirectctl.flows.bucket import Bucket
+from redirectctl.kernel.datagrams import NO_SEGMENTATION, UDP_SEGMENT, Ancillary, sent_from
 from redirectctl.kernel.tunnel.reports import Source
 from redirectctl.kernel.tunnel.segments import LARGEST_SEND, MOST_AT_ONCE
 from redirectctl.wire.addr import IPAddress, SockAddr, parse_ip
@@ -27,21 +26,7 @@ _log = logging.getLogger(__name__)
 BURST_SECONDS: Final = 0.25  # of its rate that a guest may send at once: TCP sends in bursts of a round trip
 LEAST_BURST: Final = 1 << 18  # bytes
 
-Ancillary: TypeAlias = list[tuple[int, int, bytes]]
-
-_IP_PKTINFO = 8
-_SOL_UDP, _UDP_SEGMENT = 17, 103
-_IN_PKTINFO = struct.Struct("=I4s4s")
-_IN6_PKTINFO = struct.Struct("=16sI")
 _KINDS = (int(Type.TUNNEL), int(Type.PROBE))
-_NOT_AT_ONCE = (errno.EIO, errno.EINVAL)  # the interface has no checksum offload; the size does not fit
-
-
-def sent_from(local: IPAddress) -> tuple[int, int, bytes]:
-    """Ancillary data that makes a datagram come from this address of ours."""
-    if isinstance(local, IPv4Address):
-        return socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(0, local.packed, bytes(4))
-    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(local.packed, 0)
 
 
 @dataclass(slots=True)
@@ -158,11 +143,11 @@ def _flow(chunk: memoryview, at: int) -> int:
 def _send(hop: _Hop, run: memoryview, size: int) -> bool:
     ancillary: Ancillary = hop.ancillary
     if len(run) > size:
-        ancillary = [*ancillary, (_SOL_UDP, _UDP_SEGMENT, struct.pack("=H", size))]
+        ancillary = [*ancillary, (socket.SOL_UDP, UDP_SEGMENT, struct.pack("=H", size))]
     try:
         hop.sock.sendmsg([run], ancillary, 0, hop.address)
     except OSError as error:
-        if error.errno not in _NOT_AT_ONCE or len(run) <= size:
+        if error.errno not in NO_SEGMENTATION or len(run) <= size:
             _log.debug("relay to %s: %s", hop.address, error)
             return False
         return sum(_send(hop, run[at : at + size], size) for at in range(0, len(run), size)) > 0

@@ -10,17 +10,18 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
-from contextlib import suppress
 
-from redirectctl.kernel.constants import MARK_EXIT
+from redirectctl.kernel.datagrams import (
+    IP_MTU_DISCOVER,
+    IP_PMTUDISC_PROBE,
+    IPV6_MTU_DISCOVER,
+    IPV6_PMTUDISC_PROBE,
+    UDP_GRO,
+    udp_socket,
+)
 from redirectctl.wire.tunnel import Type
 
-_SO_REUSEPORT, _SO_ATTACH_REUSEPORT_CBPF = 15, 51  # asm-generic/socket.h
-_SO_MARK = 36
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
-_IP_PKTINFO, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 8, 10, 3
-_IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_PROBE = 23, 3
-_SOL_UDP, _UDP_GRO = 17, 104
+_SO_ATTACH_REUSEPORT_CBPF = 51  # asm-generic/socket.h
 # What waits in the interface's queue, where TCP's own limit (TSQ) does not see it: 676 ms at 10 Mbit/s with four times
 # as much, and 190 ms instead of 53 at 100 Mbit/s (cubic, a queue that drops nothing itself).
 _SEND_BUFFER = 1 << 20
@@ -32,23 +33,16 @@ def share_port(control: socket.socket) -> socket.socket:
 
     From now on datagrams of the tunnel come to the new socket, all others to ``control``.  Raises OSError.
     """
-    sock = socket.socket(control.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    sock = udp_socket(control.family, _RECEIVE_BUFFER, _SEND_BUFFER)
     try:
-        with suppress(PermissionError):
-            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-            sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
-            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, struct.pack("=I", MARK_EXIT))
         # A path MTU that the kernel has learned is that of the connection's own packets as well; we find our own.
         if sock.family == socket.AF_INET:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
+            sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
         else:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_PROBE)
-        sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
-        control.setsockopt(socket.SOL_SOCKET, _SO_REUSEPORT, 1)
-        sock.setsockopt(socket.SOL_SOCKET, _SO_REUSEPORT, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_PROBE)
+        sock.setsockopt(socket.SOL_UDP, UDP_GRO, 1)
+        control.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # Before the bind no datagram comes to it, after it none may come to the wrong one for longer than need be.
         sock.bind(control.getsockname())
         _attach_selector(control)
