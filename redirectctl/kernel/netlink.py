@@ -8,12 +8,40 @@ Lengths are of all but the padding.
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Iterator
 
+from redirectctl.kernel.datagrams import SO_RCVBUFFORCE
+
+ERROR, DONE = 2, 3  # NLMSG_*
+REQUEST, ACK, DUMP_INTR, DUMP, CREATE = 0x1, 0x4, 0x10, 0x300, 0x400  # NLM_F_*
+NESTED = 0x8000  # NLA_F_NESTED
+SOL_NETLINK, ADD_MEMBERSHIP, DROP_MEMBERSHIP = 270, 1, 2
+CAP_ACK = 10  # NETLINK_CAP_ACK: errors do not quote the whole request
+
 HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")
+_CODE = struct.Struct("=i")
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+
+
+def request(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    """A message to the kernel."""
+    return HEADER.pack(HEADER.size + len(body), kind, REQUEST | flags, sequence & 0xFFFF_FFFF, 0) + body
+
+
+def errno_in(data: bytes, body: int, end: int) -> int:
+    """What an ERROR or DONE message says; 0: it is an acknowledgement, or the end of a list."""
+    return max(0, -_CODE.unpack_from(data, body)[0]) if end - body >= _CODE.size else 0
+
+
+def set_receive_buffer(sock: socket.socket, size: int) -> None:
+    """In bytes, above net.core.rmem_max where we may.  Raises OSError."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
 def split(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:

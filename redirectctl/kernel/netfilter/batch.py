@@ -14,35 +14,16 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from collections.abc import Iterable, Iterator
 from functools import cache
 
+from redirectctl.kernel import netlink
+from redirectctl.kernel.datagrams import SO_SNDBUFFORCE
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.netfilter import nf_tables as nf
 from redirectctl.kernel.netfilter.elements import Place
-from redirectctl.kernel.netlink import ATTRIBUTE, HEADER, split
-
-_NETLINK_NETFILTER = 12
-_SOL_NETLINK = 270
-_NETLINK_CAP_ACK = 10  # errors do not quote the whole request
-_SO_SNDBUFFORCE = 32
-
-_SUBSYS_NFTABLES = 10
-_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_NEWSETELEM, _DELSETELEM = (_SUBSYS_NFTABLES << 8) | 12, (_SUBSYS_NFTABLES << 8) | 14
-_GETTABLE = (_SUBSYS_NFTABLES << 8) | 1
-_NFPROTO_INET = 1
-
-_REQUEST, _ACK, _CREATE = 0x1, 0x4, 0x400
-_NLMSG_ERROR = 2
-
-_TABLE_NAME = 1  # NFTA_TABLE_NAME
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
-_LIST_ELEM, _KEY, _DATA, _DATA_VALUE = 1, 1, 2, 1
-_NESTED = 0x8000
 
 _CHUNK = 500  # elements a message: a nested attribute's length is 16 bits, an IPv6 element has 84 bytes
-_GENERIC = struct.Struct(">BBH")
 
 
 class BatchError(KernelError):
@@ -57,9 +38,9 @@ class ElementSocket:
     """A netlink socket for elements of one table; belongs to the network namespace of the thread that makes it."""
 
     def __init__(self, table: str) -> None:
-        self._table = table.encode()
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+        self._table = table.encode() + b"\0"
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, nf.NETLINK_NETFILTER)
+        self._socket.setsockopt(netlink.SOL_NETLINK, netlink.CAP_ACK, 1)
         self._socket.bind((0, 0))
         self._room = 0
         self._sequence = 0
@@ -70,23 +51,23 @@ class ElementSocket:
 
     def change(self, delete: Iterable[tuple[Place, bytes]], add: Iterable[tuple[Place, bytes]]) -> None:
         """Delete, then add, in one transaction.  Raises BatchError; then nothing has changed."""
-        messages = [*self._messages(_DELSETELEM, delete), *self._messages(_NEWSETELEM, add)]
+        messages = [*self._messages(nf.DELSETELEM, delete), *self._messages(nf.NEWSETELEM, add)]
         if not messages:
             return
         begin, end = (
-            self._message(kind, 0, _GENERIC.pack(socket.AF_UNSPEC, 0, _SUBSYS_NFTABLES))
-            for kind in (_BATCH_BEGIN, _BATCH_END)
+            self._message(kind, 0, nf.GENERIC.pack(socket.AF_UNSPEC, 0, nf.SUBSYSTEM))
+            for kind in (nf.BATCH_BEGIN, nf.BATCH_END)
         )
         *rest, (kind, body) = messages
-        body_of_all = b"".join(self._message(kind, _CREATE, body) for kind, body in rest)
-        last = self._message(kind, _CREATE | _ACK, body)
+        body_of_all = b"".join(self._message(kind, netlink.CREATE, body) for kind, body in rest)
+        last = self._message(kind, netlink.CREATE | netlink.ACK, body)
         self._exchange(begin + body_of_all + last + end)
 
     def has_table(self) -> bool:
         """Whether the table is there (`nft flush ruleset` takes ours too)."""
-        body = _GENERIC.pack(_NFPROTO_INET, 0, 0) + _attribute(_TABLE_NAME, self._table + b"\0")
+        body = nf.INET + netlink.attribute(nf.TABLE_NAME, self._table)
         try:
-            self._exchange(self._message(_GETTABLE, _ACK, body))
+            self._exchange(self._message(nf.GETTABLE, netlink.ACK, body))
         except BatchError as error:
             if error.code == errno.ENOENT:
                 return False
@@ -96,30 +77,26 @@ class ElementSocket:
     def _messages(self, kind: int, elements: Iterable[tuple[Place, bytes]]) -> Iterator[tuple[int, bytes]]:
         lists: dict[str, list[bytes]] = {}
         for (name, key), value in elements:
-            encoded = _element(key, value if kind == _NEWSETELEM else b"")
+            encoded = _element(key, value if kind == nf.NEWSETELEM else b"")
             lists.setdefault(name, []).append(encoded)
         for name, encodings in lists.items():
-            head = (
-                _GENERIC.pack(_NFPROTO_INET, 0, 0)
-                + _attribute(_LIST_TABLE, self._table + b"\0")
-                + _attribute(_LIST_SET, name.encode() + b"\0")
-            )
+            head = nf.of_set(self._table, name)
             for start in range(0, len(encodings), _CHUNK):
                 chunk = b"".join(encodings[start : start + _CHUNK])
-                yield kind, head + _attribute(_LIST_ELEMENTS | _NESTED, chunk)
+                yield kind, head + netlink.attribute(nf.LIST_ELEMENTS | netlink.NESTED, chunk)
 
     def _message(self, kind: int, flags: int, body: bytes) -> bytes:
         self._sequence = (self._sequence + 1) & 0xFFFF_FFFF
-        return HEADER.pack(HEADER.size + len(body), kind, _REQUEST | flags, self._sequence, 0) + body
+        return netlink.request(kind, flags, self._sequence, body)
 
-    def _exchange(self, request: bytes) -> None:
+    def _exchange(self, messages: bytes) -> None:
         """Send and read replies until the acknowledgement of the newest sequence number that asks for one."""
-        if len(request) > self._room:
-            self._room = 2 * len(request) + 65536
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, self._room)
+        if len(messages) > self._room:
+            self._room = 2 * len(messages) + 65536
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, self._room)
         hint = "is another program changing table inet redirectctl?"
         try:
-            self._socket.send(request)
+            self._socket.send(messages)
             # The kernel handles the request within send(); its answers are in the queue by now.
             code, seen = 0, False
             while True:
@@ -135,19 +112,16 @@ class ElementSocket:
             raise BatchError(code or errno.EPROTO, hint)
 
 
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return ATTRIBUTE.pack(len(payload) + 4, kind) + payload + b"\0" * (-len(payload) % 4)
-
-
 @cache
 def _headers(key: int, value: int) -> tuple[bytes, bytes]:
     """What stands before the key and before the value of an element, for their lengths (multiples of four)."""
+    pack, nested = netlink.ATTRIBUTE.pack, netlink.NESTED
     before_value = b""
     if value:
-        before_value = ATTRIBUTE.pack(value + 8, _DATA | _NESTED) + ATTRIBUTE.pack(value + 4, _DATA_VALUE)
-    before_key = ATTRIBUTE.pack(key + 8, _KEY | _NESTED) + ATTRIBUTE.pack(key + 4, _DATA_VALUE)
+        before_value = pack(value + 8, nf.DATA | nested) + pack(value + 4, nf.DATA_VALUE)
+    before_key = pack(key + 8, nf.KEY | nested) + pack(key + 4, nf.DATA_VALUE)
     length = 4 + len(before_key) + key + len(before_value) + value
-    return ATTRIBUTE.pack(length, _LIST_ELEM | _NESTED) + before_key, before_value
+    return pack(length, nf.LIST_ELEM | nested) + before_key, before_value
 
 
 def _element(key: bytes, value: bytes) -> bytes:
@@ -157,7 +131,7 @@ def _element(key: bytes, value: bytes) -> bytes:
 
 def _error_in(reply: bytes) -> int:
     """The first errno in a datagram of replies, 0 if all went well."""
-    for kind, _, _, start, end in split(reply):
-        if kind == _NLMSG_ERROR and end - start >= 4 and (code := struct.unpack_from("=i", reply, start)[0]):
-            return -int(code)
+    for kind, _, _, start, end in netlink.split(reply):
+        if kind == netlink.ERROR and (code := netlink.errno_in(reply, start, end)):
+            return code
     return 0

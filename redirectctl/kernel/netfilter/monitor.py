@@ -8,33 +8,16 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from redirectctl.kernel import netlink
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.netlink import HEADER, attribute, attributes, split
+from redirectctl.kernel.netfilter import nf_tables as nf
 
-_NETLINK_NETFILTER = 12
-_SOL_NETLINK = 270
-_ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 1, 2
 _GROUP_NFTABLES: Final = 7  # NFNLGRP_NFTABLES
-_NFPROTO_INET = 1
-
-_SUBSYS_NFTABLES = 10 << 8
-_GETRULE, _NEWRULE = _SUBSYS_NFTABLES | 7, _SUBSYS_NFTABLES | 6
-_GETSETELEM, _NEWSETELEM = _SUBSYS_NFTABLES | 13, _SUBSYS_NFTABLES | 12
-_GETGEN, _NEWGEN = _SUBSYS_NFTABLES | 16, _SUBSYS_NFTABLES | 15
-_REQUEST, _DUMP = 0x1, 0x300
-_ERROR, _DONE = 2, 3
-
-_RULE_TABLE, _RULE_CHAIN = 1, 2  # NFTA_RULE_*
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*
-_GEN_ID = 1  # NFTA_GEN_ID
-
-_GENERIC = struct.Struct(">BBH")  # nfgenmsg
 _RECEIVE = 1 << 16
 _TIMEOUT = 5.0  # seconds; the kernel answers within send()
 
@@ -64,7 +47,7 @@ class RulesetWatch:
 
     def heed(self) -> None:
         """Be told of changes from now on."""
-        self._events.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
+        self._events.setsockopt(netlink.SOL_NETLINK, netlink.ADD_MEMBERSHIP, _GROUP_NFTABLES)
         self._member = True
 
     def drain(self) -> None:
@@ -84,58 +67,54 @@ class RulesetWatch:
         if not self._member:
             yield
             return
-        self._events.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, _GROUP_NFTABLES)
+        self._events.setsockopt(netlink.SOL_NETLINK, netlink.DROP_MEMBERSHIP, _GROUP_NFTABLES)
         try:
             yield
         finally:
-            self._events.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
+            self._events.setsockopt(netlink.SOL_NETLINK, netlink.ADD_MEMBERSHIP, _GROUP_NFTABLES)
 
     def generation(self) -> int:
         """The number of the ruleset's last change; 0.02 ms."""
-        for kind, body in self._ask(_GETGEN, _GENERIC.pack(0, 0, 0), dump=False):
-            if kind == _NEWGEN:
-                for number, value in attributes(body, _GENERIC.size):
-                    if number == _GEN_ID:
+        for kind, body in self._ask(nf.GETGEN, nf.GENERIC.pack(0, 0, 0), dump=False):
+            if kind == nf.NEWGEN:
+                for number, value in netlink.attributes(body, nf.GENERIC.size):
+                    if number == nf.GEN_ID:
                         return int.from_bytes(value, "big")
         raise KernelError("ask for the ruleset's generation", "no answer", "the kernel needs nf_tables")
 
     def rules(self) -> Counter[str]:
         """How many rules each chain of the table has; empty without the table."""
         found: Counter[str] = Counter()
-        body = _GENERIC.pack(_NFPROTO_INET, 0, 0) + attribute(_RULE_TABLE, self._table)
-        for kind, answer in self._ask(_GETRULE, body, dump=True):
-            if kind == _NEWRULE:
-                values = dict(attributes(answer, _GENERIC.size))
-                if values.get(_RULE_TABLE) == self._table:  # older kernels do not filter
-                    found[values[_RULE_CHAIN].rstrip(b"\0").decode()] += 1
+        body = nf.INET + netlink.attribute(nf.RULE_TABLE, self._table)
+        for kind, answer in self._ask(nf.GETRULE, body, dump=True):
+            if kind == nf.NEWRULE:
+                values = dict(netlink.attributes(answer, nf.GENERIC.size))
+                if values.get(nf.RULE_TABLE) == self._table:  # older kernels do not filter
+                    found[values[nf.RULE_CHAIN].rstrip(b"\0").decode()] += 1
         return found
 
     def elements(self, names: Iterable[str]) -> Counter[str]:
         """How many elements these sets and maps have."""
         found: Counter[str] = Counter()
         for name in names:
-            body = _GENERIC.pack(_NFPROTO_INET, 0, 0)
-            body += attribute(_LIST_TABLE, self._table) + attribute(_LIST_SET, name.encode() + b"\0")
-            for kind, answer in self._ask(_GETSETELEM, body, dump=True):
-                if kind == _NEWSETELEM:
-                    listed = dict(attributes(answer, _GENERIC.size)).get(_LIST_ELEMENTS, b"")
-                    found[name] += sum(1 for _ in attributes(listed))
+            for kind, answer in self._ask(nf.GETSETELEM, nf.of_set(self._table, name), dump=True):
+                if kind == nf.NEWSETELEM:
+                    listed = dict(netlink.attributes(answer, nf.GENERIC.size)).get(nf.LIST_ELEMENTS, b"")
+                    found[name] += sum(1 for _ in netlink.attributes(listed))
         return found
 
     def _ask(self, kind: int, body: bytes, *, dump: bool) -> Iterator[tuple[int, bytes]]:
         """The messages of the answer; nothing of a table or set that is not there."""
-        flags = _REQUEST | (_DUMP if dump else 0)
         try:
-            self._requests.send(HEADER.pack(HEADER.size + len(body), kind, flags, 0, 0) + body)
+            self._requests.send(netlink.request(kind, netlink.DUMP if dump else 0, 0, body))
             while True:
                 data = self._requests.recv(_RECEIVE)
-                for number, _, _, start, end in split(data):
-                    if number == _ERROR:
-                        code = -int(struct.unpack_from("=i", data, start)[0])
-                        if code not in (0, errno.ENOENT):
+                for number, _, _, start, end in netlink.split(data):
+                    if number == netlink.ERROR:
+                        if (code := netlink.errno_in(data, start, end)) not in (0, errno.ENOENT):
                             raise OSError(code, "")
                         return
-                    if number == _DONE:
+                    if number == netlink.DONE:
                         return
                     yield number, data[start:end]
                 if not dump:
@@ -145,6 +124,6 @@ class RulesetWatch:
 
 
 def _open() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, nf.NETLINK_NETFILTER)
     sock.bind((0, 0))
     return sock

@@ -22,22 +22,19 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple, overload
 
+from redirectctl.kernel import netlink
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.netlink import ATTRIBUTE, HEADER, attribute, split
 from redirectctl.wire.addr import IPAddress
 
 AT_ONCE: Final = 64  # questions in a datagram: a millisecond of work
 
-_GETROUTE, _ERROR = 26, 2
-_NLM_F_REQUEST = 0x01
-_ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg: family, lengths of destination and source, tos, table, ..., type, flags
+NEWROUTE, DELROUTE, _GETROUTE = 24, 25, 26  # RTM_*
+RTMSG = struct.Struct("=BBBBBBBBI")  # family, lengths of destination and source, tos, table, ..., type, flags
 _TYPE = 7  # of its bytes
 _REFUSING = frozenset({6, 7, 8, 9})  # RTN_BLACKHOLE, UNREACHABLE, PROHIBIT, THROW
 _FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: the route that is in a table, or an error
 _DST, _SRC, _OIF, _GATEWAY, _PREFSRC, _MARK = 1, 2, 4, 5, 7, 16
 _U32 = struct.Struct("=I")
-_S32 = struct.Struct("=i")
-_SOL_NETLINK, _CAP_ACK, _SO_RCVBUFFORCE = 270, 10, 33
 _RECEIVE_BUFFER = 1 << 20  # bytes: an answer takes a thousand of them
 _RECEIVE = 1 << 16
 _ATTEMPTS = 3  # at questions whose answers were lost for want of memory
@@ -86,11 +83,8 @@ class RouteTable:
         self._netlink = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
-        try:
-            self._netlink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        except PermissionError:
-            self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        self._netlink.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+        netlink.set_receive_buffer(self._netlink, _RECEIVE_BUFFER)
+        self._netlink.setsockopt(netlink.SOL_NETLINK, netlink.CAP_ACK, 1)
         self._netlink.bind((0, 0))
         self._sequence = 0
 
@@ -120,7 +114,7 @@ class RouteTable:
         wanted = dict(questions)
         numbers = {(base + place) & 0xFFFF_FFFF: number for place, (number, _) in enumerate(questions)}
         messages = zip(numbers, (question for _, question in questions), strict=True)
-        self._netlink.send(b"".join(_message(sequence, question) for sequence, question in messages))
+        self._netlink.send(b"".join(question_to_kernel(sequence, question) for sequence, question in messages))
         found: dict[int, Route | None] = {}
         while len(found) < len(questions):
             try:
@@ -131,29 +125,30 @@ class RouteTable:
                 if error.errno == errno.ENOBUFS:
                     continue  # some answers were lost
                 raise
-            for kind, _, sequence, body, end in split(data):
+            for kind, _, sequence, body, end in netlink.split(data):
                 if (number := numbers.get(sequence)) is not None:  # else an answer that was given up
                     by_interface = bool(wanted[number].ifindex)
-                    found[number] = None if kind == _ERROR else _parse(data, body, end, prefix=by_interface)
-                    if kind == _ERROR and (code := -_S32.unpack_from(data, body)[0]) not in _NO_ROUTE:
+                    found[number] = None if kind == netlink.ERROR else _parse(data, body, end, prefix=by_interface)
+                    if kind == netlink.ERROR and (code := netlink.errno_in(data, body, end)) not in _NO_ROUTE:
                         raise OSError(code, os.strerror(code))
         return found
 
 
-def _message(sequence: int, question: Question) -> bytes:
+def question_to_kernel(sequence: int, question: Question) -> bytes:
+    """As a message of rtnetlink."""
     target, source, mark, ifindex = question
     family, bits = (socket.AF_INET, 32) if target.version == 4 else (socket.AF_INET6, 128)
     # Without it everything would be on the link of an interface that has no route (ip_route_output_key_hash_rcu).
     flags = _FIB_MATCH if ifindex else 0
-    body = _ROUTE.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, flags)
-    body += attribute(_DST, target.packed)
+    body = RTMSG.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, flags)
+    body += netlink.attribute(_DST, target.packed)
     if source is not None:
-        body += attribute(_SRC, source.packed)
+        body += netlink.attribute(_SRC, source.packed)
     if ifindex:
-        body += attribute(_OIF, _U32.pack(ifindex))
+        body += netlink.attribute(_OIF, _U32.pack(ifindex))
     if mark:
-        body += attribute(_MARK, _U32.pack(mark))
-    return HEADER.pack(HEADER.size + len(body), _GETROUTE, _NLM_F_REQUEST, sequence, 0) + body
+        body += netlink.attribute(_MARK, _U32.pack(mark))
+    return netlink.request(_GETROUTE, 0, sequence, body)
 
 
 def _parse(data: bytes, at: int, end: int, *, prefix: bool) -> Route | None:
@@ -162,18 +157,18 @@ def _parse(data: bytes, at: int, end: int, *, prefix: bool) -> Route | None:
     index, source, gateway = 0, None, None
     family, length = data[at], data[at + 1]
     target: bytes = bytes(4 if family == socket.AF_INET else 16)
-    at += _ROUTE.size
-    unpack = ATTRIBUTE.unpack_from
-    while at + ATTRIBUTE.size <= end:
+    at += RTMSG.size
+    unpack = netlink.ATTRIBUTE.unpack_from
+    while at + netlink.ATTRIBUTE.size <= end:
         size, kind = unpack(data, at)
         if kind == _OIF:
-            (index,) = _U32.unpack_from(data, at + ATTRIBUTE.size)
+            (index,) = _U32.unpack_from(data, at + netlink.ATTRIBUTE.size)
         elif kind == _PREFSRC:
-            source = data[at + ATTRIBUTE.size : at + size]
+            source = data[at + netlink.ATTRIBUTE.size : at + size]
         elif kind == _GATEWAY:
-            gateway = data[at + ATTRIBUTE.size : at + size]
+            gateway = data[at + netlink.ATTRIBUTE.size : at + size]
         elif kind == _DST:
-            target = data[at + ATTRIBUTE.size : at + size]
+            target = data[at + netlink.ATTRIBUTE.size : at + size]
         at += (size + 3) & ~3 or end
     if not index:
         return None

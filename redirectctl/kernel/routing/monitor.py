@@ -7,7 +7,6 @@ import errno
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -19,9 +18,9 @@ from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from redirectctl.kernel.constants import RULE_PRIORITY, TUN_DEVICE
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.netlink import HEADER, split
+from redirectctl.kernel.netlink import HEADER, set_receive_buffer, split
 from redirectctl.kernel.routing.exits import is_exit, is_exit_table
-from redirectctl.kernel.routing.lookup import AT_ONCE, Question, Route, RouteTable
+from redirectctl.kernel.routing.lookup import AT_ONCE, DELROUTE, NEWROUTE, RTMSG, Question, Route, RouteTable
 from redirectctl.kernel.routing.rule_priority import OUR_TABLES, is_ours, priority_of
 from redirectctl.wire.addr import IPAddress
 
@@ -32,11 +31,9 @@ _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400 | 0x80 | 1 << 18
 _RECEIVE_BUFFER = 1 << 20  # bytes: some thousand events; what does not fit costs one new snapshot
 _AGAIN = 1.0  # seconds until a snapshot that failed is tried again
 _DATAGRAMS_A_TURN = 256  # then others on the event loop have their turn
-_SO_RCVBUFFORCE = 33
 
-_NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE = 16, 17, 20, 21, 24, 25
+_NEWLINK, _DELLINK, _NEWADDR, _DELADDR = 16, 17, 20, 21
 _NEWRULE, _DELRULE = 32, 33
-_ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
 _TABLE_COMPAT, _TABLE_LOCAL, _ROUTE_CLONED = 252, 255, 0x200
 
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
@@ -147,7 +144,7 @@ class NetWatch:
             self._events = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
             )
-            self._set_buffer(self._events)
+            set_receive_buffer(self._events, self._receive_buffer)
             self._events.bind((0, _GROUPS))
             self._table = RouteTable()
             self._requests = AsyncIPRoute()
@@ -208,12 +205,6 @@ class NetWatch:
             return False
         return await self.route(peer, source=local) is not None
 
-    def _set_buffer(self, events: socket.socket) -> None:
-        try:
-            events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, self._receive_buffer)
-        except PermissionError:
-            events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
-
     def _watch(self, on: bool) -> None:
         loop = asyncio.get_running_loop()
         if self._events is not None:
@@ -232,12 +223,12 @@ class NetWatch:
                 data = self._events.recv(1 << 16)
                 for kind, _, _, start, end in split(data):
                     message = data[start - HEADER.size : end]  # as pyroute2 parses it
-                    if kind in (_NEWROUTE, _DELROUTE):
+                    if kind in (NEWROUTE, DELROUTE):
                         table = self._table_of(message)
                         ours = table in OUR_TABLES
-                        made = kind == _NEWROUTE and is_exit_table(table)
+                        made = kind == NEWROUTE and is_exit_table(table)
                         routes = routes or not (ours or made or not self._matters(message))
-                        lost = lost or (ours and kind == _DELROUTE)
+                        lost = lost or (ours and kind == DELROUTE)
                     elif kind in (_NEWRULE, _DELRULE):
                         for parsed in self._marshal.parse(message):
                             ours = is_ours(parsed)
@@ -310,12 +301,12 @@ class NetWatch:
 
     def _matters(self, message: bytes) -> bool:
         """Whether a route's coming or going can change where packets of connections go."""
-        _, _, _, _, table, _, _, _, flags = _ROUTE.unpack_from(message, HEADER.size)
+        _, _, _, _, table, _, _, _, flags = RTMSG.unpack_from(message, HEADER.size)
         return table != _TABLE_LOCAL and not flags & _ROUTE_CLONED
 
     def _table_of(self, message: bytes) -> int:
         """Of a route.  All of redirectctl's tables have numbers that do not fit into 8 bits."""
-        table: int = _ROUTE.unpack_from(message, HEADER.size)[4]
+        table: int = RTMSG.unpack_from(message, HEADER.size)[4]
         if table != _TABLE_COMPAT:
             return table
         (parsed,) = self._marshal.parse(message)

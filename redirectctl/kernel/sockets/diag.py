@@ -21,8 +21,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
+from redirectctl.kernel import netlink
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.netlink import ATTRIBUTE, HEADER, attribute, split
 from redirectctl.kernel.sockets.bytecode import EVERYTHING, SocketFilter
 from redirectctl.wire.addr import FourTuple, SockAddr, from_packed
 
@@ -31,10 +31,6 @@ SOCK_DIAG_BY_FAMILY = 20
 SOCK_DESTROY = 21
 GROUP_TCP_DESTROY = 1  # SKNLGRP_INET_TCP_DESTROY
 GROUP_TCP6_DESTROY = 3  # SKNLGRP_INET6_TCP_DESTROY
-
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 0x01, 0x04, 0x300, 0x10
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 
 _REQUEST = struct.Struct("=BBBxI")  # family, protocol, extensions, states; then the socket id
 _SOCKET_ID = struct.Struct("!HH16s16s")  # ports and addresses; then interface and cookie in host order
@@ -149,7 +145,7 @@ class TcpInfo(NamedTuple):
 
 _TCP_INFO = struct.Struct("=BxBBBBBxI4xI4xI24xI12xI28xI16xQQ8xII8xQ32xQQ12xII")
 _TCP_INFO_ZEROS = bytes(_TCP_INFO.size)
-_TCP_INFO_WHOLE = ATTRIBUTE.size + _TCP_INFO.size
+_TCP_INFO_WHOLE = netlink.ATTRIBUTE.size + _TCP_INFO.size
 
 
 class SocketInfo(NamedTuple):
@@ -254,7 +250,7 @@ class SockDiag:
         for family in (socket.AF_INET, socket.AF_INET6):
             body = _request(family, mask, _ANY_SOCKET)
             if bytecode:
-                body += attribute(_ATTR_BYTECODE, bytecode)
+                body += netlink.attribute(_ATTR_BYTECODE, bytecode)
             found += self._dump(body, known)
         for one in found:
             self.seen(one)
@@ -272,9 +268,9 @@ class SockDiag:
         for family in (socket.AF_INET, socket.AF_INET6):
             body = _request(family, mask, _ANY_SOCKET, extensions=0)
             if bytecode:
-                body += attribute(_ATTR_BYTECODE, bytecode)
+                body += netlink.attribute(_ATTR_BYTECODE, bytecode)
             for _ in range(_DUMP_ATTEMPTS):
-                self._send(SOCK_DIAG_BY_FAMILY, _NLM_F_DUMP, body)
+                self._send(SOCK_DIAG_BY_FAMILY, netlink.DUMP, body)
                 try:
                     found += self._datagrams()
                     break
@@ -291,12 +287,12 @@ class SockDiag:
         while True:
             data = self._netlink.recv(_RECEIVE_SIZE)
             if step := _step(data, self._sequence & 0xFFFF_FFFF):
-                found.append((data, range(HEADER.size, len(data), step)))
+                found.append((data, range(netlink.HEADER.size, len(data), step)))
                 continue
             places, done = [], False
-            for kind, flags, sequence, body, end in split(data):
+            for kind, flags, sequence, body, end in netlink.split(data):
                 if sequence == self._sequence & 0xFFFF_FFFF:
-                    if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                    if kind in (netlink.ERROR, netlink.DONE):
                         _check_end(data, flags, body, end)
                         done = True
                         break
@@ -364,7 +360,7 @@ class SockDiag:
             if found is None:
                 return False
             body = _exact(target, found.ifindex, _NO_COOKIE)
-        self._send(SOCK_DESTROY, _NLM_F_ACK, body)
+        self._send(SOCK_DESTROY, netlink.ACK, body)
         try:
             list(self._replies(dump=False))
         except OSError as error:
@@ -379,7 +375,7 @@ class SockDiag:
 
     def _dump(self, body: bytes, known: frozenset[bytes] | None) -> list[SocketInfo]:
         for _ in range(_DUMP_ATTEMPTS):
-            self._send(SOCK_DIAG_BY_FAMILY, _NLM_F_DUMP, body)
+            self._send(SOCK_DIAG_BY_FAMILY, netlink.DUMP, body)
             try:
                 replies = list(self._replies(dump=True))
                 self._listed += len(replies)
@@ -396,17 +392,16 @@ class SockDiag:
 
     def _send(self, kind: int, flags: int, body: bytes) -> None:
         self._sequence += 1
-        header = HEADER.pack(HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, self._sequence & 0xFFFF_FFFF, 0)
-        self._netlink.send(header + body)
+        self._netlink.send(netlink.request(kind, flags, self._sequence, body))
 
     def _replies(self, *, dump: bool) -> Iterator[tuple[bytes, int, int]]:
         """Bodies of the messages that answer the last request.  OSError: what the kernel refused it with."""
         while True:
             data = self._netlink.recv(_RECEIVE_SIZE)
-            for kind, flags, sequence, body, end in split(data):
+            for kind, flags, sequence, body, end in netlink.split(data):
                 if sequence != self._sequence & 0xFFFF_FFFF:
                     continue
-                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                if kind in (netlink.ERROR, netlink.DONE):
                     _check_end(data, flags, body, end)
                     return
                 yield data, body, end
@@ -416,7 +411,7 @@ class SockDiag:
 
 def _step(data: bytes, sequence: int) -> int:
     """The length of the messages of a datagram, if they are all of the same, and records of this answer; else 0."""
-    length, kind, _, number, _ = HEADER.unpack_from(data)
+    length, kind, _, number, _ = netlink.HEADER.unpack_from(data)
     step = (length + 3) & ~3
     count, rest = divmod(len(data), step or 1)
     if kind != SOCK_DIAG_BY_FAMILY or number != sequence or rest:
@@ -427,10 +422,9 @@ def _step(data: bytes, sequence: int) -> int:
 
 def _check_end(data: bytes, flags: int, body: int, end: int) -> None:
     """The last message of an answer.  OSError: what the kernel refused the request with."""
-    code = struct.unpack_from("=i", data, body)[0] if end - body >= 4 else 0
-    if code < 0:
-        raise OSError(-code, os.strerror(-code))
-    if flags & _NLM_F_DUMP_INTR:
+    if code := netlink.errno_in(data, body, end):
+        raise OSError(code, os.strerror(code))
+    if flags & netlink.DUMP_INTR:
         raise InterruptedError(errno.EINTR, "dump interrupted")
 
 
@@ -476,8 +470,8 @@ def _ends(family: int, ports: bytes, source: bytes, destination: bytes) -> FourT
 
 def parse(data: bytes, at: int) -> SocketInfo:
     """The record there, in its netlink message."""
-    (length,) = _LENGTH.unpack_from(data, at - HEADER.size)
-    return _parse(data, at, at - HEADER.size + length)
+    (length,) = _LENGTH.unpack_from(data, at - netlink.HEADER.size)
+    return _parse(data, at, at - netlink.HEADER.size + length)
 
 
 def _parse(data: bytes, at: int, end: int) -> SocketInfo:
@@ -489,7 +483,7 @@ def _parse(data: bytes, at: int, end: int) -> SocketInfo:
     cgroup_id: int | None = None
     wants_errors = False
     at += _MESSAGE.size
-    unpack = ATTRIBUTE.unpack_from
+    unpack = netlink.ATTRIBUTE.unpack_from
     while at < end:
         length, kind = unpack(data, at)
         if kind == _ATTR_INFO:
@@ -558,7 +552,7 @@ class DestroyWatch:
             self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             self._netlink.bind((0, 0))
             for group in (GROUP_TCP_DESTROY, GROUP_TCP6_DESTROY):
-                self._netlink.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+                self._netlink.setsockopt(netlink.SOL_NETLINK, netlink.ADD_MEMBERSHIP, group)
         except OSError as error:
             self._netlink.close()
             raise _refused("watching for closed sockets", error) from error
@@ -587,7 +581,7 @@ class DestroyWatch:
                     raise
                 self._on_lost()
                 continue
-            for kind, _, _, start, end in split(data):
+            for kind, _, _, start, end in netlink.split(data):
                 if kind == SOCK_DIAG_BY_FAMILY and end - start >= _MESSAGE.size:
                     gone = _parse(data, start, end)
                     self._on_destroyed(Destroyed(gone.tuple, gone.cookie, gone.ifindex))

@@ -18,20 +18,17 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Iterable
 from typing import Protocol
 
 from redirectctl.kernel.constants import MARK_MOVED
 from redirectctl.kernel.datagrams import IPV6_FREEBIND, sent_from
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.netlink import HEADER, attribute
+from redirectctl.kernel.netlink import HEADER
+from redirectctl.kernel.routing.lookup import NEWROUTE, RTMSG, Question, question_to_kernel
 from redirectctl.wire.addr import FourTuple, IPAddress
 from redirectctl.wire.ip import TcpFlags, build_tcp, build_too_big, build_unreachable
 
-_RTMSG = struct.Struct("=BBBBBBBBI")
-_RTM_NEWROUTE, _RTM_GETROUTE, _NLM_F_REQUEST = 24, 26, 1
-_RTA_DST, _RTA_MARK = 1, 16
 _RTN_LOCAL = 2
 _IPV6_HEADER = 40  # bytes
 _FLAGS = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
@@ -93,17 +90,11 @@ class RawInjector:
         return {address for address in set(addresses) if address.version in self._raw and self._is_local(address)}
 
     def _is_local(self, address: IPAddress) -> bool:
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        body = (
-            _RTMSG.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
-            + attribute(_RTA_DST, address.packed)
-            + attribute(_RTA_MARK, struct.pack("=I", self._mark))
-        )
-        self._netlink.send(HEADER.pack(HEADER.size + len(body), _RTM_GETROUTE, _NLM_F_REQUEST, 0, 0) + body)
+        self._netlink.send(question_to_kernel(0, Question(address, mark=self._mark)))
         reply = self._netlink.recv(65536)
-        if len(reply) < HEADER.size + _RTMSG.size or HEADER.unpack_from(reply)[1] != _RTM_NEWROUTE:
+        if len(reply) < HEADER.size + RTMSG.size or HEADER.unpack_from(reply)[1] != NEWROUTE:
             return False
-        return bool(_RTMSG.unpack_from(reply, HEADER.size)[7] == _RTN_LOCAL)
+        return bool(RTMSG.unpack_from(reply, HEADER.size)[7] == _RTN_LOCAL)
 
     def syn(self, connection: FourTuple, *, bound: bool = False) -> None:
         """A SYN as if from the peer: the socket answers with an ACK that carries its snd_nxt and rcv_nxt.
