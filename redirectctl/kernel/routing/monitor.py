@@ -22,7 +22,7 @@ from redirectctl.kernel.netlink import HEADER, set_receive_buffer, split
 from redirectctl.kernel.routing.exits import is_exit, is_exit_table
 from redirectctl.kernel.routing.lookup import AT_ONCE, DELROUTE, NEWROUTE, RTMSG, Question, Route, RouteTable
 from redirectctl.kernel.routing.rule_priority import OUR_TABLES, is_ours, priority_of
-from redirectctl.wire.addr import IPAddress
+from redirectctl.wire.addr import IPAddress, is_routable
 
 _log = logging.getLogger(__name__)
 
@@ -84,10 +84,7 @@ class NetState:
         link = self.links.get(address.ifindex)
         if link is None or not (link.up and link.running) or link.loopback or link.name == TUN_DEVICE:
             return False
-        if address.tentative or address.dadfailed:
-            return False
-        ip = address.ip
-        return not (ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified)
+        return not (address.tentative or address.dadfailed) and is_routable(address.ip)
 
     @property
     def candidates(self) -> frozenset[Address]:
