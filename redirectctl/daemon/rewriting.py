@@ -15,8 +15,9 @@ from pathlib import Path
 
 from redirectctl.flows.connection import Flow
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.netfilter.elements import rules
 from redirectctl.kernel.netfilter.rewriter import Rewriter
-from redirectctl.kernel.routing.needs import needs, rules
+from redirectctl.kernel.routing.needs import needs
 from redirectctl.kernel.routing.old_addresses import Keeper
 from redirectctl.kernel.sockets.reserved_ports import ReservedPorts
 from redirectctl.wire.addr import FourTuple, IPAddress

@@ -12,8 +12,9 @@ from redirectctl.doctor import host, traces
 from redirectctl.doctor.firewall import ruleset
 from redirectctl.doctor.outcome import count, fail, ok, refused, several, skip, warn
 from redirectctl.doctor.traces import Trace
+from redirectctl.flows.connection import Flow
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.netfilter.elements import KernelFlow, flows_in
+from redirectctl.kernel.netfilter.elements import flows_in
 from redirectctl.kernel.routing.needs import needs_of_all
 from redirectctl.kernel.sockets.diag import CONNECTED, SockDiag
 
@@ -70,7 +71,7 @@ def cgroups(found: list[Trace]) -> Check:
     )
 
 
-def living(flows: Iterable[KernelFlow]) -> int:
+def living(flows: Iterable[Flow]) -> int:
     """How many of the connections in the table have a socket.  Raises KernelError."""
     flows = list(flows)
     if not flows:

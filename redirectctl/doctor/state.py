@@ -20,12 +20,13 @@ from redirectctl.doctor.firewall import ruleset
 from redirectctl.doctor.firewall.ruleset import Ruleset
 from redirectctl.doctor.outcome import count, fail, ok, refused, several, warn
 from redirectctl.doctor.traces import Routing, Trace
+from redirectctl.flows.connection import Flow
 from redirectctl.flows.state import State
 from redirectctl.kernel.constants import NFT_TABLE, ROUTE_TABLE, Queue
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.netfilter.elements import KernelFlow, flows_in
+from redirectctl.kernel.netfilter.elements import flows_in, rules
 from redirectctl.kernel.netfilter.skeleton import skeleton
-from redirectctl.kernel.routing.needs import Needs, needs_of_all, rules
+from redirectctl.kernel.routing.needs import Needs, needs_of_all
 from redirectctl.kernel.sockets.reserved_ports import ReservedPorts
 from redirectctl.store.database import DATABASE
 from redirectctl.store.records import PeerState
@@ -195,7 +196,7 @@ class KernelState:
         return found
 
     @staticmethod
-    def _table(own: list[dict[str, object]], wanted: set[KernelFlow]) -> Check:
+    def _table(own: list[dict[str, object]], wanted: set[Flow]) -> Check:
         name = "state.table"
         if not own:
             hint = f"something flushed the ruleset; {RESTART} puts it back"
@@ -264,7 +265,7 @@ class KernelState:
         own: list[dict[str, object]],
         present: Routing,
         queues: list[Trace],
-        wanted: set[KernelFlow],
+        wanted: set[Flow],
         needed: Needs,
         arrivals: dict[IPv4Address, int],
     ) -> Check:

@@ -13,6 +13,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from redirectctl.doctor.host import has_ipv6
 from redirectctl.doctor.outcome import several
+from redirectctl.flows.connection import Flow
 from redirectctl.kernel.constants import (
     FALLBACK_PRIORITY,
     FALLBACK_TABLE,
@@ -22,7 +23,7 @@ from redirectctl.kernel.constants import (
     TUNNEL_TABLE,
 )
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.netfilter.elements import KernelFlow, flows_in
+from redirectctl.kernel.netfilter.elements import flows_in
 from redirectctl.kernel.netfilter.libnftables import Command
 from redirectctl.kernel.netfilter.queue_rules import QUEUE_RULES, IptablesQueues, programs
 from redirectctl.kernel.processes.cgroup import CgroupTree, populated
@@ -85,7 +86,7 @@ def table_trace() -> Trace:
     return Trace(f"nft table inet {NFT_TABLE}", f"nft delete table inet {NFT_TABLE}")
 
 
-def flow_trace(flow: KernelFlow) -> Trace:
+def flow_trace(flow: Flow) -> Trace:
     """Of a connection's elements in the table."""
     moved = "" if flow.wire == flow.socket else f" as {flow.wire}"
     tunnel = " through the tunnel" if flow.tunnel else ""

@@ -10,33 +10,21 @@ four bytes (nft_set_elem keys of concatenated types):
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any, TypeAlias
 
+from redirectctl.flows.connection import Flow
 from redirectctl.kernel.netfilter.libnftables import Command
 from redirectctl.kernel.netfilter.skeleton import MAPS, SETS, TABLE
 from redirectctl.wire.addr import FourTuple, SockAddr
 
-
-@dataclass(frozen=True, slots=True)
-class KernelFlow:
-    """A protected connection.  With wire == socket it has not moved and only its RSTs are looked at.
-
-    With ``tunnel`` what its socket sends goes into the tunnel; packets with the wire tuple are still received, unless
-    it has ``integrity``: then what does not come through the tunnel is dropped.
-    With ``suspended`` what its socket sends goes to NFQUEUE, and so does what comes for it, except by the tunnel.
-    """
-
-    socket: FourTuple
-    wire: FourTuple
-    tunnel: bool = False
-    integrity: bool = False
-    suspended: bool = False
-
-
 Place: TypeAlias = tuple[str, bytes]  # where an element is: name of the set or map, key
 _NAMES = {version: {kind: f"{kind}{version}" for kind in (*SETS, *MAPS)} for version in (4, 6)}
+
+
+def rules(flow: Flow) -> Flow:
+    """What the kernel is to have of a flow: nothing of a wire tuple on which nothing is received or sent."""
+    return flow._replace(wire=flow.incoming, closed=False)
 
 
 def guard_place(socket: FourTuple) -> Place:
@@ -44,8 +32,11 @@ def guard_place(socket: FourTuple) -> Place:
     return _NAMES[socket.version]["ask"], _end(socket.remote) + _end(socket.local)
 
 
-def elements(flow: KernelFlow) -> list[tuple[Place, bytes | None]]:
-    """The elements of one connection, guard_place first.
+def elements(flow: Flow) -> list[tuple[Place, bytes | None]]:
+    """The elements of one connection, guard_place first; of a flow as rules() gives it.
+
+    With integrity what does not come through the tunnel is dropped.  Of a suspended connection what its socket sends
+    goes to NFQUEUE, and so does what comes for it, except by the tunnel.
 
     The value of an element of a set is empty, of a map a packed address.  None is a place that must stay empty: the
     kernel looks there for packets of this connection, and must not find another's element.  Written for speed: a move
@@ -119,7 +110,7 @@ def add_commands(wanted: Iterable[tuple[Place, bytes]], timeout: int | None = No
     return [{"add": {"element": {**TABLE, "name": name, "elem": items}}} for name, items in lists.items()]
 
 
-def flows_in(listing: list[Command]) -> frozenset[KernelFlow]:
+def flows_in(listing: list[Command]) -> frozenset[Flow]:
     """The connections that the sets and maps of a listed table stand for."""
     found: dict[str, dict[tuple[SockAddr, SockAddr], Any]] = {
         f"{kind}{version}": {} for kind in (*SETS, *MAPS) for version in (4, 6)
@@ -141,12 +132,11 @@ def flows_in(listing: list[Command]) -> frozenset[KernelFlow]:
             remote = SockAddr(ip_address(text), wire_remote.port)
             local = SockAddr(ip_address(destinations.get((remote, wire_local), str(wire_local.host))), wire_local.port)
             moved.add((remote, local))
-            flows.append(KernelFlow(FourTuple(local, remote), FourTuple(wire_local, wire_remote)))
+            flows.append(Flow(FourTuple(local, remote), FourTuple(wire_local, wire_remote)))
         still = (FourTuple(local, remote) for remote, local in found[f"ask{version}"].keys() - moved)
-        flows += [KernelFlow(one, one) for one in still]
+        flows += [Flow(one, one) for one in still]
     return frozenset(
-        replace(
-            flow,
+        flow._replace(
             tunnel=flow.socket in found[f"tun{flow.socket.version}"],
             # Its wire tuple alone may be that of another's socket.
             integrity={flow.socket.mirrored, flow.wire.mirrored} <= found[f"tag{flow.socket.version}"].keys(),

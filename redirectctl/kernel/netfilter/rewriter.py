@@ -20,10 +20,10 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from typing import NamedTuple
 
+from redirectctl.flows.connection import Flow
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.netfilter.batch import BatchError, ElementSocket
 from redirectctl.kernel.netfilter.elements import (
-    KernelFlow,
     Place,
     add_commands,
     describe,
@@ -38,8 +38,6 @@ from redirectctl.kernel.netfilter.queue_rules import QUEUE_RULES, IptablesQueues
 from redirectctl.kernel.netfilter.skeleton import TABLE, TOKEN, UNTAGGED, reshape, rule_counts, skeleton
 from redirectctl.wire.addr import FourTuple
 
-__all__ = ["PROBE_SECONDS", "KernelFlow", "Rewriter"]
-
 PROBE_SECONDS = 5.0  # how long a probe waits for its ACK: the local stack answers within microseconds
 
 _TAGGED = frozenset(f"tag{version}" for version in (4, 6))
@@ -49,7 +47,7 @@ _TABLE_NAME = {"family": TABLE["family"], "name": TABLE["table"]}
 class _Entry(NamedTuple):
     """A flow that the kernel has."""
 
-    flow: KernelFlow
+    flow: Flow
     elements: list[tuple[Place, bytes | None]]
 
     @property
@@ -58,7 +56,7 @@ class _Entry(NamedTuple):
 
 
 class Rewriter:
-    """Keeps the table equal to a set of KernelFlows; not thread-safe, synchronous.
+    """Keeps the table equal to a set of flows; not thread-safe, synchronous.
 
     It works in the network namespace of the thread that makes it.  All methods raise KernelError; one that raises has
     changed nothing.  `setup` and `teardown` may run iptables (tens of ms).
@@ -87,7 +85,7 @@ class Rewriter:
         self._netlink.close()
         self.watch.close()
 
-    def setup(self, flows: Iterable[KernelFlow] = (), *, queues: bool = True) -> None:
+    def setup(self, flows: Iterable[Flow] = (), *, queues: bool = True) -> None:
         """Replace whatever table of ours there is by one for exactly ``flows``, in one transaction: without a gap.
 
         libnftables takes about 0.1 s for 1,000 flows.  ``queues``: make sure of the rules to NFQUEUE in iptables too.
@@ -112,7 +110,7 @@ class Rewriter:
         self._entries, self._places, self._counts, self._shape = entries, places, counts, shape
         self._probed, self._untagged = frozenset(), 0
 
-    def apply(self, add: Iterable[KernelFlow] = (), remove: Iterable[KernelFlow] = ()) -> None:
+    def apply(self, add: Iterable[Flow] = (), remove: Iterable[Flow] = ()) -> None:
         """Take ``remove`` out and put ``add`` in, in one transaction; a move is both with one socket tuple.
 
         What is not there need not be removed.  Raises KernelError if two flows would share a tuple on the wire.
@@ -199,11 +197,11 @@ class Rewriter:
         before, self._untagged = self._untagged, int(listed["counter"]["packets"])
         return self._untagged - before
 
-    def flows(self) -> frozenset[KernelFlow]:
+    def flows(self) -> frozenset[Flow]:
         """What the kernel has, read back; empty without a table."""
         return flows_in(self._nft.run([{"list": {"table": _TABLE_NAME}}])) if self._netlink.has_table() else frozenset()
 
-    def wanted(self) -> list[KernelFlow]:
+    def wanted(self) -> list[Flow]:
         """What the kernel should have."""
         return [entry.flow for entry in self._entries.values()]
 
@@ -278,5 +276,5 @@ def _claim(
         fresh[place] = value
 
 
-def _conflict(flow: KernelFlow, why: str) -> KernelError:
+def _conflict(flow: Flow, why: str) -> KernelError:
     return KernelError(f"rewrite {flow.socket} as {flow.wire}", why, "close one of the two connections")

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from redirectctl.flows.connection import Flow
-from redirectctl.kernel.netfilter.elements import KernelFlow
 from redirectctl.wire.addr import IPAddress
 
 
@@ -18,12 +17,7 @@ class Needs(NamedTuple):
     ports: frozenset[int] = frozenset()  # reserved
 
 
-def rules(flow: Flow) -> KernelFlow:
-    """What the kernel is to have of a flow: nothing of a wire tuple on which nothing is received or sent."""
-    return KernelFlow(flow.socket, flow.incoming, flow.tunnel, flow.integrity, flow.suspended)
-
-
-def needs(flow: Flow | KernelFlow) -> Needs:
+def needs(flow: Flow) -> Needs:
     """Of one that travels, or waits, otherwise than its socket believes.
 
     Also where its wire tuple is not proven yet: else a new connection could take its port until then.
@@ -39,7 +33,7 @@ def needs(flow: Flow | KernelFlow) -> Needs:
     return Needs(frozenset(kept), frozenset(fallbacks), frozenset({flow.wire.local.port} if elsewhere else ()))
 
 
-def needs_of_all(flows: Iterable[Flow | KernelFlow]) -> Needs:
+def needs_of_all(flows: Iterable[Flow]) -> Needs:
     """What any of them needs."""
     each = [needs(flow) for flow in flows]
     return Needs(*(frozenset().union(*of_kind) for of_kind in zip(*each, strict=True))) if each else Needs()

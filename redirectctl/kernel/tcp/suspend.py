@@ -1,6 +1,6 @@
 """Keep connections alive while there is no path: hold back what they send, and answer for the peer where TCP counts.
 
-The rules (Rewriter, KernelFlow.suspended) hand everything that a suspended connection sends to NFQUEUE, where it is
+The rules (Rewriter, Flow.suspended) hand everything that a suspended connection sends to NFQUEUE, where it is
 thrown away; also while no daemon listens. Where a packet could get through as it is (`let_out`), it goes on instead,
 windows are left open, and probes are answered all the same. What the socket does, and what it needs (Linux 6.18):
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from redirectctl.flows.connection import Flow
 from redirectctl.kernel.constants import Queue
 from redirectctl.kernel.netfilter.packet_queue import PacketQueue
-from redirectctl.kernel.netfilter.rewriter import KernelFlow, Rewriter
+from redirectctl.kernel.netfilter.rewriter import Rewriter
 from redirectctl.kernel.sockets.borrow import Handle, borrow
 from redirectctl.kernel.sockets.diag import CONNECTED, SockDiag, SocketInfo, Timer
 from redirectctl.kernel.tcp.backoff import Kicker
@@ -57,7 +58,7 @@ class Sender(RawSender):
 class Daemon:
     """What a daemon on one of the hosts has."""
 
-    def __init__(self, host: Host, flows: Iterable[KernelFlow] = (), *, spared: Collection[int] = ()) -> None:
+    def __init__(self, host: Host, flows: Iterable[Flow] = (), *, spared: Collection[int] = ()) -> None:
         """``flows``: what it takes over; ``spared``: inodes of sockets that it may not borrow."""
         self.errors: list[Exception] = []
         self.spared = spared
@@ -90,12 +91,12 @@ class Daemon:
         return borrow(set(inodes) - set(self.spared))
 
     async def protect(self, connections: Collection[FourTuple]) -> None:
-        self.rewriter.apply(add=[KernelFlow(one, one) for one in connections])
+        self.rewriter.apply(add=[Flow(one, one) for one in connections])
         assert await self.kicker.learn(connections) == []
 
     def hold(self, connections: Collection[FourTuple]) -> None:
-        before = [KernelFlow(one, one) for one in connections]
-        self.rewriter.apply(add=[KernelFlow(one, one, suspended=True) for one in connections], remove=before)
+        before = [Flow(one, one) for one in connections]
+        self.rewriter.apply(add=[Flow(one, one, suspended=True) for one in connections], remove=before)
 
     async def suspend(self, connections: Collection[FourTuple]) -> list[Before]:
         self.hold(connections)
@@ -104,8 +105,8 @@ class Daemon:
         return befores
 
     async def resume(self, connections: Collection[FourTuple]) -> None:
-        suspended = [KernelFlow(one, one, suspended=True) for one in connections]
-        self.rewriter.apply(add=[KernelFlow(one, one) for one in connections], remove=suspended)
+        suspended = [Flow(one, one, suspended=True) for one in connections]
+        self.rewriter.apply(add=[Flow(one, one) for one in connections], remove=suspended)
         await self.suspender.resume(connections)
 
     async def settled(self) -> None:
@@ -372,7 +373,7 @@ def test_a_daemon_that_begins_again_goes_on(impatient: Wire, version: int) -> No
         first.close()
         await asyncio.sleep(4)
         assert packets() == 0
-        second = Daemon(impatient.alice, [KernelFlow(one, one, suspended=True) for one in tuples], spared=spared)
+        second = Daemon(impatient.alice, [Flow(one, one, suspended=True) for one in tuples], spared=spared)
         try:
             await second.suspender.suspend(befores)
             await wait(DEAD, second)

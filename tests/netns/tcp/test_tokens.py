@@ -19,10 +19,11 @@ from contextlib import contextmanager
 import pytest
 
 from redirectctl.flows.commands import Proof
+from redirectctl.flows.connection import Flow
 from redirectctl.flows.proofs import in_place
 from redirectctl.kernel.constants import Queue
 from redirectctl.kernel.netfilter.packet_queue import PacketQueue, QueuedPacket
-from redirectctl.kernel.netfilter.rewriter import KernelFlow, Rewriter
+from redirectctl.kernel.netfilter.rewriter import Rewriter
 from redirectctl.kernel.sockets.diag import SockDiag
 from redirectctl.kernel.tcp.backoff import Kicker
 from redirectctl.kernel.tcp.inband import Inband, RawSender
@@ -291,8 +292,8 @@ def test_a_token_of_a_moved_connection_arrives_as_on_the_wire(net: Net, version:
         connection = net.connect(version)
         wire = second_address(net, connection)
         with sides(net) as (alice, bob):
-            alice.rewriter.apply([KernelFlow(connection.tuple, wire)])
-            bob.rewriter.apply([KernelFlow(connection.tuple.mirrored, wire.mirrored)])
+            alice.rewriter.apply([Flow(connection.tuple, wire)])
+            bob.rewriter.apply([Flow(connection.tuple.mirrored, wire.mirrored)])
             assert carries(connection)
             await alice.inband.prove([Proof(connection.tuple, b"claimant")])
             await until_async(lambda: bob.arrived == [(wire.mirrored, b"claimant")])

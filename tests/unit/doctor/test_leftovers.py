@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ from redirectctl.api.schema import CheckStatus
 from redirectctl.doctor import alone, host, traces
 from redirectctl.doctor.state import KernelState
 from redirectctl.doctor.traces import Trace
+from redirectctl.flows.connection import Flow
 from redirectctl.kernel.constants import Queue
-from redirectctl.kernel.netfilter.elements import KernelFlow
 from redirectctl.wire.addr import FourTuple, SockAddr
 
 TABLE = Trace("nft table inet redirectctl", "nft delete table inet redirectctl")
@@ -24,7 +23,7 @@ def four(local: str, remote: str) -> FourTuple:
     return FourTuple(SockAddr.parse(local), SockAddr.parse(remote))
 
 
-TUNNELLED = KernelFlow(four("192.0.2.2:1002", "198.51.100.2:22"), four("192.0.2.2:1002", "198.51.100.2:22"), True)
+TUNNELLED = Flow(four("192.0.2.2:1002", "198.51.100.2:22"), four("192.0.2.2:1002", "198.51.100.2:22"), True)
 
 
 def test_nothing():
@@ -61,7 +60,7 @@ def test_empty_cgroups_are_harmless():
 
 
 def test_how_connections_travel_is_told():
-    secured = replace(TUNNELLED, integrity=True)
+    secured = TUNNELLED._replace(integrity=True)
     assert traces.flow_trace(TUNNELLED).what.endswith("-198.51.100.2:22 through the tunnel")
     assert traces.flow_trace(secured).what.endswith(" through the tunnel with integrity")
 

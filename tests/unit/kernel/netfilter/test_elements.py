@@ -8,15 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redirectctl.kernel.netfilter.elements import (
-    KernelFlow,
-    Place,
-    add_commands,
-    describe,
-    elements,
-    flows_in,
-    guard_place,
-)
+from redirectctl.flows.connection import Flow
+from redirectctl.kernel.netfilter.elements import Place, add_commands, describe, elements, flows_in, guard_place
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr, parse_ip
 
 
@@ -75,7 +68,7 @@ HOLD = (("hold4", R + RP + L + LP), b"")
     ids=["not moved", "this host moved", "the peer moved", "both moved"],
 )
 def test_elements(wire: str, expected: list[tuple[Place, bytes | None]]) -> None:
-    flow = KernelFlow(tuple_of(SOCKET), tuple_of(wire))
+    flow = Flow(tuple_of(SOCKET), tuple_of(wire))
     assert elements(flow) == expected
     assert elements(flow)[0][0] == guard_place(flow.socket)
 
@@ -104,7 +97,7 @@ TUN = (("tun4", L + LP + R + RP), b"")
 def test_in_the_tunnel_nothing_that_goes_out_is_rewritten(
     wire: str, expected: list[tuple[Place, bytes | None]]
 ) -> None:
-    assert elements(KernelFlow(tuple_of(SOCKET), tuple_of(wire), True)) == expected
+    assert elements(Flow(tuple_of(SOCKET), tuple_of(wire), True)) == expected
 
 
 TAG = (("tag4", R + RP + L + LP), b"")
@@ -134,22 +127,22 @@ TAG = (("tag4", R + RP + L + LP), b"")
 def test_with_integrity_nothing_plain_comes_in_under_either_tuple(
     wire: str, expected: list[tuple[Place, bytes | None]]
 ) -> None:
-    assert elements(KernelFlow(tuple_of(SOCKET), tuple_of(wire), True, True)) == expected
+    assert elements(Flow(tuple_of(SOCKET), tuple_of(wire), True, True)) == expected
 
 
 def test_what_a_suspended_connection_sends_waits_and_rsts_are_held() -> None:
-    flow = KernelFlow(tuple_of(SOCKET), tuple_of(SOCKET), suspended=True)
+    flow = Flow(tuple_of(SOCKET), tuple_of(SOCKET), suspended=True)
     wait, back = (("wait4", L + LP + R + RP), b""), (("back4", R + RP + L + LP), b"")
     assert elements(flow) == [GUARD, HOLD, wait, back, (("src4", R + RP + L + LP), None)]
 
 
 def test_what_the_tunnel_brings_for_a_suspended_connection_is_not_looked_at() -> None:
-    flow = KernelFlow(tuple_of(SOCKET), tuple_of(SOCKET), tunnel=True, suspended=True)
+    flow = Flow(tuple_of(SOCKET), tuple_of(SOCKET), tunnel=True, suspended=True)
     assert {name for (name, _), _ in elements(flow)} == {"ask4", "hold4", "tun4", "wait4", "src4"}
 
 
 def test_ipv6_keys_have_forty_bytes() -> None:
-    flow = KernelFlow(tuple_of("[2001:db8::1]:1 [2001:db8::2]:2"), tuple_of("[2001:db8::3]:1 [2001:db8::2]:2"))
+    flow = Flow(tuple_of("[2001:db8::1]:1 [2001:db8::2]:2"), tuple_of("[2001:db8::3]:1 [2001:db8::2]:2"))
     assert {(name, len(key), len(value or b"")) for (name, key), value in elements(flow)} == {
         ("ask6", 40, 0),
         ("hold6", 40, 0),
@@ -177,14 +170,14 @@ def hosts(version: int) -> st.SearchStrategy[IPAddress]:
 
 
 @st.composite
-def flow_lists(draw: st.DrawFn) -> list[KernelFlow]:
-    flows: list[KernelFlow] = []
+def flow_lists(draw: st.DrawFn) -> list[Flow]:
+    flows: list[Flow] = []
     for _ in range(draw(st.integers(0, 8))):
         version = draw(st.sampled_from([4, 6]))
         local, remote, wire_local, wire_remote = (draw(hosts(version)) for _ in range(4))
         lport, rport = draw(st.integers(1, 3)), draw(st.integers(1, 3))
         flows.append(
-            KernelFlow(
+            Flow(
                 FourTuple(SockAddr(local, lport), SockAddr(remote, rport)),
                 FourTuple(SockAddr(wire_local, lport), SockAddr(wire_remote, rport)),
                 tunnel := draw(st.booleans()),
@@ -196,8 +189,8 @@ def flow_lists(draw: st.DrawFn) -> list[KernelFlow]:
 
 
 @given(flow_lists())
-def test_flows_are_read_back_from_what_was_written(candidates: list[KernelFlow]) -> None:
-    flows: set[KernelFlow] = set()
+def test_flows_are_read_back_from_what_was_written(candidates: list[Flow]) -> None:
+    flows: set[Flow] = set()
     places: dict[Place, bytes | None] = {}
     for flow in candidates:
         mine = dict(elements(flow))
@@ -231,8 +224,8 @@ def rewritten(filled: dict[Place, bytes], packet: FourTuple, kinds: tuple[str, .
 
 
 @given(flow_lists())
-def test_no_connection_gets_another_ones_rewriting(candidates: list[KernelFlow]) -> None:
-    flows: dict[FourTuple, KernelFlow] = {}
+def test_no_connection_gets_another_ones_rewriting(candidates: list[Flow]) -> None:
+    flows: dict[FourTuple, Flow] = {}
     places: dict[Place, bytes | None] = {}
     for flow in candidates:
         mine = dict(elements(flow))

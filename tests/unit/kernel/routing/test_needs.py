@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from redirectctl.flows.connection import Flow
-from redirectctl.kernel.netfilter.elements import KernelFlow
-from redirectctl.kernel.routing.needs import Needs, needs, needs_of_all, rules
+from redirectctl.kernel.netfilter.elements import rules
+from redirectctl.kernel.routing.needs import Needs, needs, needs_of_all
 from redirectctl.wire.addr import FourTuple, SockAddr
 
 
@@ -14,10 +12,10 @@ def four(local: str, remote: str) -> FourTuple:
     return FourTuple(SockAddr.parse(local), SockAddr.parse(remote))
 
 
-STILL = KernelFlow(four("192.0.2.1:1000", "198.51.100.1:22"), four("192.0.2.1:1000", "198.51.100.1:22"))
-WENT = KernelFlow(four("192.0.2.1:1001", "198.51.100.1:22"), four("192.0.2.9:1001", "198.51.100.1:22"))
-PEER_WENT = KernelFlow(four("[2001:db8::1]:22", "[2001:db8::2]:7"), four("[2001:db8::1]:22", "[2001:db8::3]:7"))
-TUNNELLED = KernelFlow(four("192.0.2.2:1002", "198.51.100.2:22"), four("192.0.2.2:1002", "198.51.100.2:22"), True)
+STILL = Flow(four("192.0.2.1:1000", "198.51.100.1:22"), four("192.0.2.1:1000", "198.51.100.1:22"))
+WENT = Flow(four("192.0.2.1:1001", "198.51.100.1:22"), four("192.0.2.9:1001", "198.51.100.1:22"))
+PEER_WENT = Flow(four("[2001:db8::1]:22", "[2001:db8::2]:7"), four("[2001:db8::1]:22", "[2001:db8::3]:7"))
+TUNNELLED = Flow(four("192.0.2.2:1002", "198.51.100.2:22"), four("192.0.2.2:1002", "198.51.100.2:22"), True)
 
 
 def test_what_routing_needs() -> None:
@@ -32,18 +30,18 @@ def test_what_routing_needs() -> None:
 
 
 def test_a_suspended_connection_needs_a_way_to_where_it_is_answered() -> None:
-    found = needs(replace(STILL, suspended=True))
+    found = needs(STILL._replace(suspended=True))
     assert ({str(a) for a in found.kept}, {str(a) for a in found.fallbacks}) == ({"192.0.2.1"}, {"198.51.100.1"})
     assert found.ports == frozenset()
 
 
-def test_a_flow_of_the_engine_is_one_of_the_kernel() -> None:
-    for flow in (STILL, WENT, PEER_WENT, TUNNELLED, replace(WENT, suspended=True)):
-        assert rules(Flow(flow.socket, flow.wire, flow.tunnel, flow.integrity, flow.suspended)) == flow
+def test_the_kernel_has_a_flow_as_the_engine_has_it() -> None:
+    for flow in (STILL, WENT, PEER_WENT, TUNNELLED, WENT._replace(suspended=True)):
+        assert rules(flow) == flow
 
 
 def test_the_kernel_has_nothing_of_a_tuple_that_nobody_has_proven() -> None:
     wire = WENT.wire
     flow = Flow(WENT.socket, wire, tunnel=True, closed=True)
-    assert rules(flow) == replace(WENT, wire=WENT.socket, tunnel=True)
-    assert needs(flow) == needs(replace(WENT, tunnel=True))  # its port is kept for it all the same
+    assert rules(flow) == WENT._replace(wire=WENT.socket, tunnel=True)
+    assert needs(flow) == needs(WENT._replace(tunnel=True))  # its port is kept for it all the same
