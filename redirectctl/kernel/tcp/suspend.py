@@ -38,10 +38,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from redirectctl.flows.connection import Before
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.netfilter.packet_queue import QueuedPacket
 from redirectctl.kernel.sockets.borrow import NEVER, Borrow, Handle, borrow
@@ -58,18 +59,9 @@ _HALF = 1 << 31  # of the sequence numbers: what is beyond is behind
 TENDED = 256  # suspended connections that one call of tend() looks at
 
 
-class Before(NamedTuple):
-    """What a connection had before; who stores this can suspend and resume it after a restart."""
-
-    socket: FourTuple
-    window: int  # bytes, as the peer last said
-    user_timeout: int  # milliseconds; 0: none
-
-
 class Held(NamedTuple):
     """A suspended connection, for listings."""
 
-    before: Before
     borrowed: bool  # False: it may not live for ever, see the module
     packets: int  # held back
     answers: int
@@ -134,8 +126,8 @@ class Suspender:
         self._unknown: set[FourTuple] = set()  # held ones whose sequence numbers are not known yet
         self._round: list[FourTuple] = []  # held ones that tend() looks at next
 
-    async def prepare(self, connections: Collection[FourTuple]) -> list[Before]:
-        """Find out what there is to store before suspend() changes it.
+    async def prepare(self, connections: Collection[FourTuple]) -> dict[FourTuple, Before]:
+        """Find out what there is to store before suspend() changes it: it is needed again after a restart.
 
         Leaves out sockets that are not connected, and those whose address is not delivered here (Keeper.keep).
         """
@@ -146,21 +138,21 @@ class Suspender:
             handle = handles.get(one.inode)
             user_timeout = handle.user_timeout if handle else 0
             # NEVER is left of an earlier life of ours, of which nothing was stored.
-            before = Before(one.tuple, _window(one), 0 if user_timeout == NEVER else user_timeout)
+            before = Before(_window(one), 0 if user_timeout == NEVER else user_timeout)
             self._held[one.tuple] = _Entry(before, handle)
-        entries = (self._held.get(one.tuple) or self._leaving.get(one.tuple) for one in found)
-        return [entry.before for entry in entries if entry]
+        entries = ((one.tuple, self._held.get(one.tuple) or self._leaving.get(one.tuple)) for one in found)
+        return {connection: entry.before for connection, entry in entries if entry}
 
-    async def suspend(self, connections: Iterable[Before]) -> None:
+    async def suspend(self, connections: Mapping[FourTuple, Before]) -> None:
         """Keep these alive from now on; the rules that hold back what they send must be in force (Rewriter).
 
         Again after a restart, with what was stored.
         """
         await self.borrow(self.shut(connections))
 
-    def shut(self, connections: Iterable[Before]) -> list[SocketInfo]:
+    def shut(self, connections: Mapping[FourTuple, Before]) -> list[SocketInfo]:
         """The first part of suspend(), before anything else can happen to them: close their windows."""
-        entries = {before.socket: self._enter(before) for before in connections}
+        entries = {connection: self._enter(connection, before) for connection, before in connections.items()}
         found = self._kicker.look(entries)
         for one in found:
             entries[one.tuple].see(one)
@@ -214,9 +206,9 @@ class Suspender:
             return await self._kicker.follow_up([*woken.pushed, *late.pushed])
         return await self._kicker.follow_up(woken.pushed)
 
-    async def give_back(self, connections: Iterable[Before]) -> None:
+    async def give_back(self, connections: Mapping[FourTuple, Before]) -> None:
         """An earlier life of ours has resumed these, and did not get to giving back what they had."""
-        entries = {before.socket: _Entry(before) for before in connections if before.socket not in self._held}
+        entries = {one: _Entry(before) for one, before in connections.items() if one not in self._held}
         self._leaving |= entries
         found = {one.inode: entries[one.tuple] for one in self._kicker.look(entries)}
         for entry in entries.values():
@@ -267,7 +259,7 @@ class Suspender:
 
     def state(self) -> list[Held]:
         """All that are suspended."""
-        return [Held(one.before, one.handle is not None, one.packets, one.answers) for one in self._held.values()]
+        return [Held(one.handle is not None, one.packets, one.answers) for one in self._held.values()]
 
     def close(self) -> None:
         """Give back descriptors, and nothing else: suspended connections stay so."""
@@ -383,9 +375,9 @@ class Suspender:
     async def _lend(self, inodes: set[int]) -> dict[int, Handle]:
         return await asyncio.to_thread(self._borrow, inodes) if inodes else {}
 
-    def _enter(self, before: Before) -> _Entry:
-        entry = self._leaving.pop(before.socket, None) or self._held.get(before.socket) or _Entry(before)
-        self._held[before.socket] = entry
+    def _enter(self, connection: FourTuple, before: Before) -> _Entry:
+        entry = self._leaving.pop(connection, None) or self._held.get(connection) or _Entry(before)
+        self._held[connection] = entry
         return entry
 
     def _answer(self, one: SocketInfo, entry: _Entry, seq: int, ack: int, window: int) -> None:

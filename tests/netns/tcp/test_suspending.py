@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from redirectctl.flows.connection import Flow
+from redirectctl.flows.connection import Before, Flow
 from redirectctl.kernel.constants import Queue
 from redirectctl.kernel.netfilter.packet_queue import PacketQueue
 from redirectctl.kernel.netfilter.rewriter import Rewriter
@@ -26,7 +26,7 @@ from redirectctl.kernel.sockets.diag import CONNECTED, SockDiag, SocketInfo, Tim
 from redirectctl.kernel.tcp.backoff import Kicker
 from redirectctl.kernel.tcp.inband import RawSender
 from redirectctl.kernel.tcp.inject import RawInjector
-from redirectctl.kernel.tcp.suspend import Before, Suspender
+from redirectctl.kernel.tcp.suspend import Suspender
 from redirectctl.wire.addr import FourTuple
 from redirectctl.wire.ip import parse_tcp, timestamps_of
 from tests.netns.tcp.socket_lab import Connection, Host, Wire, inside, until_async
@@ -98,7 +98,7 @@ class Daemon:
         before = [Flow(one, one) for one in connections]
         self.rewriter.apply(add=[Flow(one, one, suspended=True) for one in connections], remove=before)
 
-    async def suspend(self, connections: Collection[FourTuple]) -> list[Before]:
+    async def suspend(self, connections: Collection[FourTuple]) -> dict[FourTuple, Before]:
         self.hold(connections)
         befores = await self.suspender.prepare(connections)
         await self.suspender.suspend(befores)
@@ -307,7 +307,7 @@ def test_every_state_lives_through_an_outage_and_no_byte_is_lost(impatient: Wire
                     await until_async(lambda one=one: alice.look(one.connection.tuple).timer == Timer.PROBE)  # type: ignore[misc]
             impatient.cut()
             act(1, every)
-            befores = {one.socket: one for one in await alice.suspend(tuples)}
+            befores = await alice.suspend(tuples)
             await bob.suspend(mirrored)
             for one in cases:
                 expected = USER_TIMEOUT if one.name.startswith("user timeout") else 0

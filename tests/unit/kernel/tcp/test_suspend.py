@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from redirectctl.flows.connection import Before
 from redirectctl.kernel.sockets.borrow import FIRST_DESCRIPTOR, NEVER, Handle, borrow
 from redirectctl.kernel.sockets.diag import SocketInfo
-from redirectctl.kernel.tcp.suspend import ANSWER, STEPS, Before, Suspender
+from redirectctl.kernel.tcp.suspend import ANSWER, STEPS, Suspender
 from redirectctl.wire.addr import FourTuple
 from redirectctl.wire.ip import SEQ_MASK, TcpFlags, build_tcp, build_timestamps, parse_tcp, timestamps_of
 from tests.unit.kernel.tcp.test_backoff import RCV_NXT, SND_UNA, FakeHost, Packet, changed, connection, idle
@@ -85,15 +86,15 @@ class Lab:
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run(work)
 
-    def suspend(self, *ports: int) -> list[Before]:
-        async def work() -> list[Before]:
+    def suspend(self, *ports: int) -> dict[FourTuple, Before]:
+        async def work() -> dict[FourTuple, Before]:
             wanted = [connection(port) for port in ports]
             await self.host.kicker.learn(wanted)
             befores = await self.suspender.prepare(wanted)
             await self.suspender.suspend(befores)
             return befores
 
-        found: list[Before] = asyncio.run(work())
+        found: dict[FourTuple, Before] = asyncio.run(work())
         return found
 
     def resume(self, *ports: int) -> None:
@@ -155,7 +156,7 @@ def lab(*ports: int, borrowed: bool = True, **fields: int) -> Lab:
 
 def test_the_window_is_closed_while_nothing_is_in_flight() -> None:
     one = lab(1)
-    assert one.suspend(1) == [Before(connection(1), WINDOW << 7, 0)]
+    assert one.suspend(1) == {connection(1): Before(WINDOW << 7, 0)}
     assert one.host.acks == [SHUT]
 
 
@@ -170,7 +171,7 @@ def test_a_program_gets_its_user_timeout_back_when_the_losses_are_over() -> None
     one = lab(1)
     handle = one.handles[1]
     handle.user_timeout = 5000
-    assert one.suspend(1)[0].user_timeout == 5000
+    assert one.suspend(1)[connection(1)].user_timeout == 5000
     assert handle.user_timeout == NEVER
     handle.calm = False
     one.set(1, send_window=WINDOW << 7)
@@ -199,7 +200,7 @@ def test_the_beat_waits_for_descriptors_that_are_being_looked_for() -> None:
     one.handles[1].user_timeout = NEVER
 
     async def work() -> None:
-        giving = asyncio.create_task(one.suspender.give_back([Before(connection(1), WINDOW << 7, 5000)]))
+        giving = asyncio.create_task(one.suspender.give_back({connection(1): Before(WINDOW << 7, 5000)}))
         await asyncio.sleep(0)
         assert await one.suspender.tend() == []
         await giving
@@ -233,7 +234,7 @@ def test_what_a_program_sets_meanwhile_stays() -> None:
 def test_a_restarted_daemon_restores_what_was_stored() -> None:
     one = lab(1)
     one.handles[1].user_timeout = NEVER  # left by the one before
-    one.run(one.suspender.suspend([Before(connection(1), 1000, 5000)]))
+    one.run(one.suspender.suspend({connection(1): Before(1000, 5000)}))
     one.suspender.forget([connection(1)])
     assert one.handles[1].user_timeout == 5000
 
@@ -241,7 +242,7 @@ def test_a_restarted_daemon_restores_what_was_stored() -> None:
 def test_what_is_left_of_a_lost_store_is_not_the_programs() -> None:
     one = lab(1)
     one.handles[1].user_timeout = NEVER
-    assert one.suspend(1)[0].user_timeout == 0
+    assert one.suspend(1)[connection(1)].user_timeout == 0
 
 
 @pytest.mark.parametrize("borrowed", [True, False])
@@ -282,7 +283,7 @@ def test_segments_sent_while_the_window_was_closed_get_it_back() -> None:
 
 def test_a_window_that_the_peer_closed_stays_closed() -> None:
     one = lab(1, send_window=0)
-    assert one.suspend(1)[0].window == 0
+    assert one.suspend(1)[connection(1)].window == 0
     one.set(1, unacked=1)
     assert one.send(1, SND_UNA, b"data") == [SHUT]
     one.set(1, unacked=0)
@@ -344,8 +345,7 @@ def test_suspended_again_while_it_recovers_nothing_is_lost() -> None:
     one.handles[1].calm = False
     one.set(1, send_window=0)
     one.resume(1)
-    (again,) = one.suspend(1)
-    assert again == Before(connection(1), WINDOW << 7, 5000)
+    assert one.suspend(1) == {connection(1): Before(WINDOW << 7, 5000)}
     assert len(one.borrowed) == 1
     one.suspender.forget([connection(1)])
     assert one.handles[1].user_timeout == 5000
@@ -370,7 +370,7 @@ def test_close_leaves_everything_as_it_is() -> None:
 def test_one_whose_address_is_not_here_is_left_alone() -> None:
     one = lab(1)
     one.host.local = False
-    assert one.suspend(1) == []
+    assert one.suspend(1) == {}
     assert one.suspender.state() == []
 
 
