@@ -122,7 +122,7 @@ def _fish_quoted(text: str) -> str:
 
 def _parser_of(program: str) -> argparse.ArgumentParser:
     if program == "redirectd":
-        from redirectctl.daemon.main import make_parser
+        from redirectctl.redirectd import make_parser
 
         return make_parser()
     from redirectctl.cli import main

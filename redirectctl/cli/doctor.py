@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_alone(args: argparse.Namespace, unreachable: UnreachableError) -> int:
-    from redirectctl.daemon.checks import alone
+    from redirectctl.doctor import alone
 
     missing = Check(
         name=DAEMON, status=CheckStatus.FAIL, found=f"{unreachable.path}: {unreachable.why}", hint=unreachable.hint
@@ -80,8 +80,8 @@ def _run_alone(args: argparse.Namespace, unreachable: UnreachableError) -> int:
 
 def _clean(args: argparse.Namespace, unreachable: UnreachableError) -> int:
     """Exit code 1 if anything of ours is still there."""
-    from redirectctl.daemon.checks import alone, clean
-    from redirectctl.daemon.checks.outcome import fail, ok
+    from redirectctl.doctor import alone, clean
+    from redirectctl.doctor.outcome import fail, ok
     from redirectctl.kernel.errors import KernelError
 
     if os.geteuid() != 0:

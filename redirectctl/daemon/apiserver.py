@@ -29,7 +29,7 @@ from redirectctl.api.schema import ErrorCode, RequestError
 from redirectctl.daemon.eventlog import EventLog, Subscription
 from redirectctl.daemon.repeats import Repeats
 from redirectctl.daemon.slots import Slot, Slots
-from redirectctl.kernel.pidfd import Pidfd, of_peer
+from redirectctl.kernel.processes.pidfd import Pidfd, of_peer
 
 ADMIN_GROUP: Final = "redirectctl"
 BACKLOG: Final = 128  # connections that the kernel keeps until we accept them; many redirect-run may start at once

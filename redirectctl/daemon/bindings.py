@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from redirectctl.flows.connection import Connection, Flow
 from redirectctl.flows.engine import Engine
-from redirectctl.kernel.borrow import Borrow, Handle
-from redirectctl.kernel.diag import SocketInfo
+from redirectctl.kernel.sockets.borrow import Borrow, Handle
+from redirectctl.kernel.sockets.diag import SocketInfo
 from redirectctl.wire.addr import FourTuple
 
 _log = logging.getLogger(__name__)

@@ -21,15 +21,15 @@ from redirectctl.flows.constants import MAX_CONNECTIONS
 from redirectctl.flows.engine import Engine
 from redirectctl.flows.network import Interface
 from redirectctl.flows.state import State
-from redirectctl.kernel import procs
-from redirectctl.kernel.cgroup import Cgroup, CgroupTree
 from redirectctl.kernel.constants import CGROUP_PREFIX
-from redirectctl.kernel.diag import Destroyed, DestroyWatch, SockDiag, SocketInfo, TcpInfo, TcpState
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.inet_filter import SocketFilter
-from redirectctl.kernel.pidfd import Pidfd
-from redirectctl.kernel.survey import Survey, between, present, repeating
-from redirectctl.kernel.tcpcounters import Count
+from redirectctl.kernel.processes import procfs
+from redirectctl.kernel.processes.cgroup import Cgroup, CgroupTree
+from redirectctl.kernel.processes.pidfd import Pidfd
+from redirectctl.kernel.sockets.bytecode import SocketFilter
+from redirectctl.kernel.sockets.counters import Count
+from redirectctl.kernel.sockets.diag import CONNECTED, Destroyed, DestroyWatch, SockDiag, SocketInfo, TcpInfo, TcpState
+from redirectctl.kernel.sockets.survey import Survey, between, present, repeating
 from redirectctl.proto.constants import ATTEMPTS_MAX
 from redirectctl.wire.addr import FourTuple, IPAddress
 
@@ -46,21 +46,13 @@ WALKS = 2  # at a time: the beat's, and what programs have connections that peer
 MAX_ASKED = ATTEMPTS_MAX - 64
 MAX_OF_USERS = MAX_CONNECTIONS - MAX_CONNECTIONS // 8  # connections of all users but root
 OPEN = (TcpState.ESTABLISHED, TcpState.CLOSE_WAIT)
-ALIVE = (
-    TcpState.ESTABLISHED,
-    TcpState.FIN_WAIT1,
-    TcpState.FIN_WAIT2,
-    TcpState.CLOSE_WAIT,
-    TcpState.LAST_ACK,
-    TcpState.CLOSING,
-)
 
 
 @dataclass(slots=True)
 class _Group:
     cgroup: Cgroup
     last_seen: float
-    made_for: int | None  # start time (procs.start_time) of the process whose number its name has; None: not known
+    made_for: int | None  # start time (procfs.start_time) of the process whose number its name has; None: not known
     sockets: dict[FourTuple, int] = field(default_factory=dict)  # open at the last look, with the user's id
 
 
@@ -155,7 +147,7 @@ class Finder:
         if cgroup is None or group is None:
             return []
         made_for = cgroup.path.name == f"{CGROUP_PREFIX}{pid}" and group.made_for is not None
-        whole = uid == 0 or (made_for and group.made_for == procs.start_time(pid))
+        whole = uid == 0 or (made_for and group.made_for == procfs.start_time(pid))
         return [socket for socket, owner in group.sockets.items() if whole or owner == uid]
 
     async def opt_in_sockets(self, sockets: Iterable[SocketInfo]) -> list[FourTuple]:
@@ -238,13 +230,13 @@ class Finder:
         found = ((s, self._interface(index)) for s, index in indices.items())
         return {s: interface.name for s, interface in found if interface is not None}
 
-    async def _owners(self, inodes: Collection[int], *, likely: bool = False) -> dict[int, procs.Process]:
+    async def _owners(self, inodes: Collection[int], *, likely: bool = False) -> dict[int, procfs.Process]:
         """Which processes have these sockets.  Looks at every process, unless those that are likely have them all."""
         tree, groups = self._tree, [group.cgroup for group in self._groups.values()]
 
-        def walk() -> dict[int, procs.Process]:
+        def walk() -> dict[int, procfs.Process]:
             members = (pid for group in groups for pid in tree.processes(group)) if likely and tree is not None else ()
-            return procs.owners(inodes, likely=members)
+            return procfs.owners(inodes, likely=members)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._walks, walk)
@@ -271,15 +263,15 @@ class Finder:
     def present(self, sockets: Iterable[FourTuple]) -> frozenset[FourTuple]:
         """Those of them that exist and are not closed altogether."""
         wanted = list(sockets)
-        return frozenset(self.look_up(wanted)) if len(wanted) <= ONE_BY_ONE else present(self.diag, wanted, ALIVE)
+        return frozenset(self.look_up(wanted)) if len(wanted) <= ONE_BY_ONE else present(self.diag, wanted, CONNECTED)
 
     def repeating(self, least: int) -> list[FourTuple]:
         """Connections that have sent the same segment, or a probe, at least so often without an answer."""
-        return repeating(self.diag, ALIVE, least)
+        return repeating(self.diag, CONNECTED, least)
 
     def between(self, wanted: Collection[Pair]) -> dict[Pair, list[FourTuple]]:
         """Connections of a local port with a remote host, of each such pair."""
-        return between(self.diag, wanted, ALIVE)
+        return between(self.diag, wanted, CONNECTED)
 
     def measured(self, sockets: Iterable[FourTuple]) -> dict[FourTuple, TcpInfo]:
         """What the kernel counts for those that exist: 10 us each, of every socket where many are asked for."""
@@ -290,8 +282,8 @@ class Finder:
         wanted = list(sockets)
         if len(wanted) <= ONE_BY_ONE:
             found = (self.diag.get(s) for s in wanted)
-            return {info.tuple: info for info in found if info is not None and info.state in ALIVE}
-        return {info.tuple: info for info in self.diag.dump(states=ALIVE, only=wanted)}
+            return {info.tuple: info for info in found if info is not None and info.state in CONNECTED}
+        return {info.tuple: info for info in self.diag.dump(only=wanted)}
 
     def _on_destroyed(self, gone: Destroyed) -> None:
         if self._engine.table.at(gone.tuple) is None:
@@ -299,7 +291,7 @@ class Finder:
         left = self.diag.get(gone.tuple, ifindex=gone.ifindex)
         # What waits for the other end's FIN without a program (`tcp_time_wait`) ends without a notification.
         waits = left is not None and left.state is TcpState.FIN_WAIT2 and not left.inode
-        if left is None or left.state not in ALIVE or waits:
+        if left is None or left.state not in CONNECTED or waits:
             self._looked_anew = float("-inf")  # its tuple may be another connection's already
             self._engine.gone(asyncio.get_running_loop().time(), gone.tuple)
             self._changed()
@@ -332,7 +324,7 @@ class Finder:
 def _made_for(tree: CgroupTree, cgroup: Cgroup) -> int | None:
     """Of a cgroup that is met for the first time: when the process began that it was made for, if that is in it."""
     pid = int(cgroup.path.name.removeprefix(CGROUP_PREFIX))
-    return procs.start_time(pid) if tree.group_of(pid) == cgroup else None
+    return procfs.start_time(pid) if tree.group_of(pid) == cgroup else None
 
 
 def shared_out(fresh: Iterable[SocketInfo], known: Iterable[Connection]) -> list[SocketInfo]:

@@ -18,7 +18,7 @@ from redirectctl.daemon.tasks import Tasks
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine
 from redirectctl.flows.rendezvous.places import DNS
-from redirectctl.kernel import procs
+from redirectctl.kernel.processes import procfs
 from redirectctl.names import resolver
 from redirectctl.names.resolver import Found, NoAnswerError
 from redirectctl.names.words import host_words
@@ -139,7 +139,7 @@ class NameBook:
         address = connection.socket.remote.host
         if peer is None or not connection.initiator or connection.pid is None or address not in peer.identity:
             return None
-        words = host_words(procs.arguments(connection.pid))
+        words = host_words(procfs.arguments(connection.pid))
         uid = connection.uid if connection.uid is not None else UNKNOWN_USER
         return Sight(peer.key, address, tuple(words), uid) if words else None
 

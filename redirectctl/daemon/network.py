@@ -11,9 +11,9 @@ from redirectctl.daemon.eventlog import EventLog
 from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.network import Interface, Network
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.exits import Wanted
-from redirectctl.kernel.netlink import Link, NetChange, NetState, NetWatch
-from redirectctl.kernel.routes import Question, Route
+from redirectctl.kernel.routing.exits import Wanted
+from redirectctl.kernel.routing.lookup import Question, Route
+from redirectctl.kernel.routing.monitor import Link, NetChange, NetState, NetWatch
 from redirectctl.wire.addr import IPAddress
 
 Remotes = Callable[[], Collection[IPAddress]]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
+from operator import attrgetter
 
 from msgspec import UNSET
 
 from redirectctl.api import schema
 from redirectctl.flows.connection import Before, Connection
 from redirectctl.flows.state import State
-from redirectctl.kernel.diag import TcpInfo
+from redirectctl.kernel.sockets.diag import TcpInfo
 from redirectctl.proto.fingerprint import fingerprint
 from redirectctl.proto.peer import Accepted, Peer, PeerState
 from redirectctl.store import records
@@ -67,38 +69,21 @@ def restored_peer(record: PeerRecord, port: int) -> Peer:
     )
 
 
+# What a connection and its record have under one name.
+_SHARED = sorted({f.name for f in fields(Connection)} & {f.name for f in fields(ConnectionRecord)} - {"state"})
+_shared = attrgetter(*_SHARED)
+
+
 def connection_records(connections: Iterable[Connection], offset: float) -> list[ConnectionRecord]:
     """What to store of connections; ``offset``: what Store.booted() says."""
     return [
         ConnectionRecord(
-            cid=c.cid,
-            peer=c.peer,
-            socket=c.socket,
-            wire=c.wire,
-            initiator=c.initiator,
-            local_epoch=c.local_epoch,
-            remote_epoch=c.remote_epoch,
-            opened_at=c.since + offset,
-            moves=c.moves,
+            **dict(zip(_SHARED, _shared(c), strict=True)),
             state=c.state.value,
-            command=c.command,
-            pid=c.pid,
-            there=c.there,
-            sending=c.sending,
-            receiving=c.receiving,
-            integrity=c.integrity,
-            tunnel=c.tunnel,
-            proven=c.proven,
-            outer_local=c.outer_local,
-            outer_remote=c.outer_remote,
-            born=c.born,
+            opened_at=c.since + offset,
             lost_at=c.lost_since + offset if c.lost_since is not None else None,
-            reason=c.reason,
-            held=c.held,
             window=c.before.window if c.before is not None else None,
             user_timeout=c.before.user_timeout if c.before is not None else None,
-            device=c.device,
-            bound=c.bound,
         )
         for c in connections
         if c.peer is not None
@@ -117,36 +102,19 @@ def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
         before = Before(record.window, record.user_timeout)
     if state is not State.REFUSED and not lost:
         state = State.PROTECTED
+    has = dict(zip(_SHARED, _shared(record), strict=True)) | {
+        "reason": record.reason or "released" if state is State.REFUSED else record.reason if lost else None,
+        "there": record.there or record.socket.mirrored,
+        "held": record.held and lost,
+    }
     return Connection(
-        record.cid,
-        record.socket,
-        record.wire,
-        record.opened_at - offset,
+        **has,
         state=state,
-        reason=record.reason or "released" if state is State.REFUSED else record.reason if lost else None,
-        peer=record.peer,
-        initiator=record.initiator,
-        local_epoch=record.local_epoch,
-        remote_epoch=record.remote_epoch,
+        since=record.opened_at - offset,
         announced_epoch=record.remote_epoch,
-        moves=record.moves,
-        pid=record.pid,
-        command=record.command,
-        there=record.there or record.socket.mirrored,
-        sending=record.sending,
-        receiving=record.receiving,
-        integrity=record.integrity,
         strict=record.integrity and record.tunnel,
-        tunnel=record.tunnel,
-        proven=record.proven,
-        outer_local=record.outer_local,
-        outer_remote=record.outer_remote,
-        born=record.born,
         lost_since=record.lost_at - offset if lost and record.lost_at is not None else None,
-        held=record.held and lost,
         before=before,
-        device=record.device,
-        bound=record.bound,
     )
 
 

@@ -1,8 +1,8 @@
 """Puts back what others take out of the kernel: firewalls that are loaded anew, network managers, people.
 
-    nftables table               the kernel tells of every change of the ruleset; looked at once (kernel/nfwatch.py)
+    nftables table               the kernel tells of every change (kernel/netfilter/monitor.py); looked at at once
     iptables rules to NFQUEUE    looked at after such a change, for iptables is nftables too on most hosts
-    device, rules, addresses,    the kernel tells of what goes (kernel/netlink.py)
+    device, rules, addresses,    the kernel tells of what goes (kernel/routing/monitor.py)
     routes
     reserved ports               nobody tells: looked at each BEAT
 
@@ -24,8 +24,8 @@ from typing import Final
 from redirectctl.api.schema import EventName
 from redirectctl.daemon.loops import Pulse
 from redirectctl.daemon.rewriting import Rewriting
-from redirectctl.kernel.carrier import Carrier
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.tunnel.carrier import Carrier
 
 _log = logging.getLogger(__name__)
 

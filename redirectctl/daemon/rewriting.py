@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from redirectctl.daemon.needs import needs, rules
 from redirectctl.flows.connection import Flow
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.keep import Keeper
-from redirectctl.kernel.ports import ReservedPorts
-from redirectctl.kernel.rewrite import Rewriter
+from redirectctl.kernel.netfilter.elements import rules
+from redirectctl.kernel.netfilter.rewriter import Rewriter
+from redirectctl.kernel.routing.needs import needs
+from redirectctl.kernel.routing.old_addresses import Keeper
+from redirectctl.kernel.sockets.reserved_ports import ReservedPorts
 from redirectctl.wire.addr import FourTuple, IPAddress
 
 _log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class Rewriting:
         return self._ports.restore(self._reserved) if self._reserved else set()
 
     async def missing(self) -> dict[str, list[str]]:
-        """What somebody has taken out of the kernel's routing, by kind (keep.py).  Raises KernelError."""
+        """What somebody has taken out of the kernel's routing, by kind (Keeper).  Raises KernelError."""
         return await self.keeper.missing(+self._kept, +self._fallbacks, self._arrivals)
 
     async def restore_routing(self) -> dict[str, list[str]]:

@@ -46,19 +46,19 @@ from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine
 from redirectctl.flows.network import Network
 from redirectctl.flows.policy import Policy
-from redirectctl.kernel import borrow
-from redirectctl.kernel.carrier import Carrier, Report, Routes, Sight
 from redirectctl.kernel.constants import Queue
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.exits import Exits, Wanted
-from redirectctl.kernel.inband import Inband, RawSender
-from redirectctl.kernel.inject import RawInjector
-from redirectctl.kernel.kick import Kicker
-from redirectctl.kernel.limits import keepalive_limit, retransmission_limit
-from redirectctl.kernel.nfqueue import Handler, PacketQueue, QueuedPacket
-from redirectctl.kernel.pmtu import MtuWatch
-from redirectctl.kernel.suspend import Suspender
-from redirectctl.kernel.tcpcounters import TcpCounters
+from redirectctl.kernel.netfilter.packet_queue import Handler, PacketQueue, QueuedPacket
+from redirectctl.kernel.routing.exits import Exits, Wanted
+from redirectctl.kernel.sockets import borrow
+from redirectctl.kernel.sockets.counters import TcpCounters
+from redirectctl.kernel.tcp.backoff import Kicker
+from redirectctl.kernel.tcp.inband import Inband, RawSender
+from redirectctl.kernel.tcp.inject import RawInjector
+from redirectctl.kernel.tcp.path_mtu import MtuWatch
+from redirectctl.kernel.tcp.suspend import Suspender
+from redirectctl.kernel.tcp.timeouts import keepalive_limit, retransmission_limit
+from redirectctl.kernel.tunnel.carrier import Carrier, Report, Routes, Sight
 from redirectctl.proto.events import Transmit
 from redirectctl.proto.fingerprint import fingerprint
 from redirectctl.proto.noise import StaticKey

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 
 from redirectctl import __version__
 from redirectctl.api import schema
 from redirectctl.api.schema import RequestError
-from redirectctl.daemon import doctor, records, watching
+from redirectctl.daemon import records, watching
 from redirectctl.daemon.apiserver import Caller
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.state import State
-from redirectctl.kernel import procs
-from redirectctl.kernel.diag import SocketInfo
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.inet_filter import SocketFilter
+from redirectctl.kernel.processes import procfs
+from redirectctl.kernel.sockets.bytecode import SocketFilter
+from redirectctl.kernel.sockets.diag import SocketInfo
 from redirectctl.proto.fingerprint import fingerprint, matches, picture
 from redirectctl.store.records import PeerRecord, PeerState
 from redirectctl.wire.addr import FourTuple, SockAddr
@@ -30,11 +30,16 @@ MOST_LISTED = 4  # fingerprints in one message
 LONGEST_TARGET = 128  # characters; two IPv6 addresses with ports take 95
 
 
+# All checks, or those about one peer (its public key): doctor/examine.py.
+Examine = Callable[[Runtime, bytes | None], Awaitable[list[schema.Check]]]
+
+
 class DaemonService:
     """The Service of apiserver.py."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, examine: Examine) -> None:
         self._r = runtime
+        self._examine = examine
 
     async def status(self, request: schema.StatusRequest, caller: Caller) -> schema.StatusReply:
         """The daemon in a few numbers."""
@@ -180,7 +185,7 @@ class DaemonService:
     async def opt_in(self, request: schema.OptInRequest, caller: Caller) -> schema.OptedIn:
         """Opt the calling process in: the kernel says which it is."""
         what = "opt in"
-        if procs.in_our_network(caller.pid) is False:
+        if procfs.in_our_network(caller.pid) is False:
             raise RequestError(what, "the caller is in another network namespace", "run redirectd there as well")
         try:
             await self._r.finder.opt_in(caller.pid, caller.process)
@@ -195,7 +200,7 @@ class DaemonService:
     async def doctor(self, request: schema.DoctorRequest, caller: Caller) -> schema.DoctorReply:
         """Check what can be checked from inside the daemon."""
         peer = self._peer("doctor", request.peer) if request.peer is not None else None
-        return schema.DoctorReply(checks=await doctor.examine(self._r, peer.public if peer is not None else None))
+        return schema.DoctorReply(checks=await self._examine(self._r, peer.public if peer is not None else None))
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 
@@ -244,12 +249,12 @@ class DaemonService:
         return {s: records.listed_counters(info) for s, info in self._r.finder.measured(alive).items()}
 
     async def _sockets_of(self, pid: int) -> list[SocketInfo]:
-        if procs.start_time(pid) is None:
+        if procfs.start_time(pid) is None:
             raise RequestError(f"protect {pid}", "no such process", "see `ps`")
-        if procs.in_our_network(pid) is False:
+        if procfs.in_our_network(pid) is False:
             raise RequestError(f"protect {pid}", "it is in another network namespace", "run redirectd there as well")
         everything = self._r.finder.diag.dump(SocketFilter())
-        owned = await asyncio.to_thread(procs.sockets_of, pid)
+        owned = await asyncio.to_thread(procfs.sockets_of, pid)
         return [s for s in everything if s.inode in owned]
 
     def _listed_connection(self, c: Connection, counters: schema.Counters | None = None) -> schema.Connection:

@@ -2,8 +2,8 @@
 
 A probe asks the peer whether it is still there (keepalive), or whether its window has opened; it answers each at once.
 
-The sockets are looked at when the kernel has counted something that was sent again (tcpcounters.py), and a few seconds
-apart in case that it did not: a firewall of this host that drops what it sends is not counted.
+The sockets are looked at when the kernel has counted something that was sent again (kernel/sockets/counters.py), and a
+few seconds apart in case that it did not: a firewall of this host that drops what it sends is not counted.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterable
 from redirectctl.daemon.loops import Pulse
 from redirectctl.flows.engine import Engine
 from redirectctl.flows.state import State
-from redirectctl.kernel.diag import SocketInfo
-from redirectctl.kernel.tcpcounters import Count
+from redirectctl.kernel.sockets.counters import Count
+from redirectctl.kernel.sockets.diag import SocketInfo
 from redirectctl.wire.addr import FourTuple
 
 BEAT = 0.5  # seconds: two time-outs of a quick connection have passed after 0.6 s

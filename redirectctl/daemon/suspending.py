@@ -1,4 +1,4 @@
-"""Suspended connections: from the engine's commands to kernel/suspend.py, and back what has become of them."""
+"""Suspended connections: from the engine's commands to kernel/tcp/suspend.py, and back what has become of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from redirectctl.daemon.loops import Pulse
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.flows.connection import Before
 from redirectctl.flows.engine import Engine
-from redirectctl.kernel import suspend as kernel
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.suspend import Suspender
+from redirectctl.kernel.tcp.suspend import Suspender
 from redirectctl.wire.addr import FourTuple
 
 _log = logging.getLogger(__name__)
@@ -43,12 +42,11 @@ class Suspending:
     def suspend(self, before: Mapping[FourTuple, Before]) -> None:
         """See commands.Suspend."""
         self._suspended.update(before)
-        entries = _befores(before)
         try:
-            self._tasks.start(self._suspender.borrow(self._suspender.shut(entries)), "suspend")
+            self._tasks.start(self._suspender.borrow(self._suspender.shut(before)), "suspend")
         except KernelError as error:
             _log.error("suspend: %s", error)
-            self._tasks.start(self._until_done(lambda: self._suspend(entries)), "suspend")
+            self._tasks.start(self._until_done(lambda: self._suspend(before)), "suspend")
 
     def resume(self, sockets: Iterable[FourTuple]) -> None:
         """See commands.Resume."""
@@ -62,8 +60,7 @@ class Suspending:
 
     def give_back(self, before: Mapping[FourTuple, Before]) -> None:
         """See commands.GiveBack."""
-        entries = _befores(before)
-        self._tasks.start(self._until_done(lambda: self._suspender.give_back(entries)), "give back")
+        self._tasks.start(self._until_done(lambda: self._suspender.give_back(before)), "give back")
 
     def forget(self, sockets: Iterable[FourTuple]) -> None:
         """See commands.Forget."""
@@ -101,12 +98,11 @@ class Suspending:
 
     async def _prepare(self, sockets: list[FourTuple]) -> None:
         found = await self._until_done(lambda: self._suspender.prepare(sockets))
-        has = {one.socket: Before(one.window, one.user_timeout) for one in found}
-        self._engine.prepared(asyncio.get_running_loop().time(), has)
+        self._engine.prepared(asyncio.get_running_loop().time(), found)
         self._changed()
 
-    async def _suspend(self, entries: list[kernel.Before]) -> None:
-        await self._suspender.suspend([one for one in entries if one.socket in self._suspended])
+    async def _suspend(self, before: Mapping[FourTuple, Before]) -> None:
+        await self._suspender.suspend({one: had for one, had in before.items() if one in self._suspended})
 
     async def _resume(self, sockets: list[FourTuple]) -> int:
         return await self._suspender.resume([one for one in sockets if one not in self._suspended])
@@ -121,7 +117,3 @@ class Suspending:
                 _log.error("%s; again in %g s", error, BEAT)
                 await asyncio.sleep(BEAT)
         return await attempt()
-
-
-def _befores(before: Mapping[FourTuple, Before]) -> list[kernel.Before]:
-    return [kernel.Before(socket, one.window, one.user_timeout) for socket, one in before.items()]

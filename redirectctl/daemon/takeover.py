@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 
-from redirectctl.daemon.needs import rules
-from redirectctl.flows.connection import Connection
-from redirectctl.kernel.elements import KernelFlow, Place, elements
+from redirectctl.flows.connection import Connection, Flow
+from redirectctl.kernel.netfilter.elements import Place, elements, rules
 
 
 def newest(connections: Iterable[Connection]) -> tuple[list[Connection], list[Connection]]:
@@ -25,7 +24,7 @@ def newest(connections: Iterable[Connection]) -> tuple[list[Connection], list[Co
     return list(found.values()), rest
 
 
-def untangle(connections: list[Connection], present: Callable[[], Collection[KernelFlow]]) -> list[Connection]:
+def untangle(connections: list[Connection], present: Callable[[], Collection[Flow]]) -> list[Connection]:
     """Change those that would share a tuple on the wire with another; returns them.
 
     They begin anew from their socket tuples, in the tunnel if they can: they are announced again as they are, and what

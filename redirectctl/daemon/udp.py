@@ -10,28 +10,20 @@ import contextlib
 import errno
 import logging
 import socket
-import struct
 from collections.abc import Callable, Container, Iterable
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from redirectctl.api.text import shortened
-from redirectctl.kernel import procs
-from redirectctl.kernel.carrier import share_port
-from redirectctl.kernel.constants import MARK_EXIT
+from redirectctl.kernel.datagrams import PKTINFO_SPACE, arrived_at, sent_from, udp_socket
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.processes import procfs
+from redirectctl.kernel.tunnel.reuseport import share_port
 from redirectctl.wire.addr import IPAddress, SockAddr, parse_ip
 
 _log = logging.getLogger(__name__)
 
-_IN_PKTINFO = struct.Struct("=I4s4s")  # ipi_ifindex, ipi_spec_dst, ipi_addr
-_IN6_PKTINFO = struct.Struct("=16sI")  # ipi6_addr, ipi6_ifindex
-_IP_PKTINFO = 8
-_ANCILLARY = socket.CMSG_SPACE(max(_IN_PKTINFO.size, _IN6_PKTINFO.size))
 _RECEIVE = 2048  # longer ones are cut, and refused as too long
 _BUFFER = 4 << 20  # bytes, of which a small datagram takes 768: some thousand connections may end at once
-_SO_MARK = 36
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h; beyond net.core.rmem_max, with CAP_NET_ADMIN
 _BATCH = 64  # datagrams before the event loop gets its turn
 
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL)
@@ -140,13 +132,8 @@ class ControlPort:
         sock = sock or next((s for s, _ in sockets if _version(s) == version), None)
         if sock is None:
             return
-        ancillary = []
-        if isinstance(source, IPv4Address):
-            ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(0, source.packed, bytes(4)))]
-        elif isinstance(source, IPv6Address):
-            ancillary = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(source.packed, 0))]
         try:
-            sock.sendmsg([data], ancillary, 0, (str(to.host), to.port))
+            sock.sendmsg([data], [] if source is None else [sent_from(source)], 0, (str(to.host), to.port))
         except OSError as error:
             _log.debug("datagram to %s from %s: %s", to, source, error)
 
@@ -155,17 +142,7 @@ class ControlPort:
 
     @staticmethod
     def _socket(version: int, host: str, port: int) -> socket.socket:
-        family = socket.AF_INET if version == 4 else socket.AF_INET6
-        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        with contextlib.suppress(PermissionError):  # without the right the system's default has to do
-            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-            sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
-            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, struct.pack("=I", MARK_EXIT))
-        if version == 4:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        sock = udp_socket(socket.AF_INET if version == 4 else socket.AF_INET6, _BUFFER, _BUFFER)
         try:
             sock.bind((host, port))
         except OSError:
@@ -184,13 +161,13 @@ class ControlPort:
     def _read(self, sock: socket.socket, bound: IPAddress | None, number: int) -> None:
         for _ in range(_BATCH):
             try:
-                data, ancillary, _, sender = sock.recvmsg(_RECEIVE, _ANCILLARY)
+                data, ancillary, _, sender = sock.recvmsg(_RECEIVE, PKTINFO_SPACE)
             except BlockingIOError:
                 return
             except OSError as error:  # an ICMP error about an earlier datagram
                 _log.debug("control port: %s", error)
                 continue
-            local = bound or _destination(ancillary)
+            local = bound or arrived_at(ancillary)
             if local is not None:
                 host = sender[0].partition("%")[0]  # link-local addresses carry their interface
                 self._on_datagram(data, SockAddr(parse_ip(host), sender[1]), local, number)
@@ -211,7 +188,7 @@ def _why(port: int, error: OSError) -> str:
     return f"{said} has it; {hint}"
 
 
-def holders_of(port: int, *, proc: Path = procs.PROC) -> list[procs.Process]:
+def holders_of(port: int, *, proc: Path = procfs.PROC) -> list[procfs.Process]:
     """Processes that have a UDP port of this network namespace; those that cannot be found are left out."""
     inodes = set()
     for name in ("udp", "udp6"):
@@ -221,18 +198,9 @@ def holders_of(port: int, *, proc: Path = procs.PROC) -> list[procs.Process]:
                 fields = line.split()
                 if int(fields[1].rpartition(":")[2], 16) == port:
                     inodes.add(int(fields[9]))
-    found = procs.owners(inodes, proc=proc) if inodes else {}
+    found = procfs.owners(inodes, proc=proc) if inodes else {}
     return sorted(set(found.values()))
 
 
 def _version(sock: socket.socket) -> int:
     return 4 if sock.family == socket.AF_INET else 6
-
-
-def _destination(ancillary: list[tuple[int, int, bytes]]) -> IPAddress | None:
-    for level, kind, data in ancillary:
-        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO and len(data) >= _IN_PKTINFO.size:
-            return IPv4Address(_IN_PKTINFO.unpack_from(data)[2])
-        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and len(data) >= _IN6_PKTINFO.size:
-            return IPv6Address(_IN6_PKTINFO.unpack_from(data)[0])
-    return None

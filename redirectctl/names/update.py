@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from redirectctl.names import resolver
 from redirectctl.names.resolver import NoAnswerError
 from redirectctl.names.tsigkey import TsigKey
-from redirectctl.wire.addr import IPAddress
+from redirectctl.wire.addr import IPAddress, is_routable
 
 if TYPE_CHECKING:
     import dns.message
@@ -42,8 +42,7 @@ class OwnName(NamedTuple):
 
 def publishable(addresses: Collection[IPAddress], *, private: bool) -> frozenset[IPAddress]:
     """Those of this host's addresses by which others reach it."""
-    usable = [a for a in addresses if not (a.is_loopback or a.is_link_local or a.is_multicast or a.is_unspecified)]
-    wanted = sorted((a for a in usable if private or not is_private(a)), key=int)
+    wanted = sorted((a for a in addresses if is_routable(a) and (private or not is_private(a))), key=int)
     return frozenset(a for version in (4, 6) for a in [b for b in wanted if b.version == version][:MAX_PUBLISHED])
 
 

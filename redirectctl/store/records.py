@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated, TypeAlias
 
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.tunnel import Offer
+
+Unsigned64: TypeAlias = Annotated[int, "64 bits without sign, where SQLite's integers have one"]
+CommandLine: TypeAlias = Annotated[str, "may hold bytes that are not UTF-8, which SQLite refuses"]
 
 
 class StoreError(Exception):
@@ -62,19 +66,19 @@ class PeerRecord:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionRecord:
-    """A protected connection, as needed to take it up after a restart."""
+    """A protected connection, as needed to take it up after a restart.  columns.py derives the table from it."""
 
     cid: bytes  # 8 bytes
     peer: bytes  # public key of a stored peer
     socket: FourTuple
     wire: FourTuple
     initiator: bool
-    local_epoch: int  # 64 bits without sign
-    remote_epoch: int
+    local_epoch: Unsigned64
+    remote_epoch: Unsigned64
     opened_at: float  # since the boot, plus what Store.booted() says, as lost_at
     moves: int = 0
     state: str = "protected"
-    command: str | None = None
+    command: CommandLine | None = None
     pid: int | None = None
     there: FourTuple | None = None  # the other host's socket tuple; None: not known, taken for the same
     sending: Offer | None = None  # how the peer wants to see tunnel datagrams

@@ -9,7 +9,6 @@ disk; connections are not, they end with the kernel, nor peers about which nobod
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -17,15 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from redirectctl.store import columns
 from redirectctl.store.database import DATABASE, connect, explained, lock_directory, open_database, prepare_directory
 from redirectctl.store.records import ConnectionRecord, PeerAddress, PeerRecord, PeerState
-from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
-from redirectctl.wire.tunnel import Offer
 
 MAX_UNDECIDED: Final = 64  # peers that are pending or changed: anybody can make us keep one; a person can look through
 MAX_ADDRESSES: Final = 32  # of one peer, the latest: a laptop's networks of some weeks
 MAX_NAMES: Final = 4  # of one peer, learnt from all users
-_OFFER: Final = struct.Struct("!I16sQ")
 
 
 class Store:
@@ -251,119 +248,18 @@ class Store:
     def connections(self) -> list[ConnectionRecord]:
         """All stored connections, the oldest first.  Raises StoreError."""
         with explained(self.path):
-            rows = self._database.execute(
-                "SELECT cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,"
-                " opened_at, moves, state, command, pid, there_local, there_remote, sending, receiving, integrity,"
-                " tunnel, outer_local, outer_remote, born, lost_at, reason, held, send_window, user_timeout,"
-                " device, bound, proven"
-                " FROM connections ORDER BY opened_at"
-            ).fetchall()
-        return [
-            ConnectionRecord(
-                cid=cid,
-                peer=peer,
-                socket=FourTuple(SockAddr.parse(local), SockAddr.parse(remote)),
-                wire=FourTuple(SockAddr.parse(wire_local), SockAddr.parse(wire_remote)),
-                initiator=bool(initiator),
-                local_epoch=int.from_bytes(local_epoch),
-                remote_epoch=int.from_bytes(remote_epoch),
-                opened_at=opened_at,
-                moves=moves,
-                state=state,
-                command=command,
-                pid=pid,
-                there=(
-                    FourTuple(SockAddr.parse(there_local), SockAddr.parse(there_remote))
-                    if there_local is not None
-                    else None
-                ),
-                sending=Offer(*_OFFER.unpack(sending)) if sending is not None else None,
-                receiving=Offer(*_OFFER.unpack(receiving)) if receiving is not None else None,
-                integrity=bool(integrity),
-                tunnel=bool(tunnel),
-                outer_local=ip_address(outer_local) if outer_local is not None else None,
-                outer_remote=SockAddr.parse(outer_remote) if outer_remote is not None else None,
-                born=born,
-                lost_at=lost_at,
-                reason=reason,
-                held=bool(held),
-                window=window,
-                user_timeout=user_timeout,
-                device=device,
-                bound=bool(bound),
-                proven=bool(proven),
-            )
-            for (
-                cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch, remote_epoch,
-                opened_at, moves, state, command, pid, there_local, there_remote, sending, receiving, integrity,
-                tunnel, outer_local, outer_remote, born, lost_at, reason, held, window, user_timeout, device, bound,
-                proven,
-            ) in rows
-        ]  # fmt: skip
+            rows = self._database.execute(columns.SELECT).fetchall()
+        return [columns.decode(row) for row in rows]
 
     def put_connections(self, batch: Iterable[ConnectionRecord]) -> None:
         """Add connections or bring them up to date: all of the batch or none.  Raises StoreError.
 
         What a connection is born with (peer, socket tuple, initiator, opened_at) is kept from the first time.
         """
-        text = _AddressText()
-        rows = [
-            (
-                record.cid,
-                record.peer,
-                text(record.socket.local),
-                text(record.socket.remote),
-                text(record.wire.local),
-                text(record.wire.remote),
-                record.initiator,
-                _u64(record.local_epoch),
-                _u64(record.remote_epoch),
-                record.opened_at,
-                record.moves,
-                record.state,
-                # A command line may hold bytes that are not UTF-8, which SQLite refuses.
-                record.command and record.command.encode(errors="replace").decode(),
-                record.pid,
-                text(record.there.local) if record.there is not None else None,
-                text(record.there.remote) if record.there is not None else None,
-                _offer(record.sending),
-                _offer(record.receiving),
-                record.integrity,
-                record.tunnel,
-                text.host(record.outer_local) if record.outer_local is not None else None,
-                text(record.outer_remote) if record.outer_remote is not None else None,
-                record.born,
-                record.lost_at,
-                record.reason,
-                record.held,
-                record.window,
-                record.user_timeout,
-                record.device,
-                record.bound,
-                record.proven,
-            )
-            for record in batch
-        ]
+        text = columns.AddressText()
+        rows = [columns.encode(record, text) for record in batch]
         with self._transaction():
-            self._database.executemany(
-                "INSERT INTO connections (cid, peer, local, remote, wire_local, wire_remote, initiator,"
-                " local_epoch, remote_epoch, opened_at, moves, state, command, pid, there_local, there_remote,"
-                " sending, receiving, integrity, tunnel, outer_local, outer_remote, born,"
-                " lost_at, reason, held, send_window, user_timeout, device, bound, proven)"
-                f" VALUES ({', '.join(['?'] * 31)})"
-                " ON CONFLICT (cid) DO UPDATE SET"
-                " wire_local = excluded.wire_local, wire_remote = excluded.wire_remote,"
-                " local_epoch = excluded.local_epoch, remote_epoch = excluded.remote_epoch,"
-                " moves = excluded.moves, state = excluded.state, command = excluded.command, pid = excluded.pid,"
-                " there_local = excluded.there_local, there_remote = excluded.there_remote,"
-                " sending = excluded.sending, receiving = excluded.receiving, integrity = excluded.integrity,"
-                " tunnel = excluded.tunnel, outer_local = excluded.outer_local, outer_remote = excluded.outer_remote,"
-                " born = excluded.born,"
-                " lost_at = excluded.lost_at, reason = excluded.reason, held = excluded.held,"
-                " send_window = excluded.send_window, user_timeout = excluded.user_timeout,"
-                " device = excluded.device, bound = excluded.bound, proven = excluded.proven",
-                rows,
-            )
+            self._database.executemany(columns.UPSERT, rows)
 
     def delete_connections(self, cids: Iterable[bytes]) -> None:
         """Forget connections; unknown ones are passed over.  Raises StoreError."""
@@ -428,31 +324,6 @@ class Store:
             " VALUES (?, ?, ?, ?, ?)",
             [(peer.public, str(e.address), e.first_seen, e.last_seen, e.identity) for e in latest],
         )
-
-
-class _AddressText:
-    """str() of addresses, each host's text made once: the batch of a big move has few hosts.
-
-    ipaddress formats at 1.5 us and hashes slowly; 1,000 connections took 10 ms for it, this way 1 ms.
-    """
-
-    def __init__(self) -> None:
-        self._hosts: dict[int, tuple[IPAddress, str]] = {}  # by identity: kept, so that it stays theirs
-
-    def __call__(self, address: SockAddr) -> str:
-        host, port = address
-        text = self.host(host)
-        return f"[{text}]:{port}" if host.version == 6 else f"{text}:{port}"
-
-    def host(self, host: IPAddress) -> str:
-        known = self._hosts.get(id(host))
-        if known is None:
-            known = self._hosts[id(host)] = host, str(host)
-        return known[1]
-
-
-def _offer(offer: Offer | None) -> bytes | None:
-    return _OFFER.pack(offer.flow, offer.key, offer.start) if offer is not None else None
 
 
 def _u64(number: int) -> bytes:

@@ -82,6 +82,11 @@ def unmap(address: IPAddress) -> IPAddress:
     return address
 
 
+def is_routable(address: IPAddress) -> bool:
+    """Whether it can be one of a host's by which others reach it from beyond the link."""
+    return not (address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified)
+
+
 def parse_ip(text: str) -> IPAddress:
     """Like ipaddress.ip_address, IPv4-mapped addresses unmapped.  Raises ValueError."""
     return unmap(ip_address(text))

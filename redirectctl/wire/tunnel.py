@@ -12,7 +12,7 @@ What the receiver knows is left out: the IP header, the ports and the checksum.
 A probe (kind 0) finds out whether a datagram of its size arrives (RFC 8899); its answer (kind 1) has no zeros.
 Both types take their counters from one sequence, and have their tag computed over everything before it.
 
-The forms here are for single datagrams; kernel/segments.py does the same for runs of them.
+The forms here are for single datagrams; kernel/tunnel/segments.py does the same for runs of them.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def _ordered(order: Path) -> list[int]:
 
 def guess(order: Path) -> int:
     """A redirectd that guesses when told to: how often, and at which port."""
-    from redirectctl.daemon import main as daemon
+    from redirectctl import redirectd as daemon
     from redirectctl.daemon.runtime import Runtime
     from redirectctl.flows.proofs import digest
     from redirectctl.wire import message as messages

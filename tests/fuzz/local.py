@@ -28,8 +28,9 @@ from redirectctl.api import schema
 from redirectctl.api.schema import RequestError
 from redirectctl.daemon import eventlog, records
 from redirectctl.daemon import service as daemon_service
-from redirectctl.kernel import nlmsg, procs
-from redirectctl.kernel.inband import Inband
+from redirectctl.kernel.netlink import HEADER, attribute, attributes, split
+from redirectctl.kernel.processes import procfs
+from redirectctl.kernel.tcp.inband import Inband
 from redirectctl.names import tsigkey
 from redirectctl.names.words import host_words
 from redirectctl.store import database
@@ -253,7 +254,7 @@ _STAT = b"4711 (%s) S 1 4711 4711 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 %d 1 2 3
 
 
 def processes(_: Random) -> Target:
-    """kernel/procs.py: a process whose user has chosen its name and arguments."""
+    """kernel/processes/procfs.py: a process whose user has chosen its name and arguments."""
     proc = _directory()
     (proc / "4711").mkdir()
     status = b"Name:\t%s\nUmask:\t0022\nState:\tS\nUid:\t1000\t1000\t1000\t1000\nGid:\t1 1 1 1\n"
@@ -264,11 +265,11 @@ def processes(_: Random) -> Target:
         (proc / "4711/status").write_bytes(status % name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n"))
         (proc / "4711/cmdline").write_bytes(data)
         (proc / "4711/comm").write_bytes(name + b"\n")
-        if procs.start_time(4711, proc=proc) != _TICKS or procs.users(4711, proc=proc) != {1000}:
+        if procfs.start_time(4711, proc=proc) != _TICKS or procfs.users(4711, proc=proc) != {1000}:
             raise Broken("its name is taken for its numbers")
-        if _UNSAFE.search(procs.command_line(4711, proc=proc)):
+        if _UNSAFE.search(procfs.command_line(4711, proc=proc)):
             raise Broken("its command steers a terminal")
-        return ACCEPTED if host_words(procs.arguments(4711, proc=proc)) else "no host"
+        return ACCEPTED if host_words(procfs.arguments(4711, proc=proc)) else "no host"
 
     examples = [b"ssh\0-p\0" + b"22\0alice@host.example.net\0", b"psql\0host=db.example port=5432\0", b"a) R 1 (b\0x\0",
                 b"curl\0https://[::1]:80/x\0", b"\xe2\x80\xae\0\xff\0", b""]  # fmt: skip
@@ -329,7 +330,7 @@ class _Packet:
 
 
 def queued(_: Random) -> Target:
-    """kernel/inband.py: what the kernel holds for us is decided about, once, and what has no token goes on."""
+    """kernel/tcp/inband.py: what the kernel holds for us is decided about, once, and what has no token goes on."""
     tokens: list[bytes] = []
     reasons: list[str] = []
     inband = Inband(
@@ -359,21 +360,21 @@ def queued(_: Random) -> Target:
 
 
 def netlink(_: Random) -> Target:
-    """kernel/nlmsg.py: ends, whatever lengths there are, and nothing is read twice."""
+    """kernel/netlink.py: ends, whatever lengths there are, and nothing is read twice."""
 
     def feed(data: bytes) -> str:
         at = 0
-        for *_, start, end in nlmsg.split(data):
+        for *_, start, end in split(data):
             if start <= at or end < start:
                 raise Broken("does not get on")
             at = start
-            for _ in nlmsg.attributes(data[start:end]):
+            for _ in attributes(data[start:end]):
                 pass
         return ACCEPTED if at else "no message"
 
-    body = bytes(12) + nlmsg.attribute(1, bytes(4)) + nlmsg.attribute(0x8002, nlmsg.attribute(3, b"name"))
-    one = nlmsg.HEADER.pack(nlmsg.HEADER.size + len(body), 24, 0, 1, 2) + body
-    return Target([one, one * 3, nlmsg.HEADER.pack(20, 2, 0, 1, 0) + bytes(4)], feed)
+    body = bytes(12) + attribute(1, bytes(4)) + attribute(0x8002, attribute(3, b"name"))
+    one = HEADER.pack(HEADER.size + len(body), 24, 0, 1, 2) + body
+    return Target([one, one * 3, HEADER.pack(20, 2, 0, 1, 0) + bytes(4)], feed)
 
 
 def _directory() -> Path:

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from random import Random
 from types import ModuleType
 
-from redirectctl.daemon.checks import icmp
+from redirectctl.doctor import icmp
 from redirectctl.flows import commands
 from redirectctl.flows.policy import Policy
-from redirectctl.kernel.segments import Inbound, Outbound
-from redirectctl.kernel.tun import VNET_HEADER
+from redirectctl.kernel.tunnel.device import VNET_HEADER
+from redirectctl.kernel.tunnel.segments import Inbound, Outbound
 from redirectctl.proto import constants, events
 from redirectctl.proto.cookie import CookieChecker, CookieJar
 from redirectctl.proto.errors import CookieError, HandshakeError
@@ -103,7 +103,7 @@ def _run(outbound: Outbound, seq: int, length: int, flags: int, options: bytes, 
 
 
 def joining(integrity: bool, socket: FourTuple) -> Make:
-    """kernel/segments.py"""
+    """kernel/tunnel/segments.py"""
 
     def make(_: Random) -> Target:
         outbound = Outbound(_OFFER, _OFFER.start, integrity)
@@ -218,13 +218,13 @@ def packets(read: Callable[[bytes], object], examples: Callable[[], list[bytes]]
 
 
 def _too_big(data: bytes) -> None:
-    """As kernel/pmtu.py reads raw sockets."""
+    """As kernel/tcp/path_mtu.py reads raw sockets."""
     version = data[0] >> 4 if data else 4
     ip.parse_too_big(ip.parse_ip(data).payload if version == 4 else data[40:], 4 if version == 4 else 6)
 
 
 def _token(data: bytes) -> None:
-    """As kernel/inband.py reads its queue, and what it makes of an ACK."""
+    """As kernel/tcp/inband.py reads its queue, and what it makes of an ACK."""
     options = ip.parse_tcp(data).options
     if len(ip.token_of(options)) != ip.TOKEN_SIZE:
         raise Broken("a token of another size")
@@ -237,7 +237,7 @@ def _token(data: bytes) -> None:
 
 
 def icmp_reports(_: Random) -> Target:
-    """daemon/checks/icmp.py"""
+    """doctor/icmp.py"""
     target = SockAddr(_V4.remote.host, 22)
 
     def feed(data: bytes) -> str:
@@ -462,15 +462,15 @@ def _carry_out(host: Host, command: commands.Command, now: float) -> str | None:
     """What the shell answers; the reason of a refusal."""
     it = host.engine
     match command:
-        case commands.Rewrite(token, _, _):
-            it.rewritten(now, token, None)
-        case commands.CheckSockets(token, asked):
-            it.checked(now, token, frozenset(asked) & host.sockets)
-        case commands.AskNumbers(token, asked):
-            it.numbers(now, token, {socket: host.bases(socket) for socket in asked if socket in host.sockets})
-        case commands.FindNumbers(token, port, remote):
+        case commands.Rewrite():
+            it.rewritten(now, command, None)
+        case commands.CheckSockets(purpose, asked):
+            it.checked(now, purpose, frozenset(asked) & host.sockets)
+        case commands.AskNumbers(purpose, asked):
+            it.numbers(now, purpose, {socket: host.bases(socket) for socket in asked if socket in host.sockets})
+        case commands.FindNumbers(purpose, port, remote):
             found = [one for one in host.sockets if (one.local.port, one.remote.host) == (port, remote)]
-            it.numbers(now, token, {socket: host.bases(socket) for socket in found})
+            it.numbers(now, purpose, {socket: host.bases(socket) for socket in found})
         case commands.Notice("packet.refused" | "redirect.refused" | "connection.refused"):
             return command.reason
     return None

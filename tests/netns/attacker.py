@@ -35,7 +35,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from redirectctl.daemon import main as daemon
+from redirectctl import redirectd as daemon
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.proto import constants
 from redirectctl.proto.cookie import CookieJar

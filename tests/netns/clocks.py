@@ -12,7 +12,7 @@ _OFF = """
 import os, sys, time
 true, file = time.time, os.open(os.environ["CLOCK_FILE"], os.O_RDONLY | os.O_CLOEXEC)
 time.time = lambda: true() + float(os.pread(file, 64, 0))
-from redirectctl.daemon.main import main
+from redirectctl.redirectd import main
 sys.exit(main())
 """
 

@@ -18,7 +18,7 @@ from redirectctl.kernel.constants import (
     TUN_DEVICE,
     TUNNEL_TABLE,
 )
-from redirectctl.kernel.queues import QUEUE_RULES
+from redirectctl.kernel.netfilter.queue_rules import QUEUE_RULES
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import Namespace
 from redirectctl.lab.streams import Ticker, wait_until

@@ -17,15 +17,15 @@ PART = 20  # a twentieth of the time
 # Looks are slow, and noted in a file.
 WALKS = f"""
 import sys, time
-from redirectctl.kernel import procs
-owners, file = procs.owners, sys.argv.pop(1)
+from redirectctl.kernel.processes import procfs
+owners, file = procfs.owners, sys.argv.pop(1)
 def slow(*arguments, **more):
     with open(file, "a") as log:
         log.write("walk\\n")
     time.sleep({WALK})
     return owners(*arguments, **more)
-procs.owners = slow
-from redirectctl.daemon.main import main
+procfs.owners = slow
+from redirectctl.redirectd import main
 sys.exit(main())
 """
 

@@ -38,7 +38,7 @@ ip6tables -t mangle -A OUTPUT -m mark --mark 0x2000000/0x2000000 -j NFQUEUE --qu
 """
 AS_NOBODY = """
 import os, sys
-import redirectctl.cli.doctor, redirectctl.daemon.checks.clean
+import redirectctl.cli.doctor, redirectctl.doctor.clean
 from redirectctl.cli.main import main
 os.setgid(65534)
 os.setuid(65534)

@@ -18,7 +18,7 @@ import pytest
 
 from redirectctl.daemon.repair import BEAT
 from redirectctl.kernel.constants import ROUTE_TABLE, TUN_DEVICE
-from redirectctl.kernel.queues import QUEUE_RULES
+from redirectctl.kernel.netfilter.queue_rules import QUEUE_RULES
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.middlebox import Gateway
 from redirectctl.lab.namespaces import Namespace, program

@@ -17,7 +17,7 @@ from redirectctl.lab.topology import Host, Lab
 FAULTY = """
 import importlib, os, sys
 from pathlib import Path
-from redirectctl.daemon.main import main
+from redirectctl.redirectd import main
 
 def fail(where, what, times):
     module, name = where.rsplit(".", 1)
@@ -56,13 +56,13 @@ class Faulty:
 
 
 FAULTS = [
-    "redirectctl.kernel.carrier.Carrier carry 3",
+    "redirectctl.kernel.tunnel.carrier.Carrier carry 3",
     "redirectctl.daemon.rewriting.Rewriting apply 3",
-    "redirectctl.kernel.diag.SockDiag records 3",
+    "redirectctl.kernel.sockets.diag.SockDiag records 3",
     "redirectctl.daemon.network.NetworkView _look 2",
     "redirectctl.daemon.stalls.StallWatch stalled 2",
     "redirectctl.daemon.finder.Finder _look 2",
-    "redirectctl.kernel.suspend.Suspender tend 1",
+    "redirectctl.kernel.tcp.suspend.Suspender tend 1",
     "redirectctl.daemon.repair.Repairs _look 2",
 ]
 

@@ -25,7 +25,7 @@ STRANGERS = "from test_first_contacts import strangers; strangers()"
 # redirectd, and a file that says which thread has synced to disk.
 WATCHED = """
 import sys, threading
-from redirectctl.daemon.main import main
+from redirectctl.redirectd import main
 from redirectctl.store.store import Store
 transaction, record = Store._transaction, sys.argv.pop(1)
 def watched(self, *, durable=False):

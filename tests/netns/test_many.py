@@ -113,7 +113,7 @@ def ways(pair: Pair) -> set[tuple[str, int]]:
 INJECT = """
 import itertools
 import sys
-from redirectctl.kernel.inject import RawInjector
+from redirectctl.kernel.tcp.inject import RawInjector
 from redirectctl.wire.addr import FourTuple, SockAddr
 injector = RawInjector()
 for local in sys.argv[2:]:

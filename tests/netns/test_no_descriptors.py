@@ -21,14 +21,14 @@ AWHILE = 4.0  # seconds: each loop comes to its turn
 # Its tunnel takes nothing on while there is a file.
 REFUSES = """
 import errno, os, sys
-from redirectctl.kernel.carrier import Carrier
+from redirectctl.kernel.tunnel.carrier import Carrier
 carry = Carrier.carry
 def refuse(self, carried, routes=None):
     if os.path.exists(os.environ["NONE_LEFT"]):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     carry(self, carried, routes)
 Carrier.carry = refuse
-from redirectctl.daemon.main import main
+from redirectctl.redirectd import main
 sys.exit(main())
 """
 

@@ -26,9 +26,9 @@ socket.socket.__init__ = make
 gone = lambda path: str(path).startswith("/proc/") and str(path).endswith(("/if_inet6", "/net/ipv6"))
 os.path.exists = lambda path: not gone(path) and there(path)
 Path.exists = lambda self, **more: not gone(self) and exists(self, **more)
-from redirectctl.kernel import routes
-routes.socket = SimpleNamespace(**vars(socket) | {"AF_INET6": 12})
-from redirectctl.daemon.main import main
+from redirectctl.kernel.routing import lookup
+lookup.socket = SimpleNamespace(**vars(socket) | {"AF_INET6": 12})
+from redirectctl.redirectd import main
 sys.exit(main())
 """
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from daemon_pair import PATIENCE, Pair
 
-from redirectctl.daemon.main import NICE
 from redirectctl.lab.streams import start_idle, wait_until
 from redirectctl.lab.tcpinfo import tcp_info
 from redirectctl.lab.topology import FIRST_HOST, Lab
+from redirectctl.redirectd import NICE
 
 PORT = 5003
 CONFIG = f"""

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from daemon_pair import FAST, PATIENCE, give_away
 
-from redirectctl.kernel.borrow import NEVER, borrow
-from redirectctl.kernel.cgroup import find_mount
-from redirectctl.kernel.procs import sockets_of
+from redirectctl.kernel.processes.cgroup import find_mount
+from redirectctl.kernel.processes.procfs import sockets_of
+from redirectctl.kernel.sockets.borrow import NEVER, borrow
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.namespaces import program
 from redirectctl.lab.streams import Ticker, start_ticker, wait_until

@@ -129,7 +129,7 @@ def test_the_wheel(sources: Path, tmp_path: Path) -> None:
     assert shipped == ["redirectctl-notify.desktop", "redirectd.service", "redirectd.toml"]
     argv = [venv / "bin/redirectctl", "completion", "zsh"]
     assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout.startswith("#compdef redirectctl")
-    modules = ("redirectctl_tui.app", "redirectctl.cli.demo", "redirectctl.lab.bench.ways", "redirectctl.daemon.main")
+    modules = ("redirectctl_tui.app", "redirectctl.cli.demo", "redirectctl.lab.bench.ways", "redirectctl.redirectd")
     importing = f"import {', '.join(modules)}, dbus_fast"
     subprocess.run([python, "-c", importing], check=True, cwd=tmp_path)
     pip("uninstall", "--yes", "redirectctl")

@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Collection
 
-from redirectctl.daemon.main import main
-from redirectctl.kernel.diag import SocketInfo
-from redirectctl.kernel.kick import Kicker
+from redirectctl.kernel.sockets.diag import SocketInfo
+from redirectctl.kernel.tcp.backoff import Kicker
+from redirectctl.redirectd import main
 from redirectctl.wire.addr import FourTuple
 
 

@@ -29,12 +29,13 @@ from functools import partial
 from ipaddress import ip_address
 
 from redirectctl.flows.commands import Carried
-from redirectctl.kernel.carrier import Carrier
+from redirectctl.flows.connection import Flow
 from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, RULE_PRIORITY, TUN_DEVICE, TUNNEL_TABLE
-from redirectctl.kernel.diag import SockDiag, TcpState
-from redirectctl.kernel.reports import Report
-from redirectctl.kernel.rewrite import KernelFlow, Rewriter
-from redirectctl.kernel.sharing import share_port
+from redirectctl.kernel.netfilter.rewriter import Rewriter
+from redirectctl.kernel.sockets.diag import SockDiag, TcpState
+from redirectctl.kernel.tunnel.carrier import Carrier
+from redirectctl.kernel.tunnel.reports import Report
+from redirectctl.kernel.tunnel.reuseport import share_port
 from redirectctl.lab.bench import AbsentError, Figures, Outcome, machine, markdown, need, tell
 from redirectctl.lab.namespaces import LabError
 from redirectctl.lab.streams import wait_until
@@ -130,7 +131,7 @@ def end(role: str, local: str, remote: str, alias: str, relay: str, rounds: int)
     for port in range(METHODS["rewritten"], METHODS["rewritten"] + rounds):
         pair = [FourTuple(SockAddr(ip_address(a), port), SockAddr(ip_address(remote), PORT)) for a in (local, alias)]
         before, after = (each.mirrored if server else each for each in pair)
-        moved.append(KernelFlow(before, after))
+        moved.append(Flow(before, after))
     print("ready", flush=True)
     while signal.sigtimedwait(ending, LOOK) is None:  # a connection moves when it is there: SYNs are nobody's move
         begun = [flow for flow in moved if _is_open(diag, flow.socket)]

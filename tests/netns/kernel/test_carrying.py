@@ -22,13 +22,13 @@ import pytest
 from two_hosts import Connection, Host, Net, address, until
 
 from redirectctl.flows.commands import Carried
-from redirectctl.kernel.carrier import HOLD_TIME, Carrier
 from redirectctl.kernel.constants import MARK_MOVED, MARK_TUNNEL, RULE_PRIORITY, TUN_DEVICE, TUNNEL_TABLE
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.keep import Keeper
-from redirectctl.kernel.probing import SAFE_MTU
-from redirectctl.kernel.reports import Report, Sight
-from redirectctl.kernel.sharing import share_port
+from redirectctl.kernel.routing.old_addresses import Keeper
+from redirectctl.kernel.tunnel.carrier import HOLD_TIME, Carrier
+from redirectctl.kernel.tunnel.plpmtud import SAFE_MTU
+from redirectctl.kernel.tunnel.reports import Report, Sight
+from redirectctl.kernel.tunnel.reuseport import share_port
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.tunnel import Offer, Probe, Refused, Segment, encode
 
@@ -400,7 +400,7 @@ def test_what_has_waited_for_too_long_is_not_sent(ends: tuple[End, End]) -> None
 def test_what_waits_is_bounded_and_the_oldest_goes_first(
     ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("redirectctl.kernel.carrier.HOLD_FLOW", 100_000)
+    monkeypatch.setattr("redirectctl.kernel.tunnel.carrier.HOLD_FLOW", 100_000)
     tunnel = connect(ends)
     bob, alice = ends
     tunnel.start()

@@ -14,11 +14,12 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from two_hosts import Connection, Host, Net, Side, address, until
 
+from redirectctl.flows.connection import Flow
 from redirectctl.kernel.constants import MARK_ASK, MARK_HOLD, MARK_MOVED, MARK_PROBE
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.nft import Nft, NftError
-from redirectctl.kernel.queues import QUEUE_RULES
-from redirectctl.kernel.rewrite import KernelFlow, Rewriter
+from redirectctl.kernel.netfilter.libnftables import Nft, NftError
+from redirectctl.kernel.netfilter.queue_rules import QUEUE_RULES
+from redirectctl.kernel.netfilter.rewriter import Rewriter
 from redirectctl.wire.addr import FourTuple, SockAddr
 
 pytestmark = pytest.mark.netns
@@ -205,22 +206,22 @@ def test_nothing_is_looked_up_for_connections_that_have_not_moved(bob: Host, ali
     assert "map @odst4" in rules("out")
     assert "saddr set" not in rules("out")  # only the peer has moved
     assert "goto" not in rules("out")
-    alice.do(side.rewriter.apply, [], [KernelFlow(sock, wire)])
+    alice.do(side.rewriter.apply, [], [Flow(sock, wire)])
     assert rules("in") == rules("out") == rules("probe") == ""
 
 
-def flow(number: int, wire_local: str = "192.0.2.1", wire_remote: str = "203.0.113.1") -> KernelFlow:
+def flow(number: int, wire_local: str = "192.0.2.1", wire_remote: str = "203.0.113.1") -> Flow:
     def tuple_of(local: str, remote: str) -> FourTuple:
         return FourTuple(SockAddr(ip_address(local), 20000 + number), SockAddr(ip_address(remote), 22))
 
-    return KernelFlow(tuple_of("192.0.2.1", "203.0.113.1"), tuple_of(wire_local, wire_remote))
+    return Flow(tuple_of("192.0.2.1", "203.0.113.1"), tuple_of(wire_local, wire_remote))
 
 
-def flow6(number: int, wire_local: str = "2001:db8::1") -> KernelFlow:
+def flow6(number: int, wire_local: str = "2001:db8::1") -> Flow:
     def tuple_of(local: str) -> FourTuple:
         return FourTuple(SockAddr(ip_address(local), 20000 + number), SockAddr(ip_address("2001:db8:9::9"), 22))
 
-    return KernelFlow(tuple_of("2001:db8::1"), tuple_of(wire_local))
+    return Flow(tuple_of("2001:db8::1"), tuple_of(wire_local))
 
 
 @pytest.fixture
@@ -270,7 +271,7 @@ def test_a_refused_transaction_changes_nothing(alice: Host, rewriter: Rewriter) 
 
 def test_two_connections_cannot_share_the_wire(alice: Host, rewriter: Rewriter) -> None:
     alice.do(rewriter.apply, [flow(1, "198.51.100.1")])
-    rival = KernelFlow(
+    rival = Flow(
         FourTuple(SockAddr(ip_address("192.0.2.9"), 20001), flow(1).socket.remote), flow(1, "198.51.100.1").wire
     )
     with pytest.raises(KernelError, match="belongs to another connection"):
@@ -279,7 +280,7 @@ def test_two_connections_cannot_share_the_wire(alice: Host, rewriter: Rewriter) 
         alice.do(rewriter.apply, [flow(1, "198.51.100.7")])
     with pytest.raises(KernelError, match="belongs to another connection"):
         alice.do(rewriter.setup, [flow(1, "198.51.100.1"), rival])
-    native = KernelFlow(flow(1, "198.51.100.1").wire, flow(1, "198.51.100.1").wire)
+    native = Flow(flow(1, "198.51.100.1").wire, flow(1, "198.51.100.1").wire)
     with pytest.raises(KernelError, match="belongs to another connection"):
         alice.do(rewriter.apply, [native])
     assert alice.do(rewriter.flows) == {flow(1, "198.51.100.1")}
@@ -359,7 +360,7 @@ def test_a_flushed_ruleset_is_restored_by_the_next_change(alice: Host, rewriter:
     ],
 )
 def test_whoever_takes_something_out_is_noticed(alice: Host, rewriter: Rewriter, command: str) -> None:
-    flows = [flow(1, "198.51.100.1"), flow(2), KernelFlow(SIX, SIX)]
+    flows = [flow(1, "198.51.100.1"), flow(2), Flow(SIX, SIX)]
     alice.do(rewriter.apply, flows)
     alice.do(rewriter.watch.heed)
     alice.do(rewriter.apply, [flow(3)], [flow(2)])
@@ -376,7 +377,7 @@ def test_whoever_takes_something_out_is_noticed(alice: Host, rewriter: Rewriter,
     assert not alice.do(rewriter.whole)
     alice.do(rewriter.setup, rewriter.wanted())
     assert alice.do(rewriter.whole)
-    assert alice.do(rewriter.flows) == {flow(1, "198.51.100.1"), flow(3), KernelFlow(SIX, SIX)}
+    assert alice.do(rewriter.flows) == {flow(1, "198.51.100.1"), flow(3), Flow(SIX, SIX)}
 
 
 def test_other_rules_in_iptables_stay(alice: Host, rewriter: Rewriter) -> None:

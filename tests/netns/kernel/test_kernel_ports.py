@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from two_hosts import Host
 
-from redirectctl.kernel.ports import ReservedPorts
+from redirectctl.kernel.sockets.reserved_ports import ReservedPorts
 
 pytestmark = pytest.mark.netns
 SYSCTL = "/proc/sys/net/ipv4/ip_local_reserved_ports"

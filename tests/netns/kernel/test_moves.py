@@ -9,7 +9,7 @@ import threading
 import pytest
 from two_hosts import Connection, Host, Net, Side, address, until
 
-from redirectctl.kernel.rewrite import KernelFlow
+from redirectctl.flows.connection import Flow
 from redirectctl.wire.addr import SockAddr
 
 pytestmark = pytest.mark.netns
@@ -110,7 +110,7 @@ def test_both_move_then_one_after_the_other_and_back(net: Net, bob: Host, alice:
     rewrite(connection, sides, 1, 3)
     assert connection.works()
     for side, sock in zip(sides, (connection.tuple, connection.tuple.mirrored), strict=True):
-        assert side.host.do(side.rewriter.flows) == {KernelFlow(sock, sock)}
+        assert side.host.do(side.rewriter.flows) == {Flow(sock, sock)}
         assert side.host.run(side.keeper.kept()) == set()
         assert "map @src" not in side.host.sh("nft list chain inet redirectctl in")
         assert "chain out" not in side.host.sh("nft list table inet redirectctl")

@@ -10,8 +10,8 @@ import pytest
 from two_hosts import Host, Net, Side, address
 
 from redirectctl.kernel.constants import TUN_DEVICE
-from redirectctl.kernel.keep import Keeper
-from redirectctl.kernel.netlink import NetChange, NetState, NetWatch
+from redirectctl.kernel.routing.monitor import NetChange, NetState, NetWatch
+from redirectctl.kernel.routing.old_addresses import Keeper
 from redirectctl.wire.addr import parse_ip
 
 pytestmark = pytest.mark.netns

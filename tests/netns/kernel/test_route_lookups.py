@@ -16,7 +16,7 @@ from redirectctl.daemon.eventlog import EventLog
 from redirectctl.daemon.network import NetworkView
 from redirectctl.flows.network import Network
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.routes import AT_ONCE, Question, Route, RouteTable
+from redirectctl.kernel.routing.lookup import AT_ONCE, Question, Route, RouteTable
 from redirectctl.wire.addr import IPAddress
 
 pytestmark = pytest.mark.netns

@@ -15,7 +15,7 @@ from two_hosts import Host, Net, address
 
 from redirectctl.daemon.rewriting import Rewriting
 from redirectctl.flows.connection import Flow
-from redirectctl.kernel import ports
+from redirectctl.kernel.sockets import reserved_ports
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
 pytestmark = pytest.mark.netns
@@ -36,7 +36,7 @@ class Mortal:
             (rewriting.rewriter, "_run"),
             (rewriting.rewriter._netlink, "change"),
             (rewriting._ports, "_note"),
-            (ports, "_write_ports"),
+            (reserved_ports, "_write_ports"),
             (rewriting, "_release"),  # what one that lives would undo
         ):
             monkeypatch.setattr(owner, name, self._mortal(getattr(owner, name)))

@@ -19,8 +19,9 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from two_hosts import Connection, Host, Net, Side, address, until
 
+from redirectctl.flows.connection import Flow
 from redirectctl.kernel.constants import FALLBACK_TABLE, MARK_HOLD, TUN_DEVICE, TUNNEL_TABLE
-from redirectctl.kernel.rewrite import KernelFlow, Rewriter
+from redirectctl.kernel.netfilter.rewriter import Rewriter
 
 pytestmark = pytest.mark.netns
 both_families = pytest.mark.parametrize("version", [4, 6])
@@ -31,7 +32,7 @@ IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0
 
 
 class Relay:
-    """A host's end of a tunnel in place of kernel/carrier.py: a packet a datagram, as it is."""
+    """A host's end of a tunnel in place of kernel/tunnel/carrier.py: a packet a datagram, as it is."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -323,16 +324,16 @@ def test_the_last_kept_address_takes_no_route_with_it(bob: Host) -> None:
 def test_only_the_tunnel_flag_changes_in_one_transaction(bob: Host, alice: Host, version: int) -> None:
     connection = Connection(bob, alice, version)
     side = Side(bob)
-    flow = KernelFlow(connection.tuple, connection.wire(2, 3))
+    flow = Flow(connection.tuple, connection.wire(2, 3))
     bob.do(side.rewriter.apply, [flow], [])
     for tunnel in (True, False):
-        changed = KernelFlow(flow.socket, flow.wire, tunnel)
+        changed = Flow(flow.socket, flow.wire, tunnel)
         bob.do(side.rewriter.apply, [changed], [flow])
         assert bob.do(side.rewriter.flows) == {changed}
         flow = changed
     successor = bob.do(Rewriter)
     bob.at_close(successor.close)
-    flow = KernelFlow(flow.socket, flow.wire, True)
+    flow = Flow(flow.socket, flow.wire, True)
     bob.do(successor.setup, [flow])
     assert bob.do(successor.flows) == {flow}
 

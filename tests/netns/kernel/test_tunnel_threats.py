@@ -11,7 +11,7 @@ import pytest
 from test_carrying import PORT, End, Tunnel, connect
 from two_hosts import Host, address, until
 
-from redirectctl.kernel.segments import Outbound
+from redirectctl.kernel.tunnel.segments import Outbound
 from redirectctl.wire.tunnel import TAG_LEN, Probe, Refused, Segment, encode
 
 ACK, PSH = 0x10, 0x08

@@ -14,8 +14,8 @@ from test_tunnel_steering import Tunnelled
 from two_hosts import Connection, Host, Net, until
 
 from redirectctl.kernel.constants import NFT_TABLE
-from redirectctl.kernel.inject import RawInjector
-from redirectctl.kernel.rewrite import Rewriter
+from redirectctl.kernel.netfilter.rewriter import Rewriter
+from redirectctl.kernel.tcp.inject import RawInjector
 from redirectctl.wire.addr import FourTuple
 
 pytestmark = pytest.mark.netns

@@ -25,8 +25,9 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from typing import Any, TypeVar
 
-from redirectctl.kernel.keep import Keeper
-from redirectctl.kernel.rewrite import KernelFlow, Rewriter
+from redirectctl.flows.connection import Flow
+from redirectctl.kernel.netfilter.rewriter import Rewriter
+from redirectctl.kernel.routing.old_addresses import Keeper
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
 T = TypeVar("T")
@@ -143,7 +144,7 @@ class Side:
         self.host = host
         self.rewriter = host.do(Rewriter)
         self.keeper = host.run(_in_loop(Keeper))
-        self.flows: dict[FourTuple, KernelFlow] = {}
+        self.flows: dict[FourTuple, Flow] = {}
         host.at_close(self.rewriter.close)
         host.at_close(self.keeper.close)
         host.do(self.rewriter.setup)
@@ -152,7 +153,7 @@ class Side:
     def rewrite(self, *pairs: tuple[FourTuple, FourTuple], tunnel: bool = False, integrity: bool = False) -> None:
         """Make the wire tuple of each socket tuple what is given, and keep what that needs."""
         old = [self.flows[sock] for sock, _ in pairs if sock in self.flows]
-        new = [KernelFlow(sock, wire, tunnel, integrity) for sock, wire in pairs]
+        new = [Flow(sock, wire, tunnel, integrity) for sock, wire in pairs]
         self.flows |= {flow.socket: flow for flow in new}
         everything = list(self.flows.values())
         keep = {flow.socket.local.host for flow in everything if flow.tunnel or flow.socket.local != flow.wire.local}

@@ -11,7 +11,7 @@ import pytest
 from redirectctl.api import schema
 from redirectctl.api.schema import Check, CheckStatus, ErrorCode, RequestError
 from redirectctl.cli.main import main
-from redirectctl.daemon.checks import alone
+from redirectctl.doctor import alone
 
 OK = Check(name="kernel.tun", status=CheckStatus.OK, found="/dev/net/tun makes TUN devices")
 SKIP = Check(name="kernel.ipv6", status=CheckStatus.SKIP, found="this host has no IPv6")

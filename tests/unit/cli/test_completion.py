@@ -13,7 +13,7 @@ import pytest
 
 from redirectctl.cli.completion import PROGRAMS, SHELLS
 from redirectctl.cli.main import COMMANDS, main, make_parser
-from redirectctl.daemon.main import make_parser as redirectd_parser
+from redirectctl.redirectd import make_parser as redirectd_parser
 from redirectctl_wrappers.run import OPTIONS
 
 # What readline does: the function of the command gets its name, the word and the word before.

@@ -23,7 +23,7 @@ from redirectctl.daemon import apiserver
 from redirectctl.daemon.apiserver import ROUTES, ApiError, ApiServer, Caller, Refusal, Right, Service
 from redirectctl.daemon.eventlog import QUEUE, EventLog
 from redirectctl.daemon.slots import Slots
-from redirectctl.kernel.pidfd import Pidfd
+from redirectctl.kernel.processes.pidfd import Pidfd
 
 NOBODY = 65534
 

@@ -13,8 +13,8 @@ from redirectctl.daemon.bindings import Bindings
 from redirectctl.daemon.finder import fitness
 from redirectctl.flows.connection import Connection, Flow, Table
 from redirectctl.flows.network import Interface, Network
-from redirectctl.kernel.borrow import Handle
 from redirectctl.kernel.errors import KernelError
+from redirectctl.kernel.sockets.borrow import Handle
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr, parse_ip
 
 HERE, NEW, PEER = map(parse_ip, ("192.0.2.1", "192.0.2.9", "198.51.100.2"))

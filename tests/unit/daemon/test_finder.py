@@ -15,8 +15,8 @@ from redirectctl.daemon import finder
 from redirectctl.daemon.finder import MAX_ASKED, MAX_OF_USERS, Finder, shared_out
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.state import State
-from redirectctl.kernel import procs
-from redirectctl.kernel.diag import SocketInfo
+from redirectctl.kernel.processes import procfs
+from redirectctl.kernel.sockets.diag import SocketInfo
 from redirectctl.wire.addr import FourTuple, SockAddr
 
 ANNA, BERT, CARL = 1000, 1001, 1002
@@ -81,11 +81,11 @@ def test_processes_are_looked_at_by_a_thread(bare: Finder, monkeypatch: pytest.M
     """And what has ended when that is done is not taken on."""
     threads = []
 
-    def owners(inodes: Any, **_: Any) -> dict[int, procs.Process]:
+    def owners(inodes: Any, **_: Any) -> dict[int, procfs.Process]:
         threads.append(threading.current_thread())
-        return {1: procs.Process(4711, 5, ANNA, "ssh server")}
+        return {1: procfs.Process(4711, 5, ANNA, "ssh server")}
 
-    monkeypatch.setattr(procs, "owners", owners)
+    monkeypatch.setattr(procfs, "owners", owners)
     monkeypatch.setattr(bare, "present", lambda sockets: frozenset(sockets) - {tuple_to(2)})
     asyncio.run(bare._tell(found(ANNA, [tuple_to(1), tuple_to(2), tuple_to(3)])))
     assert [(each, more["pid"], more["uid"]) for each, more in bare.told] == [  # type: ignore[attr-defined]

@@ -12,10 +12,10 @@ import pytest
 from redirectctl.config import Protect
 from redirectctl.daemon.finder import SLOW, Finder
 from redirectctl.flows.connection import Connection
-from redirectctl.kernel.diag import SocketInfo, TcpState
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.inet_filter import SocketFilter
-from redirectctl.kernel.survey import Seen
+from redirectctl.kernel.sockets.bytecode import SocketFilter
+from redirectctl.kernel.sockets.diag import SocketInfo, TcpState
+from redirectctl.kernel.sockets.survey import Seen
 from redirectctl.wire.addr import FourTuple, SockAddr
 
 

@@ -7,7 +7,7 @@ import pytest
 from redirectctl.daemon.network import interfaces_of
 from redirectctl.flows.network import Interface
 from redirectctl.kernel.constants import TUN_DEVICE
-from redirectctl.kernel.netlink import Address, Link, NetState
+from redirectctl.kernel.routing.monitor import Address, Link, NetState
 from redirectctl.wire.addr import parse_ip
 
 

@@ -46,7 +46,7 @@ class World:
             told=lambda now, *rest: self.told.append(rest),
         )
         monkeypatch.setattr(namebook.resolver, "look_up", self.look_up)
-        monkeypatch.setattr(namebook.procs, "arguments", lambda pid: self.argv)
+        monkeypatch.setattr(namebook.procfs, "arguments", lambda pid: self.argv)
 
     async def look_up(self, name: str) -> Found:
         self.asked.append(name)

@@ -30,7 +30,7 @@ def peer(key: bytes, *addresses: tuple[str, bool], state: PeerState = PeerState.
 
 def service(*peers: PeerRecord) -> DaemonService:
     runtime = SimpleNamespace(peer_records={each.public: each for each in peers})
-    return DaemonService(runtime)  # type: ignore[arg-type]
+    return DaemonService(runtime, examine=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from redirectctl.daemon import rewriting
-from redirectctl.daemon.needs import rules
 from redirectctl.daemon.rewriting import Rewriting
 from redirectctl.flows.connection import Flow
 from redirectctl.kernel.errors import KernelError
-from redirectctl.kernel.rewrite import KernelFlow
+from redirectctl.kernel.netfilter.elements import rules
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
 
@@ -54,14 +53,14 @@ class FakeKeeper:
 
 class FakeRewriter:
     def __init__(self) -> None:
-        self.flows: set[KernelFlow] = set()
+        self.flows: set[Flow] = set()
         self.transactions = 0
         self.refuses = False
 
-    def setup(self, flows: Iterable[KernelFlow]) -> None:
+    def setup(self, flows: Iterable[Flow]) -> None:
         self.flows = set(flows)
 
-    def apply(self, add: Iterable[KernelFlow], remove: Iterable[KernelFlow]) -> None:
+    def apply(self, add: Iterable[Flow], remove: Iterable[Flow]) -> None:
         if self.refuses:
             raise KernelError("rewrite", "no space", "nothing")
         self.transactions += 1
@@ -174,7 +173,7 @@ def test_a_connection_in_the_tunnel_keeps_its_address_before_any_move_and_is_non
         assert it.socket_of(moved.wire) == moved.socket
         await it.apply([moved._replace(tunnel=True)], [moved])
         assert it.socket_of(moved.wire) is None
-        assert it.rewriter.flows == {KernelFlow(moved.socket, moved.wire, True)}
+        assert it.rewriter.flows == {Flow(moved.socket, moved.wire, True)}
         await it.apply([still], [moved._replace(tunnel=True)])
         assert (it.keeper.kept_now, it.keeper.fallbacks, it._ports.ours) == (set(), set(), set())
 
@@ -258,7 +257,7 @@ def test_a_tuple_that_has_a_socket_is_not_taken_from_it(tmp_path: Path) -> None:
             await it.apply([after], [before])
         assert it.rewriter.flows == {rules(before)}
         await it.apply([closed], [before])  # by the tunnel it may move
-        assert it.rewriter.flows == {KernelFlow(before.socket, before.socket, True)}
+        assert it.rewriter.flows == {Flow(before.socket, before.socket, True)}
         for wider in (after._replace(tunnel=True), after):
             with pytest.raises(KernelError, match="another connection"):
                 await it.apply([wider], [closed])

@@ -10,7 +10,7 @@ from redirectctl.daemon.stalls import PROBES, RETRANSMITS, SLOW, StallWatch
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.engine import Engine
 from redirectctl.flows.state import State
-from redirectctl.kernel.diag import SocketInfo, TcpInfo, TcpState
+from redirectctl.kernel.sockets.diag import SocketInfo, TcpInfo, TcpState
 from redirectctl.proto.noise import StaticKey
 from redirectctl.wire.addr import FourTuple, SockAddr
 

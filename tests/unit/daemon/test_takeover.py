@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from ipaddress import ip_address
 
-from redirectctl.daemon.needs import rules
 from redirectctl.daemon.takeover import newest, untangle
-from redirectctl.flows.connection import Connection
-from redirectctl.kernel.elements import KernelFlow
+from redirectctl.flows.connection import Connection, Flow
+from redirectctl.kernel.netfilter.elements import rules
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.tunnel import Offer
 
@@ -21,7 +20,7 @@ def connection(number: int, old: str, wire: str, port: int = 40000) -> Connectio
     return Connection(number.to_bytes(8), socket, now, 0.0, local_epoch=number)
 
 
-def nothing() -> Collection[KernelFlow]:
+def nothing() -> Collection[Flow]:
     raise AssertionError("asked for without need")
 
 

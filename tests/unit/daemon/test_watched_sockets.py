@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from redirectctl.daemon.finder import Finder, _Group
-from redirectctl.kernel import procs
-from redirectctl.kernel.cgroup import Cgroup
+from redirectctl.kernel.processes import procfs
+from redirectctl.kernel.processes.cgroup import Cgroup
 from redirectctl.wire.addr import FourTuple, SockAddr
 
 ROOT, ANNA, BERT = 0, 1000, 1001
@@ -32,7 +32,7 @@ def socket(port: int) -> FourTuple:
     ],
 )
 def test_sockets_with(monkeypatch: pytest.MonkeyPatch, pid: int, uid: int, began: int, ports: list[int]):
-    monkeypatch.setattr(procs, "start_time", lambda pid: began)
+    monkeypatch.setattr(procfs, "start_time", lambda pid: began)
     group = Cgroup(77, Path(f"/sys/fs/cgroup/redirectctl-{OWNER}"))
     finder = Finder.__new__(Finder)
     finder._tree = SimpleNamespace(group_of=lambda pid: group if pid < OWNER + 2 else None)  # type: ignore[assignment]

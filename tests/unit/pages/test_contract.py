@@ -8,11 +8,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from redirectctl import redirectd as daemon
 from redirectctl.api import schema
 from redirectctl.cli import main as ctl
 from redirectctl.cli.common import ExitCode
 from redirectctl.config import Config, parse
-from redirectctl.daemon import main as daemon
 from redirectctl_wrappers import run
 
 COMMANDS = {

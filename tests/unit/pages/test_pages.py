@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from redirectctl import redirectd as daemon
 from redirectctl.api.schema import ConnectionState, EventName, PathName, PeerState
 from redirectctl.cli import main as ctl
 from redirectctl.cli.common import ExitCode
 from redirectctl.config import Config, Duration, parse_duration
-from redirectctl.daemon import main as daemon
 from redirectctl_wrappers import run
 
 ROOT = Path(__file__).parents[3]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from redirectctl.daemon.main import NICE, STATE_DIRECTORY
+from redirectctl.redirectd import NICE, STATE_DIRECTORY
 from tests.unit_file import read
 
 ROOT = Path(__file__).parents[3]

@@ -6,7 +6,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -231,6 +231,20 @@ class TestConnections:
             with pytest.raises(StoreError, match="FOREIGN KEY"):
                 store.put_connections([connection(1, moves=1), connection(2, of=2)])
             assert store.connections() == [connection(1)]
+
+    def test_every_field_of_a_connection_is_kept(self, directory: Path):
+        whole = replace(
+            carried(1), moves=3, state="suspended", lost_at=7.5, reason="no-path", held=True, window=1 << 20,
+            user_timeout=5000, device="wg0", bound=True,
+        )  # fmt: skip
+        assert [f.name for f in fields(whole) if getattr(whole, f.name) == f.default] == []
+        with Store(directory) as store:
+            store.put_peer(peer(1))
+            store.put_connections([connection(1)])
+            store.put_connections([whole])
+            assert store.connections() == [whole]
+            store.put_connections([replace(whole, initiator=False, opened_at=9.0)])  # it is born with these
+            assert store.connections() == [whole]
 
     def test_a_command_that_is_not_utf8(self, directory: Path):
         with Store(directory) as store:

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.addr import FourTuple, SockAddr, is_routable
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,13 @@ def test_an_address_with_its_port(host: str, text: str) -> None:
 def test_a_connection_and_its_other_end() -> None:
     here, there = SockAddr.parse("192.0.2.1:22"), SockAddr.parse("198.51.100.2:40000")
     assert FourTuple(here, there).mirrored == FourTuple(there, here)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "169.254.0.1", "224.0.0.1", "0.0.0.0", "::1", "fe80::1", "ff02::1"])
+def test_an_address_by_which_no_other_network_reaches_a_host(host: str) -> None:
+    assert not is_routable(ip_address(host))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "10.0.0.1", "2001:db8::1", "fd00::1"])
+def test_an_address_by_which_others_reach_a_host(host: str) -> None:
+    assert is_routable(ip_address(host))

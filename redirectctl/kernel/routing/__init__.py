@@ -1,0 +1,1 @@
+"""Interfaces, addresses, routes and rules, as `ip` lists them: their changes, and what moved connections need there."""

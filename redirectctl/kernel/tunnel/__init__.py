@@ -1,0 +1,1 @@
+"""The tunnel: what goes into `redirect0` travels to the peer in UDP datagrams."""
