@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
 from redirectctl.kernel.constants import MARK_EXIT
-from redirectctl.wire.addr import IPAddress
+from redirectctl.wire.addr import IPAddress, parse_ip
 
 IP_MTU_DISCOVER, IP_MTU, IP_PMTUDISC_PROBE = 10, 14, 3
 IPV6_MTU_DISCOVER, IPV6_MTU, IPV6_PMTUDISC_PROBE, IPV6_FREEBIND = 23, 24, 3, 78
@@ -43,6 +43,14 @@ def udp_socket(family: int, receive_buffer: int, send_buffer: int) -> socket.soc
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     return sock
+
+
+def socket_for(to: IPAddress, local: IPAddress | None, sockets: Iterable[socket.socket]) -> socket.socket | None:
+    """Which of ours sends there: the one that is bound to the address ``local``, else any of that IP version."""
+    family = socket.AF_INET if to.version == 4 else socket.AF_INET6
+    ours = [sock for sock in sockets if sock.family == family]
+    exact = [sock for sock in ours if parse_ip(sock.getsockname()[0]) == local]
+    return next(iter(exact or ours), None)
 
 
 def sent_from(local: IPAddress) -> tuple[int, int, bytes]:

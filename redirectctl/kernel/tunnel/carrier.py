@@ -39,6 +39,7 @@ from redirectctl.kernel.datagrams import (
     Ancillary,
     arrived_at,
     sent_from,
+    socket_for,
 )
 from redirectctl.kernel.tunnel.device import GSO_NONE, READ_SIZE, VNET_HEADER, open_tun
 from redirectctl.kernel.tunnel.plpmtud import SAFE_MTU, SUSPICION, Path
@@ -46,7 +47,7 @@ from redirectctl.kernel.tunnel.relay import Relays
 from redirectctl.kernel.tunnel.reports import REPORT_SECONDS, Report, Reporter, Sight
 from redirectctl.kernel.tunnel.reuseport import share_port
 from redirectctl.kernel.tunnel.segments import LARGEST_SEND, MOST_AT_ONCE, Buffer, Inbound, Outbound, continues, ending
-from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr, parse_ip
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.ip import Protocol
 from redirectctl.wire.tunnel import HEAD, PROBE, VERSION, Probe, Refused, TunnelError, Type, decode, encode
 
@@ -297,10 +298,8 @@ class Carrier:
     def _route(self, local: IPAddress | None, remote: SockAddr | None, port: int) -> _Route | None:
         if remote is None:
             return None
-        family = socket.AF_INET if remote.host.version == 4 else socket.AF_INET6
-        ours = [sock for sock in self._sockets.get(port, self._sockets[0]) if sock.family == family]
-        exact = [sock for sock in ours if parse_ip(sock.getsockname()[0]) == local]
-        if not ours:
+        sock = socket_for(remote.host, local, self._sockets.get(port, self._sockets[0]))
+        if sock is None:
             _log.warning("no socket for %s: its connections are held", remote)
             return None
         key = local, remote
@@ -310,7 +309,7 @@ class Carrier:
                 used = {(each.carried.local, each.carried.remote) for each in list(self._flows.values())}
                 self._paths = {key: path for key, path in self._paths.items() if key in used}
             path = self._paths[key] = Path(remote.host.version, _interface_mtu(local, remote))
-        return _Route((exact or ours)[0], local, remote, path)
+        return _Route(sock, local, remote, path)
 
     # From here on: in the thread.
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from redirectctl.flows.bucket import Bucket
-from redirectctl.kernel.datagrams import NO_SEGMENTATION, UDP_SEGMENT, Ancillary, sent_from
+from redirectctl.kernel.datagrams import NO_SEGMENTATION, UDP_SEGMENT, Ancillary, sent_from, socket_for
 from redirectctl.kernel.tunnel.reports import Source
 from redirectctl.kernel.tunnel.segments import LARGEST_SEND, MOST_AT_ONCE
-from redirectctl.wire.addr import IPAddress, SockAddr, parse_ip
+from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.tunnel import HEAD, VERSION, Type
 
 _log = logging.getLogger(__name__)
@@ -112,10 +112,8 @@ class Relays:
         return rest
 
     def _hop(self, to: SockAddr, local: IPAddress) -> _Hop | None:
-        family = socket.AF_INET if to.host.version == 4 else socket.AF_INET6
-        ours = [sock for sock in self._sockets if sock.family == family]
-        exact = [sock for sock in ours if parse_ip(sock.getsockname()[0]) == local]
-        return _Hop((exact or ours)[0], to, local) if ours else None
+        sock = socket_for(to.host, local, self._sockets)
+        return _Hop(sock, to, local) if sock is not None else None
 
     def _go(self, guest: _Guest, hop: _Hop | None, run: memoryview, size: int, rest: list[memoryview]) -> None:
         if hop is None:
