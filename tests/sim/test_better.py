@@ -13,6 +13,7 @@ from redirectctl.flows.network import Interface, Network
 from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.message import Acm, PathProbe
 from tests.sim.pair import Host, World, ip
 
 WIFI, ETHERNET, SERVER = "198.51.100.2", "203.0.113.9", "192.0.2.1"
@@ -112,6 +113,51 @@ def test_an_address_that_the_peer_has_led_away_from_is_asked_and_has_failed() ->
     scene.world.run(constants.PROOFS * constants.PROBE_TIME)
     (failed,) = scene.bob.engine.addresses.failed(key)
     assert failed == ip(WIFI)
+
+
+def test_an_address_that_goes_while_it_is_asked_is_not_asked_any_more() -> None:
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.dead = {ip(WIFI)}
+    led_away(scene)
+    scene.bob.move(ETHERNET)
+    asked = sum(isinstance(m, PathProbe) for m, _, _ in scene.bob.messages)
+    scene.bob.move(ETHERNET, WIFI)
+    scene.world.run(constants.PROOFS * constants.PROBE_TIME)
+    assert sum(isinstance(m, PathProbe) for m, _, _ in scene.bob.messages) == asked
+    assert not scene.bob.engine.addresses.failed(scene.alice.static.public)
+
+
+def test_an_address_that_is_gone_is_not_asked_whether_it_carries() -> None:
+    """The peer leads away from it before it has heard our own announcement."""
+    scene = Scene(bob=(WIFI, ETHERNET))
+    endpoint = scene.bob.engine.endpoint
+    send = endpoint.send
+    endpoint.send = lambda now, peer, message, *path: isinstance(message, Acm) or send(now, peer, message, *path)  # type: ignore[method-assign, misc, assignment]
+    scene.bob.move(ETHERNET)
+    scene.alice.engine.stalled(scene.world.now, [scene.mirrored])
+    scene.alice.run()
+    scene.world.run(5)
+    assert scene.bob.named("move.received")
+    assert scene.here() == ip(ETHERNET)
+    assert not any(isinstance(m, PathProbe) for m, _, _ in scene.bob.messages)
+    assert not scene.bob.engine.addresses.failed(scene.alice.static.public)
+
+
+def test_not_more_addresses_are_asked_at_a_time_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two peers lead away from an address: what the first of them noticed makes room for the second."""
+    monkeypatch.setattr(constants, "MAX_FAILURES", 1)
+    scene = Scene(bob=(WIFI, ETHERNET))
+    carol = scene.world.host("carol", "192.0.2.3", policy=AUTO)
+    with_carol, _ = scene.world.connect(scene.bob, carol, 40001)
+    scene.world.run(5)
+    scene.dead = {ip(WIFI)}
+    for host, socket in ((scene.alice, scene.mirrored), (carol, with_carol.mirrored)):
+        host.engine.stalled(scene.world.now, [socket])
+        host.run()
+        scene.world.run(0.5)
+    scene.world.run(constants.PROOFS * constants.PROBE_TIME)
+    asked = [to for m, to, _ in scene.bob.messages if isinstance(m, PathProbe)]
+    assert [to.host for to in asked if to is not None] == [ip(SERVER), *[ip("192.0.2.3")] * constants.PROOFS]
 
 
 def test_one_that_answers_has_not_failed() -> None:

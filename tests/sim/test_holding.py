@@ -13,6 +13,7 @@ from redirectctl.flows.state import State
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple
 from tests.sim.pair import Host, World, agree
+from tests.sim.shell import told
 
 DAY = 86400.0
 POLICY = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")
@@ -186,6 +187,41 @@ def test_killed_before_all_was_given_back() -> None:
     as_before(world, (alice, socket.mirrored), (bob, socket))
 
 
+def test_what_was_given_back_at_the_start_is_not_given_back_again() -> None:
+    """Killed in between, and once more without a path: the program may have changed its socket meanwhile."""
+    world, _, bob, socket = silent()
+    carry_out = bob.carry_out
+    told(bob, commands.Resume, done=False)
+    world.link.cut = False
+    world.run(5)
+    bob.crash()
+    bob.carry_out = carry_out  # type: ignore[method-assign]
+    given = told(bob, commands.GiveBack)
+    world.link.cut = True
+    for _ in range(2):
+        bob.start()
+        assert [set(command.before) for command in given] == [{socket}]
+        bob.crash()
+
+
+def test_killed_before_it_was_known_what_the_socket_had() -> None:
+    """The kernel holds it back already: the next daemon finds out, and keeps the socket alive."""
+    world, alice, bob, socket = started()
+    carry_out = bob.carry_out
+    told(bob, commands.Prepare, done=False)
+    bob.move()
+    world.run(constants.HOLD_AFTER + 0.1)
+    assert bob.held == {socket}
+    assert not bob.altered
+    bob.crash()
+    bob.carry_out = carry_out  # type: ignore[method-assign]
+    bob.start()
+    assert set(bob.altered) == {socket}
+    bob.move("198.51.100.4")
+    world.run(5)
+    as_before(world, (alice, socket.mirrored), (bob, socket))
+
+
 def test_what_is_given_up_is_told_in_one_message() -> None:
     world, alice, bob, socket = started(dataclasses.replace(POLICY, give_up_after=60.0))
     sockets = [socket, *(world.connect(bob, alice, port)[0] for port in (40001, 40002))]
@@ -347,6 +383,39 @@ def test_not_more_announcements_than_a_silent_path_bears() -> None:
     (key,) = bob.engine.peers
     assert bob.engine.suspension.pause(world.now + DAY, key) == pytest.approx(DAY / constants.PROBE_PART, rel=0.1)
     assert bob.engine.suspension.pause(world.now + 10 * DAY, key) == constants.PROBE_PAUSE_MAX
+
+
+def test_a_peer_that_does_not_know_the_connection_any_more_says_that_it_is_gone() -> None:
+    world, alice, bob, socket = started()
+    world.tap = lambda source, to, data: (
+        source.host not in bob.addresses or not isinstance(bob.messages[-1][0], messages.EndOf)
+    )
+    bob.closed(socket)
+    world.run(constants.LISTED + 1)  # it is not listed any more, and alice has not heard of it
+    assert alice.protects(socket.mirrored)
+    alice.rst(socket.mirrored, 1)
+    world.run(1)
+    assert alice.verdicts == {1: True}
+
+
+def test_what_comes_to_be_known_of_a_socket_that_goes_on_already_is_given_back() -> None:
+    """The path is back before the kernel has said what the socket had."""
+    world, _, bob, socket = started()
+    carry_out = bob.carry_out
+    asked = told(bob, commands.Prepare, done=False)
+    bob.move()
+    world.run(constants.HOLD_AFTER + 0.1)
+    bob.move("198.51.100.2")
+    world.run(1)
+    assert bob.connection(socket).state is State.PROTECTED
+    bob.carry_out = carry_out  # type: ignore[method-assign]
+    resumed, suspended = told(bob, commands.Resume), told(bob, commands.Suspend)
+    bob.carry_out(asked[0])
+    bob.run()
+    assert [command.sockets for command in resumed] == [(socket,)]
+    assert not suspended
+    assert not bob.altered
+    assert bob.connection(socket).before is None
 
 
 def test_a_socket_table_that_cannot_be_read_ends_nothing() -> None:

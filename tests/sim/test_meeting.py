@@ -10,11 +10,15 @@ from dataclasses import replace
 import pytest
 
 from redirectctl.flows import constants as limits
+from redirectctl.flows.connection import Path
 from redirectctl.flows.policy import Policy
 from redirectctl.flows.rendezvous.client import Standing
+from redirectctl.flows.rendezvous.places import DNS
 from redirectctl.proto.constants import SECRET_RACE
+from redirectctl.wire import datagram
 from redirectctl.wire import meeting as wire
-from redirectctl.wire.addr import SockAddr
+from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.message import Acm
 from tests.sim.pair import PORT, Host, Link, World, ip
 
 ALICE, BOB, RITA, RUTH = "192.0.2.1", "198.51.100.2", "203.0.113.200", "203.0.113.201"
@@ -254,6 +258,25 @@ def test_a_relayed_connection_goes_directly_when_that_is_possible() -> None:
     assert (a.there_now, b.there_now) == (ip("198.51.100.30"), ip("192.0.2.100"))
 
 
+def test_a_relayed_peer_that_is_found_elsewhere_has_a_moment_to_announce_itself_first() -> None:
+    """Then the direct way is tried, and again soon: it did not wait for the next attempt, which is a minute later."""
+    trio = relayed_trio()
+    trio.world.run(100)
+    trio.bob.move("10.0.2.3")
+    before = len(trio.alice.messages)
+    tries: list[float] = []
+    moved = trio.world.now
+    while trio.world.now < moved + 20:
+        trio.world.run(0.1)
+        tries += [trio.world.now - moved for m, _, _ in trio.alice.messages[before:] if isinstance(m, Acm)]
+        before = len(trio.alice.messages)
+    first = limits.DIRECT_SOON
+    assert first <= tries[0] < first + 0.5
+    again = first + limits.DIRECT_PAUSES[1]
+    assert again <= min(t for t in tries if t > first + 5) < again + 0.5
+    assert trio.relayed()
+
+
 def test_a_relayed_connection_goes_directly_without_a_move() -> None:
     trio = Trio()
     trio.world.tap = lambda source, to, _: ip(RITA) in (source.host, to.host)  # firewalls
@@ -374,6 +397,91 @@ def test_a_connection_to_the_rendezvous_itself_is_not_its_guests() -> None:
     assert not trio.bob.named("peer.key_changed")
 
 
+def with_rita(*, second: bool = False, rita: tuple[str, ...] = (RITA,)) -> tuple[World, Host, Host, FourTuple]:
+    """bob has a protected connection with rita, at whom (by her last address) he is registered too."""
+    world = World(seed=5)
+    auto = replace(TUNNEL, prefer="auto")
+    bob, server = world.host("bob", BOB, policy=auto), world.host("rita", *rita, policy=replace(auto, serve=True))
+    servers = {"rita": (SockAddr(ip(rita[-1]), PORT),)}
+    if second:
+        ruth = world.host("ruth", RUTH, policy=replace(auto, serve=True))
+        server.meets_at(ruth)
+        servers["ruth"] = (SockAddr(ip(RUTH), PORT),)
+    bob.servers = servers
+    bob.engine.rendezvous_at(world.now, servers)
+    bob.run()
+    world.run(2)
+    socket, _ = world.connect(bob, server, 41000)
+    world.run(5)
+    assert bob.connection(socket).peer == server.static.public
+    assert bob.protects(socket)
+    assert all(s.standing is Standing.REGISTERED for s in bob.engine.rendezvous.servers)
+    return world, bob, server, socket
+
+
+def test_a_connection_to_the_rendezvous_itself_leaves_an_address_that_does_not_carry() -> None:
+    """It is not bound to the address from which this host has registered."""
+    world, bob, _, socket = with_rita()
+    bob.move(BOB, "203.0.113.9")
+    world.run(1)
+    world.tap = lambda source, to, _: ip(BOB) not in (source.host, to.host)
+    bob.engine.stalled(world.now, [socket])
+    bob.run()
+    world.run(1)
+    assert bob.connection(socket).here_now == ip("203.0.113.9")
+
+
+def test_a_connection_to_the_rendezvous_itself_is_announced_as_often_as_others_without_a_path() -> None:
+    world, bob, _, socket = with_rita()
+    world.link.cut = True
+    for _ in range(30):
+        bob.engine.stalled(world.now, [socket])
+        bob.run()
+        world.run(0.5)
+    assert bob.connection(socket).reason == "peer-silent"
+    before = len(bob.messages)
+    world.run(2)
+    assert sum(isinstance(m, Acm) for m, _, _ in bob.messages[before:]) > 20
+
+
+def test_a_connection_to_the_rendezvous_itself_travels_plainly_to_another_address_of_it() -> None:
+    """Where it answers there it is, and nobody in its place."""
+    world, bob, rita, socket = with_rita(rita=(RITA, "203.0.113.205"))
+    world.tap = lambda source, to, _: ip(RITA) not in (source.host, to.host)
+    bob.move("203.0.113.9")
+    world.run(5)
+    assert bob.flows[socket].remote.host == rita.flows[socket.mirrored].local.host == ip("203.0.113.205")
+    assert {bob.connection(socket).path, rita.connection(socket.mirrored).path} == {Path.REWRITTEN}
+
+
+def test_where_the_rendezvous_itself_sees_this_host_is_known_from_its_acknowledgement() -> None:
+    """It says so in a HELLO too, but not twice within a moment."""
+    world, bob, rita, _ = with_rita()
+    for public, private in (("203.0.113.1", "10.0.0.2"), ("203.0.113.2", "10.0.0.3")):
+        finished = len(bob.named("move.finished"))
+        world.nat(public, bob)
+        bob.move(private)
+        while len(bob.named("move.finished")) == finished:
+            world.run(0.01)
+    seen = bob.engine.peers[rita.static.public].observed
+    assert seen == rita.engine.peers[bob.static.public].remote
+    assert seen is not None
+    assert seen.host == ip("203.0.113.2")
+
+
+def test_a_connection_to_one_rendezvous_that_another_has_relayed_goes_directly_when_that_is_possible() -> None:
+    world, bob, rita, socket = with_rita(second=True)
+    world.tap = lambda source, to, _: ip(RUTH) in (source.host, to.host)
+    bob.move("203.0.113.9")
+    world.run(15)
+    assert bob.connection(socket).there_now == ip(RUTH)
+    world.tap = None
+    world.run(70)
+    assert bob.connection(socket).there_now == ip(RITA)
+    assert rita.connection(socket.mirrored).there_now == ip("203.0.113.9")
+    assert bob.named("path.changed", "direct-again")
+
+
 def test_a_rendezvous_that_is_not_configured_any_more_is_left() -> None:
     trio = relayed_trio()
     peer = trio.bob.engine.peers[trio.rita.static.public]
@@ -411,6 +519,50 @@ def test_another_address_of_its_name_is_tried() -> None:
     trio.bob.move("198.51.100.10")
     trio.world.run(2)
     assert trio.met()
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_each_address_of_its_name_has_its_turn(place: int) -> None:
+    world = World()
+    bob, rita = world.host("bob", BOB, policy=TUNNEL), world.host("rita", RITA, policy=SERVING)
+    addresses = [SockAddr(ip("203.0.113.250"), PORT), SockAddr(ip("203.0.113.251"), PORT)]
+    addresses.insert(place, alive := SockAddr(rita.addresses[0], PORT))
+    bob.engine.rendezvous_at(world.now, {"rita": tuple(addresses)})
+    bob.run()
+    world.run(1 + place * limits.MEET_ELSEWHERE * limits.MEET_RETRIES[-1])
+    (server,) = bob.engine.rendezvous.servers
+    assert (server.at, server.standing) == (alive, Standing.REGISTERED)
+    assert not bob.named("peer.key_changed")
+
+
+def test_no_peer_is_sought_where_a_rendezvous_is_to_be_whose_key_is_not_known() -> None:
+    """Whoever answers there is the rendezvous, not the peer: its key would be another one's."""
+    world = World()
+    alice, bob = world.host("alice", ALICE, policy=TUNNEL), world.host("bob", BOB, policy=TUNNEL)
+    world.connect(bob, alice, 40000)
+    world.run(5)
+    bob.engine.rendezvous_at(world.now, {"rita": (SockAddr(ip(RITA), PORT),)})
+    bob.run()
+    alice.crash()
+    bob.move("198.51.100.10")
+    bob.engine.told(world.now, alice.static.public, DNS, [SockAddr(ip(RITA), PORT), SockAddr(ip(RUTH), PORT)], 300.0)
+    bob.run()
+    world.run(200)
+    inits = [(to.host, datagram.decode(data).pattern) for to, data in bob.sent if data[0] == datagram.Type.INIT]  # type: ignore[union-attr]
+    assert {pattern for host, pattern in inits if host == ip(RITA)} == {datagram.Pattern.XX}
+    assert datagram.Pattern.IKPSK2 in {pattern for host, pattern in inits if host == ip(RUTH)}
+
+
+def test_a_peer_is_asked_for_at_each_rendezvous() -> None:
+    trio = Trio(second=True)
+    before = len(trio.bob.messages)
+    trio.bob.engine.seek(trio.world.now, trio.alice.static.public)
+    trio.bob.run()
+    asked = {to.host for m, to, _ in trio.bob.messages[before:] if isinstance(m, wire.Lookup) and to is not None}
+    assert asked == {ip(RITA), ip(RUTH)}
+    trio.world.run(1)
+    told = {SockAddr(ip(ALICE), PORT)}
+    assert set(trio.bob.engine.places.said(trio.alice.static.public, "rendezvous ")) == told
 
 
 def test_the_rendezvous_knows_at_once_where_a_host_is_that_had_to_use_another_port() -> None:
@@ -455,6 +607,26 @@ def test_another_key_at_the_rendezvous_is_loud() -> None:
         assert host.named("rendezvous.lost", "key-changed") or host.named("rendezvous.lost", "no-answer")
         assert not host.engine.rendezvous.servers[0].usable
     assert trio.rita.engine.rendezvous_server.guests == 0
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_rendezvous_that_a_person_has_forgotten_is_met_anew(changed: bool) -> None:
+    """With whatever key it has now."""
+    trio = Trio()
+    before = trio.rita.static.public
+    if changed:
+        trio.rita.crash()
+        trio.rita.static = trio.world.host("other", "203.0.113.210").static
+        trio.rita.start()
+        trio.world.run(60)
+        assert not trio.bob.engine.rendezvous.servers[0].usable
+    trio.bob.engine.forget(trio.world.now, before)
+    trio.bob.run()
+    trio.world.run(2)
+    (server,) = trio.bob.engine.rendezvous.servers
+    assert (server.key, server.standing) == (trio.rita.static.public, Standing.REGISTERED)
+    assert (server.key == before) is not changed
+    assert trio.rita.engine.rendezvous.guests >= 1
 
 
 def test_a_host_with_many_peers_registers_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

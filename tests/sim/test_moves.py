@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from redirectctl.flows import commands
 from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from tests.sim.pair import Host, World, agree, ip
+from tests.sim.shell import told
 
 
 def started(world: World, n: int = 1) -> tuple[Host, Host, list]:
@@ -91,6 +93,23 @@ def test_the_same_address_comes_back_after_an_outage_and_both_ends_are_kicked() 
     assert bob.connection(socket).state is State.PROTECTED
     assert bob.kicked == [(socket,)]
     assert alice.kicked == [(socket.mirrored,)]
+
+
+@pytest.mark.parametrize("prefer", ["rewritten", "tunnel"])
+def test_what_goes_plainly_is_hastened_when_the_new_way_is_about_to_open(prefer: str) -> None:
+    """What waits in the tunnel need not be: its back-off is undone at once."""
+    world = World()
+    policy = Policy(first_contact="accept-new", long_lived_after=1.0, prefer=prefer)
+    alice, bob = (world.host(name, at, policy=policy) for name, at in (("alice", "192.0.2.1"), ("bob", "198.51.100.2")))
+    socket, _ = world.connect(bob, alice, 40000)
+    world.run(5)
+    hastened = told(bob, commands.Hasten)
+    bob.move("203.0.113.9")
+    while not bob.named("move.finished"):
+        assert bob.named("move.started")
+        before = [s for command in hastened for s in command.sockets]
+        world.run(0.001)
+    assert before == ([socket] if prefer == "rewritten" else []), "before the peer has said that it is ready"
 
 
 def test_one_acm_and_one_transaction_move_a_thousand_connections() -> None:

@@ -6,14 +6,15 @@ import dataclasses
 
 import pytest
 
-from redirectctl.flows import constants
+from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Path
 from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.proto.peer import PeerState
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
-from tests.sim.pair import Host, World, agree, ip
+from tests.sim.pair import PORT, Host, World, agree, ip
+from tests.sim.shell import told
 
 ASK = Policy(first_contact="ask", long_lived_after=1.0)
 NEW, LATER = "203.0.113.9", "203.0.113.10"
@@ -246,6 +247,41 @@ def test_both_hosts_claim_the_same_connections(delay: float) -> None:
             assert agree(alice, bob, mirrored)
 
 
+@pytest.mark.parametrize("end", ["closed", "released"])
+def test_a_contact_in_vain_is_of_no_account_for_what_has_ended_meanwhile(end: str) -> None:
+    world, alice, bob = pair()
+    alice.crash()
+    ended, _ = world.connect(bob, alice, 40000)
+    other, _ = world.connect(bob, alice, 40001)
+    world.run(3)
+    if end == "closed":
+        bob.closed(ended)
+    else:
+        bob.engine.release(world.now, bob.connection(ended).cid)
+        bob.run()
+    world.run(15)
+    (notice,) = bob.named("connection.unsupported")
+    assert notice.connection == bob.connection(other).cid
+
+
+def test_what_is_not_known_is_not_decided_about() -> None:
+    world, alice, bob, (socket,) = protected()
+    for engine in (alice.engine, bob.engine):
+        engine.drain()
+        for decide_about in (engine.approve, engine.reject):
+            decide_about(world.now, b"nobody" + bytes(26))
+        for end in (engine.release, engine.kill):
+            end(world.now, b"no such!")
+        assert engine.drain() == []
+    bob.engine.kill(world.now, bob.connection(socket).cid)
+    bob.run()
+    world.run(1)
+    (ended,) = bob.engine.table
+    for end in (bob.engine.release, bob.engine.kill):  # and what has ended is not ended again
+        end(world.now, ended.cid)
+        assert bob.engine.drain() == []
+
+
 def test_an_address_without_redirectctl_is_tried_again_later() -> None:
     world, alice, bob = pair()
     alice.crash()
@@ -282,6 +318,27 @@ def test_a_known_peer_that_was_away_is_tried_again_soon() -> None:
     alice.start()
     world.run(constants.UNANSWERED_TIME + 20)
     assert agree(alice, bob, mirrored)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_how_a_contact_ended_is_told(known: bool) -> None:
+    """Of those that we called, not of those who called us."""
+    world, alice, bob = pair()
+    if known:
+        world.connect(bob, alice, 40000)
+        world.run(3)
+    ended, others = told(bob, commands.Contacted), told(alice, commands.Contacted)
+    there, nobody, here = SockAddr(ip("192.0.2.1"), PORT), SockAddr(ip("192.0.2.99"), PORT), ip("198.51.100.2")
+    key = alice.static.public if known else None
+    for to in (there, nobody):
+        bob.engine.meet(world.now, to, here, key)
+        bob.run()
+        world.run(15)
+    assert ended == [
+        commands.Contacted(there, alice.static.public, None, here),
+        commands.Contacted(nobody, key, "no-answer", here),
+    ]
+    assert others == []
 
 
 def test_what_is_said_to_where_a_datagram_came_from_is_short() -> None:
@@ -532,6 +589,31 @@ def test_an_announcement_that_the_peer_can_never_apply_is_not_repeated(lost: str
     assert [m for m in later if isinstance(m, messages.Acm) and m.epoch == epoch] == []
 
 
+def test_after_an_outage_that_their_keys_have_not_outlived_idle_hosts_agree_on_new_ones() -> None:
+    """They have nothing to announce, and nothing has been lost yet."""
+    world, alice, bob, (socket,) = protected()
+    world.link.cut = True
+    world.run(400)
+    peers = alice.engine.peers[bob.static.public], bob.engine.peers[alice.static.public]
+    assert [peer.session(world.now) for peer in peers] == [None, None]
+    world.link.cut = False
+    world.run(constants.REACH_PAUSE + 10)
+    assert None not in [peer.session(world.now) for peer in peers]
+    assert bob.protects(socket)
+
+
+def test_no_connection_no_more_attempts_to_reach_the_peer() -> None:
+    world, alice, bob, (socket,) = protected()
+    world.link.cut = True
+    world.run(200)
+    for host, end in ((alice, socket.mirrored), (bob, socket)):
+        host.closed(end)
+    world.run(60)
+    before = len(world.recorded)
+    world.run(1000)
+    assert len(world.recorded) == before
+
+
 # -- kernels -----------------------------------------------------------------------------------------------------------
 
 
@@ -690,6 +772,30 @@ def test_a_move_while_the_answer_to_a_claim_is_under_way() -> None:
         assert agree(alice, bob, socket.mirrored)
         assert bob.protects(second) == alice.protects(mirrored)
         assert not bob.protects(second) or agree(alice, bob, mirrored)
+
+
+def test_what_a_peer_does_not_say_of_the_connections_of_a_move_is_announced_once_more() -> None:
+    """It has acknowledged one of two; which, the moved host asks in vain.  Meanwhile it gets to know the other one."""
+    world, alice, bob, _ = protected()
+    second, mirrored = world.connect(bob, alice, 40001)
+
+    def asks() -> bool:
+        return isinstance(alice.messages[-1][0], messages.Sync)
+
+    ours = ip("192.0.2.1"), ip("192.0.2.77")
+    world.tap = lambda source, to, data: source.host not in ours or not (says_ok(alice) or asks())
+    world.run(1.2)
+    assert alice.protects(mirrored)
+    alice.move("192.0.2.77")
+    world.run(0.3)
+    assert alice.named("move.finished")
+    assert not any(isinstance(m, messages.SyncReply) for m, _, _ in bob.messages)
+    world.tap = lambda source, to, data: source.host not in ours or not asks()
+    world.run(sum(constants.REQUEST_RETRIES) - 1)
+    assert bob.protects(second)
+    assert not agree(alice, bob, mirrored)
+    world.run(2)
+    assert agree(alice, bob, mirrored)
 
 
 def test_a_peer_that_has_more_or_less_than_was_moved_is_no_storm() -> None:

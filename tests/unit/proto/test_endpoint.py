@@ -88,6 +88,46 @@ def test_a_final_message_lost_for_long_is_sent_with_what_follows() -> None:
     talk(net, alice, bob)
 
 
+def test_a_final_message_goes_with_what_follows_as_soon_as_it_has_been_repeated() -> None:
+    """Not before: it may just have been sent, and be under way."""
+    net, alice, bob = pair()
+    net.filter = lose(Type.FINAL, times=2)
+    bob.contact(alice)
+    net.run(0.1)
+    assert bob.say(alice, HELLO)
+    net.run(0.1)
+    assert len(bob.sent(Type.FINAL)) == 1
+    net.run(0.1)
+    assert len(bob.sent(Type.FINAL)) == 2
+    assert bob.say(alice, DONE)
+    net.run(0.02)
+    assert len(bob.sent(Type.FINAL)) == 3
+    assert alice.heard() == [DONE]
+
+
+def test_nothing_is_sent_where_it_is_not_known_where_the_peer_is() -> None:
+    _, alice, bob = met()
+    sent = len(bob.of(events.Transmit))
+    bob.peer(alice).remote = None
+    assert not bob.say(alice, HELLO)
+    assert len(bob.of(events.Transmit)) == sent
+    assert bob.endpoint.send(bob.net.now, bob.peer(alice), HELLO, alice.at(), bob.address)
+
+
+def test_only_so_many_places_of_a_peer_are_remembered_as_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those where it was last."""
+    monkeypatch.setattr(constants, "PROVEN_MAX", 3)
+    _, alice, bob = met()
+    peer = bob.peer(alice)
+    places = [SockAddr(alice.address, 1000 + n) for n in range(5)]
+    for place in places:
+        bob.endpoint.locate(peer, place, bob.address)
+    assert [p for p in (alice.at(), *places) if peer.receives_at(p)] == places[2:]
+    bob.endpoint.locate(peer, places[2], bob.address)  # it is back there
+    bob.endpoint.locate(peer, alice.at(), bob.address)
+    assert [p for p in (alice.at(), *places) if peer.receives_at(p)] == [alice.at(), places[2], places[4]]
+
+
 @pytest.mark.parametrize("known", [False, True])
 def test_everything_twice(known: bool) -> None:
     net, alice, bob = met() if known else pair()
@@ -167,13 +207,17 @@ def test_the_answer_of_a_peer_counts_as_contact_before_it_has_said_anything() ->
     assert asked < contact < net.now
 
 
-def test_a_second_start_on_the_same_path_changes_nothing() -> None:
-    net, alice, bob = pair()
-    bob.contact(alice)
-    bob.contact(alice)
-    assert len(bob.sent(Type.INIT)) == 1
+@pytest.mark.parametrize("known", [False, True])
+def test_a_second_start_on_the_same_path_changes_nothing(known: bool) -> None:
+    net, alice, bob = met() if known else pair()
+    inits, sessions = len(bob.sent(Type.INIT)), len(bob.of(events.SessionUp))
+    net.filter = lambda source, to, data: [(0.1, data)]
+    bob.contact(alice, known=known)
+    net.run(0.08)
+    bob.contact(alice, known=known)
+    assert len(bob.sent(Type.INIT)) == inits + 1
     net.run(1)
-    assert len(bob.of(events.SessionUp)) == 1
+    assert len(bob.of(events.SessionUp)) == sessions + 1
 
 
 # -- rekeying and expiry -----------------------------------------------------------------------------------------------
@@ -354,6 +398,14 @@ def test_a_forgotten_peer_while_a_handshake_with_it_is_under_way() -> None:
     net.filter = lambda source, to, data: [(0.01, data)]
     bob.contact(alice)
     net.run(1)
+    talk(net, alice, bob)
+
+
+def test_to_forget_a_key_that_is_not_known_changes_nothing() -> None:
+    net, alice, bob = met()
+    bob.endpoint.forget(b"nobody" + bytes(26))
+    assert bob.endpoint.drain() == []
+    assert set(bob.endpoint.peers) == {alice.static.public}
     talk(net, alice, bob)
 
 
