@@ -241,17 +241,18 @@ def test_one_that_has_ended_before_its_turn_does_not_keep_the_others_from_theirs
 ) -> None:
     monkeypatch.setattr(constants, "CLAIM_WINDOW", 1)
     world, alice, bob = pair()
-    first, second, third = (world.connect(bob, alice, 40000 + i)[0] for i in range(3))
+    sockets = [world.connect(bob, alice, 40000 + i)[0] for i in range(3)]
     world.run(1.1)
+    claimed = {claim.cid for m, *_ in bob.messages if isinstance(m, messages.Protect) for claim in m.claims}
+    waiting = next(socket for socket in sockets if bob.connection(socket).cid not in claimed)
     if how == "closed":
-        bob.closed(second)
+        bob.closed(waiting)
     else:
-        bob.engine.release(world.now, bob.connection(second).cid)
+        bob.engine.release(world.now, bob.connection(waiting).cid)
         bob.run()
     world.run(5)
-    assert bob.protects(first)
-    assert bob.protects(third)
-    assert not alice.protects(second.mirrored)
+    assert all(bob.protects(socket) for socket in sockets if socket != waiting)
+    assert not alice.protects(waiting.mirrored)
     world.settled()
 
 
@@ -286,7 +287,7 @@ def test_where_neither_tokens_nor_numbers_are_to_be_had_it_is_not_proven(answer:
         world.run(0.1)
     assert asked[0].sockets == (socket,)
     if answer is not None:
-        bob.engine.numbers(world.now, asked[0].token, answer)
+        bob.engine.numbers(world.now, asked[0].purpose, answer)
         bob.run()
         assert bob.connection(socket).reason == "not-proven"
     world.run(constants.CLAIM_TIME + 0.1)
@@ -302,7 +303,7 @@ def test_numbers_that_come_when_the_connection_has_ended_are_of_no_use() -> None
         world.run(0.1)
     bob.closed(socket)
     sent = len(bob.messages)
-    bob.engine.numbers(world.now, asked[0].token, {socket: bob.bases(socket)})
+    bob.engine.numbers(world.now, asked[0].purpose, {socket: bob.bases(socket)})
     bob.run()
     world.run(5)
     assert not any(isinstance(m, messages.BindNumbers) for m, _, _ in bob.messages[sent:])

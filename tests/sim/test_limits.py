@@ -472,7 +472,7 @@ def test_half_open_handshakes(networks: int, monkeypatch: pytest.MonkeyPatch) ->
     scene.world.run(0.005)
     flood(100)  # all of it comes before her third message
     scene.world.run(0.05)
-    assert len(responder._half_open) <= 60
+    assert len(scene.alice.engine.endpoint.half_open) <= 60
     assert carol.static.public in scene.alice.engine.peers
 
 

@@ -626,7 +626,7 @@ def test_a_rendezvous_that_a_person_has_forgotten_is_met_anew(changed: bool) -> 
     (server,) = trio.bob.engine.rendezvous.servers
     assert (server.key, server.standing) == (trio.rita.static.public, Standing.REGISTERED)
     assert (server.key == before) is not changed
-    assert trio.rita.engine.rendezvous.guests >= 1
+    assert trio.rita.engine.rendezvous_server.guests >= 1
 
 
 def test_a_host_with_many_peers_registers_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
