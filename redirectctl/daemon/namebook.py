@@ -111,7 +111,7 @@ class NameBook:
             port = self._engine.policy.control_port
             places = [SockAddr(address, port) for each in found for address in each.addresses]
             lasts = min(each.lasts for each in found)
-            self._engine.told(asyncio.get_running_loop().time(), key, DNS, places, lasts)
+            self._engine.place_learnt(asyncio.get_running_loop().time(), key, DNS, places, lasts)
             self._changed()
 
     # -- learning -----------------------------------------------------------------------------------------------------

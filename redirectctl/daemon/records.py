@@ -69,21 +69,23 @@ def restored_peer(record: PeerRecord, port: int) -> Peer:
     )
 
 
-# What a connection and its record have under one name.
-_SHARED = sorted({f.name for f in fields(Connection)} & {f.name for f in fields(ConnectionRecord)} - {"state"})
-_shared = attrgetter(*_SHARED)
+# What a connection and its record have both: by the connection's name the column's.
+_RENAMED = {"peer_tuple": "there", "agreed_in": "born", "blocked": "held"}
+_COLUMNS = {f.name: _RENAMED.get(f.name, f.name) for f in fields(Connection) if f.name != "state"}
+_STORED = {name: c for name, c in _COLUMNS.items() if c in {f.name for f in fields(ConnectionRecord)}}
+_of_connection, _of_record = attrgetter(*_STORED), attrgetter(*_STORED.values())
 
 
 def connection_records(connections: Iterable[Connection], offset: float) -> list[ConnectionRecord]:
     """What to store of connections; ``offset``: what Store.booted() says."""
     return [
         ConnectionRecord(
-            **dict(zip(_SHARED, _shared(c), strict=True)),
+            **dict(zip(_STORED.values(), _of_connection(c), strict=True)),
             state=c.state.value,
             opened_at=c.since + offset,
             lost_at=c.lost_since + offset if c.lost_since is not None else None,
-            window=c.before.window if c.before is not None else None,
-            user_timeout=c.before.user_timeout if c.before is not None else None,
+            window=c.saved.window if c.saved is not None else None,
+            user_timeout=c.saved.user_timeout if c.saved is not None else None,
         )
         for c in connections
         if c.peer is not None
@@ -97,15 +99,15 @@ def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
     """
     state = State(record.state)
     lost = state is State.SUSPENDED
-    before = None
+    saved = None
     if record.window is not None and record.user_timeout is not None:
-        before = Before(record.window, record.user_timeout)
+        saved = Before(record.window, record.user_timeout)
     if state is not State.REFUSED and not lost:
         state = State.PROTECTED
-    has = dict(zip(_SHARED, _shared(record), strict=True)) | {
+    has = dict(zip(_STORED, _of_record(record), strict=True)) | {
         "reason": record.reason or "released" if state is State.REFUSED else record.reason if lost else None,
-        "there": record.there or record.socket.mirrored,
-        "held": record.held and lost,
+        "peer_tuple": record.there or record.socket.mirrored,
+        "blocked": record.held and lost,
     }
     return Connection(
         **has,
@@ -114,7 +116,7 @@ def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
         announced_epoch=record.remote_epoch,
         strict=record.integrity and record.tunnel,
         lost_since=record.lost_at - offset if lost and record.lost_at is not None else None,
-        before=before,
+        saved=saved,
     )
 
 

@@ -52,7 +52,7 @@ from redirectctl.kernel.netfilter.packet_queue import Handler, PacketQueue, Queu
 from redirectctl.kernel.routing.exits import Exits, Wanted
 from redirectctl.kernel.sockets import borrow
 from redirectctl.kernel.sockets.counters import TcpCounters
-from redirectctl.kernel.tcp.backoff import Kicker
+from redirectctl.kernel.tcp.backoff import BackoffReverter
 from redirectctl.kernel.tcp.inband import Inband, RawSender
 from redirectctl.kernel.tcp.inject import RawInjector
 from redirectctl.kernel.tcp.path_mtu import MtuWatch
@@ -105,7 +105,7 @@ class Runtime:
         with readable(self.store.path):
             peers = [records.restored_peer(r, config.control.port) for r in self.peer_records.values()]
         static = StaticKey.from_private(self.store.load_identity(os.urandom))
-        self.engine = Engine(static, os.urandom, self.store.next_epoch(), policy(config), peers)
+        self.engine = Engine(static, os.urandom, self.store.next_generation(), policy(config), peers)
         self._exits = Exits()
         self.port = ControlPort(config.control.port, config.control.listen, self._on_datagram)
         self.network = NetworkView(
@@ -132,17 +132,17 @@ class Runtime:
         self.own_name = OwnNameKeeper(self.log, self.network.addresses)
         self.own_name.configure(config.dns)
         injector = RawInjector()
-        self.kicker = Kicker(self.finder.diag, injector, self.rewriting.rewriter.probe)
+        self.backoff = BackoffReverter(self.finder.diag, injector, self.rewriting.rewriter.probe)
         lend = functools.partial(borrow.borrow, on_refused=self._on_refused_in_thread)
         self._plain_sender = RawSender(mark=0)
         self.suspender = Suspender(
-            self.finder.diag, injector, self.kicker, self._plain_sender, lend, answered=self._on_answered
+            self.finder.diag, injector, self.backoff, self._plain_sender, lend, answered=self._on_answered
         )
         self._bindings = Bindings(self.engine, self.finder.look_up, lend)
         self._suspending = Suspending(self.engine, self.suspender, self.tasks, self.wake)
         self._sender = RawSender()
         self._inband = Inband(
-            self.kicker, self._sender, on_token=self._on_token, on_sent=self._on_sent, on_refused=self._on_no_token
+            self.backoff, self._sender, on_token=self._on_token, on_sent=self._on_sent, on_refused=self._on_no_token
         )
         self._candidates = Candidates(self.finder.between, self._inband.numbers, self._on_numbers)
         self._mtu = MtuWatch(self.rewriting.socket_of, injector)
@@ -218,7 +218,7 @@ class Runtime:
         handlers: dict[Queue, Handler] = {
             Queue.RST: self._on_rst,
             Queue.HOLD: self._on_rst,
-            Queue.PROBE: self.kicker.on_ack,
+            Queue.PROBE: self.backoff.on_ack,
             Queue.TOKEN: self._inband.on_arrival,
             Queue.WAIT: self.suspender.on_packet,
             Queue.ANSWER: self.suspender.on_arrival,
@@ -372,7 +372,7 @@ class Runtime:
         self._held_number += 1
         self._held[self._held_number] = packet
         here = FourTuple(segment.destination, segment.source)
-        numbers = self.kicker.known([here]).get(here)
+        numbers = self.backoff.known([here]).get(here)
         self.engine.rst(self.now, here, self._held_number, opened=numbers is not None and numbers.opened)
         self.wake()
 
@@ -473,8 +473,8 @@ class Runtime:
                 self.saving.delete_connections(cids)
             case commands.CheckSockets(question, sockets):
                 self.engine.checked(self.now, question, self.finder.present(sockets))
-            case commands.Kick(sockets):
-                self.tasks.start(self.kicker.follow_up(self.kicker.push(sockets)), "kick")
+            case commands.RevertBackoff(sockets):
+                self.tasks.start(self.backoff.follow_up(self.backoff.revert(sockets)), "kick")
             case commands.Prepare(sockets):
                 self._suspending.prepare(sockets)
             case commands.Suspend(before):
@@ -511,8 +511,8 @@ class Runtime:
             case commands.Relays(guest, source, routes):
                 rate = self.config.rendezvous.relay_limit * 125_000.0
                 self.carrier.relays.set(guest, source, routes, rate)
-            case commands.Hasten(sockets):
-                self.kicker.hasten(sockets)
+            case commands.RevertBackoffEarly(sockets):
+                self.backoff.revert_early(sockets)
             case commands.FindRoutes():
                 self.network.refresh()
             case commands.Seek(key):
@@ -703,7 +703,7 @@ class Runtime:
             self._naming = self.tasks.start(self._name(), "name")
         busy: Collection[FourTuple] = sockets
         for pause in LEARN_AGAIN:
-            busy = await self.kicker.learn(busy)
+            busy = await self.backoff.learn(busy)
             if not busy:
                 break
             await asyncio.sleep(pause)

@@ -265,7 +265,7 @@ class DaemonService:
         if connections is None:
             connections = len(self._r.engine.table.movable(peer.public))
         known = self._r.engine.peers.get(peer.public)
-        observed = known.observed if known is not None else None
+        observed = known.reflexive if known is not None else None
         return records.listed_peer(peer, connections, observed, self._r.names.names(peer.public))
 
     def _decided(self, public: bytes) -> schema.PeerReply:

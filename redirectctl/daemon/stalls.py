@@ -72,7 +72,7 @@ class StallWatch:
 
     def look(self, now: float) -> None:
         """One beat.  Raises KernelError."""
-        asked = [c.socket for key in self._asked for c in self._engine.table.movable(key) if not c.held]
+        asked = [c.socket for key in self._asked for c in self._engine.table.movable(key) if not c.blocked]
         if heard := self.heard(self._look_up(asked).values() if asked else ()):
             self._engine.heard(now, heard)
             self._changed()

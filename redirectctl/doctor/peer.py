@@ -129,11 +129,11 @@ class PeerCheck:
         remote = self._peer.remote if self._peer is not None else None
         if c.tunnel and c.outer_remote is not None:
             to = c.outer_remote
-        elif remote is not None and remote.host == c.there_now:
+        elif remote is not None and remote.host == c.remote_now:
             to = remote
         else:
-            to = SockAddr(c.there_now, self._r.port.port)
-        here = c.here_now
+            to = SockAddr(c.remote_now, self._r.port.port)
+        here = c.local_now
         return Way(to, here) if here in self._r.engine.network.usable else Way(to, None, here)
 
     def _addresses(self, addresses: list[IPAddress]) -> Check:

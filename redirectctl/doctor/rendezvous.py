@@ -63,7 +63,7 @@ def with_peer(
 
 def _standing(server: Server) -> str:
     if server.usable:
-        behind = f", which sees this host at {server.observed}" if server.observed is not None else ""
+        behind = f", which sees this host at {server.reflexive}" if server.reflexive is not None else ""
         full = f"; {explain(server.standing.value)}" if server.standing is Standing.FULL else ""
         return f"registered at {server.name}{behind}{full}"
     why = _UNRESOLVED if server.standing is Standing.UNRESOLVED else explain(server.standing.value)

@@ -11,7 +11,7 @@ from redirectctl.api.schema import Check
 from redirectctl.doctor.outcome import count, fail, ok, several, skip, warn
 from redirectctl.flows.connection import Connection, Path
 from redirectctl.flows.moves.addresses import Failure
-from redirectctl.flows.paths.choice import Why
+from redirectctl.flows.paths.choice import TunnelReason
 from redirectctl.proto.peer import Peer
 from redirectctl.wire.addr import IPAddress, SockAddr
 
@@ -20,15 +20,15 @@ SAFE_MTU: Final = 1280  # bytes: what the tunnel begins with on every path
 _IP_AND_UDP: Final = {4: 28, 6: 48}  # bytes of headers around the tunnel's datagrams
 
 _WHY: Final = {
-    Why.INTEGRITY: "each datagram is authenticated",
-    Why.PREFERRED: "path.prefer",
-    Why.NO_PATH: "there is no path now",
-    Why.RELAYED: "passed on by a rendezvous, the hosts do not reach each other",
-    Why.OTHER_FAMILY: "they began with the other address family",
-    Why.NAT: "NAT changes plain packets on the way",
-    Why.BEING_TRIED: "the plain way is being tried",
-    Why.NOT_SEEN: "plain TCP from here did not arrive",
-    Why.STALLED: "plain TCP from here stopped arriving",
+    TunnelReason.INTEGRITY: "each datagram is authenticated",
+    TunnelReason.PREFERRED: "path.prefer",
+    TunnelReason.NO_PATH: "there is no path now",
+    TunnelReason.RELAYED: "passed on by a rendezvous, the hosts do not reach each other",
+    TunnelReason.OTHER_FAMILY: "they began with the other address family",
+    TunnelReason.NAT: "NAT changes plain packets on the way",
+    TunnelReason.BEING_TRIED: "the plain way is being tried",
+    TunnelReason.NOT_SEEN: "plain TCP from here did not arrive",
+    TunnelReason.STALLED: "plain TCP from here stopped arriving",
 }
 
 
@@ -50,16 +50,16 @@ def nat(here: Here, peer: Peer, connections: Collection[Connection], now: float,
     begun = ""
     if natted:
         one = natted[0]
-        known = f"{one.socket.local} is {one.there.remote} there, {one.socket.remote} is {one.there.local}"
+        known = f"{one.socket.local} is {one.peer_tuple.remote} there, {one.socket.remote} is {one.peer_tuple.local}"
         begun = f"; {count(len(natted), 'connection')} through NAT since the beginning: {known}"
-    if peer.observed is None or not answers:
+    if peer.reflexive is None or not answers:
         return skip(name, f"the peer does not say where it sees this host now{begun}")
-    ours, theirs = _here_seen_elsewhere(here, peer.observed), _there_seen_elsewhere(peer, here.port)
+    ours, theirs = _here_seen_elsewhere(here, peer.reflexive), _there_seen_elsewhere(peer, here.port)
     if not ours and not theirs:
-        return ok(name, f"none: it sees this host at {peer.observed}, its own address{begun}")
+        return ok(name, f"none: it sees this host at {peer.reflexive}, its own address{begun}")
     parts = []
     if ours:
-        parts.append(f"this host at {peer.local or 'its own address'} is seen at {peer.observed}")
+        parts.append(f"this host at {peer.local or 'its own address'} is seen at {peer.reflexive}")
     if theirs:
         parts.append(f"the peer at {several([str(a) for a in peer.addresses], ', ')} is seen at {peer.remote}")
     text = f"NAT: {'; '.join(parts)}{begun}"
@@ -117,16 +117,21 @@ def _named(versions: Collection[int]) -> str:
     return " and ".join(f"IPv{version}" for version in sorted(versions))
 
 
-def path_of_each(connections: Collection[Connection], why: Callable[[Connection], Why | None]) -> Check:
+def path_of_each(connections: Collection[Connection], why: Callable[[Connection], TunnelReason | None]) -> Check:
     """Which way what is sent from here takes; for the other direction the peer's doctor knows."""
     name = "peer.paths"
     if not connections:
         return ok(name, "no protected connection")
-    ways: dict[tuple[Path, Why | None], list[Connection]] = defaultdict(list)
+    ways: dict[tuple[Path, TunnelReason | None], list[Connection]] = defaultdict(list)
     for connection in connections:
         ways[connection.path, why(connection)].append(connection)
     text = several([f"{len(members)} {_way(*way)}" for way, members in ways.items()])
-    blocked = [c for (_, reason), members in ways.items() if reason in (Why.NOT_SEEN, Why.STALLED) for c in members]
+    blocked = [
+        c
+        for (_, reason), members in ways.items()
+        if reason in (TunnelReason.NOT_SEEN, TunnelReason.STALLED)
+        for c in members
+    ]
     if not blocked:
         return ok(name, text)
     where = Counter(f"{c.wire.local.host} to {c.wire.remote.host}, {_port(c)}" for c in blocked)
@@ -144,7 +149,7 @@ def _port(connection: Connection) -> str:
     return f"to port {there}" if there <= here else f"from port {here}"
 
 
-def _way(path: Path, why: Why | None) -> str:
+def _way(path: Path, why: TunnelReason | None) -> str:
     match path:
         case Path.ORIGINAL:
             return "as ever"

@@ -29,7 +29,7 @@ class Agreement:
     def __init__(self, host: Host, requests: Requests) -> None:
         self._host = host
         self._requests = requests
-        self._doubted: dict[bytes, float] = {}  # peers, and when they were last asked what of a move they have
+        self._compared: dict[bytes, float] = {}  # peers, and when they were last asked what of a move they have
         self._told: dict[bytes, float] = {}  # peers, and when they were last told that they are elsewhere
         self._said: dict[bytes, tuple[IPAddress, ...]] = {}  # peers, and what addresses of ours they know
         self._kept: dict[bytes, float] = {}  # peers, and when what they say of their addresses was stored for that only
@@ -37,7 +37,7 @@ class Agreement:
 
     def forget(self, key: bytes) -> None:
         """A peer is gone: nothing is remembered of it."""
-        self._doubted.pop(key, None)
+        self._compared.pop(key, None)
         for of_peer in (self._told, self._said, self._kept):
             of_peer.pop(key, None)
         self._host.timers.cancel(timer_kinds.StoreAddresses(key))
@@ -134,7 +134,7 @@ class Agreement:
 
             def synced(at: float, reply: messages.Message, doubtful: tuple[bytes, ...] = doubtful) -> None:
                 if isinstance(reply, messages.SyncReply):
-                    self._host.tell(at, facts.Synced(key, reply, doubtful))
+                    self._host.report(at, facts.Synced(key, reply, doubtful))
 
             self._requests.ask(
                 now,
@@ -144,14 +144,14 @@ class Agreement:
                 lambda at, doubtful=doubtful: self.announce_again(at, doubtful),  # type: ignore[misc]
             )
 
-    def doubt(self, now: float, key: bytes) -> None:
+    def compare_soon(self, now: float, key: bytes) -> None:
         """The peer has not all the connections of a move: find out which, then announce those that it has once more."""
-        pause = self._doubted.get(key, float("-inf")) + constants.DOUBT_PAUSE
+        pause = self._compared.get(key, float("-inf")) + constants.DOUBT_PAUSE
         self._host.timers.set(timer_kinds.Compare(key), max(now, pause))
 
     def compare(self, now: float, key: bytes) -> None:
         """The pause is over."""
-        self._doubted[key] = now
+        self._compared[key] = now
         self.sync(now, key, announce=True)
 
     def announce_again(self, now: float, cids: tuple[bytes, ...]) -> None:
@@ -160,7 +160,7 @@ class Agreement:
         for connection in doubtful:
             connection.confirmed = None
         if doubtful:
-            self._host.tell(now, facts.ReviewPaths([c for c in doubtful if c.movable]))
+            self._host.report(now, facts.ReviewPaths([c for c in doubtful if c.movable]))
 
     def on_sync(self, now: float, event: events.Received, message: messages.Sync) -> None:
         """A peer asks which of these we still have."""

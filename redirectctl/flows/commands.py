@@ -109,15 +109,15 @@ class FindRoutes:
 
 
 @dataclass(frozen=True, slots=True)
-class Kick:
+class RevertBackoff:
     """The path is there again: undo the back-off of these sockets."""
 
     sockets: tuple[FourTuple, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Hasten:
-    """The path will be there in a moment: undo the back-off of those of these sockets that a Kick would not help."""
+class RevertBackoffEarly:
+    """The path will be there in a moment: undo the back-off of those that RevertBackoff would not help then."""
 
     sockets: tuple[FourTuple, ...]
 
@@ -138,7 +138,7 @@ class Suspend:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """The path is there again, also for the kernel: as Kick, of sockets that are or were about to be suspended.
+    """The path is there again, also for the kernel: as RevertBackoff, of sockets that are, or were to be, suspended.
 
     When they have been given back what they had, call restored().
     """
@@ -332,8 +332,8 @@ Command: TypeAlias = (
     | DropConnections
     | Rewrite
     | FindRoutes
-    | Kick
-    | Hasten
+    | RevertBackoff
+    | RevertBackoffEarly
     | Prepare
     | Suspend
     | Resume

@@ -82,17 +82,19 @@ class Connection:
     since: float  # when it was found
     state: State = State.SHORT
     reason: str | None = None  # why it is not protected, or why it ended
-    there: FourTuple = _UNKNOWN  # the other host's socket tuple, as it sees it; given none: there is no NAT between
+    peer_tuple: FourTuple = (
+        _UNKNOWN  # the other host's socket tuple, as it sees it; given none: there is no NAT between
+    )
     sending: Offer | None = None  # how the peer wants to see tunnel datagrams; None: it has not said
     receiving: Offer | None = None  # how we want to see them
-    born: int = 0  # generation of this host's daemon in which `sending` was agreed
+    agreed_in: int = 0  # generation of this host's daemon in which `sending` was agreed
     integrity: bool = False  # always in the tunnel, each datagram with a tag
     strict: bool = False  # nothing plain is accepted any more: the peer has had time to go into the tunnel too
     tunnel: bool = False  # what the socket sends goes into the tunnel
     proven: bool = False  # a token has come, or has arrived, plainly on this wire tuple: it leads to the peer's socket
     outer_local: IPAddress | None = None  # our end of the tunnel
     outer_remote: SockAddr | None = None  # the peer's
-    holding: bool = False  # what goes into the tunnel waits there, until the peer knows where we are
+    tunnel_waits: bool = False  # what goes into the tunnel waits there, until the peer knows where we are
     peer: bytes | None = None  # static public key
     initiator: bool = True  # we asked the peer, not the peer us
     local_epoch: int = 0  # our epoch when the connection was taken on
@@ -101,8 +103,8 @@ class Connection:
     unproven: int = 0  # claims of ours that could not be proven
     moves: int = 0
     lost_since: float | None = None  # no path since
-    held: bool = False  # suspended in the kernel too: what the socket sends stays here
-    before: Before | None = None  # what is to be given back to its socket; None: nothing has been changed
+    blocked: bool = False  # suspended in the kernel too: what the socket sends stays here
+    saved: Before | None = None  # what is to be given back to its socket; None: nothing has been changed
     peer_closed: bool = False  # the peer's socket is gone
     pid: int | None = None
     uid: int | None = None  # the user of this host whose socket it is; None: not known
@@ -115,19 +117,19 @@ class Connection:
     history: list[tuple[float, State]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.there is _UNKNOWN:
-            self.there = self.socket.mirrored
+        if self.peer_tuple is _UNKNOWN:
+            self.peer_tuple = self.socket.mirrored
 
     @property
     def flow(self) -> Flow:
         """For the kernel."""
         closed = self.tunnel and not self.proven and self.wire != self.socket
-        return Flow(self.socket, self.wire, self.tunnel, self.strict and self.tunnel, self.held, closed)
+        return Flow(self.socket, self.wire, self.tunnel, self.strict and self.tunnel, self.blocked, closed)
 
     @property
     def natted(self) -> bool:
         """The two hosts know different addresses or ports of it: a NAT has been between them from the beginning."""
-        return self.there != self.socket.mirrored
+        return self.peer_tuple != self.socket.mirrored
 
     @property
     def moved(self) -> bool:
@@ -153,12 +155,12 @@ class Connection:
         return self.wire
 
     @property
-    def here_now(self) -> IPAddress:
+    def local_now(self) -> IPAddress:
         """Our address that its packets come from now."""
         return self.outer_local if self.tunnel and self.outer_local is not None else self.wire.local.host
 
     @property
-    def there_now(self) -> IPAddress:
+    def remote_now(self) -> IPAddress:
         """The peer's address that its packets go to now."""
         return self.outer_remote.host if self.tunnel and self.outer_remote is not None else self.wire.remote.host
 
@@ -225,7 +227,7 @@ class Table:
         """A new connection, or one whose id has changed."""
         self._by_cid[connection.cid] = connection
         self._by_socket[connection.socket] = connection
-        self.meet(connection, connection.there)
+        self.meet(connection, connection.peer_tuple)
         self._moved = None
         if connection.peer is not None:
             self._by_peer.setdefault(connection.peer, {})[connection.cid] = connection
@@ -249,7 +251,7 @@ class Table:
     def meet(self, connection: Connection, there: FourTuple) -> None:
         """This is the socket tuple of its other end.  The only place where that changes."""
         self._part(connection)
-        connection.there = there
+        connection.peer_tuple = there
         self._by_there.setdefault(there, []).append(connection)
 
     def opposite(self, peer: bytes, there: FourTuple) -> list[Connection]:
@@ -314,8 +316,8 @@ class Table:
         return [c for c in found if c is not None]
 
     def _part(self, connection: Connection) -> None:
-        if left := [c for c in self._by_there.pop(connection.there, ()) if c is not connection]:
-            self._by_there[connection.there] = left
+        if left := [c for c in self._by_there.pop(connection.peer_tuple, ()) if c is not connection]:
+            self._by_there[connection.peer_tuple] = left
 
     def _leave_peer(self, connection: Connection) -> None:
         if connection.peer is not None and (of_peer := self._by_peer.get(connection.peer)) is not None:

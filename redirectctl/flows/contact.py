@@ -212,11 +212,11 @@ class Contact:
                 self._places.learnt(now, message.addresses)  # now, while there is a path: later may be too late
             if news and peer.state is PeerState.APPROVED and not peer.unused:
                 self._agreement.store_addresses(now, key)
-        before = peer.observed
+        before = peer.reflexive
         if not self._host.by_way_of(key, event.source):  # there it sees the rendezvous, not us
-            peer.observed = message.observed
-        if peer.observed and before is not None and before != peer.observed:
-            self._seen_elsewhere(now, key, before, peer.observed)
+            peer.reflexive = message.reflexive
+        if peer.reflexive and before is not None and before != peer.reflexive:
+            self._seen_elsewhere(now, key, before, peer.reflexive)
         if trust is Trust.REJECTED:
             for connection in self._host.table.of(key):
                 if connection.state in (State.PENDING, State.NEGOTIATING):
@@ -227,7 +227,7 @@ class Contact:
     def _seen_elsewhere(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
         """One of our own after another is no news: who leaves one for another has announced it."""
         if not {before.host, after.host} <= self._host.network.usable:
-            self._moves.observed(now, key, before, after)
+            self._moves.reflexive_changed(now, key, before, after)
 
     # -- keeping in touch ---------------------------------------------------------------------------------------------
 

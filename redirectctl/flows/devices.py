@@ -27,7 +27,7 @@ def confined_to(network: Network, local: IPAddress) -> str:
 def may_use(policy: Policy, network: Network, connection: Connection, local: IPAddress) -> bool:
     """Whether policy lets a connection's packets leave from this address of ours."""
     interface = network.interfaces.get(local, _NONE)
-    if local != connection.here_now and named(interface.name, policy.never):
+    if local != connection.local_now and named(interface.name, policy.never):
         return False
     return policy.leave_vpn or not connection.device or connection.device in (interface.name, interface.vrf)
 

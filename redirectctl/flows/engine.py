@@ -92,7 +92,7 @@ class Engine:
 
         Epochs and handshake counters begin at generation * 2**32, so they never repeat after a crash.
         """
-        self.host = host = Host(static, rng, generation, policy, peers, self._tell)
+        self.host = host = Host(static, rng, generation, policy, peers, self._handle_fact)
         self._heard: dict[bytes, tuple[float, float]] = {}  # what each peer has used of its rate, and when that was so
         requests, offers, kernel = Requests(host), Offers(host), KernelState(host)
         announcements = Announcements(host)
@@ -180,7 +180,7 @@ class Engine:
         proven |= dict.fromkeys(self.rendezvous.hosts())
         named: dict[bytes | None, dict[IPAddress, None]] = {}
         for c in self.table.movable():
-            been = (c.there_now, c.wire.remote.host, c.socket.remote.host)
+            been = (c.remote_now, c.wire.remote.host, c.socket.remote.host)
             for remote in self.reach.remotes(c):
                 (proven if remote in been else named.setdefault(c.peer, {}))[remote] = None
         in_turn = (a for rank in zip_longest(*named.values()) for a in rank if a is not None and a not in proven)
@@ -284,9 +284,9 @@ class Engine:
         self.choice.stalled(now, sockets)
         self._relay(now)
 
-    def told(self, now: float, key: bytes, origin: str, places: Iterable[SockAddr], lasts: float) -> None:
+    def place_learnt(self, now: float, key: bytes, origin: str, places: Iterable[SockAddr], lasts: float) -> None:
         """Somebody says where a peer may be."""
-        self.places.tell(now, key, origin, places, lasts)
+        self.places.add(now, key, origin, places, lasts)
         self._relay(now)
 
     def rendezvous_at(self, now: float, servers: Mapping[str, tuple[SockAddr, ...]]) -> None:
@@ -471,7 +471,7 @@ class Engine:
             case timer_kinds.GuestExpired(key):
                 self.rendezvous_server.expired(now, key)
 
-    def _tell(self, now: float, fact: facts.Fact) -> None:
+    def _handle_fact(self, now: float, fact: facts.Fact) -> None:
         match fact:
             case facts.Ended(connection, reason):
                 self.lifecycle.end(now, connection, reason)

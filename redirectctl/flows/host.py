@@ -57,9 +57,9 @@ class Host:
         generation: int,
         policy: Policy,
         peers: Iterable[Peer],
-        tell: Callable[[float, Fact], None],
+        report: Callable[[float, Fact], None],
     ) -> None:
-        """``generation``: see Engine.  ``tell``: who is told facts."""
+        """``generation``: see Engine.  ``report``: who handles facts."""
         self.policy = policy
         self.rng = rng
         self.epoch = generation << 32
@@ -67,7 +67,7 @@ class Host:
         self.table = Table()
         self.network = Network()
         self.timers: Timers[Timer] = Timers()
-        self.tell = tell
+        self.report = report
         self.unmet: frozenset[SockAddr] = frozenset()  # rendezvous whose key is not known: no peer is sought there
         self._out: list[Command] = []
         self._pending: list[events.Event] = []  # of the endpoint's, until take_events()
@@ -145,7 +145,7 @@ class Host:
 
     def punch(self, now: float, peer: Peer, to: SockAddr) -> None:
         """A sign of life to where it may be: NATs on the way let its answers through (RFC 5128)."""
-        self.endpoint.knock(now, peer, to)
+        self.endpoint.punch(now, peer, to)
         self._transmit()
 
     def contact(

@@ -62,10 +62,10 @@ class KernelState:
                 c.socket,
                 c.sending,
                 c.receiving,
-                c.sending.start + (self._host.generation - c.born << COUNTER_BITS),
+                c.sending.start + (self._host.generation - c.agreed_in << COUNTER_BITS),
                 c.integrity,
                 c.outer_local,
-                None if c.holding else c.outer_remote,
+                None if c.tunnel_waits else c.outer_remote,
                 self._host.endpoint.port_number(c.peer, c.outer_remote) if c.outer_remote is not None else 0,
             )
             for c in connections
@@ -93,12 +93,12 @@ class KernelState:
         add: list[Flow] = []
         rewired = False
         for connection, wire, tunnel in changes:
-            held = connection.cid in hold or (connection.held and connection.cid not in lift)
+            held = connection.cid in hold or (connection.blocked and connection.cid not in lift)
             before = connection.flow
             # Who has proven a tuple has proven nothing of the next one: a NAT gives many hosts one address.
             connection.proven = connection.cid in proven or (connection.proven and wire == connection.wire)
             rewired = rewired or wire != connection.wire
-            connection.wire, connection.tunnel, connection.held = wire, tunnel, held
+            connection.wire, connection.tunnel, connection.blocked = wire, tunnel, held
             if connection.flow != before:
                 remove.append(before)
                 add.append(connection.flow)
@@ -124,7 +124,7 @@ class KernelState:
             if connection.installed is not None:
                 connection.wire, connection.tunnel = connection.installed.wire, connection.installed.tunnel
                 self._host.table.rewired()
-                connection.held = connection.installed.suspended
+                connection.blocked = connection.installed.suspended
                 connection.proven = connection.tunnel and not connection.installed.closed
         self._host.emit(commands.SaveConnections(tuple(c for c in undone if c.movable)))
         self._host.notice("redirect.refused", reason="kernel", detail=error)

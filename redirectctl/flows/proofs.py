@@ -19,7 +19,7 @@ def digest(token: bytes) -> bytes:
     return blake2s(token, digest_size=8, person=b"rd token").digest()
 
 
-def shown(role: bytes, claim: bytes, ours: int, theirs: int) -> bytes:
+def proof_of_numbers(role: bytes, claim: bytes, ours: int, theirs: int) -> bytes:
     """8 bytes that show knowledge of sequence number bases, ``ours`` being the claimant's; good for one claim only."""
     return blake2s(claim + _NUMBERS.pack(ours, theirs), digest_size=8, person=role).digest()
 
@@ -33,6 +33,6 @@ def in_place(token: bytes, numbers: Numbers) -> bytes:
     return bytes(one ^ other for one, other in zip(token, there, strict=True))
 
 
-def around(numbers: Numbers) -> Iterable[Numbers]:
+def nearby(numbers: Numbers) -> Iterable[Numbers]:
     """Each base may be one off: whether a SYN or a FIN is counted differs."""
     return [((numbers[0] + i) % 2**32, (numbers[1] + j) % 2**32) for i in (0, -1, 1) for j in (0, -1, 1)]

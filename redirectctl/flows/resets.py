@@ -75,9 +75,9 @@ class Resets:
         """Both hosts are where they were when the connection began, for all that is known."""
         here, there = connection.socket
         elsewhere = connection.outer_remote is not None and connection.outer_remote.host != there.host
-        here_now = here.host in self._host.network.usable and connection.reason != "no-path"
+        local_now = here.host in self._host.network.usable and connection.reason != "no-path"
         heard = connection.peer is not None and self._suspension.same_since_heard(connection.peer)
-        return not connection.moved and not elsewhere and here_now and heard
+        return not connection.moved and not elsewhere and local_now and heard
 
     def _unanswered(self, now: float, cid: bytes) -> None:
         connection, held = self._host.table.get(cid), self._held.get(cid)

@@ -102,7 +102,7 @@ class Endpoint(Port):
             self._seal(now, session, b"", peer.remote, peer.local)
             peer.last_sent = now
 
-    def knock(self, now: float, peer: Peer, to: SockAddr, source: IPAddress | None = None) -> None:
+    def punch(self, now: float, peer: Peer, to: SockAddr, source: IPAddress | None = None) -> None:
         """The same to where the peer may be: a NAT between lets its datagrams from there in."""
         session = peer.session(now)
         if session is not None:

@@ -104,7 +104,7 @@ class Peer:
     last_contact: float | None = None
     last_sent: float | None = None
     trust_there: Trust | None = None  # what it last said of us
-    observed: SockAddr | None = None  # where it said it sees us
+    reflexive: SockAddr | None = None  # where it said it sees us
     addresses: tuple[IPAddress, ...] = ()  # what it last said it has: where it may be tried
     told: float | None = None  # when it last said so
     sessions: list[Session] = field(default_factory=list)  # newest first

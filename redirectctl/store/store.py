@@ -75,7 +75,7 @@ class Store:
         """The latest epoch given out."""
         return self._epoch
 
-    def next_epoch(self) -> int:
+    def next_generation(self) -> int:
         """An epoch greater than any given out before, by earlier runs too: on disk before it is returned.
 
         Raises StoreError.

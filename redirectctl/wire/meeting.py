@@ -3,9 +3,9 @@
     tag: 16 bytes, names a pair of hosts to one rendezvous; only the two can work it out (flows/rendezvous/client.py)
 
     REGISTER (32)    | request (4) | proof (8) | n (1) | n x address (16) | m (1) | m x tag (16) |
-    REGISTERED (33)  | request (4) | status (1) | observed (16) | port (2) | data (8) |
+    REGISTERED (33)  | request (4) | status (1) | reflexive (16) | port (2) | data (8) |
     LOOKUP (34)      | tag (16) |
-    FOUND (35)       | tag (16) | observed (16) | port (2) | n (1) | n x address (16) |
+    FOUND (35)       | tag (16) | reflexive (16) | port (2) | n (1) | n x address (16) |
     FORWARD (36)     | tag (16) | datagram |
     FORWARDED (37)   | tag (16) | datagram |
     RELAY (38)       | request (4) | tag (16) | n (1) | n x flow (4) |
@@ -93,12 +93,12 @@ class Registered:
     TYPE: ClassVar[int] = 33
     request: int
     status: Registration
-    observed: SockAddr  # where the rendezvous sees the host
+    reflexive: SockAddr  # where the rendezvous sees the host
     data: bytes = NO_PROOF  # with PROVE
 
     def pack(self) -> bytes:
         """Body without the type byte."""
-        host, port = self.observed
+        host, port = self.reflexive
         return _REGISTERED.pack(self.request, self.status, pack_ip(host), port, self.data)
 
     @classmethod
@@ -131,12 +131,12 @@ class Found:
 
     TYPE: ClassVar[int] = 35
     tag: bytes
-    observed: SockAddr  # where the rendezvous sees it
+    reflexive: SockAddr  # where the rendezvous sees it
     addresses: tuple[IPAddress, ...]  # what it says it has
 
     def pack(self) -> bytes:
         """Body without the type byte."""
-        host, port = self.observed
+        host, port = self.reflexive
         head = _FOUND.pack(self.tag, pack_ip(host), port, len(self.addresses))
         return head + b"".join(map(pack_ip, self.addresses))
 

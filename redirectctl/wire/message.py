@@ -4,14 +4,14 @@
     tuple: address (16), port (2), address (16), port (2); the sender's end first
     offer: flow (4), key (16), start (8)
 
-    HELLO (1)           | trust (1) | observed (16) | port (2) | n (1) | n x address (16) |
+    HELLO (1)           | trust (1) | reflexive (16) | port (2) | n (1) | n x address (16) |
     PROTECT (2)         | request (4) | n (1)
                         |     n x { cid (8), epoch (8), tuple (36), token's digest (8), offer (28), flags (1) } |
     PROTECTED (3)       | request (4) | n (1)
                         |     n x { cid (8), epoch (8), status (1), tuple (36), offer (28), proof (8) } |
     ACM (4)             | epoch (8) | nonce (8) | new (16) | flags (1) | m (1) | n (1)
                         |     m x old (16) | n x cid (8) |
-    ACM_ACK (5)         | epoch (8) | nonce (8) | status (1) | connections (4) | observed (16) | port (2) |
+    ACM_ACK (5)         | epoch (8) | nonce (8) | status (1) | connections (4) | reflexive (16) | port (2) |
     PATH_CHALLENGE (6)  | epoch (8) | nonce (8) | data (8) |
     PATH_RESPONSE (7)   | epoch (8) | data (8) |
     RST_QUERY (8)       | request (4) | cid (8) |
@@ -145,12 +145,12 @@ class Hello:
 
     TYPE: ClassVar[int] = 1
     trust: Trust
-    observed: SockAddr  # where the sender sees the receiver's datagrams come from
+    reflexive: SockAddr  # where the sender sees the receiver's datagrams come from
     addresses: tuple[IPAddress, ...] = ()  # the sender's own, of global scope; none: it does not say
 
     def pack(self) -> bytes:
         """Body without the type byte."""
-        host, port = self.observed
+        host, port = self.reflexive
         head = _HELLO.pack(self.trust, pack_ip(host), port, len(self.addresses))
         return head + b"".join(map(pack_ip, self.addresses))
 
@@ -255,7 +255,7 @@ class Protected:
         return cls(request, tuple(verdicts))
 
 
-class Arrived(NamedTuple):
+class TokenArrival(NamedTuple):
     """A token that has come on the connection of a claim."""
 
     cid: bytes
@@ -270,7 +270,7 @@ class Bind:
 
     TYPE: ClassVar[int] = 14
     request: int
-    tokens: tuple[Arrived, ...]
+    tokens: tuple[TokenArrival, ...]
 
     def pack(self) -> bytes:
         """Body without the type byte."""
@@ -280,7 +280,7 @@ class Bind:
     def unpack(cls, body: bytes) -> Bind:
         """Raises MalformedError."""
         (request, _), rest = counted(_REQ_N, body, _BIND, MAX_PROTECT)
-        return cls(request, tuple(Arrived(*item) for item in _BIND.iter_unpack(rest)))
+        return cls(request, tuple(TokenArrival(*item) for item in _BIND.iter_unpack(rest)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,11 +354,11 @@ class AcmAck:
     nonce: bytes  # of the ACM that came the way that counts from now on; of the one that is refused
     status: AcmStatus
     connections: int
-    observed: SockAddr  # where the ACM, or the answer to the challenge, came from
+    reflexive: SockAddr  # where the ACM, or the answer to the challenge, came from
 
     def pack(self) -> bytes:
         """Body without the type byte."""
-        host, port = self.observed
+        host, port = self.reflexive
         return _ACM_ACK.pack(self.epoch, self.nonce, self.status, self.connections, pack_ip(host), port)
 
     @classmethod

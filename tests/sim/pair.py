@@ -161,9 +161,9 @@ def copied(c: Connection) -> Connection:
     """What the store keeps of a connection."""
     return Connection(
         c.cid, c.socket, c.wire, c.since, c.state, peer=c.peer, initiator=c.initiator, local_epoch=c.local_epoch,
-        remote_epoch=c.remote_epoch, moves=c.moves, there=c.there, sending=c.sending, receiving=c.receiving,
-        integrity=c.integrity, tunnel=c.tunnel, proven=c.proven, outer_local=c.outer_local, born=c.born,
-        outer_remote=c.outer_remote, reason=c.reason, lost_since=c.lost_since, held=c.held, before=c.before,
+        remote_epoch=c.remote_epoch, moves=c.moves, peer_tuple=c.peer_tuple, sending=c.sending, receiving=c.receiving,
+        integrity=c.integrity, tunnel=c.tunnel, proven=c.proven, outer_local=c.outer_local, agreed_in=c.agreed_in,
+        outer_remote=c.outer_remote, reason=c.reason, lost_since=c.lost_since, blocked=c.blocked, saved=c.saved,
         device=c.device, bound=c.bound,
     )  # fmt: skip
 
@@ -249,7 +249,7 @@ class Host:
                 del self.stored[c.cid]
         self.flows = {c.socket: c.flow.incoming for c in restored if c.movable or c.may_come_tunnelled}
         self.relaying = {}
-        self.held = {c.socket for c in restored if c.held}
+        self.held = {c.socket for c in restored if c.blocked}
         self.engine.restore(self.world.now, restored)
         self.engine.rendezvous_at(self.world.now, self.servers)
         self.run()
@@ -518,7 +518,7 @@ class Host:
                 self.relaying[guest] = command
             case commands.FindRoutes():
                 self.network_changed()
-            case commands.Kick(sockets):
+            case commands.RevertBackoff(sockets):
                 self.kicked.append(sockets)
             case commands.Prepare(sockets):
                 self.engine.prepared(
@@ -528,7 +528,7 @@ class Host:
                 for socket, has in before.items():
                     stored = next((c for c in self.stored.values() if c.socket == socket), None)
                     assert stored is not None
-                    assert stored.before == has
+                    assert stored.saved == has
                     assert socket in self.held
                     if socket in self.sockets:
                         self.altered[socket] = has
@@ -562,7 +562,7 @@ class Host:
                 if key in self.world.names:
                     self.sought.append(now)
                     places = [SockAddr(ip(a), PORT) for a in self.world.names[key]]
-                    self.engine.told(now, key, DNS, places, 30.0)
+                    self.engine.place_learnt(now, key, DNS, places, 30.0)
             case commands.Verdict(token, accept):
                 assert token not in self.verdicts, f"{self.name}: two verdicts on one RST"
                 self.verdicts[token] = accept
@@ -631,7 +631,7 @@ class Host:
             if c.guarded:
                 there = self.flows.get(c.socket)
                 assert there == c.flow.incoming, f"{self.name}: kernel and engine differ on {c.socket}"
-                assert (c.socket in self.held) == c.held, f"{self.name}: kernel and engine differ on {c.socket}"
+                assert (c.socket in self.held) == c.blocked, f"{self.name}: kernel and engine differ on {c.socket}"
             if c.movable:
                 stored = self.stored.get(c.cid)
                 assert stored is not None, f"{self.name}: {c.socket} is protected and not stored"
@@ -766,7 +766,7 @@ class World:
             return
         other, socket = end
         assert c.peer == other.static.public, f"{host.name}: {c.socket} is protected with somebody else"
-        assert c.there == socket, f"{host.name}: {c.socket} is not {c.there} at its other end"
+        assert c.peer_tuple == socket, f"{host.name}: {c.socket} is not {c.peer_tuple} at its other end"
 
     def settled(self) -> None:
         """Nothing is under way."""

@@ -40,18 +40,18 @@ class Scene:
         end = self.world.now + seconds
         while self.world.now < end:
             c = self.bob.connection(self.socket)
-            lost = self.dead & {c.here_now, c.there_now, (c.here_now, c.there_now)}
+            lost = self.dead & {c.local_now, c.remote_now, (c.local_now, c.remote_now)}
             if c.state is State.PROTECTED:
                 (self.bob.engine.stalled if lost else self.bob.engine.heard)(self.world.now, [self.socket])
                 self.bob.run()
             self.world.run(0.5)
 
     def here(self) -> IPAddress:
-        return self.bob.connection(self.socket).here_now
+        return self.bob.connection(self.socket).local_now
 
     def both_agree(self) -> bool:
         mine, theirs = self.bob.connection(self.socket), self.alice.connection(self.mirrored)
-        return (mine.here_now, mine.there_now) == (theirs.there_now, theirs.here_now)
+        return (mine.local_now, mine.remote_now) == (theirs.remote_now, theirs.local_now)
 
 
 def test_silence_of_the_present_address_leads_to_another() -> None:
@@ -80,8 +80,8 @@ def test_those_that_say_nothing_follow() -> None:
     scene.dead = {ip(WIFI)}
     scene.types(3)
     assert scene.here() == ip(ETHERNET)
-    assert scene.bob.connection(quiet).here_now == ip(ETHERNET)
-    assert scene.alice.connection(quiet.mirrored).there_now == ip(ETHERNET)
+    assert scene.bob.connection(quiet).local_now == ip(ETHERNET)
+    assert scene.alice.connection(quiet.mirrored).remote_now == ip(ETHERNET)
     assert not scene.bob.named("connection.suspended")
 
 
@@ -91,7 +91,7 @@ def test_those_that_say_nothing_follow_by_the_other_family() -> None:
     scene.world.run(5)
     scene.dead = {ip(WIFI)}
     scene.types(3)
-    assert scene.here() == scene.bob.connection(quiet).here_now == ip(WIFI6)
+    assert scene.here() == scene.bob.connection(quiet).local_now == ip(WIFI6)
 
 
 def led_away(scene: Scene) -> None:
@@ -277,7 +277,7 @@ def test_a_family_that_is_dead_upstream(writer: str) -> None:
     for _ in range(8):
         host, socket = (scene.bob, scene.socket) if writer == "bob" else (scene.alice, scene.mirrored)
         c = host.connection(socket)
-        if c.state is State.PROTECTED and scene.dead & {c.here_now, c.there_now}:
+        if c.state is State.PROTECTED and scene.dead & {c.local_now, c.remote_now}:
             host.engine.stalled(scene.world.now, [socket])
             host.run()
         scene.world.run(0.5)
@@ -304,7 +304,7 @@ def test_the_other_family_where_only_the_peer_has_said_that_it_has_an_address_th
     scene.world.tap = passes
     scene.alice.move("192.0.2.77", "2001:db8:a::77")
     scene.world.run(5)
-    assert scene.bob.connection(scene.socket).there_now == ip("192.0.2.77")
+    assert scene.bob.connection(scene.socket).remote_now == ip("192.0.2.77")
     scene.dead = {ip(WIFI)}
     scene.types(20)
     assert scene.here() == ip(WIFI6)
@@ -374,10 +374,10 @@ def test_peers_move_their_connections_here_from_networks_that_are_accepted() -> 
     scene.bob.move(ETHERNET)
     scene.world.run(5)
     assert scene.alice.named("redirect.refused", "not-accepted-from-there")
-    assert scene.alice.connection(scene.mirrored).there_now == ip(WIFI)
+    assert scene.alice.connection(scene.mirrored).remote_now == ip(WIFI)
     scene.bob.move("198.51.100.77")
     scene.world.run(15)
-    assert scene.alice.connection(scene.mirrored).there_now == ip("198.51.100.77")
+    assert scene.alice.connection(scene.mirrored).remote_now == ip("198.51.100.77")
 
 
 def test_many_addresses_share_one_budget_of_datagrams() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from redirectctl.flows import commands, constants
 from redirectctl.flows.policy import Policy
-from redirectctl.flows.proofs import CLAIMANT, Numbers, digest, shown
+from redirectctl.flows.proofs import CLAIMANT, Numbers, digest, proof_of_numbers
 from redirectctl.flows.state import State
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
@@ -32,7 +32,7 @@ def test_both_ends_know_each_others_tuple_and_offer() -> None:
     world.run(20)
     mine, theirs = bob.connection(socket), alice.connection(there)
     assert mine.state is theirs.state is State.PROTECTED
-    assert mine.there == there
+    assert mine.peer_tuple == there
     assert not mine.natted
     assert mine.sending == theirs.receiving != mine.receiving == theirs.sending
     world.settled()
@@ -374,13 +374,13 @@ def test_a_datagram_from_elsewhere_is_answered_with_where_it_came_from() -> None
     world.connect(bob, alice, 40000)
     world.run(5)
     peer = bob.engine.peers[alice.static.public]
-    before = peer.observed
+    before = peer.reflexive
     nat.rebind("203.0.113.3")
     world.run(60)  # a keepalive is due
     assert before is not None
     assert before.host == ip("203.0.113.2")
-    assert peer.observed is not None
-    assert peer.observed.host == ip("203.0.113.3")
+    assert peer.reflexive is not None
+    assert peer.reflexive.host == ip("203.0.113.3")
     assert alice.engine.peers[bob.static.public].addresses == (ip(BOB),)
 
 
@@ -464,7 +464,7 @@ def thief(request: pytest.FixtureRequest) -> Thief:
 
 def test_claim_of_anothers_connection_without_a_token(thief: Thief) -> None:
     thief.claim()
-    thief.say(messages.Bind(10, (messages.Arrived(b"mallory!", b"T" * 8, 0, 0),)))
+    thief.say(messages.Bind(10, (messages.TokenArrival(b"mallory!", b"T" * 8, 0, 0),)))
     thief.assert_in_vain("not-proven")
 
 
@@ -476,7 +476,7 @@ def test_claim_of_anothers_connection_with_a_forged_segment(thief: Thief) -> Non
     assert [p for p in thief.world.segments if p.source == thief.there.local and p.to == thief.there.remote]
     assert len(thief.answers()) == known
     for guess in range(200):
-        thief.say(messages.Bind(100 + guess, (messages.Arrived(b"mallory!", guess.to_bytes(8), 0, 0),)))
+        thief.say(messages.Bind(100 + guess, (messages.TokenArrival(b"mallory!", guess.to_bytes(8), 0, 0),)))
         thief.world.run(0.01)
     thief.assert_in_vain("not-proven")
 
@@ -484,7 +484,7 @@ def test_claim_of_anothers_connection_with_a_forged_segment(thief: Thief) -> Non
 def test_claim_of_anothers_connection_by_guessed_numbers(thief: Thief) -> None:
     thief.claim()
     for guess in range(100):
-        proof = shown(CLAIMANT, digest(b"T" * 8), guess, guess)
+        proof = proof_of_numbers(CLAIMANT, digest(b"T" * 8), guess, guess)
         thief.say(messages.BindNumbers(100 + guess, ((b"mallory!", proof),)))
         thief.world.run(0.01)
     looked = [m for m, *_ in thief.alice.messages if isinstance(m, messages.Protected)]

@@ -429,7 +429,7 @@ def test_from_ipv4_to_ipv6_and_back() -> None:
     bob.move("2001:db8:9::7")
     world.run(2)
     assert paths(alice) == paths(bob) == {Path.TUNNEL}
-    assert alice.connection(socket.mirrored).there_now == ip("2001:db8:9::7")
+    assert alice.connection(socket.mirrored).remote_now == ip("2001:db8:9::7")
     bob.move("198.51.100.2")
     world.run(2)
     assert paths(alice) == paths(bob) == {Path.ORIGINAL}
@@ -499,7 +499,7 @@ def test_the_other_family_is_not_taken_although_its_challenges_come_first() -> N
     bob.addresses.reverse()
     world.run(8)
     assert paths(alice) == paths(bob) == {Path.REWRITTEN}
-    assert alice.connection(socket.mirrored).there_now == ip("203.0.113.9")
+    assert alice.connection(socket.mirrored).remote_now == ip("203.0.113.9")
 
 
 def test_an_address_of_the_own_family_that_comes_a_moment_later_is_taken() -> None:
@@ -509,11 +509,11 @@ def test_an_address_of_the_own_family_that_comes_a_moment_later_is_taken() -> No
     bob.engine.peers[alice.static.public].addresses = (ip("192.0.2.1"), ip("2001:db8::1"))
     bob.move("2001:db8:9::7")
     world.run(2)
-    assert bob.connection(socket).here_now == ip("2001:db8:9::7")
+    assert bob.connection(socket).local_now == ip("2001:db8:9::7")
     bob.move("2001:db8:9::7", "203.0.113.9")
     world.run(8)
     assert paths(alice) == paths(bob) == {Path.REWRITTEN}
-    assert alice.connection(socket.mirrored).there_now == ip("203.0.113.9")
+    assert alice.connection(socket.mirrored).remote_now == ip("203.0.113.9")
 
 
 def test_what_a_peer_has_not_proven_is_received_by_the_tunnel_only() -> None:

@@ -44,7 +44,7 @@ def test_it_is_held_while_there_is_another_interface_only(device: str) -> None:
     bob.move(ELSEWHERE, HERE)
     world.run(2)
     assert bob.connection(socket).state is State.PROTECTED
-    assert bob.connection(socket).here_now == ip(HERE)
+    assert bob.connection(socket).local_now == ip(HERE)
     assert agree(alice, bob, socket.mirrored)
 
 
@@ -53,8 +53,8 @@ def test_it_moves_to_another_address_of_its_interface(device: str) -> None:
     world, alice, bob, socket = started(device=device)
     bob.move(HERE_TOO, ELSEWHERE)
     world.run(3)
-    assert bob.connection(socket).here_now == ip(HERE_TOO)
-    assert alice.connection(socket.mirrored).there_now == ip(HERE_TOO)
+    assert bob.connection(socket).local_now == ip(HERE_TOO)
+    assert alice.connection(socket.mirrored).remote_now == ip(HERE_TOO)
     assert bob.connection(socket).state is State.PROTECTED
 
 
@@ -63,7 +63,7 @@ def test_policy_lets_it_leave(device: str) -> None:
     world, alice, bob, socket = started(LEAVES, device)
     bob.move(ELSEWHERE)
     world.run(3)
-    assert bob.connection(socket).here_now == ip(ELSEWHERE)
+    assert bob.connection(socket).local_now == ip(ELSEWHERE)
     assert agree(alice, bob, socket.mirrored)
 
 
@@ -75,7 +75,7 @@ def test_policy_that_is_changed_meanwhile_lets_it_go() -> None:
     bob.engine.policy_changed(world.now, LEAVES)
     bob.run()
     world.run(3)
-    assert bob.connection(socket).here_now == ip(ELSEWHERE)
+    assert bob.connection(socket).local_now == ip(ELSEWHERE)
     assert bob.connection(socket).state is State.PROTECTED
 
 
@@ -101,7 +101,7 @@ def test_others_beside_it_move() -> None:
     bob.interfaces[ip("203.0.113.77")] = Interface("eth0", 4)
     bob.move("203.0.113.77")
     world.run(3)
-    assert bob.connection(other).here_now == ip("203.0.113.77")
+    assert bob.connection(other).local_now == ip("203.0.113.77")
     assert bob.connection(socket).state is State.SUSPENDED
 
 
@@ -113,9 +113,9 @@ def test_a_peer_that_moves_finds_us_by_the_interface_only() -> None:
     alice.engine.peers[bob.static.public].addresses = (ip(ELSEWHERE), ip(HERE))
     alice.move("192.0.2.77")
     world.run(5)
-    assert bob.connection(socket).there_now == ip("192.0.2.77")
-    assert bob.connection(socket).here_now == ip(HERE)
-    assert alice.connection(socket.mirrored).there_now == ip(HERE)
+    assert bob.connection(socket).remote_now == ip("192.0.2.77")
+    assert bob.connection(socket).local_now == ip(HERE)
+    assert alice.connection(socket.mirrored).remote_now == ip(HERE)
 
 
 def test_a_peer_that_reaches_us_by_another_interface_only_is_refused() -> None:
@@ -127,8 +127,8 @@ def test_a_peer_that_reaches_us_by_another_interface_only_is_refused() -> None:
     alice.move("192.0.2.77")
     world.run(30)
     assert bob.named("redirect.refused", "stays-on-device")
-    assert bob.connection(socket).here_now == ip(HERE)
-    assert bob.connection(socket).there_now == ip("192.0.2.1")
+    assert bob.connection(socket).local_now == ip(HERE)
+    assert bob.connection(socket).remote_now == ip("192.0.2.1")
 
 
 def write(world: World, hosts: tuple[Host, ...], socket: FourTuple, seconds: float, *, lost: bool) -> None:
@@ -156,14 +156,14 @@ def test_it_is_held_while_its_interface_exists_and_does_not_carry(device: str) -
     mine, theirs = bob.connection(socket), alice.connection(socket.mirrored)
     assert (mine.state, mine.reason) == (State.SUSPENDED, "stays-on-device")
     assert (theirs.state, theirs.reason) == (State.SUSPENDED, "unusable-there")
-    assert mine.here_now == theirs.there_now == ip(HERE)
+    assert mine.local_now == theirs.remote_now == ip(HERE)
     start = len(world.recorded)
     world.run(60)
     assert len(world.recorded) - start < 2 * 60 * 30, "what each of them announces, and few answers"
     world.tap = world.tap_segment = None
     world.run(3)
     assert mine.state is theirs.state is State.PROTECTED
-    assert (mine.here_now, theirs.there_now) == (ip(HERE), ip(HERE))
+    assert (mine.local_now, theirs.remote_now) == (ip(HERE), ip(HERE))
     assert agree(alice, bob, socket.mirrored)
 
 
@@ -201,7 +201,7 @@ def test_a_socket_that_its_program_binds_after_it_was_found_stays_too() -> None:
     bob.move(ELSEWHERE)
     world.run(5)
     assert (bob.connection(socket).state, bob.connection(socket).reason) == (State.SUSPENDED, "stays-on-device")
-    assert bob.connection(other).here_now == ip(ELSEWHERE)
+    assert bob.connection(other).local_now == ip(ELSEWHERE)
     bob.crash()
     bob.start()
     world.run(2)

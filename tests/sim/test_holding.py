@@ -55,7 +55,7 @@ def as_before(world: World, *ends: tuple[Host, FourTuple]) -> None:
         assert host.connection(socket).lost_since is None
         assert not host.held
         assert not host.altered
-        assert all(c.before is None for c in host.stored.values())
+        assert all(c.saved is None for c in host.stored.values())
 
 
 @pytest.mark.parametrize("prefer", ["auto", "tunnel", "rewritten"])

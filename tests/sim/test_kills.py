@@ -99,9 +99,9 @@ def test_killed_after_any_command(who: str, what: str, way: str) -> None:
         assert here.state is there.state is State.PROTECTED, where
         assert here.cid == there.cid, where
         assert set(bob.stored) == set(alice.stored) == {bob.connection(s).cid for s in (socket, beside)}, where
-        assert [c for host in (alice, bob) for c in host.engine.table if c.holding and c.tunnel] == [], where
+        assert [c for host in (alice, bob) for c in host.engine.table if c.tunnel_waits and c.tunnel] == [], where
         at = ip(OLD if what in ("open", "move-back") else NEW)
-        assert here.here_now == there.there_now == at, where
+        assert here.local_now == there.remote_now == at, where
         assert here.flow.integrity is there.flow.integrity is (way == "integrity"), where
         if what != "open" and (what, way) not in (("move-back", "auto"), ("move-back", "rewritten")):
             assert here.path is there.path is ENDS_AS[way], where
@@ -133,7 +133,7 @@ def test_a_peer_that_was_killed_when_one_connection_stalled_hears_of_the_others(
     world.run(20)
     for s in (socket, beside):
         assert bob.carried[s].remote == alice.carried[s.mirrored].remote._replace(host=ip("192.0.2.1"))  # type: ignore[union-attr]
-        assert alice.connection(s.mirrored).there_now == ip(NEW)
+        assert alice.connection(s.mirrored).remote_now == ip(NEW)
         assert bob.connection(s).confirmed == ip(NEW)
 
 

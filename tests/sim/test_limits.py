@@ -225,7 +225,7 @@ def spread(crowd: Crowd, attacker: Host, own: list[messages.FourTuple], network:
         cid = crowd.alice.connection(socket).cid
         crowd.say(attacker, acm(attacker.engine.host.next_epoch(), at, cids=(cid,)), source=ip(at))
     crowd.world.run(1)
-    assert {crowd.alice.connection(socket).there_now for socket in own} == set(attacker.addresses[1:])
+    assert {crowd.alice.connection(socket).remote_now for socket in own} == set(attacker.addresses[1:])
 
 
 @pytest.mark.parametrize("attackers", [1, 3])

@@ -52,16 +52,16 @@ class Trio:
         """Each end sends to where the other is, and the other knows."""
         for host, other, socket in ((self.alice, self.bob, self.mirrored), (self.bob, self.alice, self.socket)):
             c = host.connection(socket)
-            if c.here_now not in host.addresses or c.there_now not in other.addresses:
+            if c.local_now not in host.addresses or c.remote_now not in other.addresses:
                 return False
-            if c.confirmed != c.here_now:
+            if c.confirmed != c.local_now:
                 return False
         return True
 
     def relayed(self) -> bool:
         """Each end sends to a rendezvous, which relays it to the other end."""
         a, b = self.alice.connection(self.mirrored), self.bob.connection(self.socket)
-        server = next((s for s in self.servers if s.addresses[0] == a.there_now == b.there_now), None)
+        server = next((s for s in self.servers if s.addresses[0] == a.remote_now == b.remote_now), None)
         if server is None or not a.tunnel or not b.tunnel or a.sending is None or b.sending is None:
             return False
         routes = {r.source: set(r.routes) for r in server.relaying.values() if r.source is not None}
@@ -184,7 +184,7 @@ def test_both_move_behind_nats_that_can_be_punched() -> None:
     trio.bob.move("10.0.2.2")
     trio.world.run(5)
     a, b = trio.alice.connection(trio.mirrored), trio.bob.connection(trio.socket)
-    assert (a.there_now, b.there_now) == (ip("198.51.100.100"), ip("192.0.2.100"))
+    assert (a.remote_now, b.remote_now) == (ip("198.51.100.100"), ip("192.0.2.100"))
     assert not trio.rita.relaying.values() or not any(r.routes for r in trio.rita.relaying.values())
 
 
@@ -237,7 +237,7 @@ def test_the_relay_restarts() -> None:
 
 def test_another_relay_takes_over() -> None:
     trio = relayed_trio(second=True)
-    used = trio.alice.connection(trio.mirrored).there_now
+    used = trio.alice.connection(trio.mirrored).remote_now
     dead = next(s for s in trio.servers if s.addresses == [used])
     dead.crash()
     trio.world.run(3)
@@ -246,7 +246,7 @@ def test_another_relay_takes_over() -> None:
         host.run()
     trio.world.run(30)
     assert trio.relayed()
-    assert trio.alice.connection(trio.mirrored).there_now != used
+    assert trio.alice.connection(trio.mirrored).remote_now != used
 
 
 def test_a_relayed_connection_goes_directly_when_that_is_possible() -> None:
@@ -255,7 +255,7 @@ def test_a_relayed_connection_goes_directly_when_that_is_possible() -> None:
     trio.bob.move("198.51.100.30")
     trio.world.run(5)
     a, b = trio.alice.connection(trio.mirrored), trio.bob.connection(trio.socket)
-    assert (a.there_now, b.there_now) == (ip("198.51.100.30"), ip("192.0.2.100"))
+    assert (a.remote_now, b.remote_now) == (ip("198.51.100.30"), ip("192.0.2.100"))
 
 
 def test_a_relayed_peer_that_is_found_elsewhere_has_a_moment_to_announce_itself_first() -> None:
@@ -393,7 +393,7 @@ def test_a_connection_to_the_rendezvous_itself_is_not_its_guests() -> None:
     assert trio.relayed()
     assert (c.outer_remote, c.confirmed) == (SockAddr(ip(RITA), PORT), ip("10.0.2.3"))
     bob, rita = trio.bob.engine.peers[trio.rita.static.public], trio.rita.engine.peers[trio.bob.static.public]
-    assert bob.observed == rita.remote
+    assert bob.reflexive == rita.remote
     assert not trio.bob.named("peer.key_changed")
 
 
@@ -428,7 +428,7 @@ def test_a_connection_to_the_rendezvous_itself_leaves_an_address_that_does_not_c
     bob.engine.stalled(world.now, [socket])
     bob.run()
     world.run(1)
-    assert bob.connection(socket).here_now == ip("203.0.113.9")
+    assert bob.connection(socket).local_now == ip("203.0.113.9")
 
 
 def test_a_connection_to_the_rendezvous_itself_is_announced_as_often_as_others_without_a_path() -> None:
@@ -463,7 +463,7 @@ def test_where_the_rendezvous_itself_sees_this_host_is_known_from_its_acknowledg
         bob.move(private)
         while len(bob.named("move.finished")) == finished:
             world.run(0.01)
-    seen = bob.engine.peers[rita.static.public].observed
+    seen = bob.engine.peers[rita.static.public].reflexive
     assert seen == rita.engine.peers[bob.static.public].remote
     assert seen is not None
     assert seen.host == ip("203.0.113.2")
@@ -474,11 +474,11 @@ def test_a_connection_to_one_rendezvous_that_another_has_relayed_goes_directly_w
     world.tap = lambda source, to, _: ip(RUTH) in (source.host, to.host)
     bob.move("203.0.113.9")
     world.run(15)
-    assert bob.connection(socket).there_now == ip(RUTH)
+    assert bob.connection(socket).remote_now == ip(RUTH)
     world.tap = None
     world.run(70)
-    assert bob.connection(socket).there_now == ip(RITA)
-    assert rita.connection(socket.mirrored).there_now == ip("203.0.113.9")
+    assert bob.connection(socket).remote_now == ip(RITA)
+    assert rita.connection(socket.mirrored).remote_now == ip("203.0.113.9")
     assert bob.named("path.changed", "direct-again")
 
 
@@ -545,7 +545,9 @@ def test_no_peer_is_sought_where_a_rendezvous_is_to_be_whose_key_is_not_known() 
     bob.run()
     alice.crash()
     bob.move("198.51.100.10")
-    bob.engine.told(world.now, alice.static.public, DNS, [SockAddr(ip(RITA), PORT), SockAddr(ip(RUTH), PORT)], 300.0)
+    bob.engine.place_learnt(
+        world.now, alice.static.public, DNS, [SockAddr(ip(RITA), PORT), SockAddr(ip(RUTH), PORT)], 300.0
+    )
     bob.run()
     world.run(200)
     inits = [(to.host, datagram.decode(data).pattern) for to, data in bob.sent if data[0] == datagram.Type.INIT]  # type: ignore[union-attr]
@@ -577,7 +579,7 @@ def test_the_rendezvous_knows_at_once_where_a_host_is_that_had_to_use_another_po
         host.move(address)
     trio.world.run(0.1)
     for host in trio.ends:
-        assert [s.observed for s in host.engine.rendezvous.servers] == [SockAddr(host.addresses[0], PORT)]
+        assert [s.reflexive for s in host.engine.rendezvous.servers] == [SockAddr(host.addresses[0], PORT)]
 
 
 def test_a_rendezvous_that_moves_is_found_by_its_name() -> None:
@@ -647,4 +649,4 @@ def test_a_host_with_many_peers_registers_in_pieces(monkeypatch: pytest.MonkeyPa
     world.run(5)
     for number in (0, 4):
         (c,) = clients[number].engine.table
-        assert (c.there_now, c.confirmed) == (ip("192.0.2.10"), clients[number].addresses[0])
+        assert (c.remote_now, c.confirmed) == (ip("192.0.2.10"), clients[number].addresses[0])

@@ -103,7 +103,7 @@ def test_what_goes_plainly_is_hastened_when_the_new_way_is_about_to_open(prefer:
     alice, bob = (world.host(name, at, policy=policy) for name, at in (("alice", "192.0.2.1"), ("bob", "198.51.100.2")))
     socket, _ = world.connect(bob, alice, 40000)
     world.run(5)
-    hastened = told(bob, commands.Hasten)
+    hastened = told(bob, commands.RevertBackoffEarly)
     bob.move("203.0.113.9")
     while not bob.named("move.finished"):
         assert bob.named("move.started")
@@ -285,4 +285,4 @@ def test_both_families_announced_again_and_again_without_an_answer() -> None:
     world.run(20)
     for socket in sockets:
         assert agree(alice, bob, socket.mirrored)
-        assert bob.connection(socket).here_now == ip("203.0.113.9")
+        assert bob.connection(socket).local_now == ip("203.0.113.9")

@@ -48,7 +48,7 @@ def test_another_port_gets_through_and_the_old_one_is_silent(late: float) -> Non
     number = bob.engine.peers[alice.static.public].port
     assert number
     assert bob.connection(socket).state is State.PROTECTED
-    assert alice.connection(socket.mirrored).there_now == ip("203.0.113.1")
+    assert alice.connection(socket.mirrored).remote_now == ip("203.0.113.1")
     assert {c.port for c in bob.carried.values()} == {number}
     count = len(world.recorded)
     world.run(120)
@@ -98,7 +98,7 @@ def test_on_another_network_it_is_the_control_port_again() -> None:
     bob.move("198.51.100.77")
     world.run(60)
     assert ports_of(world, bob, count) == {PORT}
-    assert bob.connection(socket).here_now == ip("198.51.100.77")
+    assert bob.connection(socket).local_now == ip("198.51.100.77")
     assert {c.port for c in bob.carried.values()} == {0}
 
 

@@ -77,8 +77,8 @@ def test_in_the_tunnel_too() -> None:
     world, alice, bob, socket = both_away(TUNNELLING)
     world.names[alice.static.public] = ["192.0.2.77"]
     world.run(2)
-    assert bob.connection(socket).there_now == ip("192.0.2.77")
-    assert alice.connection(socket.mirrored).there_now == ip("203.0.113.9")
+    assert bob.connection(socket).remote_now == ip("192.0.2.77")
+    assert alice.connection(socket.mirrored).remote_now == ip("203.0.113.9")
 
 
 def test_a_name_that_is_changed_late_leads_them_together_later() -> None:
@@ -125,8 +125,8 @@ def test_a_name_of_the_other_family_leads_them_together() -> None:
     for _ in range(20):  # the shell looks for routes when it is asked to
         bob.network_changed()
         world.run(1)
-    assert bob.connection(socket).there_now == ip("2001:db8:1::77")
-    assert alice.connection(socket.mirrored).there_now == ip("2001:db8:2::9")
+    assert bob.connection(socket).remote_now == ip("2001:db8:1::77")
+    assert alice.connection(socket.mirrored).remote_now == ip("2001:db8:2::9")
 
 
 def test_nobody_is_asked_while_the_peer_answers() -> None:
@@ -160,7 +160,7 @@ def test_a_name_that_lies_redirects_nothing() -> None:
     assert bob.static.public not in mallory.engine.peers
     assert not mallory.engine.table.movable()
     assert bob.flows[socket].remote.host == ip("192.0.2.1")
-    assert bob.connection(socket).there_now == ip("192.0.2.1")
+    assert bob.connection(socket).remote_now == ip("192.0.2.1")
     world.names[alice.static.public] = ["192.0.2.77"]
     world.run(40)
     assert agree(alice, bob, socket.mirrored)
@@ -185,21 +185,21 @@ def test_places_that_no_other_host_can_have_are_left_out() -> None:
     world, alice, bob, _ = both_away()
     key = alice.static.public
     nobody = ["127.0.0.1", "224.0.0.1", "0.0.0.0", "169.254.1.1", "::1", "ff02::1", "255.255.255.255", "203.0.113.9"]
-    bob.engine.told(world.now, key, DNS, [SockAddr(ip(a), PORT) for a in nobody], 30.0)
+    bob.engine.place_learnt(world.now, key, DNS, [SockAddr(ip(a), PORT) for a in nobody], 30.0)
     assert bob.engine.places.of(key) == ()
-    bob.engine.told(world.now, b"x" * 32, DNS, [SockAddr(ip("192.0.2.5"), PORT)], 30.0)
+    bob.engine.place_learnt(world.now, b"x" * 32, DNS, [SockAddr(ip("192.0.2.5"), PORT)], 30.0)
     assert bob.engine.places.of(b"x" * 32) == ()
 
 
 def test_what_was_said_is_forgotten_in_time_and_with_the_peer() -> None:
     world, alice, bob, _ = both_away()
     key, place = alice.static.public, SockAddr(ip("192.0.2.5"), PORT)
-    bob.engine.told(world.now, key, DNS, [place], 100.0)
+    bob.engine.place_learnt(world.now, key, DNS, [place], 100.0)
     world.run(99)
     assert bob.engine.places.of(key) == (place,)
     world.run(2)
     assert bob.engine.places.of(key) == ()
-    bob.engine.told(world.now, key, DNS, [place], 100.0)
+    bob.engine.place_learnt(world.now, key, DNS, [place], 100.0)
     bob.engine.forget(world.now, key)
     assert bob.engine.places.of(key) == ()
     bob.run()

@@ -180,7 +180,7 @@ class Story:
             if c is None or c.state is not State.PROTECTED or socket not in host.sockets:
                 continue
             other = self.bob if host is self.alice else self.alice
-            there = c.here_now in host.addresses and c.there_now in other.addresses
+            there = c.local_now in host.addresses and c.remote_now in other.addresses
             (host.engine.heard if there and not self.world.link.cut else host.engine.stalled)(self.world.now, [socket])
             host.run()
 
@@ -259,7 +259,7 @@ def test_the_two_ends_agree_when_the_network_heals(seed: int, steps: list, ask: 
         assert (mine.state, theirs.state) == (State.PROTECTED, State.PROTECTED)
         assert (mine.lost_since, theirs.lost_since) == (None, None)
         assert mine.cid == theirs.cid
-        assert (mine.there, theirs.there) == (mirrored, socket)
+        assert (mine.peer_tuple, theirs.peer_tuple) == (mirrored, socket)
         assert None not in (mine.sending, mine.receiving)
         assert (mine.sending, mine.receiving) == (theirs.receiving, theirs.sending)
         assert agree(alice, bob, mirrored), f"{mine.wire} and {theirs.wire}"

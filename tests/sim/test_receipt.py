@@ -54,7 +54,7 @@ class Scene:
         """Where alice sends what is for mallory."""
         peer = self.alice.engine.peers[self.mallory.static.public]
         c = self.alice.connection(self.mirrored)
-        found = {c.there_now, c.wire.remote.host}
+        found = {c.remote_now, c.wire.remote.host}
         found |= {c.outer_remote.host} if c.outer_remote is not None else set()
         found |= {peer.remote.host} if peer.remote is not None else set()
         found |= {one.remote.host for one in self.alice.carried.values() if one.remote is not None}
@@ -100,7 +100,7 @@ def test_a_forged_source_of_challenge_and_acknowledgement(scene: Scene, listed: 
     scene.forging = True
     scene.alice.move(NEW)
     scene.world.run(30)
-    assert scene.alice.connection(scene.mirrored).here_now == ip(NEW)
+    assert scene.alice.connection(scene.mirrored).local_now == ip(NEW)
     assert ip(VICTIM) not in scene.places()
     assert ip(MALLORY) in scene.places()
 
@@ -204,5 +204,5 @@ def test_the_honest_peer_gets_in_while_another_uses_its_budget_up() -> None:
     scene.world.run(200)
     bob.move("198.51.100.51")
     scene.world.run(1)
-    assert scene.alice.connection(mirrored).there_now == ip("198.51.100.51")
-    assert bob.connection(socket).here_now == ip("198.51.100.51")
+    assert scene.alice.connection(mirrored).remote_now == ip("198.51.100.51")
+    assert bob.connection(socket).local_now == ip("198.51.100.51")

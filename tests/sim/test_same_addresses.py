@@ -37,7 +37,7 @@ def test_a_host_without_a_path_sees_it_at_once_and_does_not_talk_to_itself(unuse
     bob.move()
     assert (bob.connection(socket).state, bob.connection(socket).reason) == (State.SUSPENDED, "no-path")
     world.names[alice.static.public] = [str(BRIDGE), "192.0.2.1"]  # a name may say it as well
-    bob.engine.told(world.now, alice.static.public, DNS, [SockAddr(BRIDGE, PORT)], 30.0)
+    bob.engine.place_learnt(world.now, alice.static.public, DNS, [SockAddr(BRIDGE, PORT)], 30.0)
     world.run(60)
     assert BRIDGE not in {to.host for to, _ in bob.sent}
     bob.move("203.0.113.9")
@@ -56,7 +56,7 @@ def test_the_peer_has_the_address_alone_and_is_found_there() -> None:
     alice.move(str(BRIDGE))  # on a network that they have in common
     bob.move("172.17.0.9")
     world.run(10)
-    assert bob.connection(socket).there_now == BRIDGE
+    assert bob.connection(socket).remote_now == BRIDGE
     assert bob.connection(socket).state is State.PROTECTED
 
 
@@ -72,5 +72,5 @@ def test_we_have_taken_the_address_where_the_peer_was() -> None:
     alice.move("192.0.2.77")
     world.names[bob.static.public] = ["192.0.2.1"]
     world.run(2)
-    assert bob.connection(socket).there_now == ip("192.0.2.77")
+    assert bob.connection(socket).remote_now == ip("192.0.2.77")
     assert bob.connection(socket).state is State.PROTECTED

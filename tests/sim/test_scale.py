@@ -44,7 +44,7 @@ def host(peers: int, each: int = 1) -> Engine:
         for port in range(each):
             socket = FourTuple(SockAddr(OLD, 20000 + port), SockAddr(there(n), 22))
             one = Connection(b"%04d%04d" % (n, port), socket, socket, 0.0, state=State.PROTECTED, peer=peer.key)
-            one.there, one.sending, one.receiving = socket.mirrored, Offer(1, bytes(16), 0), Offer(2, bytes(16), 0)
+            one.peer_tuple, one.sending, one.receiving = socket.mirrored, Offer(1, bytes(16), 0), Offer(2, bytes(16), 0)
             one.confirmed, one.installed = OLD, one.flow
             connections.append(one)
     engine.host.network = Network(frozenset({OLD}), {there(n): (OLD,) for n in range(peers)}, frozenset({OLD}))
@@ -109,7 +109,7 @@ def seen(engine: Engine) -> None:
     if not any(c.tunnel for c in connections):
         for c in connections:
             c.tunnel, c.outer_local, c.outer_remote, c.installed = True, OLD, SockAddr(there(0), PORT), None
-        engine.choice.arrived(2.0, connections)
+        engine.choice.path_found(2.0, connections)
     proofs = [proof for c in engine.drain() if isinstance(c, commands.Prove) for proof in c.proofs]
     assert proofs
     (key,) = engine.peers

@@ -134,24 +134,24 @@ class Scene:
             },
             "failures": {w: f.proofs for w, f in engine.addresses._failures.items()},
             "trials": {r: (t.proven, len(t.tokens)) for r, t in engine.choice._trials.items()},
-            "servers": [(s.standing, s.observed, s.at) for s in engine.rendezvous.servers],
+            "servers": [(s.standing, s.reflexive, s.at) for s in engine.rendezvous.servers],
             "stored connections": {cid: (c.state, c.wire, c.remote_epoch) for cid, c in alice.stored.items()},
             "stored peers": {k: (p.state, p.remote, p.secret) for k, p in alice.stored_peers.items() if k != not_of},
         }
         for c in (c for c in engine.table if c.socket not in own):
             found[f"connection {c.cid.hex()}"] = (
-                c.socket, c.wire, c.state, c.reason, c.there, c.sending, c.receiving, c.integrity, c.strict, c.tunnel,
-                c.outer_local, c.outer_remote, c.holding, c.peer, c.remote_epoch, c.announced_epoch, c.moves,
-                c.lost_since, c.peer_closed, c.guarded, c.installed, c.confirmed,
+                c.socket, c.wire, c.state, c.reason, c.peer_tuple, c.sending, c.receiving, c.integrity, c.strict,
+                c.tunnel, c.outer_local, c.outer_remote, c.tunnel_waits, c.peer, c.remote_epoch, c.announced_epoch,
+                c.moves, c.lost_since, c.peer_closed, c.guarded, c.installed, c.confirmed,
             )  # fmt: skip
         for key, peer in engine.peers.items():
             found[f"peer {key.hex()}"] = (peer.state, peer.secret, peer.remote, peer.local, peer.port, peer.keep)
             if key != not_of:
                 guest = engine.rendezvous_server._guests.get(key)
                 found[f"more of peer {key.hex()}"] = (
-                    peer.addresses, peer.observed, peer.trust_there, set(peer.identity), dict(peer.proven),
+                    peer.addresses, peer.reflexive, peer.trust_there, set(peer.identity), dict(peer.proven),
                     engine.places.of(key), engine.suspension.departed(key),
-                    (guest.observed, set(guest.tags), set(guest.flows)) if guest is not None else None,
+                    (guest.reflexive, set(guest.tags), set(guest.flows)) if guest is not None else None,
                 )  # fmt: skip
         return found
 
@@ -265,7 +265,7 @@ SAY: Final[dict[type, Build]] = {
     messages.Done: lambda s, h: messages.Done(s.ask_bob(lambda n: messages.EndOf(n, End.RELEASED, (b"another.",)))),
     messages.Sync: lambda s, h: messages.Sync(1, (s.cid,)),
     messages.SyncReply: lambda s, h: messages.SyncReply(s.ask_bob(lambda n: messages.Sync(n, (s.cid,))), (s.cid,)),
-    messages.Bind: lambda s, h: messages.Bind(1, (messages.Arrived(claimed_by_bob(s), bytes(8), 0, 0),)),
+    messages.Bind: lambda s, h: messages.Bind(1, (messages.TokenArrival(claimed_by_bob(s), bytes(8), 0, 0),)),
     messages.BindNumbers: lambda s, h: messages.BindNumbers(1, ((claimed_by_bob(s), bytes(8)),)),
     messages.Seen: lambda s, h: seen(s),
     messages.PathProbe: lambda s, h: messages.PathProbe(bytes(8)),
@@ -410,7 +410,7 @@ def test_a_message_from_elsewhere(kind: type) -> None:
         assert peer.remote is None or peer.remote.host != ip(VICTIM)
         assert ip(VICTIM) not in {place.host for place in peer.proven}
         for c in scene.alice.engine.table.of(scene.bob.static.public):
-            assert ip(VICTIM) not in (c.there_now, c.wire.remote.host)
+            assert ip(VICTIM) not in (c.remote_now, c.wire.remote.host)
         assert ip(VICTIM) not in {c.remote.host for c in scene.alice.carried.values() if c.remote is not None}
         assert ip(VICTIM) not in {wire.remote.host for wire in scene.alice.flows.values()}
     assert reached(scene, sent) <= SMALL

@@ -22,7 +22,7 @@ from redirectctl.wire import datagram
 from redirectctl.wire import meeting as wire
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
-from redirectctl.wire.message import AcmStatus, Arrived, End, Status, Trust
+from redirectctl.wire.message import AcmStatus, End, Status, TokenArrival, Trust
 from redirectctl.wire.tunnel import Offer
 from tests.sim.pair import PORT, World, acm, agree, ip
 from tests.sim.test_senders import KINDS, NAMES
@@ -103,7 +103,7 @@ SAY: Final[dict[type, Callable[[Flood, int], Message]]] = {
     messages.Done: lambda f, n: messages.Done(n),
     messages.Sync: lambda f, n: messages.Sync(n, tuple(f.cids) * 2),
     messages.SyncReply: lambda f, n: messages.SyncReply(n, tuple(f.cids) * 2),
-    messages.Bind: lambda f, n: messages.Bind(n, tuple(Arrived(cid, bytes(8), 0, 0) for cid in f.cids[:PARTS])),
+    messages.Bind: lambda f, n: messages.Bind(n, tuple(TokenArrival(cid, bytes(8), 0, 0) for cid in f.cids[:PARTS])),
     messages.BindNumbers: lambda f, n: messages.BindNumbers(n, tuple((cid, bytes(8)) for cid in f.cids[:PARTS])),
     messages.Seen: lambda f, n: messages.Seen(tuple((n * 100 + m).to_bytes(8) for m in range(messages.MAX_TOKENS))),
     messages.PathProbe: lambda f, n: messages.PathProbe(n.to_bytes(8)),
@@ -151,7 +151,7 @@ def test_a_flood_of_each_message(kind: type, monkeypatch: pytest.MonkeyPatch) ->
             flood.send(SAY[kind](flood, next(flood.number)))
         flood.world.run(0.05)
     assert all(agree(flood.alice, flood.bob, socket) for socket in flood.bobs)
-    assert {flood.alice.connection(socket).there_now for socket in flood.bobs} == {ip(NEW)}
+    assert {flood.alice.connection(socket).remote_now for socket in flood.bobs} == {ip(NEW)}
 
 
 def test_announcements_from_ever_other_places_do_not_have_all_connections_looked_at() -> None:

@@ -65,7 +65,10 @@ class Scene:
         self.world.run(0.1)
         mine = [p for p in self.world.segments[start:] if p.source.host == ip(ALICE) and p.to.host == ip(MALLORY)]
         bind = [
-            messages.Arrived(cid, p.data, *p.numbers) for cid, socket in claims for p in mine if p.to == socket.local
+            messages.TokenArrival(cid, p.data, *p.numbers)
+            for cid, socket in claims
+            for p in mine
+            if p.to == socket.local
         ]
         for number, one in enumerate(bind):
             self.as_mallory(messages.Bind(82 + number, (one,)))
@@ -845,7 +848,7 @@ def pending_scene() -> Scene:
         acm(2**40, MALLORY, BOB),
         messages.Sync(1, (bytes(8),) * messages.MAX_CIDS),
         messages.Seen((bytes(8),)),
-        messages.Bind(1, (messages.Arrived(bytes(8), bytes(8), 0, 0),)),
+        messages.Bind(1, (messages.TokenArrival(bytes(8), bytes(8), 0, 0),)),
         messages.BindNumbers(1, ((bytes(8), bytes(8)),)),
         messages.RstQuery(1, bytes(8)),
         messages.EndOf(1, messages.End.KILL, (bytes(8),)),
@@ -878,4 +881,4 @@ def test_a_flood_inside_a_session_does_not_stall_the_move_of_another(scene: Scen
     scene.bob.move(NEW)
     scene.world.run(1)
     assert agree(scene.alice, scene.bob, scene.mirrored)
-    assert scene.alice.connection(scene.mirrored).there_now == ip(NEW)
+    assert scene.alice.connection(scene.mirrored).remote_now == ip(NEW)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from redirectctl.flows.paths.choice import Why
+from redirectctl.flows.paths.choice import TunnelReason
 from tests.sim.pair import Host, World, ip
 from tests.sim.test_choosing import AUTO, started
 from tests.sim.test_meeting import relayed_trio
@@ -12,7 +12,7 @@ from tests.sim.test_meeting import relayed_trio
 NEW = "203.0.113.9"
 
 
-def why(host: Host) -> set[Why | None]:
+def why(host: Host) -> set[TunnelReason | None]:
     return {host.engine.choice.why_tunnel(c) for c in host.engine.table.movable()}
 
 
@@ -29,9 +29,9 @@ def test_plain_packets_that_do_not_arrive_are_told_once_they_have_been_tried() -
     tokens.plain = False
     bob.move(NEW)
     world.run(0.5)
-    assert why(bob) == {Why.BEING_TRIED}
+    assert why(bob) == {TunnelReason.BEING_TRIED}
     world.run(20)
-    assert why(alice) == why(bob) == {Why.NOT_SEEN}
+    assert why(alice) == why(bob) == {TunnelReason.NOT_SEEN}
 
 
 def test_a_way_that_stalled_is_told_apart_from_one_that_was_never_open() -> None:
@@ -42,9 +42,9 @@ def test_a_way_that_stalled_is_told_apart_from_one_that_was_never_open() -> None
     bob.engine.stalled(world.now, [socket])
     bob.run()
     world.run(1)
-    assert why(bob) == {Why.STALLED}
+    assert why(bob) == {TunnelReason.STALLED}
     world.run(100)  # tried again, in vain
-    assert why(bob) == {Why.NOT_SEEN}
+    assert why(bob) == {TunnelReason.NOT_SEEN}
 
 
 def test_another_address_family() -> None:
@@ -54,13 +54,13 @@ def test_another_address_family() -> None:
     bob.engine.peers[alice.static.public].addresses = (ip("2001:db8::1"),)
     bob.move("2001:db8:9::7")
     world.run(2)
-    assert why(alice) == why(bob) == {Why.OTHER_FAMILY}
+    assert why(alice) == why(bob) == {TunnelReason.OTHER_FAMILY}
 
 
 def test_the_configuration_and_integrity() -> None:
     for policy, reason in (
-        (dataclasses.replace(AUTO, prefer="tunnel"), Why.PREFERRED),
-        (dataclasses.replace(AUTO, integrity=True), Why.INTEGRITY),
+        (dataclasses.replace(AUTO, prefer="tunnel"), TunnelReason.PREFERRED),
+        (dataclasses.replace(AUTO, integrity=True), TunnelReason.INTEGRITY),
     ):
         world = World()
         alice = world.host("alice", "192.0.2.1", policy=policy)
@@ -88,7 +88,7 @@ def test_a_nat() -> None:
     world.nat("203.0.113.7", bob)
     bob.move("10.0.0.3")
     world.run(20)
-    assert why(alice) == why(bob) == {Why.NAT}
+    assert why(alice) == why(bob) == {TunnelReason.NAT}
 
 
 def test_another_address_behind_the_same_nat() -> None:
@@ -96,10 +96,10 @@ def test_another_address_behind_the_same_nat() -> None:
     world, alice, bob = behind_a_nat()
     bob.move("10.0.0.3")
     world.run(0.5)
-    assert why(alice) == {Why.BEING_TRIED}
-    assert why(bob) == {Why.NAT}
+    assert why(alice) == {TunnelReason.BEING_TRIED}
+    assert why(bob) == {TunnelReason.NAT}
     world.run(20)
-    assert why(alice) == {Why.NOT_SEEN}
+    assert why(alice) == {TunnelReason.NOT_SEEN}
     bob.move("10.0.0.2")
     world.run(20)
     assert why(bob) == {None}
@@ -112,7 +112,7 @@ def test_no_path() -> None:
     world.run(1)
     bob.move()
     world.run(1)
-    assert why(bob) == {Why.NO_PATH}
+    assert why(bob) == {TunnelReason.NO_PATH}
 
 
 def test_what_a_rendezvous_passes_on() -> None:
@@ -120,4 +120,4 @@ def test_what_a_rendezvous_passes_on() -> None:
     for host in trio.ends:
         host.engine.policy_changed(trio.world.now, AUTO)
         host.run()
-        assert why(host) == {Why.RELAYED}
+        assert why(host) == {TunnelReason.RELAYED}

@@ -21,7 +21,7 @@ from redirectctl.flows.moves.outgoing import OwnMoves
 from redirectctl.flows.offers import Offers
 from redirectctl.flows.paths.choice import Choice
 from redirectctl.flows.paths.suspension import Suspension
-from redirectctl.flows.proofs import ANSWERER, CLAIMANT, Numbers, around, digest, shown
+from redirectctl.flows.proofs import ANSWERER, CLAIMANT, Numbers, digest, nearby, proof_of_numbers
 from redirectctl.flows.reasons import REASONS
 from redirectctl.flows.state import State
 from redirectctl.proto import events
@@ -297,7 +297,7 @@ class PeersClaims:
 
     @staticmethod
     def _may_take(peer: Peer, known: Connection, claim: Claim) -> bool:
-        if known.moved and (known.peer != peer.key or known.there != claim.tuple):
+        if known.moved and (known.peer != peer.key or known.peer_tuple != claim.tuple):
             return (
                 False  # its own it may take up again; it believes that nothing is rewritten until we announce ourselves
             )
@@ -384,9 +384,9 @@ class PeersClaims:
         claimed, proof = asked.numbers.pop(0)
         claim, places = claimed.claim, []
         for place, (ours, theirs) in found.items():
-            for about in around((theirs, ours)):
-                if hmac.compare_digest(shown(CLAIMANT, claim.digest, *about), proof):
-                    places.append((place, shown(ANSWERER, claim.digest, *about)))
+            for about in nearby((theirs, ours)):
+                if hmac.compare_digest(proof_of_numbers(CLAIMANT, claim.digest, *about), proof):
+                    places.append((place, proof_of_numbers(ANSWERER, claim.digest, *about)))
         if len(places) == 1:
             asked.bound.append((claimed, *places[0]))
         else:
@@ -464,7 +464,7 @@ class PeersClaims:
             self._own.end(now, connection.cid)
         host.table.meet(connection, claim.tuple)
         connection.sending, connection.receiving = claim.offer, self._offers.make()
-        connection.integrity, connection.born = claim.integrity, host.generation
+        connection.integrity, connection.agreed_in = claim.integrity, host.generation
         if connection.movable:  # the peer has lost it, and claims it anew
             connection.remote_epoch = connection.announced_epoch = claim.epoch
             host.emit(commands.SaveConnections((connection,)))

@@ -28,14 +28,14 @@ from redirectctl.flows.connection import Connection, change
 from redirectctl.flows.host import Host
 from redirectctl.flows.kernel_state import KernelState
 from redirectctl.flows.offers import Offers
-from redirectctl.flows.proofs import ANSWERER, CLAIMANT, Numbers, digest, shown
+from redirectctl.flows.proofs import ANSWERER, CLAIMANT, Numbers, digest, proof_of_numbers
 from redirectctl.flows.reasons import REASONS
 from redirectctl.flows.requests import Requests
 from redirectctl.flows.state import State
 from redirectctl.proto.peer import Peer
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
-from redirectctl.wire.message import Arrived, Bind, BindNumbers, Claim, End, Protect, Protected, Status, Verdict
+from redirectctl.wire.message import Bind, BindNumbers, Claim, End, Protect, Protected, Status, TokenArrival, Verdict
 from redirectctl.wire.tunnel import Offer
 
 
@@ -70,7 +70,7 @@ class OwnClaims:
         self._asking: dict[bytes, Asking] = {}  # by cid
         self._active: Counter[bytes] = Counter()  # by peer
         self._queued: dict[bytes, deque[tuple[bytes, int]]] = defaultdict(deque)  # by peer: cid, times claimed
-        self._gathered: dict[bytes, list[Arrived]] = defaultdict(list)  # by peer: for the next BIND
+        self._gathered: dict[bytes, list[TokenArrival]] = defaultdict(list)  # by peer: for the next BIND
 
     def claim(self, now: float, peer: Peer, connections: Iterable[Connection]) -> None:
         """Ask for these, some at a time.  They are being negotiated, with this peer."""
@@ -175,7 +175,7 @@ class OwnClaims:
         """It has taken the connection on: has it seen what only the other end of it can see?"""
         proofs = [asking.token]
         if asking.numbers is not None:
-            proofs.append(shown(ANSWERER, digest(asking.token), *asking.numbers))
+            proofs.append(proof_of_numbers(ANSWERER, digest(asking.token), *asking.numbers))
         self.end(now, c.cid)
         if verdict.there is None or not any(hmac.compare_digest(proof, verdict.proof) for proof in proofs):
             self._host.refuse(now, c, "not-proven")
@@ -183,7 +183,7 @@ class OwnClaims:
             return False
         c.remote_epoch = max(c.remote_epoch, verdict.epoch)
         self._host.table.meet(c, verdict.there)
-        c.sending, c.receiving, c.born = verdict.offer, asking.offer, self._host.generation
+        c.sending, c.receiving, c.agreed_in = verdict.offer, asking.offer, self._host.generation
         return True
 
     def _refused(self, now: float, c: Connection, status: Status) -> None:
@@ -203,7 +203,7 @@ class OwnClaims:
     def _again(self, now: float, c: Connection, asking: Asking) -> None:
         self.end(now, c.cid)
         if asking.claims >= constants.CLAIM_TRIES:
-            self._host.tell(now, facts.ClaimFailed([c.cid]))
+            self._host.report(now, facts.ClaimFailed([c.cid]))
         else:
             self._queued[asking.key].append((c.cid, asking.claims + 1))
             self._next(now, asking.key)
@@ -211,7 +211,7 @@ class OwnClaims:
     def _unanswered(self, now: float, cids: list[bytes]) -> None:
         for cid in cids:
             self.end(now, cid)
-        self._host.tell(now, facts.ClaimFailed(cids))
+        self._host.report(now, facts.ClaimFailed(cids))
 
     # -- proving ------------------------------------------------------------------------------------------------------
 
@@ -266,7 +266,7 @@ class OwnClaims:
         self._host.timers.set(timer_kinds.RetryClaim(asking.cid), now + constants.CLAIM_TIME)
         if not self._gathered[asking.key]:
             self._host.timers.set(timer_kinds.SendBind(asking.key), now + constants.GATHER_TIME)
-        self._gathered[asking.key].append(Arrived(asking.cid, token, *numbers))
+        self._gathered[asking.key].append(TokenArrival(asking.cid, token, *numbers))
         return True
 
     def numbers(self, now: float, cid: bytes, found: Mapping[FourTuple, Numbers]) -> None:
@@ -278,5 +278,5 @@ class OwnClaims:
         if asking.numbers is None:
             self._refused(now, c, Status.NOT_YOURS)
             return
-        proof = shown(CLAIMANT, digest(asking.token), *asking.numbers)
+        proof = proof_of_numbers(CLAIMANT, digest(asking.token), *asking.numbers)
         self._ask(now, asking.key, [cid], lambda n: BindNumbers(n, ((cid, proof),)))

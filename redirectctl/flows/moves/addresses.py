@@ -75,7 +75,7 @@ class Addresses:
 
     def hinted(self, now: float, connection: Connection, sources: tuple[IPAddress, ...]) -> bool:
         """Whether there may be a better address than the one that a connection has; if so, a move should find out."""
-        key, local = connection.peer, connection.here_now
+        key, local = connection.peer, connection.local_now
         if key is None or self._wanted(now, connection, sources) in (None, local):
             return False
         last, pause = self._hinted.get(key, (float("-inf"), constants.HINT_PAUSE))
@@ -90,21 +90,21 @@ class Addresses:
 
     def _wanted(self, now: float, connection: Connection, sources: tuple[IPAddress, ...]) -> IPAddress | None:
         """The address that it should have, if it carries."""
-        key, local, version = connection.peer or b"", connection.here_now, connection.socket.version
+        key, local, version = connection.peer or b"", connection.local_now, connection.socket.version
         good = [a for a in sources if not self._failed(now, key, a) and not self._last(a)]
         own = [a for a in good if a.version == version]
         if own and (local.version != version or self._last(local)):
             return own[0]  # it had to go by the other address family, or by what comes last, and need not any more
         if good and self._failed(now, key, local):
             return (own or good)[0]  # others with this peer have found that out
-        preferred = self._preferred.get(connection.there_now)
+        preferred = self._preferred.get(connection.remote_now)
         return preferred if preferred in good else None
 
     def ranks(
         self, now: float, key: bytes, sources: tuple[IPAddress, ...], local: IPAddress, version: int
     ) -> Mapping[IPAddress, int]:
         """Our addresses for the connections of one peer that are at ``local``, best first, with their ranks."""
-        there = {c.there_now for c in self._host.table.of(key) if c.movable and c.here_now == local}
+        there = {c.remote_now for c in self._host.table.of(key) if c.movable and c.local_now == local}
         preferred = {self._preferred.get(remote) for remote in there} - {None, local}
         ranks: dict[IPAddress, int] = {}
         for address in sources:
@@ -164,7 +164,7 @@ class Addresses:
 
     def follow_hint(self, now: float, key: bytes) -> None:
         """The pause since the last one is over."""
-        self._host.tell(now, facts.ReviewPaths(self._host.table.movable(key)))
+        self._host.report(now, facts.ReviewPaths(self._host.table.movable(key)))
 
     def probe(self, now: float, key: bytes, address: IPAddress) -> None:
         """Does an address carry again that did not?"""
@@ -188,7 +188,7 @@ class Addresses:
     def _leavers(self, now: float, key: bytes, address: IPAddress) -> list[Connection]:
         """Connections that would be at this address if it had not failed."""
         movable = self._host.table.movable(key)
-        return [c for c in movable if c.here_now != address and self._wanted(now, c, (address,)) == address]
+        return [c for c in movable if c.local_now != address and self._wanted(now, c, (address,)) == address]
 
     def _place(self, key: bytes, address: IPAddress, connections: list[Connection]) -> SockAddr | None:
         """Where the peer may be reached from an address."""
@@ -217,7 +217,7 @@ class Addresses:
             return
         failure.until, failure.proofs, failure.over = now, 0, True
         self._host.timers.cancel(timer_kinds.ProbeAddress(key, address))
-        self._host.tell(now, facts.ReviewPaths(self._leavers(now, key, address)))
+        self._host.report(now, facts.ReviewPaths(self._leavers(now, key, address)))
 
     # -- what the peer has noticed ------------------------------------------------------------------------------------
 
@@ -242,7 +242,7 @@ class Addresses:
         if len(suspicion.nonces) >= constants.PROOFS:
             del self._suspicions[key, address]
             self._fail(now, key, address)
-            self._host.tell(now, facts.ReviewPaths(self._host.table.movable(key)))
+            self._host.report(now, facts.ReviewPaths(self._host.table.movable(key)))
             return
         nonce = self._host.rng(8)
         suspicion.nonces.add(nonce)

@@ -111,7 +111,7 @@ class PeersMoves:
                 "redirect.refused", peer=event.key, reason="stale-epoch", address=message.new, epoch=message.epoch
             )
             self._ack(now, event, message, AcmStatus.STALE)
-        elif all(event.source.host in (c.there_now, c.wire.remote.host) for c in applied):
+        elif all(event.source.host in (c.remote_now, c.wire.remote.host) for c in applied):
             self._ack(now, event, message, AcmStatus.APPLIED, len(applied))
 
     def _take_way(self, now: float, validation: Validation, event: events.Received, message: Acm) -> None:
@@ -124,7 +124,7 @@ class PeersMoves:
             del validation.ways[next(iter(validation.ways))]
         if not self._host.by_way_of(validation.key, event.source):
             # If we move now, before it has answered, it would not be where we look for it.
-            self._places.tell(now, validation.key, SEEN, (event.source,), constants.PLACE_TIME)
+            self._places.add(now, validation.key, SEEN, (event.source,), constants.PLACE_TIME)
         way = Way(event.source, event.local, message.new, message.nonce, self._host.rng(8))
         validation.ways[event.source, event.local] = way
         if validation.tries:
@@ -150,7 +150,7 @@ class PeersMoves:
         """The peer's connections that are meant, and that can go to where the message came from."""
         old, cids = message.moved
         one_by_one = [c for c in self._host.table.select(cids) if c.peer == key]
-        whole = [c for c in self._host.table.of(key) if c.there.local.host in old] if old else []
+        whole = [c for c in self._host.table.of(key) if c.peer_tuple.local.host in old] if old else []
         found = {c.cid: c for c in (*whole, *one_by_one) if c.movable}
         return [
             c
@@ -209,12 +209,12 @@ class PeersMoves:
         if validation.applying or not connections:
             return
         validation.applying, validation.chosen = connections, way
-        validation.before = {c.cid: (c.remote_epoch, c.there_now) for c in connections}
-        validation.left = {c.here_now for c in connections} - {way.local}
+        validation.before = {c.cid: (c.remote_epoch, c.remote_now) for c in connections}
+        validation.left = {c.local_now for c in connections} - {way.local}
         changes = []
         for c in connections:
             c.remote_epoch = validation.epoch
-            c.holding = False  # it has answered, so it knows where we are, whatever became of our own announcement
+            c.tunnel_waits = False  # it has answered, so it knows where we are, whatever became of our own announcement
             change = self._rerouting.changed(
                 c,
                 local=way.local,  # a pair is proven, not only its other end
@@ -227,7 +227,7 @@ class PeersMoves:
         self._kernel.reroute(commands.PeersMove(event.key, validation.epoch, way.new), changes, lift=lift)
         self._suspension.hold_again(now, connections)
         for c in connections:
-            if c.here_now == way.local:
+            if c.local_now == way.local:
                 c.confirmed = way.local
 
     def _take_back(self, key: bytes, epoch: int) -> None:
@@ -251,7 +251,7 @@ class PeersMoves:
         movable = [c for c in connections if c.movable]
         if error is None:
             self._suspension.lift(movable)
-            self._suspension.kick(movable)
+            self._suspension.revert_backoff(movable)
         answer = AcmAck(epoch, way.nonce, status, len(connections), way.source)
         self._host.send(now, key, answer, way.source, way.local)
         peer = self._host.peers.get(key)
@@ -265,7 +265,7 @@ class PeersMoves:
                 self._addresses.left(now, key, address, way.source)
         led, dropped = self._own.superseded(now, key, movable)
         elsewhere |= led
-        self._rerouting.arrived(now, movable, elsewhere)
+        self._rerouting.path_found(now, movable, elsewhere)
         others = self._host.table.select(dropped - {c.cid for c in movable})
         self._own.reconsider(now, [*movable, *(c for c in others if c.movable)])
         self._host.emit(commands.SavePeer(peer))  # waits for the disk: after all that carries traffic again

@@ -86,8 +86,8 @@ class OwnMoves:
         for peer in self._host.peers.values():
             if peer.local is not None and peer.local not in usable:
                 peer.local, peer.port, peer.trial = None, 0, 0  # as the kernel routes, from the control port
-            if peer.observed is not None and peer.observed.host in gone:
-                peer.observed = None  # that it sees us elsewhere from now on is no news
+            if peer.reflexive is not None and peer.reflexive.host in gone:
+                peer.reflexive = None  # that it sees us elsewhere from now on is no news
 
     def network_changed(self, now: float) -> None:
         """Which connections have lost their address or route, and which can go on from another?"""
@@ -109,11 +109,11 @@ class OwnMoves:
         hinted: dict[Alike, bool] = {}
         by_kind: dict[Alike, list[Connection]] = defaultdict(list)
         for connection in self._host.table.movable() if connections is None else connections:
-            if connection.there_now not in self._host.network.sources:
+            if connection.remote_now not in self._host.network.sources:
                 unknown = True
                 continue
             sources = self._reach.sources(connection, known)
-            local = connection.here_now
+            local = connection.local_now
             confirmed = connection.state is State.PROTECTED and connection.confirmed == local and local in sources
             alike = self._reach.alike(connection)
             if confirmed and alike not in hinted:
@@ -123,12 +123,12 @@ class OwnMoves:
             if not sources:
                 lost["stays-on-device" if any(self._reach.routed(connection)) else "no-path"].append(connection)
                 if connection.peer is not None:
-                    self._places.astray(now, connection.peer)
+                    self._places.no_route(now, connection.peer)
             elif connection.peer is not None:
                 by_kind[alike].append(connection)
         for alike, some in by_kind.items():
             one = some[0]
-            groups[one.peer or b"", known[alike], one.here_now, one.socket.version] += some
+            groups[one.peer or b"", known[alike], one.local_now, one.socket.version] += some
         for reason, of_reason in lost.items():
             pause = constants.patience(constants.HOLD_AFTER, len(of_reason))
             self._suspension.lose(now, of_reason, reason, since=now, hold_after=pause)
@@ -143,7 +143,7 @@ class OwnMoves:
         for connection in [c for c in self._host.table if c.state is State.SHORT]:
             local, remote = connection.socket.local.host, connection.socket.remote.host
             if self._host.policy.close_short_lived and local not in net.usable and net.sources.get(remote):
-                self._host.tell(now, facts.Ended(connection, "address-gone"))
+                self._host.report(now, facts.Ended(connection, "address-gone"))
 
     def ready_anyway(self, cids: tuple[bytes, ...]) -> None:
         """The peer has had its time to get ready for what the tunnel holds."""
@@ -184,7 +184,7 @@ class OwnMoves:
             connections = self._host.table.movable(key)
         self._announce_all(now, key, connections, "retransmitting", stalled=True)
 
-    def observed(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
+    def reflexive_changed(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
         """The peer sees us elsewhere than before: a NAT between has another address, or maps us anew."""
         connections = [c for c in self._host.table.movable(key) if c.tunnel or c.natted or after.host != before.host]
         self._announce_all(now, key, connections, "observed-address-changed", stalled=after.host != before.host)
@@ -219,7 +219,7 @@ class OwnMoves:
         known: dict[Alike, tuple[IPAddress, ...]] = {}
         for connection in connections:
             if connection.cid not in told and (sources := self._reach.sources(connection, known)):
-                groups[sources, connection.here_now, connection.socket.version].append(connection)
+                groups[sources, connection.local_now, connection.socket.version].append(connection)
         for (sources, local, version), group in groups.items():
             ranks = self._addresses.ranks(now, key, sources, local, version)
             self._move(now, key, ranks, group, reason, stalled=stalled, direct=direct)
@@ -249,7 +249,7 @@ class OwnMoves:
             reason = self._why(candidates, connections)
         for cids, moved in self._named(key, connections):
             of_move = self._host.table.select(cids)
-            origin = {c.cid: c.here_now for c in of_move}
+            origin = {c.cid: c.local_now for c in of_move}
             for old in [m for m in self._announcements.moves_of(key) if not set(m.cids).isdisjoint(cids)]:
                 stalled = stalled or old.stalled
                 origin |= {cid: old.origin[cid] for cid in old.origin.keys() & origin.keys()}  # it has not arrived yet
@@ -272,7 +272,7 @@ class OwnMoves:
 
     @staticmethod
     def _why(candidates: tuple[IPAddress, ...], connections: list[Connection]) -> str:
-        if any(c.here_now not in candidates or c.reason in LOST_HERE for c in connections):
+        if any(c.local_now not in candidates or c.reason in LOST_HERE for c in connections):
             return "address-changed"
         if any(c.state is not State.PROTECTED for c in connections):
             return "peer-silent"
@@ -422,10 +422,10 @@ class OwnMoves:
                 continue  # the peer applies ours, or has: what it announced came before
             self._announcements.drop(move)
             dropped.update(move.cids)
-            elsewhere |= {c.cid for c in connections if move.origin.get(c.cid, c.here_now) != c.here_now}
+            elsewhere |= {c.cid for c in connections if move.origin.get(c.cid, c.local_now) != c.local_now}
             if not move.direct and concerned.issuperset(move.cids):
                 self._host.notice(
-                    "move.finished", peer=key, address=connections[0].here_now, duration=now - move.started,
+                    "move.finished", peer=key, address=connections[0].local_now, duration=now - move.started,
                     connections=len(move.cids), epoch=move.epoch,
                 )  # fmt: skip
         return elsewhere, dropped
@@ -520,16 +520,16 @@ class OwnMoves:
         there = None if self._host.by_way_of(move.key, pair.remote) else pair.remote.host
         changes = []
         for c in connections:
-            elsewhere, tunnelled = local != c.here_now, c.tunnel
+            elsewhere, tunnelled = local != c.local_now, c.tunnel
             if elsewhere:
                 c.confirmed = None  # from the moment that the peer may hear of it
             change = self._rerouting.changed(c, local=local, remote=there, outer=pair, stalled=move.stalled)
             # What is sent before the peer is ready would arrive, but its answer would not.
-            c.holding = change[2] and (c.holding or elsewhere or not tunnelled or c.state is State.SUSPENDED)
+            c.tunnel_waits = change[2] and (c.tunnel_waits or elsewhere or not tunnelled or c.state is State.SUSPENDED)
             changes.append(change)
         # Not for longer: TCP would learn the wait as the round-trip time, from the timestamps in what is held.
         self._host.timers.set(
-            timer_kinds.ReleaseTunnel(tuple(c.cid for c in connections if c.holding)), now + constants.READY_TIME
+            timer_kinds.ReleaseTunnel(tuple(c.cid for c in connections if c.tunnel_waits)), now + constants.READY_TIME
         )
         # Without the tunnel, which keeps what is sent too soon, the kernel holds it back until the peer is ready.
         self._kernel.reroute(
@@ -551,12 +551,12 @@ class OwnMoves:
         self._suspension.hold_again(now, connections)  # for many that has taken its time
         self._host.send(now, move.key, PathResponse(epoch, move.challenge), pair.remote, pair.local)
         # What is held is not lost: the back-off can go now, before the peer's first segment may fix it.
-        self._suspension.kick([c for c in connections if c.holding])
-        self._host.emit(commands.Hasten(tuple(c.socket for c in connections if not c.tunnel)))
+        self._suspension.revert_backoff([c for c in connections if c.tunnel_waits])
+        self._host.emit(commands.RevertBackoffEarly(tuple(c.socket for c in connections if not c.tunnel)))
 
     @staticmethod
     def _installed(c: Connection, local: IPAddress) -> bool:
-        return c.installed == c.flow and c.here_now == local
+        return c.installed == c.flow and c.local_now == local
 
     def on_ack(self, now: float, event: events.Received, message: AcmAck) -> None:
         """The peer has, or has not, applied what we have announced."""
@@ -572,7 +572,7 @@ class OwnMoves:
         self._host.endpoint.locate(peer, pair.remote, pair.local)  # whatever it says, this way works
         applied = message.status is AcmStatus.APPLIED
         if applied and not self._host.by_way_of(move.key, pair.remote):
-            peer.observed = message.observed
+            peer.reflexive = message.reflexive
         if applied and pair != move.chosen:
             # It sends another way: the answer to one challenge was late.  A rendezvous relays only for two who both
             # go by way of it.
@@ -585,25 +585,25 @@ class OwnMoves:
                 return  # the kernel is at it; the next acknowledgement finds it done
             # Others were set going at the challenge; what they sent then is lost if it was long ago.
             late = now - move.chosen_at >= constants.READY_TIME
-            ready = [c for c in connections if c.held or not c.holding or late]
+            ready = [c for c in connections if c.blocked or not c.tunnel_waits or late]
             self._suspension.lift(ready)
-            self._suspension.kick(ready)
+            self._suspension.revert_backoff(ready)
             self._rerouting.release(connections)
             self._announcements.drop(move)
             self._announcements.met(now, move.key)
             for connection in connections:
                 connection.confirmed = pair.local
             elsewhere = {c.cid for c in connections if move.origin.get(c.cid) != pair.local}
-            self._rerouting.arrived(now, connections, elsewhere)
+            self._rerouting.path_found(now, connections, elsewhere)
             if move.direct:
-                self._choice.tell(connections, "direct-again")
+                self._choice.log_paths(connections, "direct-again")
             else:
                 self._host.notice(
                     "move.finished", peer=move.key, address=pair.local, duration=now - move.started,
                     connections=len(connections), epoch=move.epoch,
                 )  # fmt: skip
             if message.connections < len(connections):
-                self._agreement.doubt(now, move.key)
+                self._agreement.compare_soon(now, move.key)
             elif message.connections > len(connections):
                 self._agreement.sync(now, move.key)
             # Those that have written nothing yet do not find out by themselves that their address carries no more.
@@ -619,4 +619,4 @@ class OwnMoves:
             elif message.status in (AcmStatus.NO_CONNECTION, AcmStatus.STALE):
                 self._announcements.drop(move)
                 self._rerouting.release(connections)
-                self._agreement.doubt(now, move.key)
+                self._agreement.compare_soon(now, move.key)

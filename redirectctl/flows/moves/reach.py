@@ -24,14 +24,14 @@ class Reach:
 
     def remotes(self, connection: Connection) -> tuple[IPAddress, ...]:
         """Where the other host may be reached: where it is, then, for the tunnel, what other addresses it has."""
-        remotes = [connection.there_now]
+        remotes = [connection.remote_now]
         peer = self._host.peers.get(connection.peer) if connection.peer is not None else None
         if peer is not None and self._choice.tunnels(connection):
             remotes += [connection.wire.remote.host, connection.socket.remote.host, *peer.addresses]
             remotes += [place.host for place in self._places.of(peer.key)]
         # Where it is is asked for in any case: that it is known tells that there is no way there.
         ours = self._host.network.is_ours
-        return tuple(r for r in dict.fromkeys(remotes) if r == connection.there_now or not ours(r))
+        return tuple(r for r in dict.fromkeys(remotes) if r == connection.remote_now or not ours(r))
 
     def sources(self, connection: Connection, known: dict[Alike, tuple[IPAddress, ...]]) -> tuple[IPAddress, ...]:
         """Our addresses that policy lets this connection use, of those with a route to the peer.
@@ -49,7 +49,7 @@ class Reach:
     def alike(c: Connection) -> Alike:
         """Equal for connections that can go the same ways."""
         # Addresses as numbers, with their kind: the hash of an address is dear (see FourTuple).
-        ends = c.here_now, c.there_now, c.wire.remote.host, c.socket.remote.host
+        ends = c.local_now, c.remote_now, c.wire.remote.host, c.socket.remote.host
         return (*map(int, ends), *map(type, ends), c.peer, c.device, c.sending is None)
 
     def routed(self, connection: Connection) -> Iterable[IPAddress]:

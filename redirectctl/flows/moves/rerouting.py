@@ -39,28 +39,28 @@ class Rerouting:
             return c, wire, False
         if remote is not None and remote != outer[1].host:
             wire = c.socket  # behind a NAT: nothing plain comes from there
-        stays = outer[0] == c.here_now and outer[1].host == c.there_now
+        stays = outer[0] == c.local_now and outer[1].host == c.remote_now
         if remote is not None and remote != outer[1].host:
-            stays = stays and remote == c.there.local.host  # the NAT knows the connection only as it began
+            stays = stays and remote == c.peer_tuple.local.host  # the NAT knows the connection only as it began
         c.outer_local, c.outer_remote = outer
         return c, wire, c.tunnel or stalled or not stays
 
     def release(self, connections: list[Connection]) -> None:
         """Let go what the tunnel holds of these."""
-        held = [c for c in connections if c.holding]
+        held = [c for c in connections if c.tunnel_waits]
         for connection in held:
-            connection.holding = False
+            connection.tunnel_waits = False
         self._kernel.carry(held)
 
-    def arrived(self, now: float, connections: list[Connection], elsewhere: set[bytes]) -> None:
+    def path_found(self, now: float, connections: list[Connection], elsewhere: set[bytes]) -> None:
         """There is a path again, for some from another address than before: both ends' sockets send at once."""
         for connection in connections:
             if connection.cid not in elsewhere and connection.state is not State.SUSPENDED:
                 continue
             connection.moves += connection.cid in elsewhere or connection.reason in LOST_HERE
             if connection.state is State.SUSPENDED:
-                self._suspension.arrived(now, connection)
-            self._choice.tell([connection])
+                self._suspension.path_found(now, connection)
+            self._choice.log_paths([connection])
         if connections:
             self._host.emit(commands.SaveConnections(tuple(connections)))
-            self._choice.arrived(now, connections, elsewhere)
+            self._choice.path_found(now, connections, elsewhere)

@@ -52,7 +52,7 @@ from redirectctl.wire.addr import FourTuple, IPAddress
 _TRIALS = "trials"  # why we listen for tokens: a peer may be proving its direction
 
 
-class Why(Enum):
+class TunnelReason(Enum):
     """Why the tunnel carries a connection's packets, not the network as they are."""
 
     INTEGRITY = "integrity"
@@ -132,27 +132,27 @@ class Choice:
             and connection.wire.local.host in self._host.network.usable
         )
 
-    def why_tunnel(self, connection: Connection) -> Why | None:
+    def why_tunnel(self, connection: Connection) -> TunnelReason | None:
         """Why the tunnel carries what a connection sends; None if it does not."""
         if not connection.tunnel:
             return None
         if connection.integrity:
-            return Why.INTEGRITY
+            return TunnelReason.INTEGRITY
         if self._host.policy.prefer != "auto":
-            return Why.PREFERRED
+            return TunnelReason.PREFERRED
         local, remote = connection.outer_local, connection.outer_remote
         if local is None or remote is None or local not in self._host.network.usable:
-            return Why.NO_PATH
+            return TunnelReason.NO_PATH
         if self._host.relayed(connection):
-            return Why.RELAYED
+            return TunnelReason.RELAYED
         if remote.host.version != connection.socket.version:
-            return Why.OTHER_FAMILY
+            return TunnelReason.OTHER_FAMILY
         if not self._may_be_plain(connection):
-            return Why.NAT
+            return TunnelReason.NAT
         trial = self._trials.get(self._route(connection))
         if trial is None or trial.tries >= 0:
-            return Why.BEING_TRIED
-        return Why.STALLED if trial.stalled else Why.NOT_SEEN
+            return TunnelReason.BEING_TRIED
+        return TunnelReason.STALLED if trial.stalled else TunnelReason.NOT_SEEN
 
     def _route(self, connection: Connection) -> Route:
         return Route(connection.peer or b"", connection.wire.local.host, connection.wire.remote.host)
@@ -163,9 +163,9 @@ class Choice:
 
         Plain packets, proven or not, are what they have meanwhile.  The next start takes over what is stored.
         """
-        connections = [c for c in self._host.table if c.guarded and not c.held and self._is_safe_plainly(c)]
+        connections = [c for c in self._host.table if c.guarded and not c.blocked and self._is_safe_plainly(c)]
         flows = [(c.installed, c.installed._replace(tunnel=False)) for c in connections if c.installed is not None]
-        suspended = [c.installed for c in self._host.table if c.held and self._liveness.since(c) is not None]
+        suspended = [c.installed for c in self._host.table if c.blocked and self._liveness.since(c) is not None]
         return flows + [(flow, flow._replace(suspended=False)) for flow in suspended if flow is not None]
 
     def _is_safe_plainly(self, connection: Connection) -> bool:
@@ -178,7 +178,9 @@ class Choice:
 
     # -- proving ------------------------------------------------------------------------------------------------------
 
-    def arrived(self, now: float, connections: Iterable[Connection], elsewhere: Container[bytes] = frozenset()) -> None:
+    def path_found(
+        self, now: float, connections: Iterable[Connection], elsewhere: Container[bytes] = frozenset()
+    ) -> None:
         """These have a path again, some from or to another address: try the plain way for what is in the tunnel."""
         connections = list(connections)
         self.protected(now, [c for c in connections if c.integrity and not c.tunnel])  # killed before they were in it
@@ -417,7 +419,7 @@ class Choice:
         flows = {flow.socket: flow for flow in added}
         connections = self._host.table.sockets(flows)
         if error is None:
-            self.tell([c for c in connections if c.guarded and not c.strict])
+            self.log_paths([c for c in connections if c.guarded and not c.strict])
             return
         refused = [c for c in connections if self._may_be_plain(c) and not flows[c.socket].tunnel]
         if len(refused) == 1:
@@ -434,7 +436,7 @@ class Choice:
     def _was_refused(self, now: float, connection: Connection) -> bool:
         return now - self._taken.get(connection.cid, float("-inf")) < constants.PLAIN_AGAIN
 
-    def tell(self, connections: Iterable[Connection], reason: str | None = None) -> None:
+    def log_paths(self, connections: Iterable[Connection], reason: str | None = None) -> None:
         """For the event log: how these travel now."""
         for connection in connections:
             local, remote = connection.on_wire(self._host.policy.control_port)
@@ -488,7 +490,7 @@ class Choice:
         else:
             for route in {self._route(c) for c in moved}:
                 self._drop(route)
-            self.arrived(now, [c for c in moved if c.tunnel])
+            self.path_found(now, [c for c in moved if c.tunnel])
 
     # -- when a way does not carry ------------------------------------------------------------------------------------
 
@@ -514,10 +516,10 @@ class Choice:
         if unread:
             self._unread.update((c.peer, now) for c in unread if c.peer is not None)
             self._change(unread, tunnel=False)
-            self._host.emit(commands.Kick(tuple(c.socket for c in unread)))
+            self._host.emit(commands.RevertBackoff(tuple(c.socket for c in unread)))
         for key, connections in peers.items():
             self._suspension.unanswered(now, connections)
-            self._host.tell(now, facts.Stalled(key, connections))
+            self._host.report(now, facts.Stalled(key, connections))
 
     def _nobody_reads(self, now: float, connection: Connection) -> bool:
         """Nobody seems to read the tunnel at its other end: plain packets need no daemon there, and cannot do worse.

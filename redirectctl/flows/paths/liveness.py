@@ -107,7 +107,7 @@ class Liveness:
 
     def _asked(self, key: bytes) -> list[Connection]:
         """Those that the kernel holds; of others TCP finds out by itself."""
-        return [c for c in self._host.table.movable(key) if c.cid in self._since and c.held]
+        return [c for c in self._host.table.movable(key) if c.cid in self._since and c.blocked]
 
     def pause(self, now: float, key: bytes) -> float:
         """Seconds until the next turn: a fixed part of the time without a path, however many peers there are."""

@@ -126,7 +126,7 @@ class Suspension:
         # What comes in by itself says enough of those that are left to TCP.
         alive: dict[bytes, list[Connection]] = defaultdict(list)
         for connection in connections:
-            left = connection.state is State.SUSPENDED and not connection.held
+            left = connection.state is State.SUSPENDED and not connection.blocked
             if left and connection.peer is not None and self._liveness.since(connection) is not None:
                 alive[connection.peer].append(connection)
         for key, found in alive.items():
@@ -154,7 +154,7 @@ class Suspension:
             self._liveness.network_changed()
         returned, gone = self._liveness.review(now)
         for connections, pause in ((returned, self._host.policy.suspend_after), (gone, constants.HOLD_AFTER)):
-            for key, count in by_peer(c for c in connections if not c.held).items():
+            for key, count in by_peer(c for c in connections if not c.blocked).items():
                 self._host.timers.set(timer_kinds.SuspendInKernel(key), now + constants.patience(pause, count))
 
     def same_since_heard(self, key: bytes) -> bool:
@@ -183,9 +183,9 @@ class Suspension:
             return
         connections = self._host.table.movable(key)
         if any(self._waits(now, c) for c in connections):
-            self._host.tell(now, facts.PeerSilent(connections))
+            self._host.report(now, facts.PeerSilent(connections))
             self.lose(now, connections, "peer-silent", since=asked)
-            self._host.tell(now, facts.ReviewPaths(connections))
+            self._host.report(now, facts.ReviewPaths(connections))
 
     def unheard(self, now: float, connections: Iterable[Connection], since: float, *, refused: bool) -> None:
         """Our announcement of these, made then, has not been answered where they may go.
@@ -201,7 +201,7 @@ class Suspension:
     def _waits(self, now: float, c: Connection) -> bool:
         """Something of it is unanswered, or it cannot be."""
         recent = now - self._unanswered.get(c.cid, float("-inf")) < constants.UNANSWERED_FOR
-        return recent or c.here_now not in self._host.network.usable
+        return recent or c.local_now not in self._host.network.usable
 
     # -- in the kernel ------------------------------------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ class Suspension:
         connections = []
         self._liveness.review(now, key)
         for c in self._host.table.movable(key):
-            if c.state is not State.SUSPENDED or c.held:
+            if c.state is not State.SUSPENDED or c.blocked:
                 continue
             returned = self._liveness.since(c) if c.reason == "no-path" else None
             if returned is not None and now < (until := returned + self._host.policy.suspend_after):
@@ -236,7 +236,7 @@ class Suspension:
         if error is not None:
             self._host.timers.set(timer_kinds.SuspendInKernel(key), now + constants.HOLD_AGAIN)
             return
-        held = [c for flow in added if (c := self._host.table.at(flow.socket)) is not None and c.held]
+        held = [c for flow in added if (c := self._host.table.at(flow.socket)) is not None and c.blocked]
         self._resumable.update(c.cid for c in held)
         if held:
             self._host.emit(commands.Prepare(tuple(c.socket for c in held)))
@@ -250,7 +250,7 @@ class Suspension:
             if connection is None or connection.cid not in self._resumable:
                 late.append(socket)
                 continue
-            connection.before = before[socket] = has
+            connection.saved = before[socket] = has
             stored.append(connection)
         if stored:
             self._host.emit(commands.SaveConnections(tuple(stored)))
@@ -272,7 +272,7 @@ class Suspension:
             self._liveness.resumed(resumed)
         return others
 
-    def kick(self, connections: list[Connection]) -> None:
+    def revert_backoff(self, connections: list[Connection]) -> None:
         """Undo the back-off of these, before anything else happens to them.
 
         It works on what was lost only as long as the peer has not acknowledged a part of it.  The peer's first segment
@@ -280,13 +280,13 @@ class Suspension:
         """
         connections = self.resume(connections)
         if connections:
-            self._host.emit(commands.Kick(tuple(c.socket for c in connections)))
+            self._host.emit(commands.RevertBackoff(tuple(c.socket for c in connections)))
 
     def restored(self, sockets: Iterable[FourTuple]) -> None:
         """These have back what they had."""
         done = [c for s in sockets if (c := self._host.table.at(s)) is not None and c.cid not in self._resumable]
         for connection in done:
-            connection.before = None
+            connection.saved = None
         stored = [c for c in done if c.movable]
         if stored:
             self._host.emit(commands.SaveConnections(tuple(stored)))
@@ -302,7 +302,7 @@ class Suspension:
         """The kernel forgets these, and holds back nothing of them any more."""
         connections = self._kernel.unguard(connections)
         for connection in connections:
-            connection.held = False
+            connection.blocked = False
             if connection.state is State.CLOSED:
                 self.ended(connection)
         self.resume([c for c in connections if c.state is not State.CLOSED])
@@ -311,21 +311,21 @@ class Suspension:
         """Its socket is gone."""
         self._liveness.resumed([connection])
         self._unanswered.pop(connection.cid, None)
-        if connection.cid in self._resumable or connection.before is not None:
+        if connection.cid in self._resumable or connection.saved is not None:
             self._resumable.discard(connection.cid)
-            connection.before = None
+            connection.saved = None
             self._host.emit(commands.Forget((connection.socket,)))
 
     def lift(self, connections: Iterable[Connection]) -> None:
         """The kernel is to let through what these send, by whatever way they have; resume() follows."""
-        held = [c for c in connections if c.held]
+        held = [c for c in connections if c.blocked]
         if held:
             lift = {c.cid for c in held}
             self._kernel.reroute(commands.Lifting(), [(c, c.wire, c.tunnel) for c in held], lift=lift)
 
     # -- the path is there again --------------------------------------------------------------------------------------
 
-    def arrived(self, now: float, connection: Connection) -> None:
+    def path_found(self, now: float, connection: Connection) -> None:
         """It is proven."""
         lost, connection.lost_since = connection.lost_since, None
         reason = connection.reason
@@ -347,11 +347,11 @@ class Suspension:
         """These have shown that their packets get through as they are, whatever the daemon at the other end does."""
         self._heard[key] = now
         since = self._liveness.lost.get(key)
-        held = [c for c in connections if c.held]
+        held = [c for c in connections if c.blocked]
         self.lift(held)
-        self.kick(held)
+        self.revert_backoff(held)
         for connection in connections:
-            self.arrived(now, connection)
+            self.path_found(now, connection)
         self._announcements.carry_plainly(key, {c.cid for c in connections})
         self._host.emit(commands.SaveConnections(tuple(connections)))
         if since is not None and any(c.state is State.SUSPENDED for c in self._host.table.movable(key)):
@@ -360,16 +360,16 @@ class Suspension:
     def restore(self, now: float, connections: Iterable[Connection]) -> None:
         """At start: those that an earlier run suspended, or had not given back yet what they had."""
         suspended = [c for c in connections if c.state is State.SUSPENDED]
-        held = [c for c in suspended if c.held]
+        held = [c for c in suspended if c.blocked]
         self._resumable.update(c.cid for c in held)
-        if known := {c.socket: c.before for c in held if c.before is not None}:
+        if known := {c.socket: c.saved for c in held if c.saved is not None}:
             self._host.emit(commands.Suspend(known))
-        if unknown := tuple(c.socket for c in held if c.before is None):
+        if unknown := tuple(c.socket for c in held if c.saved is None):
             self._host.emit(commands.Prepare(unknown))
-        leaving = {c.socket: c.before for c in connections if not c.held and c.before is not None}
+        leaving = {c.socket: c.saved for c in connections if not c.blocked and c.saved is not None}
         if leaving:
             self._host.emit(commands.GiveBack(leaving))
-        for key in {c.peer for c in suspended if not c.held and c.peer is not None}:
+        for key in {c.peer for c in suspended if not c.blocked and c.peer is not None}:
             self._host.timers.set(timer_kinds.SuspendInKernel(key), now + constants.HOLD_AGAIN)
         for connection in suspended:
             if connection.peer is not None and connection.lost_since is not None:
@@ -402,6 +402,6 @@ class Suspension:
             for start in range(0, len(cids), messages.MAX_CIDS):
                 self._agreement.tell_end(now, key, End.KILL, tuple(cids[start : start + messages.MAX_CIDS]))
         for connection in due:
-            self._host.tell(now, facts.Ended(connection, "given-up"))
-        self._host.tell(now, facts.GivenUp())
+            self._host.report(now, facts.Ended(connection, "given-up"))
+        self._host.report(now, facts.GivenUp())
         self._schedule(now)

@@ -81,7 +81,7 @@ class Server:
     key: bytes | None = None
     standing: Standing = Standing.UNRESOLVED
     local: IPAddress | None = None  # our address that it sees, so to speak
-    observed: SockAddr | None = None  # as it sees it
+    reflexive: SockAddr | None = None  # as it sees it
     request: int = 0  # of the latest REGISTER
     tries: int = 0  # since its last answer
     proofs: int = 0  # that it has asked for since the last beat
@@ -135,12 +135,12 @@ class Client:
                 self._host.emit(commands.FindRoutes())
                 if server.at not in addresses:
                     self._settle(server, addresses[0])
-                self._soon(now, server)
+                self._register_now(now, server)
 
     def _settle(self, server: Server, at: SockAddr) -> None:
         """Try it at this address."""
         self._leave(server)
-        server.at, server.local, server.observed = at, None, None
+        server.at, server.local, server.reflexive = at, None, None
         server.standing = Standing.NO_ANSWER
         known = (p for p in self._host.peers.values() if at.host in p.identity and p.state is not PeerState.CHANGED)
         peer = next(known, None)
@@ -178,15 +178,15 @@ class Client:
                 self._leave(server)
                 server.at = at
                 server.standing = Standing.NO_ANSWER
-                self._soon(now, server)
+                self._register_now(now, server)
 
     def _note_unmet(self) -> None:
         """Addresses and keys may be others than before."""
         self._host.unmet = frozenset(a for s in self._servers.values() if s.key is None for a in s.addresses)
 
-    def _soon(self, now: float, server: Server) -> None:
+    def _register_now(self, now: float, server: Server) -> None:
         server.tries = 0
-        self._beat(now, server)
+        self._register_or_contact(now, server)
 
     def network_changed(self, now: float) -> None:
         """It is to know at once where we are now."""
@@ -195,34 +195,34 @@ class Client:
             moved = server.local not in self._host.network.usable
             if server.at is not None and (moved or not server.usable or (peer is not None and peer.local is None)):
                 server.local = None if moved else server.local
-                self._soon(now, server)
+                self._register_now(now, server)
 
     def trust(self, now: float, key: bytes) -> None:
         """A person has said something about trust."""
         for server in self._servers.values():
             if server.key == key and not server.usable:
-                self._soon(now, server)
+                self._register_now(now, server)
 
     def protected(self, now: float) -> None:
         """There are connections with other peers than before: let those find us."""
         for server in self._servers.values():
             if server.usable and set(self._tags(server)) - set(server.tags):
-                self._soon(now, server)
+                self._register_now(now, server)
 
     def register(self, now: float, name: str) -> None:
         """Time for the next registration."""
         if name in self._servers:
-            self._beat(now, self._servers[name])
+            self._register_or_contact(now, self._servers[name])
 
     def _peer(self, server: Server) -> Peer | None:
         return self._host.peers.get(server.key) if server.key is not None else None
 
-    def _beat(self, now: float, server: Server) -> None:
+    def _register_or_contact(self, now: float, server: Server) -> None:
         """Register, or get to where that is possible; more slowly with each time that nothing comes of it."""
         if server.at is None:
             return
         if server.tries == constants.MEET_LOST and server.usable:
-            self._stand(server, Standing.NO_ANSWER)
+            self._set_standing(server, Standing.NO_ANSWER)
         lost = server.tries and server.tries % constants.MEET_ELSEWHERE == 0 and not server.usable
         if lost and server.addresses != (server.at,):
             places = server.addresses
@@ -234,7 +234,7 @@ class Client:
         peer, source, at = self._peer(server), self._source(server), server.at
         if peer is not None and peer.state is not PeerState.APPROVED:
             pending = peer.state is PeerState.PENDING
-            self._stand(server, Standing.PENDING_HERE if pending else Standing.REJECTED)
+            self._set_standing(server, Standing.PENDING_HERE if pending else Standing.REJECTED)
             return
         if peer is None or peer.session(now) is None or server.tries > constants.MEET_REHANDSHAKE:
             self._host.contact(now, at, source, server.key)
@@ -293,7 +293,7 @@ class Client:
                     self._recognise(server, server.at, peer)
                     peer.identity.add(event.remote.host)
                 if fresh:
-                    self._soon(now, server)
+                    self._register_now(now, server)
                 # It may have restarted; if it never answers, ever fewer are sent.
                 elif peer.state is PeerState.APPROVED:
                     self._register(now, server, peer, event.local)
@@ -303,9 +303,9 @@ class Client:
         for server in self._servers.values():
             if server.at == to and key == server.key and not server.usable:
                 changed = reason == "key-changed"
-                self._stand(server, Standing.KEY_CHANGED if changed else Standing.NO_ANSWER)
+                self._set_standing(server, Standing.KEY_CHANGED if changed else Standing.NO_ANSWER)
 
-    def _stand(self, server: Server, standing: Standing) -> None:
+    def _set_standing(self, server: Server, standing: Standing) -> None:
         if standing is server.standing:
             return
         server.standing = standing
@@ -339,8 +339,8 @@ class Client:
                 server.proofs += 1
                 self._register(now, server, peer, event.local, message.data)
             return
-        server.tries, server.observed, server.local = 0, message.observed, event.local
-        self._stand(server, _REFUSED.get(message.status, Standing.REGISTERED))
+        server.tries, server.reflexive, server.local = 0, message.reflexive, event.local
+        self._set_standing(server, _REFUSED.get(message.status, Standing.REGISTERED))
         beat = constants.MEET_BEAT if server.usable else constants.MEET_REFUSED
         self._host.timers.set(timer_kinds.Register(server.name), now + beat)
 
@@ -359,22 +359,22 @@ class Client:
         if not self._may_act(now, server, key):
             return
         port = self._host.policy.control_port
-        places = [message.observed, *(SockAddr(a, port) for a in message.addresses)]
+        places = [message.reflexive, *(SockAddr(a, port) for a in message.addresses)]
         before = self._places.of(key)
-        self._places.tell(now, key, ORIGIN + server.name, places, constants.MEET_TIME)
-        if key in self._direct and message.observed not in before:
+        self._places.add(now, key, ORIGIN + server.name, places, constants.MEET_TIME)
+        if key in self._direct and message.reflexive not in before:
             self._direct[key] = 0  # it has moved: there may be a direct way now
             self._host.timers.set(timer_kinds.TryDirect(key), now + constants.DIRECT_SOON)
         peer = self._host.peers.get(key)
         if peer is not None and peer.session(now) is None and server.at is not None:
             # Keys that were agreed before a long outage are gone; either way will do.
-            self._host.contact(now, message.observed, None, key)
+            self._host.contact(now, message.reflexive, None, key)
             self._host.contact(now, server.at, server.local, key)
         if self._announcements.announcing(key):
             return  # the announcement opens what NATs there are
-        if message.observed in self._places.of(key):
+        if message.reflexive in self._places.of(key):
             self._punches[key] = 0
-            self.punch(now, key, message.observed)
+            self.punch(now, key, message.reflexive)
 
     def punch(self, now: float, key: bytes, to: SockAddr) -> None:
         """Let a NAT before us see that we talk with there."""
@@ -476,10 +476,10 @@ class Client:
         self._host.timers.set(timer_kinds.TryDirect(key), now + pauses[min(self._direct[key], len(pauses) - 1)])
         self.seek(now, key)
         relayed = [c for c in self._host.table.movable(key) if self._host.relayed(c)]
-        self._host.tell(now, facts.DirectWanted(key, relayed))
+        self._host.report(now, facts.DirectWanted(key, relayed))
 
     def on_hello(self, now: float, event: events.Received, message: messages.Hello) -> None:
         """Of a rendezvous: it trusts us now.  That it still does, it says in each session: that is no news."""
         for server in self._servers.values():
             if message.trust is Trust.APPROVED and (server.key, server.standing) == (event.key, Standing.PENDING_THERE):
-                self._soon(now, server)
+                self._register_now(now, server)

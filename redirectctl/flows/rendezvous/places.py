@@ -29,7 +29,7 @@ class Places:
         self._said: dict[bytes, dict[str, tuple[SockAddr, ...]]] = {}
         self._expired: set[tuple[bytes, str]] = set()
         self._looked_at = float("-inf")  # when routes to such places were last looked up
-        self._astray: dict[bytes, int] = {}  # peers to which no address of ours has a route, and how often we asked
+        self._no_route: dict[bytes, int] = {}  # peers to which no address of ours has a route, and how often we asked
 
     def of(self, key: bytes) -> tuple[SockAddr, ...]:
         """Control ports at which this peer may be tried."""
@@ -47,25 +47,25 @@ class Places:
         peer = self._host.peers.get(key)
         if peer is not None and peer.state is PeerState.APPROVED:
             self._host.emit(commands.Seek(key))
-            self._host.tell(now, facts.PeerSought(key))
+            self._host.report(now, facts.PeerSought(key))
 
-    def astray(self, now: float, key: bytes) -> None:
+    def no_route(self, now: float, key: bytes) -> None:
         """We have addresses, but none with a route to where the peer was: it may be found where there is one."""
-        if self._host.network.usable and key not in self._astray:
-            self._astray[key] = 0
+        if self._host.network.usable and key not in self._no_route:
+            self._no_route[key] = 0
             self.look_again(now, key)
 
     def look_again(self, now: float, key: bytes) -> None:
         """Ask, ever more slowly, for as long as that is so."""
         if not (self._host.network.usable and any(c.state is State.SUSPENDED for c in self._host.table.movable(key))):
-            self._astray.pop(key, None)
+            self._no_route.pop(key, None)
             return
         delays = constants.ACM_RETRIES[constants.ACM_WIDEN :]
-        self._host.timers.set(timer_kinds.SeekAgain(key), now + delays[min(self._astray[key], len(delays) - 1)])
-        self._astray[key] += 1
+        self._host.timers.set(timer_kinds.SeekAgain(key), now + delays[min(self._no_route[key], len(delays) - 1)])
+        self._no_route[key] += 1
         self.seek(now, key)
 
-    def tell(self, now: float, key: bytes, origin: str, places: Iterable[SockAddr], lasts: float) -> None:
+    def add(self, now: float, key: bytes, origin: str, places: Iterable[SockAddr], lasts: float) -> None:
         """``origin`` says that the peer may be at these; it knows for ``lasts`` seconds."""
         if key not in self._host.peers:
             return
@@ -79,7 +79,7 @@ class Places:
         fresh = [p for p in usable if p not in before]
         self.learnt(now, (place.host for place in fresh))
         if fresh or renewed:
-            self._host.tell(now, facts.PlacesLearnt(key, news=bool(fresh)))
+            self._host.report(now, facts.PlacesLearnt(key, news=bool(fresh)))
 
     def learnt(self, now: float, hosts: Iterable[IPAddress]) -> None:
         """A peer may be at these: look up the routes.
@@ -109,7 +109,7 @@ class Places:
 
     def forget(self, key: bytes) -> None:
         """The peer is forgotten."""
-        self._astray.pop(key, None)
+        self._no_route.pop(key, None)
         self._host.timers.cancel(timer_kinds.SeekAgain(key))
         for origin in self._said.pop(key, {}):
             self._expired.discard((key, origin))

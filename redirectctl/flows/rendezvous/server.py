@@ -31,7 +31,7 @@ class Guest:
     """A host that has registered."""
 
     key: bytes
-    observed: SockAddr
+    reflexive: SockAddr
     local: IPAddress  # our address that it knows
     until: float
     forwards: Bucket
@@ -125,8 +125,8 @@ class Server:
             guest = Guest(event.key, event.source, event.local, now, forwards, founds)
             self._guests[event.key] = guest
             self._host.used(event.key)
-        moved = (guest.observed, guest.local, guest.addresses) != (event.source, event.local, message.addresses)
-        guest.observed, guest.local, guest.addresses = event.source, event.local, message.addresses
+        moved = (guest.reflexive, guest.local, guest.addresses) != (event.source, event.local, message.addresses)
+        guest.reflexive, guest.local, guest.addresses = event.source, event.local, message.addresses
         guest.until = now + constants.MEET_TIME
         self._drop_old_flows(now, guest)
         for tag in [tag for tag, until in guest.tags.items() if until <= now]:
@@ -214,8 +214,8 @@ class Server:
         """Tell both: so both send to each other at once, and the NATs before them open."""
         if guest.founds.take(now):
             for to, about in ((guest, other), (other, guest)):
-                found = wire.Found(tag, about.observed, about.addresses)
-                self._host.send(now, to.key, found, to.observed, to.local)
+                found = wire.Found(tag, about.reflexive, about.addresses)
+                self._host.send(now, to.key, found, to.reflexive, to.local)
 
     def _forward(self, now: float, event: events.Received, guest: Guest, tag: bytes, datagram: bytes) -> None:
         other = self._other(now, guest, tag)
@@ -224,7 +224,7 @@ class Server:
         if not guest.forwards.take(now):
             self._refuse(event, "forward-limit")
             return
-        self._host.send(now, other.key, wire.Forwarded(tag, datagram), other.observed, other.local)
+        self._host.send(now, other.key, wire.Forwarded(tag, datagram), other.reflexive, other.local)
 
     def _relay(self, now: float, event: events.Received, guest: Guest, message: wire.Relay) -> None:
         accepted = 0
@@ -271,6 +271,6 @@ class Server:
             other = self._other(now, guest, tag) if until > now else None
             # Both must have asked: whoever wants no relayed traffic, gets none.
             if other is not None and any(t == tag for t, _ in other.flows.values()):
-                routes[flow] = (other.observed, other.local)
+                routes[flow] = (other.reflexive, other.local)
         guest.relays = bool(routes)
-        self._host.emit(commands.Relays(guest.key, guest.observed, routes))
+        self._host.emit(commands.Relays(guest.key, guest.reflexive, routes))

@@ -215,8 +215,8 @@ class Keeper:
             found["routes"] += [f"route to {target} in table {table}" for target, table in lost]
         if any(address.version == 4 for address in wanted):
             messages = await self._request("addr", "dump", index=self._device, family=socket.AF_INET)
-            there_now = {ip_address(message.get("local")) for message in messages}
-            found["addresses"] += [str(a) for a in wanted if a.version == 4 and a not in there_now]
+            remote_now = {ip_address(message.get("local")) for message in messages}
+            found["addresses"] += [str(a) for a in wanted if a.version == 4 and a not in remote_now]
             # Which comes back with the device, and hides whoever has the address now.
             hiding = await self._routes(_RT_TABLE_LOCAL, socket.AF_INET, "local")
             hidden = [route.get("dst") for route in hiding if route.get("oif") == self._device]

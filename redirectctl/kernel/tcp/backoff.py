@@ -106,7 +106,7 @@ Take = Callable[[QueuedPacket, TcpSegment], None]  # decides about an ACK that w
 Finish = Callable[[list[SocketInfo], list[SocketInfo]], None]  # those that were caught, those that were not
 
 
-class Kicker:
+class BackoffReverter:
     """Keeps the sequence numbers it has learnt; lives as long as the daemon."""
 
     def __init__(self, sockets: Sockets, injector: Injector, probe: Callable[[Iterable[FourTuple]], None]) -> None:
@@ -122,15 +122,15 @@ class Kicker:
         self._read_at: dict[FourTuple, int] = {}  # when these came, in nanoseconds
         self._answered = asyncio.Event()
 
-    async def kick(self, connections: Collection[FourTuple]) -> int:
+    async def revert_and_follow_up(self, connections: Collection[FourTuple]) -> int:
         """Set going what is stalled, and let all others tell their peers where they are.
 
         ``connections``: socket tuples.  Returns how many were stalled and no longer wait longer than they would on a
         fresh connection.  Raises KernelError.
         """
-        return await self.follow_up(self.push(connections))
+        return await self.follow_up(self.revert(connections))
 
-    def hasten(self, connections: Collection[FourTuple]) -> list[SocketInfo]:
+    def revert_early(self, connections: Collection[FourTuple]) -> list[SocketInfo]:
         """Before the peer's segments can come: undo the back-off of sockets that have more to send, at a price.
 
         If the peer's first segment acknowledges a part of the segment in flight, the socket is no longer one that
@@ -163,7 +163,7 @@ class Kicker:
             left = {cookie: now[cookie] for cookie, was in left.items() if cookie in now and _unmoved(was, now[cookie])}
         return len(stalled) - len(left)
 
-    def push(self, connections: Collection[FourTuple]) -> list[SocketInfo]:
+    def revert(self, connections: Collection[FourTuple]) -> list[SocketInfo]:
         """The first part of kick(), for all whose numbers are known, before anything else can happen to them.
 
         Returns what was found, as it was before.

@@ -32,7 +32,7 @@ from redirectctl.kernel.datagrams import IPV6_FREEBIND, sent_from
 from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.netfilter.packet_queue import QueuedPacket
 from redirectctl.kernel.sockets.diag import SocketInfo
-from redirectctl.kernel.tcp.backoff import Kicker
+from redirectctl.kernel.tcp.backoff import BackoffReverter
 from redirectctl.wire.addr import FourTuple
 from redirectctl.wire.ip import (
     SEQ_MASK,
@@ -128,7 +128,7 @@ class Inband:
 
     def __init__(
         self,
-        kicker: Kicker,
+        backoff: BackoffReverter,
         sender: Sender,
         *,
         on_token: OnToken,
@@ -141,7 +141,7 @@ class Inband:
         ``on_refused``: called with the reason and, if it can be read, the tuple, when something was no token after all
         or a token could not be sent.
         """
-        self._kicker = kicker
+        self._backoff = backoff
         self._sender = sender
         self._on_token = on_token
         self.on_sent = on_sent
@@ -161,7 +161,7 @@ class Inband:
                 break
             await asyncio.sleep(wait)
             attempt = _Attempt(self, left)
-            caught = await self._kicker.catch(left, attempt.take, attempt.finish)
+            caught = await self._backoff.catch(left, attempt.take, attempt.finish)
             sent |= attempt.sent
             left = {one: proof for one, proof in left.items() if one not in caught | sent}
         return sent
@@ -178,8 +178,8 @@ class Inband:
             if not left:
                 break
             await asyncio.sleep(wait)
-            left = await self._kicker.learn(left)
-        return {one: (n.send_base, n.receive_base) for one, n in self._kicker.known(every).items()}
+            left = await self._backoff.learn(left)
+        return {one: (n.send_base, n.receive_base) for one, n in self._backoff.known(every).items()}
 
     def on_arrival(self, packet: QueuedPacket) -> None:
         """Handler of Queue.TOKEN."""
@@ -202,7 +202,7 @@ class Inband:
 
     def known(self, one: SocketInfo) -> Position | None:
         """Where a socket is that did not answer, if its numbers are known."""
-        numbers = self._kicker.numbers(one)
+        numbers = self._backoff.numbers(one)
         if numbers is None or one.info is None:
             return None
         without = _TIMESTAMPS if one.info.has_timestamps else 0
@@ -226,7 +226,7 @@ class Inband:
 
 
 class _Attempt:
-    """What is done with the ACKs of one call of Kicker.catch."""
+    """What is done with the ACKs of one call of BackoffReverter.catch."""
 
     def __init__(self, inband: Inband, proofs: dict[FourTuple, Proof]) -> None:
         self.sent: set[FourTuple] = set()

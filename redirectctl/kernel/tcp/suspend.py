@@ -47,7 +47,7 @@ from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.netfilter.packet_queue import QueuedPacket
 from redirectctl.kernel.sockets.borrow import NEVER, Borrow, Handle, borrow
 from redirectctl.kernel.sockets.diag import SocketInfo, Sockets
-from redirectctl.kernel.tcp.backoff import Kicker
+from redirectctl.kernel.tcp.backoff import BackoffReverter
 from redirectctl.kernel.tcp.inband import Sender
 from redirectctl.kernel.tcp.inject import Injector
 from redirectctl.wire.addr import FourTuple
@@ -96,7 +96,7 @@ class _Entry:
 class Woken(NamedTuple):
     """What wake() could not do at once."""
 
-    pushed: list[SocketInfo]  # as they were before (Kicker.push)
+    pushed: list[SocketInfo]  # as they were before (BackoffReverter.revert)
     unknown: list[FourTuple]  # whose sequence numbers are not known yet
 
 
@@ -107,7 +107,7 @@ class Suspender:
         self,
         sockets: Sockets,
         injector: Injector,
-        kicker: Kicker,
+        backoff: BackoffReverter,
         sender: Sender,
         borrow: Borrow = borrow,
         *,
@@ -118,7 +118,7 @@ class Suspender:
         self._sender = sender
         self._answered = answered
         self._injector = injector
-        self._kicker = kicker
+        self._backoff = backoff
         self._borrow = borrow
         self._held: dict[FourTuple, _Entry] = {}
         self._leaving: dict[FourTuple, _Entry] = {}  # resumed; not all has been given back yet
@@ -131,7 +131,7 @@ class Suspender:
 
         Leaves out sockets that are not connected, and those whose address is not delivered here (Keeper.keep).
         """
-        found = self._kicker.look(connections)
+        found = self._backoff.look(connections)
         fresh = [one for one in found if one.tuple not in self._held and one.tuple not in self._leaving]
         handles = await self._lend({one.inode for one in fresh})
         for one in fresh:
@@ -153,7 +153,7 @@ class Suspender:
     def shut(self, connections: Mapping[FourTuple, Before]) -> list[SocketInfo]:
         """The first part of suspend(), before anything else can happen to them: close their windows."""
         entries = {connection: self._enter(connection, before) for connection, before in connections.items()}
-        found = self._kicker.look(entries)
+        found = self._backoff.look(entries)
         for one in found:
             entries[one.tuple].see(one)
             if one.tuple not in self._let_out:
@@ -180,7 +180,7 @@ class Suspender:
     async def resume(self, connections: Collection[FourTuple]) -> int:
         """Set going what has been suspended; the rules must let packets through again.
 
-        Returns how many were stalled otherwise and no longer are (Kicker.kick).
+        Returns how many were stalled otherwise and no longer are (BackoffReverter.revert_and_follow_up).
         """
         return await self.follow_up(self.wake(connections))
 
@@ -188,29 +188,29 @@ class Suspender:
         """The first part of resume(), for all whose numbers are known, before anything else can happen to them."""
         unknown = [connection for connection in connections if connection in self._unknown]
         others = []
-        for one in self._kicker.look([connection for connection in connections if connection not in self._unknown]):
+        for one in self._backoff.look([connection for connection in connections if connection not in self._unknown]):
             entry = self._held.get(one.tuple)
             if entry is None or not self._wake(one, entry):
                 others.append(one.tuple)
         for connection in connections:
             if connection not in self._unknown:
                 self._leave(connection)
-        return Woken(self._kicker.push(others), unknown)
+        return Woken(self._backoff.revert(others), unknown)
 
     async def follow_up(self, woken: Woken) -> int:
         """The rest of resume()."""
         if woken.unknown:
-            await self._kicker.learn(woken.unknown)
+            await self._backoff.learn(woken.unknown)
             self._unknown.difference_update(woken.unknown)
             late = self.wake(woken.unknown)
-            return await self._kicker.follow_up([*woken.pushed, *late.pushed])
-        return await self._kicker.follow_up(woken.pushed)
+            return await self._backoff.follow_up([*woken.pushed, *late.pushed])
+        return await self._backoff.follow_up(woken.pushed)
 
     async def give_back(self, connections: Mapping[FourTuple, Before]) -> None:
         """An earlier life of ours has resumed these, and did not get to giving back what they had."""
         entries = {one: _Entry(before) for one, before in connections.items() if one not in self._held}
         self._leaving |= entries
-        found = {one.inode: entries[one.tuple] for one in self._kicker.look(entries)}
+        found = {one.inode: entries[one.tuple] for one in self._backoff.look(entries)}
         for entry in entries.values():
             entry.lending = True
         try:
@@ -278,7 +278,7 @@ class Suspender:
             self._let_out.update(connections)
         else:
             self._let_out.difference_update(connections)
-        for one in self._kicker.look([connection for connection in connections if connection in self._held]):
+        for one in self._backoff.look([connection for connection in connections if connection in self._held]):
             entry = self._held[one.tuple]
             if on:
                 self._open_window(one, entry)
@@ -291,7 +291,7 @@ class Suspender:
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         for connection in connections:
             entry, one = self._held.get(connection), self._sockets.get(connection)
-            numbers = self._kicker.numbers(one) if one else None
+            numbers = self._backoff.numbers(one) if one else None
             if entry is None or one is None or one.info is None or numbers is None:
                 continue
             seq, ack = (numbers.snd_una(one) - 1) & SEQ_MASK, numbers.rcv_nxt(one)
@@ -321,7 +321,7 @@ class Suspender:
         if entry is None or time.monotonic() - entry.called > ANSWER or not segment.is_pure_ack:
             return False
         one = self._sockets.get(connection)
-        numbers = self._kicker.numbers(one) if one else None
+        numbers = self._backoff.numbers(one) if one else None
         if one is None or numbers is None:
             return False
         acknowledged = (segment.ack - numbers.snd_una(one)) & SEQ_MASK
@@ -348,7 +348,7 @@ class Suspender:
             return
         entry.packets += 1
         one = self._sockets.get(connection)
-        numbers = self._kicker.numbers(one) if one else None
+        numbers = self._backoff.numbers(one) if one else None
         if one is None or one.info is None or numbers is None:
             return
         entry.see(one)
@@ -390,7 +390,7 @@ class Suspender:
 
     def _close_window(self, one: SocketInfo) -> None:
         """Where nothing is in flight: what the program writes from now on waits in the socket, and is not lost."""
-        numbers = self._kicker.numbers(one)
+        numbers = self._backoff.numbers(one)
         if numbers is None:
             self._unknown.add(one.tuple)
         elif one.info and not one.info.unacked:
@@ -400,8 +400,8 @@ class Suspender:
         """Once more for those that were too busy to be asked for their numbers."""
         if not self._unknown:
             return
-        await self._kicker.learn(list(self._unknown))
-        for one in self._kicker.look(list(self._unknown)):
+        await self._backoff.learn(list(self._unknown))
+        for one in self._backoff.look(list(self._unknown)):
             if one.tuple in self._held:
                 self._unknown.discard(one.tuple)
                 if one.tuple not in self._let_out:
@@ -409,7 +409,7 @@ class Suspender:
 
     def _wake(self, one: SocketInfo, entry: _Entry) -> bool:
         """Open the window.  True: TCP goes on by itself."""
-        info, numbers = one.info, self._kicker.numbers(one)
+        info, numbers = one.info, self._backoff.numbers(one)
         if info is None or numbers is None:
             return False
         if info.unacked and entry.handle is None and info.retransmits and info.backoff:
@@ -421,7 +421,7 @@ class Suspender:
 
     def _open_window(self, one: SocketInfo, entry: _Entry) -> bool:
         """As it was before we closed it.  True if it was closed."""
-        info, numbers = one.info, self._kicker.numbers(one)
+        info, numbers = one.info, self._backoff.numbers(one)
         if info is None or numbers is None or info.send_window or not entry.before.window:
             return False
         self._send_window(one, numbers.rcv_nxt(one), numbers.snd_una(one), entry.before.window)

@@ -282,7 +282,7 @@ def test_an_rst_on_the_plain_path_is_held_and_one_from_the_tunnel_passes(
     assert "packets 1 " in alice.sh("nft list chain inet t c")
 
 
-def knock(target: str) -> int:
+def asks(target: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in target else socket.AF_INET, socket.SOCK_STREAM) as other:
         other.settimeout(5)
         return other.connect_ex((target, 7))
@@ -299,7 +299,7 @@ def test_an_address_that_an_interface_has_too_stays_usable_for_all_others(
         pair.steer(1, 3, tunnel=tunnel)
         for host in (net.router, stranger):
             host.sh("ip neigh flush all")
-        assert stranger.do(knock, str(owned)) == errno.ECONNREFUSED  # ARP, neighbour discovery, and bob's own answer
+        assert stranger.do(asks, str(owned)) == errno.ECONNREFUSED  # ARP, neighbour discovery, and bob's own answer
         with bob.do(socket.socket, socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as other:
             bob.do(other.connect, (str(address(3, 10, version)), 9))
             assert other.getsockname()[0] == str(owned)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from redirectctl.kernel.constants import MARK_MOVED, MARK_PROBE, Queue
 from redirectctl.kernel.netfilter.packet_queue import PacketQueue
 from redirectctl.kernel.sockets.diag import SockDiag, SocketInfo
-from redirectctl.kernel.tcp.backoff import Kicker
+from redirectctl.kernel.tcp.backoff import BackoffReverter
 from redirectctl.kernel.tcp.inject import RawInjector
 from redirectctl.wire.addr import FourTuple, SockAddr, parse_ip
 
@@ -157,8 +157,8 @@ class Tools:
         with inside(host.name):
             self.diag = SockDiag()
             self.injector = RawInjector()
-            self.kicker = Kicker(self.diag, self.injector, self.probe)
-            self.queue = PacketQueue(Queue.PROBE, self.kicker.on_ack, on_error=self.errors.append)
+            self.backoff = BackoffReverter(self.diag, self.injector, self.probe)
+            self.queue = PacketQueue(Queue.PROBE, self.backoff.on_ack, on_error=self.errors.append)
         self.host = host
         self.probed: list[FourTuple] = []
         # Rough, for a test: data that these programs send ends in PSH or fills a packet.

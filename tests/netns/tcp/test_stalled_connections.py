@@ -49,12 +49,12 @@ def test_a_backed_off_connection_goes_on_at_once(wire: Wire, kind: tuple[int, bo
             # The fourth attempt is 3 s after the first, the fifth 3.2 s later: time enough to see the difference.
             await until_async(lambda: retransmits(tools, kicked) >= 4 and retransmits(tools, control) >= 4)
             wire.mend()
-            assert await tools.kicker.kick([kicked.tuple]) == 1
+            assert await tools.backoff.revert_and_follow_up([kicked.tuple]) == 1
             assert await readable(kicked.server) == b"lost"
             await nothing_to_read(control.server)
             assert retransmits(tools, control) == 4
             await until_async(lambda: tools.look(kicked.tuple).write_queue == 0)
-            assert await tools.kicker.kick([control.tuple]) == 1
+            assert await tools.backoff.revert_and_follow_up([control.tuple]) == 1
             assert await readable(control.server) == b"lost"
 
     asyncio.run(scenario())
@@ -79,7 +79,7 @@ def test_what_could_not_be_sent_is_sent_at_once(wire: Wire, kind: tuple[int, boo
 
             await until_async(lambda: probes(kicked) >= 4 and probes(control) >= 4)
             wire.alice.send_again()
-            assert await tools.kicker.kick([kicked.tuple]) == 1
+            assert await tools.backoff.revert_and_follow_up([kicked.tuple]) == 1
             assert await readable(kicked.server) == b"held"
             await nothing_to_read(control.server)
             assert probes(control) == 4
@@ -108,7 +108,7 @@ def test_a_lost_window_update_is_repeated(wire: Wire) -> None:
             await until_async(lambda: probes() >= 4)
             wire.mend()
             before = alice.look(kicked.tuple)
-            assert await bob.kicker.kick([kicked.tuple.mirrored]) == 0
+            assert await bob.backoff.revert_and_follow_up([kicked.tuple.mirrored]) == 0
             assert await readable(kicked.server)
             assert alice.look(kicked.tuple).write_queue < before.write_queue
 
@@ -119,7 +119,7 @@ def test_numbers_are_asked_for_once(wire: Wire) -> None:
     async def scenario() -> None:
         connection = wire.connect()
         with tools_on(wire.alice) as tools:
-            await tools.kicker.learn([connection.tuple])
+            await tools.backoff.learn([connection.tuple])
             assert tools.probed == [connection.tuple]
             for size in (1, 5000):
                 connection.client.send(bytes(size))
@@ -129,7 +129,7 @@ def test_numbers_are_asked_for_once(wire: Wire) -> None:
             connection.client.send(b"lost")
             await until_async(lambda: retransmits(tools, connection) >= 3)
             wire.mend()
-            assert await tools.kicker.kick([connection.tuple]) == 1
+            assert await tools.backoff.revert_and_follow_up([connection.tuple]) == 1
             assert tools.probed == [connection.tuple]
             await until_async(lambda: tools.look(connection.tuple).write_queue == 0)
             assert retransmits(tools, connection) == 0
@@ -141,18 +141,18 @@ def test_wrong_numbers_are_found_out(wire: Wire) -> None:
     async def scenario() -> None:
         connection = wire.connect()
         with tools_on(wire.alice) as tools:
-            await tools.kicker.learn([connection.tuple])
+            await tools.backoff.learn([connection.tuple])
             one = tools.look(connection.tuple)
-            right = tools.kicker.numbers(one)
+            right = tools.backoff.numbers(one)
             assert right is not None
-            tools.kicker._numbers[one.cookie] = right._replace(send_base=right.send_base ^ 0x4000_0000)
+            tools.backoff._numbers[one.cookie] = right._replace(send_base=right.send_base ^ 0x4000_0000)
             wire.cut()
             connection.client.send(b"lost")
             await until_async(lambda: retransmits(tools, connection) >= 3)
             wire.mend()
             await asyncio.sleep(0.6)  # the kernel answers such a probe twice a second at most
-            assert await tools.kicker.kick([connection.tuple]) == 1
-            found = tools.kicker.numbers(one)
+            assert await tools.backoff.revert_and_follow_up([connection.tuple]) == 1
+            found = tools.backoff.numbers(one)
             assert found is not None
             assert found._replace(stamp=right.stamp) == right  # a clock is read, not known exactly
             assert await readable(connection.server) == b"lost"
@@ -170,7 +170,7 @@ def test_many_at_once_both_families(wire: Wire) -> None:
             await until_async(lambda: all(retransmits(tools, c) >= 3 for c in connections))
             wire.mend()
             stalled = sum(retransmits(tools, c) > 0 for c in connections)
-            assert await tools.kicker.kick([c.tuple for c in connections]) == stalled == 300
+            assert await tools.backoff.revert_and_follow_up([c.tuple for c in connections]) == stalled == 300
             for connection in connections:
                 assert await readable(connection.server) == b"lost"
 
@@ -205,8 +205,8 @@ def test_a_running_transfer_is_not_disturbed(wire: Wire) -> None:
             rounds = 0
             while not received.done():
                 for tools, one in ((alice, connection.tuple), (bob, connection.tuple.mirrored)):
-                    await tools.kicker.kick([one])
-                    await tools.kicker.learn([one])
+                    await tools.backoff.revert_and_follow_up([one])
+                    await tools.backoff.learn([one])
                 rounds += 1
             whole = hashlib.sha256()
             for _ in range(size >> 20):
@@ -226,7 +226,7 @@ def test_a_program_that_wants_icmp_errors_sees_none(wire: Wire) -> None:
             wire.cut()
             connection.client.send(b"lost")
             await until_async(lambda: retransmits(tools, connection) >= 2)
-            assert await tools.kicker.kick([connection.tuple]) == 0
+            assert await tools.backoff.revert_and_follow_up([connection.tuple]) == 0
             await nothing_to_read(connection.client)
             assert connection.client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
             wire.mend()
@@ -258,12 +258,12 @@ def test_nothing_leaves_the_host(wire: Wire, version: int) -> None:
             alice.run("ip", local, "route", "add", "default", "dev", "a0")
             connection.client.send(b"held")
             await until_async(lambda: tools.look(connection.tuple).write_queue > 0)
-            assert await tools.kicker.kick([connection.tuple]) == 0
+            assert await tools.backoff.revert_and_follow_up([connection.tuple]) == 0
             assert strays(alice) == 0
             alice.run("ip", local, "route", "add", "local", alice.addresses[version], "dev", "lo", "table", "77")
             alice.run("ip", local, "rule", "add", "fwmark", "0x10000000/0x10000000", "table", "77")
             assert tools.injector.delivered_here([connection.tuple.local.host]) == {connection.tuple.local.host}
-            await tools.kicker.learn([connection.tuple])
+            await tools.backoff.learn([connection.tuple])
             assert strays(alice) == 0
 
     asyncio.run(scenario())
@@ -285,7 +285,7 @@ def test_behind_a_strict_host_firewall(wire: Wire) -> None:
             connection.client.send(b"lost")
             await until_async(lambda: retransmits(tools, connection) >= 3)
             wire.mend()
-            assert await tools.kicker.kick([connection.tuple]) == 1
+            assert await tools.backoff.revert_and_follow_up([connection.tuple]) == 1
             await until_async(lambda: tools.look(connection.tuple).write_queue == 0)
 
     asyncio.run(scenario())

@@ -23,7 +23,7 @@ from redirectctl.kernel.netfilter.packet_queue import PacketQueue
 from redirectctl.kernel.netfilter.rewriter import Rewriter
 from redirectctl.kernel.sockets.borrow import Handle, borrow
 from redirectctl.kernel.sockets.diag import CONNECTED, SockDiag, SocketInfo, Timer
-from redirectctl.kernel.tcp.backoff import Kicker
+from redirectctl.kernel.tcp.backoff import BackoffReverter
 from redirectctl.kernel.tcp.inband import RawSender
 from redirectctl.kernel.tcp.inject import RawInjector
 from redirectctl.kernel.tcp.suspend import Suspender
@@ -67,14 +67,14 @@ class Daemon:
             self.injector = RawInjector()
             self.rewriter = Rewriter()
             self.rewriter.setup(flows)
-            self.kicker = Kicker(self.diag, self.injector, self.rewriter.probe)
+            self.backoff = BackoffReverter(self.diag, self.injector, self.rewriter.probe)
             self.sender = Sender()
             self.answered: set[FourTuple] = set()
             self.suspender = Suspender(
-                self.diag, self.injector, self.kicker, self.sender, self.lend, answered=self.answered.add
+                self.diag, self.injector, self.backoff, self.sender, self.lend, answered=self.answered.add
             )
             handlers = {
-                Queue.PROBE: self.kicker.on_ack,
+                Queue.PROBE: self.backoff.on_ack,
                 Queue.WAIT: self.suspender.on_packet,
                 Queue.ANSWER: self.suspender.on_arrival,
             }
@@ -92,7 +92,7 @@ class Daemon:
 
     async def protect(self, connections: Collection[FourTuple]) -> None:
         self.rewriter.apply(add=[Flow(one, one) for one in connections])
-        assert await self.kicker.learn(connections) == []
+        assert await self.backoff.learn(connections) == []
 
     def hold(self, connections: Collection[FourTuple]) -> None:
         before = [Flow(one, one) for one in connections]

@@ -25,7 +25,7 @@ from redirectctl.kernel.constants import Queue
 from redirectctl.kernel.netfilter.packet_queue import PacketQueue, QueuedPacket
 from redirectctl.kernel.netfilter.rewriter import Rewriter
 from redirectctl.kernel.sockets.diag import SockDiag
-from redirectctl.kernel.tcp.backoff import Kicker
+from redirectctl.kernel.tcp.backoff import BackoffReverter
 from redirectctl.kernel.tcp.inband import Inband, RawSender
 from redirectctl.kernel.tcp.inject import RawInjector
 from redirectctl.wire.addr import FourTuple, SockAddr, parse_ip
@@ -91,8 +91,8 @@ class Side:
             self.diag = SockDiag()
             self.injector = RawInjector()
             self.sender = RawSender()
-            self.kicker = Kicker(self.diag, self.injector, self.rewriter.probe)
-            self.inband = Inband(self.kicker, self.sender, on_token=self._on_token)
+            self.backoff = BackoffReverter(self.diag, self.injector, self.rewriter.probe)
+            self.inband = Inband(self.backoff, self.sender, on_token=self._on_token)
             self.queues = [
                 PacketQueue(Queue.PROBE, self._on_ack, on_error=self.errors.append),
                 PacketQueue(Queue.TOKEN, self._on_arrival, on_error=self.errors.append),
@@ -106,7 +106,7 @@ class Side:
 
     def _on_ack(self, packet: QueuedPacket) -> None:
         self.caught += 1
-        self.kicker.on_ack(packet)
+        self.backoff.on_ack(packet)
 
     def _on_arrival(self, packet: QueuedPacket) -> None:
         ip = parse_packet(packet.payload)
@@ -375,8 +375,8 @@ def test_both_ends_have_the_same_number_bases_but_for_the_clients_syn(net: Net, 
             for size in (0, 1, 100_000):
                 assert carries(connection, size)
                 for side in (alice, bob):
-                    side.kicker = Kicker(side.diag, side.injector, side.rewriter.probe)
-                    side.inband = Inband(side.kicker, side.sender, on_token=lambda *_: None)
+                    side.backoff = BackoffReverter(side.diag, side.injector, side.rewriter.probe)
+                    side.inband = Inband(side.backoff, side.sender, on_token=lambda *_: None)
                 client, server = (await alice.inband.numbers([here]))[here], (await bob.inband.numbers([there]))[there]
                 assert client[1] == server[0]
                 assert (server[1] - client[0]) & SEQ_MASK == 1

@@ -43,7 +43,7 @@ class World:
         self.engine = SimpleNamespace(
             peers={KEY: SimpleNamespace(key=KEY, identity={THERE.host})},
             policy=SimpleNamespace(control_port=7747),
-            told=lambda now, *rest: self.told.append(rest),
+            place_learnt=lambda now, *rest: self.told.append(rest),
         )
         monkeypatch.setattr(namebook.resolver, "look_up", self.look_up)
         monkeypatch.setattr(namebook.procfs, "arguments", lambda pid: self.argv)

@@ -189,7 +189,7 @@ def test_only_what_is_wanted_to_be_known_is_listened_to() -> None:
 def test_one_that_is_left_to_tcp_without_a_path_is_listened_to(held: bool, heard: list[FourTuple]) -> None:
     kernel = Kernel(State.SUSPENDED)
     (connection,) = kernel.watch._engine.table
-    connection.held = held
+    connection.blocked = held
     kernel.watch.questioned(frozenset({b"p" * 32}))
     for received in (5, 6):
         kernel.one = socket(ONE, retransmits=0, acked=5, received=received)

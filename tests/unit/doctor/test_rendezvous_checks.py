@@ -19,7 +19,7 @@ SOCKET = FourTuple(SockAddr.parse("192.0.2.1:40000"), SockAddr.parse("198.51.100
 
 
 def server(standing: Standing = Standing.REGISTERED, *, tags: bool = True) -> Server:
-    return Server("r.example.net:7747", standing=standing, observed=SEEN, tags={TAG: PEER} if tags else {})
+    return Server("r.example.net:7747", standing=standing, reflexive=SEEN, tags={TAG: PEER} if tags else {})
 
 
 def relayed() -> Connection:

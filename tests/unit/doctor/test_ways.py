@@ -10,7 +10,7 @@ from redirectctl.api.schema import CheckStatus
 from redirectctl.doctor import ways
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.moves.addresses import Failure
-from redirectctl.flows.paths.choice import Why
+from redirectctl.flows.paths.choice import TunnelReason
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
@@ -26,7 +26,7 @@ def peer(observed: str | None = f"{OURS}:{PORT}", remote: str = f"{THEIRS}:{PORT
         PeerState.APPROVED,
         remote=SockAddr.parse(remote),
         local=OURS,
-        observed=SockAddr.parse(observed) if observed else None,
+        reflexive=SockAddr.parse(observed) if observed else None,
         addresses=(THEIRS,),
     )
 
@@ -69,7 +69,7 @@ def test_both_behind_nat_need_a_forwarded_port() -> None:
 
 def test_connections_that_began_through_a_nat_are_told_with_both_tuples() -> None:
     natted = connection()
-    natted.there = FourTuple(SockAddr(THEIRS, 22), SockAddr(PUBLIC, 1234))
+    natted.peer_tuple = FourTuple(SockAddr(THEIRS, 22), SockAddr(PUBLIC, 1234))
     check = ways.nat(HERE, peer(f"{PUBLIC}:9"), [natted, connection(40001)], 0.0)
     assert f"1 connection through NAT since the beginning: {OURS}:40000 is {PUBLIC}:1234 there" in check.found
 
@@ -82,7 +82,7 @@ def test_what_the_peer_said_before_a_move_is_no_nat() -> None:
     gone = peer(observed=f"{PUBLIC}:{PORT}")
     gone.addresses = (V6,)
     natted = connection()
-    natted.there = FourTuple(SockAddr(THEIRS, 22), SockAddr(PUBLIC, 1234))
+    natted.peer_tuple = FourTuple(SockAddr(THEIRS, 22), SockAddr(PUBLIC, 1234))
     check = ways.nat(HERE, gone, [natted], 0.0, answers=False)
     assert check.status is CheckStatus.SKIP
     assert "1 connection through NAT since the beginning" in check.found
@@ -109,7 +109,7 @@ def test_paths_are_counted_with_the_reason() -> None:
     rewritten = connection(40003)
     rewritten.wire = FourTuple(SockAddr(PUBLIC, 40003), SockAddr(THEIRS, 22))
     check = ways.path_of_each(
-        [connection(), tunnelled(40001), tunnelled(40002), rewritten], lambda c: Why.NAT if c.tunnel else None
+        [connection(), tunnelled(40001), tunnelled(40002), rewritten], lambda c: TunnelReason.NAT if c.tunnel else None
     )
     assert check.status is CheckStatus.OK
     assert check.found == (
@@ -118,11 +118,11 @@ def test_paths_are_counted_with_the_reason() -> None:
     assert ways.path_of_each([], lambda _: None).found == "no protected connection"
 
 
-@pytest.mark.parametrize("why", list(Why))
-def test_every_reason_for_the_tunnel_has_words(why: Why) -> None:
+@pytest.mark.parametrize("why", list(TunnelReason))
+def test_every_reason_for_the_tunnel_has_words(why: TunnelReason) -> None:
     check = ways.path_of_each([tunnelled()], lambda _: why)
     assert check.found.startswith("1 through the tunnel: ")
-    blocked = why in (Why.NOT_SEEN, Why.STALLED)
+    blocked = why in (TunnelReason.NOT_SEEN, TunnelReason.STALLED)
     assert (check.status is CheckStatus.WARN) is blocked
     assert (f"blocked: TCP from {OURS} to {THEIRS}, to port 22" in check.found) is blocked
 
@@ -130,7 +130,7 @@ def test_every_reason_for_the_tunnel_has_words(why: Why) -> None:
 def test_the_port_that_a_firewall_would_name_is_the_servers() -> None:
     served = tunnelled()
     served.socket = served.wire = FourTuple(SockAddr(OURS, 22), SockAddr(THEIRS, 40000))
-    assert "from port 22" in ways.path_of_each([served], lambda _: Why.NOT_SEEN).found
+    assert "from port 22" in ways.path_of_each([served], lambda _: TunnelReason.NOT_SEEN).found
 
 
 def test_the_size_of_the_tunnel_is_told_as_packets() -> None:

@@ -6,7 +6,7 @@ from hashlib import blake2s
 
 import pytest
 
-from redirectctl.flows.proofs import ANSWERER, CLAIMANT, around, digest, shown
+from redirectctl.flows.proofs import ANSWERER, CLAIMANT, digest, nearby, proof_of_numbers
 
 
 def test_the_digest_of_a_token() -> None:
@@ -17,10 +17,10 @@ def test_the_digest_of_a_token() -> None:
 def test_the_proof_by_sequence_numbers(role: bytes, person: bytes) -> None:
     """Over the digest and the claimant's two bases, 4 bytes each, in network byte order."""
     expected = blake2s(b"digest.." + b"\0\0\0\x01" + b"\xfe\xdc\xba\x98", digest_size=8, person=person).digest()
-    assert shown(role, b"digest..", 1, 0xFEDCBA98) == expected
+    assert proof_of_numbers(role, b"digest..", 1, 0xFEDCBA98) == expected
 
 
 def test_each_base_may_be_one_off_also_where_they_wrap() -> None:
     last = 2**32 - 1
-    assert sorted(around((0, last))) == [(a, b) for a in (0, 1, last) for b in (0, last - 1, last)]
-    assert next(iter(around((5, 7)))) == (5, 7)  # the likeliest is tried first
+    assert sorted(nearby((0, last))) == [(a, b) for a in (0, 1, last) for b in (0, last - 1, last)]
+    assert next(iter(nearby((5, 7)))) == (5, 7)  # the likeliest is tried first

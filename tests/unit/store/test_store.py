@@ -81,18 +81,18 @@ class TestOwn:
         for run in range(4):
             with Store(directory) as store:
                 assert store.epoch >= (given[-1] if given else 0)
-                given += [store.next_epoch() for _ in range(run + 1)]
+                given += [store.next_generation() for _ in range(run + 1)]
                 assert store.epoch == given[-1]
         assert given == list(range(1, 11)), "each is used: there are not many within the life of a connection"
 
     def test_epochs_are_on_disk_before_they_are_returned(self, directory: Path, tmp_path: Path):
         with Store(directory) as store:
             for number in range(4):
-                epoch = store.next_epoch()
+                epoch = store.next_generation()
                 copy = tmp_path / f"copy{number}"  # as a crash would leave it
                 shutil.copytree(directory, copy)
                 with Store(copy) as crashed:
-                    assert crashed.next_epoch() > epoch
+                    assert crashed.next_generation() > epoch
 
 
 class TestPeers:
@@ -367,7 +367,7 @@ store.put_peer(peer(1))
 start = int(sys.argv[2])
 for number in range(start, start + 1_000_000):
     store.put_connections(connection(n, moves=number) for n in range(40))
-    print(number, store.next_epoch(), flush=True)
+    print(number, store.next_generation(), flush=True)
 """
 
 
@@ -393,5 +393,5 @@ def test_killed_at_any_moment(directory: Path):
             assert moves in {committed, committed + 1}
             assert records == [connection(n, moves=moves) for n in range(40)]
             assert store.epoch >= epoch
-            assert store.next_epoch() > epoch
+            assert store.next_generation() > epoch
             assert store.peers() == [peer(1)]

@@ -55,7 +55,7 @@ TABLE: list[tuple[m.Message, str]] = [
     (m.Sync(10, (_CID,)), f"0c 0000000a 01 {_CID.hex()}"),
     (m.SyncReply(10, ()), "0d 0000000a 00"),
     (
-        m.Bind(11, (m.Arrived(_CID, b"12345678", 1, 2),)),
+        m.Bind(11, (m.TokenArrival(_CID, b"12345678", 1, 2),)),
         f"0e 0000000b 01 {_CID.hex()} 3132333435363738 00000001 00000002",
     ),
     (m.PathProbe(b"a nonce "), "12 61206e6f6e636520"),
@@ -197,7 +197,7 @@ any_message = st.one_of(
             m.MAX_PROTECT,
         ),
     ),
-    st.builds(m.Bind, _u32, _tuples_of(st.builds(m.Arrived, _cid, _cid, _u32, _u32), m.MAX_PROTECT)),
+    st.builds(m.Bind, _u32, _tuples_of(st.builds(m.TokenArrival, _cid, _cid, _u32, _u32), m.MAX_PROTECT)),
     st.builds(m.BindNumbers, _u32, _tuples_of(st.tuples(_cid, _cid), m.MAX_PROTECT)),
     st.builds(m.Acm, _u64, _cid, _ip, _moved.filter(any), st.booleans()),
     st.builds(m.AcmAck, _u64, _cid, st.sampled_from(m.AcmStatus), _u32, st.builds(SockAddr, _ip, _port)),

@@ -1,4 +1,4 @@
-"""Kicker against fakes of the kernel: which packets it makes for which socket."""
+"""BackoffReverter against fakes of the kernel: which packets it makes for which socket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from redirectctl.kernel.sockets.bytecode import EVERYTHING, SocketFilter
 from redirectctl.kernel.sockets.diag import SocketInfo, TcpInfo, TcpState, Timer
-from redirectctl.kernel.tcp.backoff import MAX_REMEMBERED, ROUNDS, Kicker, Numbers
+from redirectctl.kernel.tcp.backoff import MAX_REMEMBERED, ROUNDS, BackoffReverter, Numbers
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.ip import SEQ_MASK, TcpFlags, build_tcp
 
@@ -75,7 +75,7 @@ class FakeHost:
     listings: int = 0
 
     def __post_init__(self) -> None:
-        self.kicker = Kicker(self, self, self.probe)
+        self.backoff = BackoffReverter(self, self, self.probe)
 
     def dump(
         self,
@@ -107,7 +107,7 @@ class FakeHost:
             seq, ack = SND_UNA + one.in_flight, RCV_NXT
             answer = build_tcp(*connection, seq=seq, ack=ack, flags=TcpFlags.ACK, options=self.options)
             self.packets.append(Packet(answer))
-            self.kicker.on_ack(self.packets[-1])
+            self.backoff.on_ack(self.packets[-1])
 
     def ack(self, connection: FourTuple, *, seq: int, ack: int, window: int) -> None:
         self.log.append(("ack", connection))
@@ -128,8 +128,8 @@ class FakeHost:
     def count(self, kind: str, port: int) -> int:
         return self.log.count((kind, connection(port)))
 
-    def kick(self, *ports: int) -> int:
-        return asyncio.run(self.kicker.kick([connection(port) for port in ports]))
+    def revert_and_follow_up(self, *ports: int) -> int:
+        return asyncio.run(self.backoff.revert_and_follow_up([connection(port) for port in ports]))
 
 
 def host(*sockets: SocketInfo, **how: object) -> FakeHost:
@@ -138,14 +138,14 @@ def host(*sockets: SocketInfo, **how: object) -> FakeHost:
 
 def test_one_icmp_for_each_step_and_one_more() -> None:
     fake = host(backed_off(1, 3), backed_off(2, 12))
-    assert fake.kick(1, 2) == 2
+    assert fake.revert_and_follow_up(1, 2) == 2
     assert (fake.count("icmp", 1), fake.count("icmp", 2)) == (4, 13)
     assert (fake.count("syn", 1), fake.count("syn", 2)) == (1, 1)
 
 
 def test_nothing_is_done_to_what_is_not_named() -> None:
     fake = host(backed_off(1), backed_off(2), idle(3))
-    assert fake.kick(1) == 1
+    assert fake.revert_and_follow_up(1) == 1
     assert {one for _, one in fake.log} == {connection(1)}
 
 
@@ -153,22 +153,22 @@ def test_others_only_say_where_they_are() -> None:
     waiting_for_room = changed(held_back(4), send_window=0)
     fresh = changed(backed_off(5, 3), retransmits=0, backoff=0)
     fake = host(idle(3), waiting_for_room, fresh)
-    assert fake.kick(3, 4, 5) == 0
+    assert fake.revert_and_follow_up(3, 4, 5) == 0
     assert sorted(fake.log) == [("syn", connection(port)) for port in (3, 4, 5)]
     assert fake.probed == []
 
 
 def test_what_could_not_be_sent_gets_the_peers_last_ack_again() -> None:
     fake = host(held_back(1))
-    assert fake.kick(1) == 1
+    assert fake.revert_and_follow_up(1) == 1
     assert fake.acks == [(RCV_NXT, SND_UNA, 512)]
 
 
 def test_numbers_wrap_and_follow_the_counters() -> None:
     one = backed_off(1)
     fake = host(one)
-    fake.kick(1)
-    numbers = fake.kicker.numbers(one)
+    fake.revert_and_follow_up(1)
+    numbers = fake.backoff.numbers(one)
     assert numbers is not None
     assert numbers == Numbers((SND_UNA - 1000) & SEQ_MASK, RCV_NXT - 2000, opened=True)
     later = changed(one, bytes_acked=1000 + 0x20, bytes_received=2000 + 2**31)
@@ -177,66 +177,66 @@ def test_numbers_wrap_and_follow_the_counters() -> None:
 
 def test_known_numbers_need_no_probe() -> None:
     fake = host(backed_off(1))
-    fake.kick(1)
+    fake.revert_and_follow_up(1)
     fake.probed.clear()
     fake.sockets[connection(1)] = backed_off(1, 5)
-    assert fake.kick(1) == 1
+    assert fake.revert_and_follow_up(1) == 1
     assert fake.probed == []
-    fake.kicker.forget(1)
+    fake.backoff.forget(1)
     fake.sockets[connection(1)] = backed_off(1, 5)
-    assert fake.kick(1) == 1
+    assert fake.revert_and_follow_up(1) == 1
     assert fake.probed == [connection(1)]
 
 
 def test_wrong_numbers_are_asked_for_again() -> None:
     one = backed_off(1)
     fake = host(one)
-    fake.kicker._remember(one.cookie, Numbers(5, 5))
-    assert fake.kick(1) == 1
+    fake.backoff._remember(one.cookie, Numbers(5, 5))
+    assert fake.revert_and_follow_up(1) == 1
     assert fake.count("icmp", 1) == 8
     assert fake.probed == [connection(1)]
 
 
 def test_a_socket_that_was_busy_is_kicked_again() -> None:
     fake = host(backed_off(1), deaf=5)
-    assert fake.kick(1) == 1
+    assert fake.revert_and_follow_up(1) == 1
     assert fake.count("icmp", 1) > 4
 
 
 def test_it_gives_up_in_the_end() -> None:
     fake = host(backed_off(1), deaf=10**6)
-    assert fake.kick(1) == 0
+    assert fake.revert_and_follow_up(1) == 0
     assert fake.count("icmp", 1) == ROUNDS * 4
 
 
 def test_one_that_does_not_answer_does_not_hold_up_the_others() -> None:
     fake = host(backed_off(1), backed_off(2), silent={connection(2)})
-    assert fake.kick(1, 2) == 1
+    assert fake.revert_and_follow_up(1, 2) == 1
     assert (fake.count("icmp", 1), fake.count("icmp", 2)) == (4, 0)
 
 
 def test_programs_that_want_icmp_errors_are_left_alone() -> None:
     fake = host(backed_off(1)._replace(wants_errors=True))
-    assert fake.kick(1) == 0
+    assert fake.revert_and_follow_up(1) == 0
     assert fake.log == [("syn", connection(1))]
 
 
 @pytest.mark.parametrize("state", [TcpState.SYN_SENT, TcpState.TIME_WAIT, TcpState.CLOSE, TcpState.LISTEN])
 def test_only_connections(state: TcpState) -> None:
     fake = host(backed_off(1)._replace(state=state))
-    assert fake.kick(1, 99) == 0
+    assert fake.revert_and_follow_up(1, 99) == 0
     assert fake.log == []
 
 
 def test_nothing_is_injected_that_would_leave_the_host() -> None:
     fake = host(backed_off(1), held_back(2), idle(3), local=False)
-    assert fake.kick(1, 2, 3) == 0
+    assert fake.revert_and_follow_up(1, 2, 3) == 0
     assert fake.log == []
 
 
 def test_many_are_listed_at_once() -> None:
     fake = host(*(backed_off(port) for port in range(1, 1001)), idle(2000))
-    assert fake.kick(*range(1, 1001)) == 1000
+    assert fake.revert_and_follow_up(*range(1, 1001)) == 1000
     assert fake.listings == 3  # before, for the numbers, after
     assert fake.count("syn", 2000) == 0
 
@@ -246,8 +246,8 @@ def test_acks_are_always_let_go() -> None:
     other = Packet(build_tcp(*connection(1), seq=1, ack=1, flags=TcpFlags.ACK, data=b"data"))
     garbage = Packet(b"\x45garbage")
     for packet in (other, garbage):
-        fake.kicker.on_ack(packet)
-    asyncio.run(fake.kicker.learn([connection(1)]))
+        fake.backoff.on_ack(packet)
+    asyncio.run(fake.backoff.learn([connection(1)]))
     assert [packet.verdicts for packet in (other, garbage, *fake.packets)] == [["accept"]] * 3
 
 
@@ -260,8 +260,8 @@ def test_a_connection_that_moves_on_while_asked_is_not_learnt() -> None:
         fake.sockets[one] = changed(fake.sockets[one], bytes_received=2001)
 
     fake.syn = moves_on  # type: ignore[method-assign]
-    asyncio.run(fake.kicker.learn([connection(1)]))
-    assert fake.kicker.numbers(idle(1)) is None
+    asyncio.run(fake.backoff.learn([connection(1)]))
+    assert fake.backoff.numbers(idle(1)) is None
 
 
 @pytest.mark.parametrize(("carried", "asked"), [(160, True), (1_000_000, False)])
@@ -279,9 +279,9 @@ def test_a_program_that_writes_little_and_often_has_a_moment_in_which_it_can_be_
         return found
 
     fake.get = carries_on  # type: ignore[method-assign]
-    asyncio.run(fake.kicker.learn([connection(1)]))
+    asyncio.run(fake.backoff.learn([connection(1)]))
     assert bool(fake.probed) is asked
-    assert (fake.kicker.numbers(idle(1)) is not None) is asked
+    assert (fake.backoff.numbers(idle(1)) is not None) is asked
 
 
 @pytest.mark.parametrize(("window", "ahead"), [(0, 0), (300, 300), (900, 1000), (1000, 1000)])
@@ -297,16 +297,16 @@ def test_numbers_are_right_where_the_window_closed_over_what_is_in_flight(window
         fake.sockets[one] = busy
 
     fake.syn = within_the_window  # type: ignore[method-assign]
-    asyncio.run(fake.kicker.learn([connection(1)]))
-    numbers = fake.kicker.numbers(busy)
+    asyncio.run(fake.backoff.learn([connection(1)]))
+    numbers = fake.backoff.numbers(busy)
     assert numbers is not None
     assert numbers.snd_una(busy) == SND_UNA
 
 
 def test_learning_is_for_later() -> None:
     fake = host(idle(1), idle(2))
-    asyncio.run(fake.kicker.learn([connection(1)]))
-    asyncio.run(fake.kicker.learn([connection(1), connection(2)]))
+    asyncio.run(fake.backoff.learn([connection(1)]))
+    asyncio.run(fake.backoff.learn([connection(1), connection(2)]))
     assert fake.probed == [connection(1), connection(2)]
     assert {kind for kind, _ in fake.log} == {"syn"}
 
@@ -314,7 +314,7 @@ def test_learning_is_for_later() -> None:
 def test_memory_is_bounded() -> None:
     fake = host()
     for cookie in range(MAX_REMEMBERED + 5):
-        fake.kicker._remember(cookie, Numbers(0, 0))
-    assert len(fake.kicker._numbers) == MAX_REMEMBERED
-    assert fake.kicker.numbers(idle(1)) is None
-    assert fake.kicker.numbers(idle(6)) is not None
+        fake.backoff._remember(cookie, Numbers(0, 0))
+    assert len(fake.backoff._numbers) == MAX_REMEMBERED
+    assert fake.backoff.numbers(idle(1)) is None
+    assert fake.backoff.numbers(idle(6)) is not None

@@ -32,7 +32,7 @@ class Tokens:
 
     def __post_init__(self) -> None:
         self.inband = Inband(
-            self.fake.kicker,
+            self.fake.backoff,
             self,
             on_token=lambda *arrived: self.arrived.append(arrived),
             on_refused=lambda *refused: self.refused.append(refused),
@@ -133,7 +133,7 @@ def test_a_socket_that_is_gone_is_left_alone() -> None:
 def test_the_ack_with_a_token_teaches_the_numbers() -> None:
     some = tokens(idle(1), idle(2))
     some.prove(Proof(connection(1), TOKEN))
-    known = some.fake.kicker.known([connection(1), connection(2)])
+    known = some.fake.backoff.known([connection(1), connection(2)])
     assert [numbers.snd_una(idle(1)) for numbers in known.values()] == [SND_UNA]
 
 

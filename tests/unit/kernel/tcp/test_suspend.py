@@ -76,7 +76,7 @@ class Lab:
         self.host = Host({one.tuple: one for one in self.sockets})
         sender = Queued(self)
         self.suspender = Suspender(
-            self.host, self.host, self.host.kicker, sender, self.lend, answered=self.answered.append
+            self.host, self.host, self.host.backoff, sender, self.lend, answered=self.answered.append
         )
 
     def lend(self, inodes: Collection[int]) -> dict[int, Handle]:
@@ -89,7 +89,7 @@ class Lab:
     def suspend(self, *ports: int) -> dict[FourTuple, Before]:
         async def work() -> dict[FourTuple, Before]:
             wanted = [connection(port) for port in ports]
-            await self.host.kicker.learn(wanted)
+            await self.host.backoff.learn(wanted)
             befores = await self.suspender.prepare(wanted)
             await self.suspender.suspend(befores)
             return befores
