@@ -55,7 +55,7 @@ class DaemonService:
             addresses=[str(a) for a in r.network.addresses()],
             control_port=r.port.port,
             connections=counts,
-            peers=len(r.peer_records),
+            peers=len(r.peers.records),
             pid=r.pid,
             long_lived_after=r.config.protect.long_lived_after,
             networks=[schema.Network(address=str(a), prefix=n, interface=i) for a, n, i in r.network.places()],
@@ -86,7 +86,7 @@ class DaemonService:
     async def peers(self, request: schema.PeersRequest, caller: Caller) -> schema.PeersReply:
         """All peers."""
         movable = Counter(c.peer for c in self._r.engine.table if c.movable)
-        return schema.PeersReply(peers=[self._listed(p, movable[p.public]) for p in self._r.peer_records.values()])
+        return schema.PeersReply(peers=[self._listed(p, movable[p.public]) for p in self._r.peers.records.values()])
 
     async def peer(self, request: schema.PeerRequest, caller: Caller) -> schema.PeerReply:
         """One peer, with the picture of its key."""
@@ -108,7 +108,7 @@ class DaemonService:
                 "compare it with `redirectctl identity` there, `redirectctl forget` the old one, and connect again",
             )
         if request.name is not None:
-            self._r.rename(peer.public, request.name)
+            self._r.peers.rename(peer.public, request.name)
         self._r.engine.approve(self._r.now, peer.public)
         return self._decided(peer.public)
 
@@ -133,9 +133,9 @@ class DaemonService:
         if request.name is not None:
             if not 0 < len(request.name) <= LONGEST_NAME or not request.name.isprintable():
                 raise RequestError(what, f"a name has 1 to {LONGEST_NAME} printable characters", "choose another")
-            if any(other.name == request.name for other in self._r.peer_records.values() if other is not peer):
+            if any(other.name == request.name for other in self._r.peers.records.values() if other is not peer):
                 raise RequestError(what, f"another peer is called {request.name}", "choose another name")
-        self._r.rename(peer.public, request.name)
+        self._r.peers.rename(peer.public, request.name)
         return self._decided(peer.public)
 
     async def protect(self, request: schema.ProtectRequest, caller: Caller) -> schema.ConnectionsReply:
@@ -209,7 +209,7 @@ class DaemonService:
 
         Who calls us may have chosen the address that we saw, so that does not say whose key is meant.
         """
-        peers = list(self._r.peer_records.values())
+        peers = list(self._r.peers.records.values())
         what = f"{verb} {text}"
         for found in (
             [p for p in peers if text in (p.fingerprint, p.name)],
@@ -270,9 +270,9 @@ class DaemonService:
 
     def _decided(self, public: bytes) -> schema.PeerReply:
         """The engine has changed the peer; the store follows before the answer goes out."""
-        self._r.save_peer(public)
+        self._r.peers.save(public)
         self._r.wake()
-        return schema.PeerReply(peer=self._listed(self._r.peer_records[public]))
+        return schema.PeerReply(peer=self._listed(self._r.peers.records[public]))
 
 
 def _listed_keys(peers: list[PeerRecord]) -> str:

@@ -29,7 +29,7 @@ def watched(runtime: Runtime, pid: int, uid: int, may_decide: bool) -> schema.Wa
     told = [each for c in own if (each := _watched(c, runtime.now)) is not None]
     told.sort(key=lambda each: (each.lost_for is None, each.id))
     return schema.WatchReply(
-        connections=told[:MAX_WATCHED], questions=_questions(own, runtime.peer_records, may_decide)[:MAX_QUESTIONS]
+        connections=told[:MAX_WATCHED], questions=_questions(own, runtime.peers.records, may_decide)[:MAX_QUESTIONS]
     )
 
 

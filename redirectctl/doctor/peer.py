@@ -48,7 +48,7 @@ class PeerCheck:
     def __init__(self, runtime: Runtime, key: bytes) -> None:
         self._r = runtime
         self._key = key
-        self._record = runtime.peer_records[key]
+        self._record = runtime.peers.records[key]
         self._peer: Peer | None = runtime.engine.peers.get(key)
         self._told = False  # the peer has said where it is, and where it sees us, since we asked
 
@@ -175,7 +175,7 @@ class PeerCheck:
         with IcmpWatch(to) as watch:
             try:
                 async with asyncio.timeout(PATIENCE):
-                    reason = await self._r.contact(to, self._key, way.source)
+                    reason = await self._r.contacts.make(to, self._key, way.source)
             except TimeoutError:
                 reason = "no-answer"
             taken = self._r.now - began

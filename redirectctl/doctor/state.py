@@ -61,10 +61,12 @@ def state_directory(r: Runtime) -> Check:
     if wrong:
         text = several([f"{path} has mode {stat.S_IMODE(path.stat().st_mode):04o}" for path in wrong])
         return fail(name, text, f"chmod go= {' '.join(map(str, wrong))}")
-    if r.saving.failure is not None:
-        peers, connections = r.saving.waiting
-        left = f"{count(peers, 'peer')} and {count(connections, 'connection')} since {r.saving.failed_for:.0f} s"
-        return fail(name, f"not stored, {left}: {r.saving.failure}", "it is tried again each second, and moves go on")
+    if r.peers.saving.failure is not None:
+        peers, connections = r.peers.saving.waiting
+        left = f"{count(peers, 'peer')} and {count(connections, 'connection')} since {r.peers.saving.failed_for:.0f} s"
+        return fail(
+            name, f"not stored, {left}: {r.peers.saving.failure}", "it is tried again each second, and moves go on"
+        )
     if room.f_bavail * room.f_frsize < 1 << 20:
         return fail(name, f"no room left for {r.state}", "free some: what cannot be stored is lost when redirectd ends")
     return ok(name, f"{r.state}, only for root")
@@ -87,7 +89,7 @@ def clock(r: Runtime) -> Check:
     name = "daemon.clock"
     now = time.time()
     step = now - r.started - r.uptime
-    known = r.peer_records.values()
+    known = r.peers.records.values()
     ahead = [p for p in known if max(p.first_seen, p.last_contact or 0.0) > now + AHEAD]
     if ahead:
         text = f"{count(len(ahead), 'peer')} last met in the future: the clock was ahead, or is behind now"
@@ -122,9 +124,9 @@ def _udp_ports(file: str) -> set[int]:
 
 def peers(r: Runtime) -> Check:
     """Keys that wait for a person."""
-    known = Counter(p.state for p in r.peer_records.values())
-    changed = [p.fingerprint for p in r.peer_records.values() if p.state is PeerState.CHANGED]
-    waiting = [p.fingerprint for p in r.peer_records.values() if p.state is PeerState.PENDING]
+    known = Counter(p.state for p in r.peers.records.values())
+    changed = [p.fingerprint for p in r.peers.records.values() if p.state is PeerState.CHANGED]
+    waiting = [p.fingerprint for p in r.peers.records.values() if p.state is PeerState.PENDING]
     if changed:
         text = f"another host's key where one is known: {several(changed, ', ')}"
         return fail("peers", text, "somebody is in between, or the host was set up anew: redirectctl doctor PEER")

@@ -298,7 +298,7 @@ class Destroy:
 class Verdict:
     """What becomes of a held RST."""
 
-    token: int
+    packet: int  # number of the RST
     accept: bool
 
 

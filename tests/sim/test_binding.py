@@ -59,8 +59,8 @@ def test_behind_a_nat(who: str) -> None:
         world.nat("203.0.113.2", bob)
     socket, there = world.connect(bob, alice, 40000)
     world.run(20)
-    assert bob.connection(socket).there == there != socket.mirrored
-    assert alice.connection(there).there == socket
+    assert bob.connection(socket).peer_tuple == there != socket.mirrored
+    assert alice.connection(there).peer_tuple == socket
     assert bob.connection(socket).natted
     assert alice.connection(there).natted
     world.settled()
@@ -100,7 +100,7 @@ def test_stripped_options_fall_back_to_numbers(off: tuple[int, int]) -> None:
     ours, theirs = alice.bases(there)
     alice.numbers[there] = ours + off[0], theirs + off[1]
     world.run(20)
-    assert bob.connection(socket).there == there
+    assert bob.connection(socket).peer_tuple == there
     assert alice.protects(there)
     world.run(20)
     world.settled()

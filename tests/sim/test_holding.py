@@ -415,7 +415,7 @@ def test_what_comes_to_be_known_of_a_socket_that_goes_on_already_is_given_back()
     assert [command.sockets for command in resumed] == [(socket,)]
     assert not suspended
     assert not bob.altered
-    assert bob.connection(socket).before is None
+    assert bob.connection(socket).saved is None
 
 
 def test_a_socket_table_that_cannot_be_read_ends_nothing() -> None:

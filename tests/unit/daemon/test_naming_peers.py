@@ -29,7 +29,7 @@ def peer(key: bytes, *addresses: tuple[str, bool], state: PeerState = PeerState.
 
 
 def service(*peers: PeerRecord) -> DaemonService:
-    runtime = SimpleNamespace(peer_records={each.public: each for each in peers})
+    runtime = SimpleNamespace(peers=SimpleNamespace(records={each.public: each for each in peers}))
     return DaemonService(runtime, examine=None)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,35 @@
+"""Who waits for a handshake to end."""
+
+from __future__ import annotations
+
+import asyncio
+
+from redirectctl.daemon.driver import Driver
+from redirectctl.wire.addr import IPAddress, SockAddr
+
+
+class Contacts:
+    """Handshakes that somebody has asked for."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._waiting: dict[asyncio.Future[str | None], tuple[SockAddr, IPAddress | None, bytes]] = {}
+
+    async def make(self, to: SockAddr, key: bytes, source: IPAddress | None = None) -> str | None:
+        """A fresh handshake with a peer, from ``source`` if given: None when there is a session, else the named reason.
+
+        Takes up to 9 s.
+        """
+        ended: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._waiting[ended] = (to, source, key)
+        try:
+            self._driver.tell(self._driver.engine.meet, to, source, key)
+            return await ended
+        finally:
+            del self._waiting[ended]
+
+    def ended(self, to: SockAddr, key: bytes | None, reason: str | None, source: IPAddress | None) -> None:
+        """See commands.Contacted."""
+        for waiting, wanted in self._waiting.items():
+            if wanted in ((to, source, key), (to, None, key)) and not waiting.done():
+                waiting.set_result(reason)
