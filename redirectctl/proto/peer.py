@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
 from redirectctl.proto import constants
+from redirectctl.proto.bucket import Bucket
 from redirectctl.proto.cipher import TransportCipher
 from redirectctl.proto.replay import ReplayWindow
 from redirectctl.wire.addr import IPAddress, SockAddr
@@ -29,29 +30,12 @@ class Accepted(IntEnum):
     USED = 2
 
 
-@dataclass(slots=True)
-class Budget:
-    """Bytes that may go to addresses at which a peer has never answered: all of them together, so nobody is flooded."""
+def _budget() -> Bucket:
+    """Bytes that may go to addresses at which a peer has never answered: all of them together, so nobody is flooded.
 
-    left: float = constants.UNPROVEN_BURST
-    at: float = float("-inf")
-
-    def allows(self, now: float, length: int) -> bool:
-        """Take so many bytes, if they are there."""
-        self._refill(now)
-        if self.left < length:
-            return False
-        self.left -= length
-        return True
-
-    def credit(self, now: float, length: int) -> None:
-        """So many have come from such an address: as many may go back (RFC 9000, section 8)."""
-        self._refill(now)
-        self.left = min(constants.UNPROVEN_BURST, self.left + length)
-
-    def _refill(self, now: float) -> None:
-        self.left = min(constants.UNPROVEN_BURST, self.left + max(0.0, now - self.at) * constants.UNPROVEN_RATE)
-        self.at = now
+    As many as have come from such an address may go back (RFC 9000, section 8).
+    """
+    return Bucket(constants.UNPROVEN_RATE, constants.UNPROVEN_BURST, constants.UNPROVEN_BURST, float("-inf"))
 
 
 @dataclass(slots=True)
@@ -97,7 +81,7 @@ class Peer:
     greatest_counter: int = -1  # of its IKpsk2 initiations: a replayed one is not greater
     remote: SockAddr | None = None  # where its control port was last proven to be; changed by Endpoint.locate() only
     proven: dict[SockAddr, None] = field(default_factory=dict)  # where else it was, newest last
-    unproven: Budget = field(default_factory=Budget)  # of what is sent to where it was not
+    unproven: Bucket = field(default_factory=_budget)  # of what is sent to where it was not
     local: IPAddress | None = None  # the address that we used for that
     port: int = 0  # number of our port that it is sent to from; 0: the control port
     trial: int = 0  # of another one, which is tried besides while it does not answer; 0: none

@@ -88,7 +88,7 @@ class Port:
             self.hand_over(now, whom, source, to, data)
             return
         peer = self.peers.get(key) if key is not None else None
-        if peer is None or peer.receives_at(to) or peer.unproven.allows(now, len(data)):
+        if peer is None or peer.receives_at(to) or peer.unproven.take(now, len(data)):
             self.emit(events.Transmit(source, to, data, self._port_to(to, key)))
 
     def locate(self, peer: Peer, remote: SockAddr, local: IPAddress | None) -> None:

@@ -6,18 +6,9 @@ at their address (a good mac2): one that can be forged would fill the table with
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from redirectctl.proto.bucket import Bucket
 from redirectctl.proto.constants import HANDSHAKE_BURST, HANDSHAKES_PER_SECOND, RATE_LIMIT_SOURCES
 from redirectctl.wire.addr import IPAddress, unmap
-
-
-class _Bucket(NamedTuple):
-    tokens: float
-    at: float  # when it held them
-
-    def level(self, now: float) -> float:
-        return min(HANDSHAKE_BURST, self.tokens + (now - self.at) * HANDSHAKES_PER_SECOND)
 
 
 class RateLimiter:
@@ -29,7 +20,7 @@ class RateLimiter:
     """
 
     def __init__(self) -> None:
-        self._buckets: dict[bytes, _Bucket] = {}  # least recently used first
+        self._buckets: dict[bytes, Bucket] = {}  # least recently used first
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -41,11 +32,9 @@ class RateLimiter:
         if bucket is None:
             if not self._make_room(now):
                 return False
-            bucket = _Bucket(HANDSHAKE_BURST, now)
-        level = bucket.level(now)
-        allowed = level >= 1.0
-        self._buckets[key] = _Bucket(level - 1.0 if allowed else level, now)
-        return allowed
+            bucket = Bucket(HANDSHAKES_PER_SECOND, HANDSHAKE_BURST, HANDSHAKE_BURST, now)
+        self._buckets[key] = bucket
+        return bucket.take(now)
 
     def _make_room(self, now: float) -> bool:
         if len(self._buckets) < RATE_LIMIT_SOURCES:

@@ -12,7 +12,6 @@ from typing import Final
 import pytest
 
 from redirectctl.flows import constants as limits
-from redirectctl.flows.bucket import Buckets
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Engine
 from redirectctl.flows.policy import Policy
@@ -21,6 +20,7 @@ from redirectctl.flows.rendezvous.client import tag_of
 from redirectctl.flows.state import State
 from redirectctl.proto import constants as proto_limits
 from redirectctl.proto import events
+from redirectctl.proto.bucket import Buckets
 from redirectctl.proto.noise import Pattern, StaticKey
 from redirectctl.proto.peer import Accepted, PeerState
 from redirectctl.proto.shares import Shared

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from redirectctl.flows import commands, constants, timer_kinds
-from redirectctl.flows.bucket import Buckets
 from redirectctl.flows.claims.outgoing import OwnClaims
 from redirectctl.flows.connection import Connection, change
 from redirectctl.flows.host import Host
@@ -25,6 +24,7 @@ from redirectctl.flows.proofs import ANSWERER, CLAIMANT, Numbers, digest, nearby
 from redirectctl.flows.reasons import REASONS
 from redirectctl.flows.state import State
 from redirectctl.proto import events
+from redirectctl.proto.bucket import Buckets
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.proto.shares import Shared
 from redirectctl.wire import message as messages
@@ -93,7 +93,7 @@ class PeersClaims:
         self._looking: Shared[bytes, int, tuple[Claimed, FourTuple]] = Shared()
         self._asked: Shared[bytes, int, Asked] = Shared()
         self._number = 0
-        self._comparing = Buckets()  # proofs by numbers that are looked at
+        self._comparing = Buckets(constants.MAX_HEARD)  # proofs by numbers that are looked at
 
     def received(self, now: float, event: events.Received) -> None:
         """Protect, Bind, BindNumbers."""

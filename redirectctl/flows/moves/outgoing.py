@@ -375,7 +375,7 @@ class OwnMoves:
     def _next(move: Move, pairs: list[Pair], peer: Peer) -> list[Pair]:
         """Without a path, between two rounds: one at a time of those where the peer has been, the present one oftener.
 
-        Where it never was nothing is sent so often: see Budget.
+        Where it never was nothing is sent so often: see Peer.unproven.
         """
         proven = [pair for pair in pairs if peer.receives_at(pair.remote) and pair not in move.refused]
         move.beat += 1

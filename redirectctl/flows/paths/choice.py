@@ -34,7 +34,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from redirectctl.flows import commands, constants, facts, timer_kinds
-from redirectctl.flows.bucket import Buckets
 from redirectctl.flows.connection import Connection, Flow, Path, Route
 from redirectctl.flows.devices import may_use
 from redirectctl.flows.host import Host
@@ -45,6 +44,7 @@ from redirectctl.flows.paths.suspension import Suspension
 from redirectctl.flows.proofs import Numbers, in_place
 from redirectctl.flows.state import State
 from redirectctl.proto import events
+from redirectctl.proto.bucket import Buckets
 from redirectctl.proto.shares import Shared
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress
@@ -92,7 +92,7 @@ class Choice:
         self._suspension = suspension
         self._trials: Shared[bytes, Route, Trial] = Shared()  # of each peer
         self._unread: dict[bytes, float] = {}  # peers that read no tunnel, and since when they get plain packets
-        self._looked = Buckets()  # tokens that have come on connections of each peer
+        self._looked = Buckets(constants.MAX_HEARD)  # tokens that have come on connections of each peer
         self._came: dict[bytes, bytes] = {}  # connections to be opened, and the tokens that have come on them
         self._opening = False  # the kernel is being asked for others
         self._open_next = float("-inf")

@@ -35,6 +35,7 @@ from redirectctl.flows.kernel_state import KernelState
 from redirectctl.flows.rendezvous.places import Places
 from redirectctl.flows.requests import Requests
 from redirectctl.proto import events
+from redirectctl.proto.bucket import Bucket
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.wire import meeting as wire
 from redirectctl.wire import message as messages
@@ -108,7 +109,7 @@ class Client:
         self._flows: dict[tuple[str, bytes], set[int]] = {}  # what a rendezvous relays for us, by peer
         self._dirty = False
         self._tunnel_changes = 0  # as of the last flush()
-        self._acted: dict[tuple[str, bytes], tuple[float, float]] = {}  # words about a peer that may be acted on
+        self._acted: dict[tuple[str, bytes], Bucket] = {}  # words about a peer that may be acted on
         self._punches: dict[bytes, int] = {}
         self._direct: dict[bytes, int] = {}  # peers that we reach by relay, and how often the direct way was tried
         self._request = 0
@@ -346,10 +347,8 @@ class Client:
 
     def _may_act(self, now: float, server: Server, key: bytes) -> bool:
         """So much of what one says about a peer is acted upon: each time draws some datagrams to an address."""
-        tokens, at = self._acted.get((server.name, key), (constants.FOUND_BURST, now))
-        tokens = min(constants.FOUND_BURST, tokens + (now - at) * constants.FOUND_RATE)
-        self._acted[server.name, key] = (tokens - 1.0 if tokens >= 1.0 else tokens, now)
-        return tokens >= 1.0
+        full = Bucket(constants.FOUND_RATE, constants.FOUND_BURST, constants.FOUND_BURST, now)
+        return self._acted.setdefault((server.name, key), full).take(now)
 
     def _found(self, now: float, server: Server, event: events.Received, message: wire.Found) -> None:
         key = server.tags.get(message.tag)

@@ -17,9 +17,9 @@ import hmac
 from dataclasses import dataclass, field
 
 from redirectctl.flows import commands, constants, timer_kinds
-from redirectctl.flows.bucket import Bucket
 from redirectctl.flows.host import Host
 from redirectctl.proto import events
+from redirectctl.proto.bucket import Bucket
 from redirectctl.proto.peer import PeerState
 from redirectctl.proto.shares import Shared
 from redirectctl.wire import meeting as wire

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from redirectctl.flows.bucket import Bucket
 from redirectctl.kernel.datagrams import NO_SEGMENTATION, UDP_SEGMENT, Ancillary, sent_from, socket_for
 from redirectctl.kernel.tunnel.reports import Source
 from redirectctl.kernel.tunnel.segments import LARGEST_SEND, MOST_AT_ONCE
+from redirectctl.proto.bucket import Bucket
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.tunnel import HEAD, VERSION, Type
 

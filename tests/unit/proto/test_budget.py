@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from redirectctl.proto.peer import Budget
+from redirectctl.proto.bucket import Bucket
+from redirectctl.proto.peer import Peer, PeerState
 
 
-def taken(budget: Budget, now: float, length: int = 64, at_most: int = 1000) -> int:
+def taken(budget: Bucket, now: float, length: int = 64, at_most: int = 1000) -> int:
     """How many datagrams of this length may go."""
-    return next((n for n in range(at_most) if not budget.allows(now, length)), at_most)
+    return next((n for n in range(at_most) if not budget.take(now, length)), at_most)
 
 
 def test_it_is_spent_and_comes_back_slowly() -> None:
-    budget = Budget()
+    budget = Peer(b"key", PeerState.APPROVED).unproven
     assert taken(budget, 1000.0) == 8192 // 64
     assert taken(budget, 1000.5) == 0
     assert taken(budget, 1064.0) == 100
@@ -19,7 +20,7 @@ def test_it_is_spent_and_comes_back_slowly() -> None:
 
 
 def test_what_comes_from_there_may_be_answered_by_as_much() -> None:
-    budget = Budget()
+    budget = Peer(b"key", PeerState.APPROVED).unproven
     taken(budget, 1000.0)
     budget.credit(1000.0, 640)
     assert taken(budget, 1000.0) == 10
@@ -28,13 +29,13 @@ def test_what_comes_from_there_may_be_answered_by_as_much() -> None:
 
 
 def test_what_is_too_long_now_takes_nothing() -> None:
-    budget = Budget()
-    assert not budget.allows(1000.0, 8193)
-    assert budget.allows(1000.0, 8192)
-    assert not budget.allows(1000.0, 1)
+    budget = Peer(b"key", PeerState.APPROVED).unproven
+    assert not budget.take(1000.0, 8193)
+    assert budget.take(1000.0, 8192)
+    assert not budget.take(1000.0, 1)
 
 
 def test_a_clock_that_goes_back_gives_nothing() -> None:
-    budget = Budget()
+    budget = Peer(b"key", PeerState.APPROVED).unproven
     taken(budget, 1000.0)
     assert taken(budget, 900.0) == 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from redirectctl.flows import constants
-
 
 @dataclass(slots=True)
 class Bucket:
@@ -14,28 +12,36 @@ class Bucket:
     rate: float  # a second
     burst: float
     tokens: float
-    at: float
+    at: float  # when it held them
 
-    def take(self, now: float, count: int = 1) -> bool:
+    def level(self, now: float) -> float:
+        """What may be taken."""
+        return min(self.burst, self.tokens + max(0.0, now - self.at) * self.rate)
+
+    def take(self, now: float, count: float = 1) -> bool:
         """So many more?"""
-        self.tokens = min(self.burst, self.tokens + (now - self.at) * self.rate)
-        self.at = now
+        self.tokens, self.at = self.level(now), now
         if self.tokens < count:
             return False
         self.tokens -= count
         return True
 
+    def credit(self, now: float, count: float) -> None:
+        """So many more may be taken than time gives."""
+        self.tokens, self.at = min(self.burst, self.level(now) + count), now
+
 
 class Buckets:
     """One for each peer; of too many the one that was used least recently goes, and is full again."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._of: dict[bytes, Bucket] = {}
 
     def take(self, now: float, key: bytes, rate: float, burst: float, count: int = 1) -> bool:
         """So many more for this peer?"""
         bucket = self._of.pop(key, None)
-        while len(self._of) >= constants.MAX_HEARD:
+        while len(self._of) >= self._most:
             del self._of[next(iter(self._of))]
         bucket = self._of[key] = bucket or Bucket(rate, burst, burst, now)
         return bucket.take(now, count)
