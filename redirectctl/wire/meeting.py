@@ -20,7 +20,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar, Final, TypeAlias
+from typing import ClassVar, Final, Self, TypeAlias
 
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.datagram import MalformedError
@@ -148,39 +148,33 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
+class _WithDatagram:
+    TYPE: ClassVar[int]
+    tag: bytes
+    datagram: bytes
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return self.tag + self.datagram
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises MalformedError."""
+        if not TAG_LEN < len(body) <= TAG_LEN + MAX_FORWARDED:
+            raise MalformedError("bad-length")
+        return cls(body[:TAG_LEN], body[TAG_LEN:])
+
+
+class Forward(_WithDatagram):
     """Hand this datagram to the other host that has registered this tag."""
 
     TYPE: ClassVar[int] = 36
-    tag: bytes
-    datagram: bytes
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return self.tag + self.datagram
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Forward:
-        """Raises MalformedError."""
-        return cls(*_split(body))
 
 
-@dataclass(frozen=True, slots=True)
-class Forwarded:
+class Forwarded(_WithDatagram):
     """A datagram of the other host that has registered this tag."""
 
     TYPE: ClassVar[int] = 37
-    tag: bytes
-    datagram: bytes
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return self.tag + self.datagram
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Forwarded:
-        """Raises MalformedError."""
-        return cls(*_split(body))
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +218,3 @@ class Relayed:
 
 Message: TypeAlias = Register | Registered | Lookup | Found | Forward | Forwarded | Relay | Relayed
 MESSAGES: Final = (Register, Registered, Lookup, Found, Forward, Forwarded, Relay, Relayed)
-
-
-def _split(body: bytes) -> tuple[bytes, bytes]:
-    if not TAG_LEN < len(body) <= TAG_LEN + MAX_FORWARDED:
-        raise MalformedError("bad-length")
-    return body[:TAG_LEN], body[TAG_LEN:]

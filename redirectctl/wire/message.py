@@ -38,7 +38,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar, Final, NamedTuple, TypeAlias
+from typing import ClassVar, Final, NamedTuple, Self, TypeAlias
 
 from redirectctl.wire import meeting
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
@@ -482,41 +482,32 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class Sync:
+class _OfConnections:
+    TYPE: ClassVar[int]
+    request: int
+    cids: tuple[bytes, ...]
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return _REQ_N.pack(self.request, len(self.cids)) + b"".join(self.cids)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises MalformedError."""
+        (request, _), rest = counted(_REQ_N, body, _CID, MAX_CIDS)
+        return cls(request, _split_cids(rest))
+
+
+class Sync(_OfConnections):
     """After a restart: these connections are protected here."""
 
     TYPE: ClassVar[int] = 12
-    request: int
-    cids: tuple[bytes, ...]
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return _REQ_N.pack(self.request, len(self.cids)) + b"".join(self.cids)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Sync:
-        """Raises MalformedError."""
-        (request, _), rest = counted(_REQ_N, body, _CID, MAX_CIDS)
-        return cls(request, _split_cids(rest))
 
 
-@dataclass(frozen=True, slots=True)
-class SyncReply:
+class SyncReply(_OfConnections):
     """Those of them that are not protected over here."""
 
     TYPE: ClassVar[int] = 13
-    request: int
-    cids: tuple[bytes, ...]
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return _REQ_N.pack(self.request, len(self.cids)) + b"".join(self.cids)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> SyncReply:
-        """Raises MalformedError."""
-        (request, _), rest = counted(_REQ_N, body, _CID, MAX_CIDS)
-        return cls(request, _split_cids(rest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -538,37 +529,30 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class PathProbe:
+class _WithNonce:
+    TYPE: ClassVar[int]
+    nonce: bytes
+
+    def pack(self) -> bytes:
+        """Body without the type byte."""
+        return self.nonce
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Raises MalformedError."""
+        return cls(*exact(_CID, body))
+
+
+class PathProbe(_WithNonce):
     """Does this way carry?"""
 
     TYPE: ClassVar[int] = 18
-    nonce: bytes
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return self.nonce
-
-    @classmethod
-    def unpack(cls, body: bytes) -> PathProbe:
-        """Raises MalformedError."""
-        return cls(*exact(_CID, body))
 
 
-@dataclass(frozen=True, slots=True)
-class PathProbed:
+class PathProbed(_WithNonce):
     """Answer to PATH_PROBE, back the same way."""
 
     TYPE: ClassVar[int] = 19
-    nonce: bytes
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return self.nonce
-
-    @classmethod
-    def unpack(cls, body: bytes) -> PathProbed:
-        """Raises MalformedError."""
-        return cls(*exact(_CID, body))
 
 
 @dataclass(frozen=True, slots=True)
