@@ -13,6 +13,11 @@ from redirectctl.wire.tunnel import Offer
 
 
 @dataclass(frozen=True, slots=True)
+class _OfSockets:
+    sockets: tuple[FourTuple, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SavePeer:
     """Store before anything that follows; where that fails, what follows is done all the same."""
 
@@ -108,25 +113,16 @@ class FindRoutes:
     """Look up routes to all of remotes(), then call network_changed()."""
 
 
-@dataclass(frozen=True, slots=True)
-class RevertBackoff:
+class RevertBackoff(_OfSockets):
     """The path is there again: undo the back-off of these sockets."""
 
-    sockets: tuple[FourTuple, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class RevertBackoffEarly:
+class RevertBackoffEarly(_OfSockets):
     """The path will be there in a moment: undo the back-off of those that RevertBackoff would not help then."""
 
-    sockets: tuple[FourTuple, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class Prepare:
+class Prepare(_OfSockets):
     """Find out what these sockets have that suspending them changes, then call prepared({socket: Before})."""
-
-    sockets: tuple[FourTuple, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +132,11 @@ class Suspend:
     before: dict[FourTuple, Before]
 
 
-@dataclass(frozen=True, slots=True)
-class Resume:
+class Resume(_OfSockets):
     """The path is there again, also for the kernel: as RevertBackoff, of sockets that are, or were to be, suspended.
 
     When they have been given back what they had, call restored().
     """
-
-    sockets: tuple[FourTuple, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +147,8 @@ class LetOut:
     on: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(_OfSockets):
     """Send a keepalive for each of these, which are let out; then call answered() with those that are acknowledged."""
-
-    sockets: tuple[FourTuple, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +158,8 @@ class GiveBack:
     before: dict[FourTuple, Before]
 
 
-@dataclass(frozen=True, slots=True)
-class Forget:
+class Forget(_OfSockets):
     """These suspended sockets have ended, or are left to themselves."""
-
-    sockets: tuple[FourTuple, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,11 +250,8 @@ class Carry:
     carried: tuple[Carried, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Uncarry:
+class Uncarry(_OfSockets):
     """The tunnel knows nothing of these any more."""
-
-    sockets: tuple[FourTuple, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,11 +271,8 @@ class Seek:
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Destroy:
+class Destroy(_OfSockets):
     """Close these sockets (SOCK_DESTROY): their programs get ECONNABORTED."""
-
-    sockets: tuple[FourTuple, ...]
 
 
 @dataclass(frozen=True, slots=True)
