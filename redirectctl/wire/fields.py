@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -31,21 +30,3 @@ def need_ip(field: bytes) -> IPAddress:
     if address is None:
         raise MalformedError("no-address")
     return address
-
-
-def exact(layout: struct.Struct, body: bytes) -> tuple:  # type: ignore[type-arg]
-    """Fields of a message that has nothing else.  Raises MalformedError."""
-    if len(body) != layout.size:
-        raise MalformedError("bad-length")
-    return layout.unpack(body)
-
-
-def counted(head: struct.Struct, body: bytes, item: struct.Struct, most: int) -> tuple:  # type: ignore[type-arg]
-    """Head fields (the last one is the count) and the bytes of exactly that many items."""
-    if len(body) < head.size:
-        raise MalformedError("bad-length")
-    fields = head.unpack_from(body)
-    rest = body[head.size :]
-    if fields[-1] > most or len(rest) != fields[-1] * item.size:
-        raise MalformedError("bad-length")
-    return fields, rest

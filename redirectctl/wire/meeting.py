@@ -17,14 +17,13 @@ own session or handshake: to the rendezvous it is only bytes.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Final, Self, TypeAlias
 
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.datagram import MalformedError
-from redirectctl.wire.fields import counted, exact, need_ip, pack_ip
+from redirectctl.wire.layout import IP, SOCKADDR, Body, Layout, Many, one_of, plain
 
 TAG_LEN: Final = 16
 MAX_ADDRESSES: Final = 8
@@ -32,16 +31,9 @@ MAX_TAGS: Final = 60  # of one REGISTER
 MAX_FLOWS: Final = 250  # of one RELAY
 MAX_FORWARDED: Final = 1200 - 1 - TAG_LEN  # bytes of the datagram: all that hosts send each other are shorter
 
-_REGISTER = struct.Struct("!I8sB")
-_REGISTERED = struct.Struct("!IB16sH8s")
-_LOOKUP = struct.Struct("!16s")
-_FOUND = struct.Struct("!16s16sHB")
-_RELAY = struct.Struct("!I16sB")
-_RELAYED = struct.Struct("!IH")
-_ADDRESS = struct.Struct("!16s")
-_TAG = struct.Struct("!16s")
-_FLOW = struct.Struct("!I")
-_N = struct.Struct("!B")
+_REQUEST: Final = plain("I")
+_TAG: Final = plain("16s")
+_EIGHT: Final = plain("8s")
 
 
 class Registration(IntEnum):
@@ -58,93 +50,49 @@ NO_PROOF: Final = bytes(8)
 
 
 @dataclass(frozen=True, slots=True)
-class Register:
+class Register(Body):
     """The sender has these addresses, and may be found by whoever shares one of these tags, for a while."""
 
     TYPE: ClassVar[int] = 32
+    LAYOUT: ClassVar[Layout] = Layout(
+        request=_REQUEST, proof=_EIGHT, addresses=Many(IP, MAX_ADDRESSES), tags=Many(_TAG, MAX_TAGS)
+    )
     request: int
     addresses: tuple[IPAddress, ...]
     tags: tuple[bytes, ...]
     proof: bytes = NO_PROOF  # the data of the answer before
 
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        head = _REGISTER.pack(self.request, self.proof, len(self.addresses))
-        return b"".join((head, *map(pack_ip, self.addresses), bytes((len(self.tags),)), *self.tags))
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Register:
-        """Raises MalformedError."""
-        if len(body) < _REGISTER.size:
-            raise MalformedError("bad-length")
-        request, proof, n = _REGISTER.unpack_from(body)
-        end = _REGISTER.size + n * _ADDRESS.size
-        if n > MAX_ADDRESSES or len(body) < end:
-            raise MalformedError("bad-length")
-        addresses = tuple(need_ip(a) for (a,) in _ADDRESS.iter_unpack(body[_REGISTER.size : end]))
-        _, rest = counted(_N, body[end:], _TAG, MAX_TAGS)
-        return cls(request, addresses, tuple(tag for (tag,) in _TAG.iter_unpack(rest)), proof)
-
 
 @dataclass(frozen=True, slots=True)
-class Registered:
+class Registered(Body):
     """Answer to REGISTER."""
 
     TYPE: ClassVar[int] = 33
+    LAYOUT: ClassVar[Layout] = Layout(request=_REQUEST, status=one_of(Registration), reflexive=SOCKADDR, data=_EIGHT)
     request: int
     status: Registration
     reflexive: SockAddr  # where the rendezvous sees the host
     data: bytes = NO_PROOF  # with PROVE
 
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        host, port = self.reflexive
-        return _REGISTERED.pack(self.request, self.status, pack_ip(host), port, self.data)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Registered:
-        """Raises MalformedError."""
-        request, status, host, port, data = exact(_REGISTERED, body)
-        return cls(request, Registration(status), SockAddr(need_ip(host), port), data)
-
 
 @dataclass(frozen=True, slots=True)
-class Lookup:
+class Lookup(Body):
     """Where is the other host that has registered this tag?  Both are told of each other, or nothing is answered."""
 
     TYPE: ClassVar[int] = 34
+    LAYOUT: ClassVar[Layout] = Layout(tag=_TAG)
     tag: bytes
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return self.tag
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Lookup:
-        """Raises MalformedError."""
-        return cls(*exact(_LOOKUP, body))
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Found(Body):
     """The other host that has registered this tag is here; it is told the same of the receiver."""
 
     TYPE: ClassVar[int] = 35
+    LAYOUT: ClassVar[Layout] = Layout(tag=_TAG, reflexive=SOCKADDR, addresses=Many(IP, MAX_ADDRESSES))
     tag: bytes
     reflexive: SockAddr  # where the rendezvous sees it
     addresses: tuple[IPAddress, ...]  # what it says it has
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        host, port = self.reflexive
-        head = _FOUND.pack(self.tag, pack_ip(host), port, len(self.addresses))
-        return head + b"".join(map(pack_ip, self.addresses))
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Found:
-        """Raises MalformedError."""
-        (tag, host, port, _), rest = counted(_FOUND, body, _ADDRESS, MAX_ADDRESSES)
-        return cls(tag, SockAddr(need_ip(host), port), tuple(need_ip(a) for (a,) in _ADDRESS.iter_unpack(rest)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,42 +126,24 @@ class Forwarded(_WithDatagram):
 
 
 @dataclass(frozen=True, slots=True)
-class Relay:
+class Relay(Body):
     """Tunnel datagrams of these flows that come from the sender go to the other host with this tag, for a while."""
 
     TYPE: ClassVar[int] = 38
+    LAYOUT: ClassVar[Layout] = Layout(request=_REQUEST, tag=_TAG, flows=Many(plain("I"), MAX_FLOWS))
     request: int
     tag: bytes
     flows: tuple[int, ...]
 
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        head = _RELAY.pack(self.request, self.tag, len(self.flows))
-        return head + b"".join(map(_FLOW.pack, self.flows))
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Relay:
-        """Raises MalformedError."""
-        (request, tag, _), rest = counted(_RELAY, body, _FLOW, MAX_FLOWS)
-        return cls(request, tag, tuple(flow for (flow,) in _FLOW.iter_unpack(rest)))
-
 
 @dataclass(frozen=True, slots=True)
-class Relayed:
+class Relayed(Body):
     """Answer to RELAY: so many of the flows."""
 
     TYPE: ClassVar[int] = 39
+    LAYOUT: ClassVar[Layout] = Layout(request=_REQUEST, flows=plain("H"))
     request: int
     flows: int
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return _RELAYED.pack(self.request, self.flows)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Relayed:
-        """Raises MalformedError."""
-        return cls(*exact(_RELAYED, body))
 
 
 Message: TypeAlias = Register | Registered | Lookup | Found | Forward | Forwarded | Relay | Relayed

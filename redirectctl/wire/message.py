@@ -38,12 +38,13 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar, Final, NamedTuple, Self, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from redirectctl.wire import meeting
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.datagram import MalformedError
-from redirectctl.wire.fields import ANY, counted, exact, need_ip, pack_ip
+from redirectctl.wire.fields import ANY, need_ip, pack_ip
+from redirectctl.wire.layout import FLAG, FOUR_TUPLE, IP, SOCKADDR, Body, Field, Layout, Many, one_of, plain, record
 from redirectctl.wire.tunnel import Offer
 
 MAX_PLAINTEXT: Final = 1200  # with header and tag it fits MAX_DATAGRAM
@@ -99,67 +100,27 @@ class End(IntEnum):
     KILL = 2  # and close it over there too
 
 
-def _pack_tuple(four: FourTuple) -> tuple[bytes, int, bytes, int]:
-    (local, lport), (remote, rport) = four
-    return pack_ip(local), lport, pack_ip(remote), rport
-
-
-def _need_tuple(local: bytes, lport: int, remote: bytes, rport: int) -> FourTuple:
-    here, there = need_ip(local), need_ip(remote)
-    if here.version != there.version or not lport or not rport:
-        raise MalformedError("bad-tuple")
-    return FourTuple(SockAddr(here, lport), SockAddr(there, rport))
-
-
-def _pack_offer(offer: Offer) -> tuple[int, bytes, int]:
-    return offer.flow, offer.key, offer.start
-
-
-def _need_offer(flow: int, key: bytes, start: int) -> Offer:
+def _offer(flow: int, key: bytes, start: int) -> Offer:
     if not flow or start >= MAX_START:
         raise MalformedError("bad-offer")
     return Offer(flow, key, start)
 
 
-_REQ_N = struct.Struct("!IB")
-_HELLO = struct.Struct("!B16sHB")
-_ADDRESS = struct.Struct("!16s")
-_PROTECT = struct.Struct("!8sQ16sH16sH8sI16sQB")
-_PROTECTED = struct.Struct("!8sQB16sH16sHI16sQ8s")
-_BIND = struct.Struct("!8s8sII")
-_PROOF = struct.Struct("!8s8s")
-_ACM = struct.Struct("!Q8s16sBBB")
-_ACM_ACK = struct.Struct("!Q8sBI16sH")
-_CHALLENGE = struct.Struct("!Q8s8s")
-_RESPONSE = struct.Struct("!Q8s")
-_RST_QUERY = struct.Struct("!I8s")
-_REQ_U8 = struct.Struct("!IB")
-_END = struct.Struct("!IBB")
-_REQ = struct.Struct("!I")
-_N = struct.Struct("!B")
+_EIGHT: Final = plain("8s")
+_REQUEST: Final = plain("I")
+_EPOCH: Final = plain("Q")
+_OFFER: Final = Field("I16sQ", lambda offer: (offer.flow, offer.key, offer.start), _offer)
 
 
 @dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(Body):
     """First message of a session, and again when trust changes."""
 
     TYPE: ClassVar[int] = 1
+    LAYOUT: ClassVar[Layout] = Layout(trust=one_of(Trust), reflexive=SOCKADDR, addresses=Many(IP, MAX_ADDRESSES))
     trust: Trust
     reflexive: SockAddr  # where the sender sees the receiver's datagrams come from
     addresses: tuple[IPAddress, ...] = ()  # the sender's own, of global scope; none: it does not say
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        host, port = self.reflexive
-        head = _HELLO.pack(self.trust, pack_ip(host), port, len(self.addresses))
-        return head + b"".join(map(pack_ip, self.addresses))
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Hello:
-        """Raises MalformedError."""
-        (trust, host, port, _), rest = counted(_HELLO, body, _ADDRESS, MAX_ADDRESSES)
-        addresses = tuple(need_ip(address) for (address,) in _ADDRESS.iter_unpack(rest))
-        return cls(Trust(trust), SockAddr(need_ip(host), port), addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,33 +135,17 @@ class Claim:
     integrity: bool = False  # wanted
 
 
+_CLAIM: Final = record(Claim, cid=_EIGHT, epoch=_EPOCH, tuple=FOUR_TUPLE, digest=_EIGHT, offer=_OFFER, integrity=FLAG)
+
+
 @dataclass(frozen=True, slots=True)
-class Protect:
+class Protect(Body):
     """Ask the peer to protect connections."""
 
     TYPE: ClassVar[int] = 2
+    LAYOUT: ClassVar[Layout] = Layout(request=_REQUEST, claims=Many(_CLAIM, MAX_PROTECT))
     request: int
     claims: tuple[Claim, ...]
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        parts = [_REQ_N.pack(self.request, len(self.claims))]
-        for c in self.claims:
-            offer = _pack_offer(c.offer)
-            parts.append(_PROTECT.pack(c.cid, c.epoch, *_pack_tuple(c.tuple), c.digest, *offer, c.integrity))
-        return b"".join(parts)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Protect:
-        """Raises MalformedError."""
-        (request, _), rest = counted(_REQ_N, body, _PROTECT, MAX_PROTECT)
-        claims = []
-        for cid, epoch, local, lport, remote, rport, digest, flow, key, start, flags in _PROTECT.iter_unpack(rest):
-            four, offer = _need_tuple(local, lport, remote, rport), _need_offer(flow, key, start)
-            if flags > 1:
-                raise MalformedError("bad-value")
-            claims.append(Claim(cid, epoch, four, digest, offer, bool(flags)))
-        return cls(request, tuple(claims))
 
 
 _NO_PROOF: Final = bytes(8)
@@ -221,38 +166,32 @@ class Verdict:
     proof: bytes = _NO_PROOF  # 8 bytes: the claimant's token, or what shows knowledge of the same sequence numbers
 
 
+def _pack_verdict(v: Verdict) -> tuple[Any, ...]:
+    there = FOUR_TUPLE.pack(v.there) if v.there is not None else (ANY, 0, ANY, 0)
+    offer = _OFFER.pack(v.offer) if v.offer is not None else (0, bytes(16), 0)
+    return v.cid, v.epoch, v.status, *there, *offer, v.proof
+
+
+def _verdict(cid: bytes, epoch: int, number: int, *parts: Any) -> Verdict:
+    status, (four, offer, proof) = Status(number), (parts[:4], parts[4:7], parts[7])
+    if status is Status.OK:
+        return Verdict(cid, epoch, status, FOUR_TUPLE.unpack(*four), _OFFER.unpack(*offer), proof)
+    if parts != (ANY, 0, ANY, 0, 0, bytes(16), 0, bytes(8)):
+        raise MalformedError("bad-value")
+    return Verdict(cid, epoch, status)
+
+
+_VERDICT: Final = Field("8sQB16sH16sHI16sQ8s", _pack_verdict, _verdict)
+
+
 @dataclass(frozen=True, slots=True)
-class Protected:
+class Protected(Body):
     """Answer to PROTECT, BIND, BIND_NUMBERS."""
 
     TYPE: ClassVar[int] = 3
+    LAYOUT: ClassVar[Layout] = Layout(request=_REQUEST, verdicts=Many(_VERDICT, MAX_PROTECT))
     request: int
     verdicts: tuple[Verdict, ...]
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        parts = [_REQ_N.pack(self.request, len(self.verdicts))]
-        for v in self.verdicts:
-            there = _pack_tuple(v.there) if v.there is not None else (ANY, 0, ANY, 0)
-            offer = _pack_offer(v.offer) if v.offer is not None else (0, bytes(16), 0)
-            parts.append(_PROTECTED.pack(v.cid, v.epoch, v.status, *there, *offer, v.proof))
-        return b"".join(parts)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Protected:
-        """Raises MalformedError."""
-        (request, _), rest = counted(_REQ_N, body, _PROTECTED, MAX_PROTECT)
-        verdicts = []
-        for cid, epoch, number, local, lport, remote, rport, flow, key, start, proof in _PROTECTED.iter_unpack(rest):
-            status = Status(number)
-            if status is Status.OK:
-                four, offer = _need_tuple(local, lport, remote, rport), _need_offer(flow, key, start)
-                verdicts.append(Verdict(cid, epoch, status, four, offer, proof))
-            elif any((*local, lport, *remote, rport, flow, *key, start, *proof)):
-                raise MalformedError("bad-value")
-            else:
-                verdicts.append(Verdict(cid, epoch, status))
-        return cls(request, tuple(verdicts))
 
 
 class TokenArrival(NamedTuple):
@@ -264,42 +203,28 @@ class TokenArrival(NamedTuple):
     ack: int
 
 
+_ARRIVAL: Final = record(TokenArrival, cid=_EIGHT, token=_EIGHT, seq=plain("I"), ack=plain("I"))
+_PROOF: Final = Field("8s8s", lambda both: both, lambda *both: both)
+
+
 @dataclass(frozen=True, slots=True)
-class Bind:
+class Bind(Body):
     """These tokens have come on the connections of these claims."""
 
     TYPE: ClassVar[int] = 14
+    LAYOUT: ClassVar[Layout] = Layout(request=_REQUEST, tokens=Many(_ARRIVAL, MAX_PROTECT))
     request: int
     tokens: tuple[TokenArrival, ...]
 
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return _REQ_N.pack(self.request, len(self.tokens)) + b"".join(_BIND.pack(*item) for item in self.tokens)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Bind:
-        """Raises MalformedError."""
-        (request, _), rest = counted(_REQ_N, body, _BIND, MAX_PROTECT)
-        return cls(request, tuple(TokenArrival(*item) for item in _BIND.iter_unpack(rest)))
-
 
 @dataclass(frozen=True, slots=True)
-class BindNumbers:
+class BindNumbers(Body):
     """No token gets through: the claimant knows the connections' sequence numbers."""
 
     TYPE: ClassVar[int] = 15
+    LAYOUT: ClassVar[Layout] = Layout(request=_REQUEST, proofs=Many(_PROOF, MAX_PROTECT))
     request: int
     proofs: tuple[tuple[bytes, bytes], ...]  # cid, proof
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return _REQ_N.pack(self.request, len(self.proofs)) + b"".join(_PROOF.pack(*item) for item in self.proofs)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> BindNumbers:
-        """Raises MalformedError."""
-        (request, _), rest = counted(_REQ_N, body, _PROOF, MAX_PROTECT)
-        return cls(request, tuple(_PROOF.iter_unpack(rest)))
 
 
 class Moved(NamedTuple):
@@ -307,6 +232,9 @@ class Moved(NamedTuple):
 
     old: tuple[IPAddress, ...] = ()
     cids: tuple[bytes, ...] = ()
+
+
+_ACM: Final = struct.Struct("!Q8s16sBBB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,168 +262,100 @@ class Acm:
         epoch, nonce, new, flags, m, n = _ACM.unpack_from(body)
         if m > MAX_OLD or n > MAX_MOVED:
             raise MalformedError("bad-length")
-        rest = _ACM.size + m * _ADDRESS.size
-        if len(body) != rest + n * _CID.size:
+        rest = _ACM.size + m * 16
+        if len(body) != rest + n * 8:
             raise MalformedError("bad-length")
         if not m and not n:
             raise MalformedError("empty")
         if flags > 1:
             raise MalformedError("bad-value")
-        old = tuple(need_ip(address) for (address,) in _ADDRESS.iter_unpack(body[_ACM.size : rest]))
-        return cls(epoch, nonce, need_ip(new), Moved(old, _split_cids(body[rest:])), bool(flags))
+        old = tuple(need_ip(body[at : at + 16]) for at in range(_ACM.size, rest, 16))
+        cids = tuple(body[at : at + 8] for at in range(rest, len(body), 8))
+        return cls(epoch, nonce, need_ip(new), Moved(old, cids), bool(flags))
 
 
 @dataclass(frozen=True, slots=True)
-class AcmAck:
+class AcmAck(Body):
     """Answer to an ACM, after the new address has been validated."""
 
     TYPE: ClassVar[int] = 5
+    LAYOUT: ClassVar[Layout] = Layout(
+        epoch=_EPOCH, nonce=_EIGHT, status=one_of(AcmStatus), connections=plain("I"), reflexive=SOCKADDR
+    )
     epoch: int
     nonce: bytes  # of the ACM that came the way that counts from now on; of the one that is refused
     status: AcmStatus
     connections: int
     reflexive: SockAddr  # where the ACM, or the answer to the challenge, came from
 
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        host, port = self.reflexive
-        return _ACM_ACK.pack(self.epoch, self.nonce, self.status, self.connections, pack_ip(host), port)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> AcmAck:
-        """Raises MalformedError."""
-        epoch, nonce, status, connections, host, port = exact(_ACM_ACK, body)
-        return cls(epoch, nonce, AcmStatus(status), connections, SockAddr(need_ip(host), port))
-
 
 @dataclass(frozen=True, slots=True)
-class PathChallenge:
+class PathChallenge(Body):
     """Sent to the address that an ACM announces (after RFC 9000, section 8.2)."""
 
     TYPE: ClassVar[int] = 6
+    LAYOUT: ClassVar[Layout] = Layout(epoch=_EPOCH, nonce=_EIGHT, data=_EIGHT)
     epoch: int
     nonce: bytes  # of the ACM that came this way
     data: bytes  # for this way only
 
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return _CHALLENGE.pack(self.epoch, self.nonce, self.data)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> PathChallenge:
-        """Raises MalformedError."""
-        return cls(*exact(_CHALLENGE, body))
-
 
 @dataclass(frozen=True, slots=True)
-class PathResponse:
+class PathResponse(Body):
     """The challenge's data, from the announced address."""
 
     TYPE: ClassVar[int] = 7
+    LAYOUT: ClassVar[Layout] = Layout(epoch=_EPOCH, data=_EIGHT)
     epoch: int
     data: bytes
 
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return _RESPONSE.pack(self.epoch, self.data)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> PathResponse:
-        """Raises MalformedError."""
-        return cls(*exact(_RESPONSE, body))
-
 
 @dataclass(frozen=True, slots=True)
-class RstQuery:
+class RstQuery(Body):
     """A RST came for this connection: is your socket gone?"""
 
     TYPE: ClassVar[int] = 8
+    LAYOUT: ClassVar[Layout] = Layout(request=_REQUEST, cid=_EIGHT)
     request: int
     cid: bytes
 
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return _RST_QUERY.pack(self.request, self.cid)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> RstQuery:
-        """Raises MalformedError."""
-        return cls(*exact(_RST_QUERY, body))
-
 
 @dataclass(frozen=True, slots=True)
-class RstReply:
+class RstReply(Body):
     """Whether the socket is still there."""
 
     TYPE: ClassVar[int] = 9
+    LAYOUT: ClassVar[Layout] = Layout(request=_REQUEST, alive=FLAG)
     request: int
     alive: bool
 
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return _REQ_U8.pack(self.request, self.alive)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> RstReply:
-        """Raises MalformedError."""
-        request, alive = exact(_REQ_U8, body)
-        if alive > 1:
-            raise MalformedError("bad-value")
-        return cls(request, bool(alive))
-
 
 @dataclass(frozen=True, slots=True)
-class EndOf:
+class EndOf(Body):
     """These connections are no longer protected here."""
 
     TYPE: ClassVar[int] = 10
+    LAYOUT: ClassVar[Layout] = Layout(request=_REQUEST, what=one_of(End), cids=Many(_EIGHT, MAX_CIDS))
     request: int
     what: End
     cids: tuple[bytes, ...]
 
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return _END.pack(self.request, self.what, len(self.cids)) + b"".join(self.cids)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> EndOf:
-        """Raises MalformedError."""
-        (request, what, _), rest = counted(_END, body, _CID, MAX_CIDS)
-        return cls(request, End(what), _split_cids(rest))
-
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Done(Body):
     """Acknowledges an END."""
 
     TYPE: ClassVar[int] = 11
+    LAYOUT: ClassVar[Layout] = Layout(request=_REQUEST)
     request: int
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return _REQ.pack(self.request)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Done:
-        """Raises MalformedError."""
-        return cls(*exact(_REQ, body))
 
 
 @dataclass(frozen=True, slots=True)
-class _OfConnections:
+class _OfConnections(Body):
     TYPE: ClassVar[int]
+    LAYOUT: ClassVar[Layout] = Layout(request=_REQUEST, cids=Many(_EIGHT, MAX_CIDS))
     request: int
     cids: tuple[bytes, ...]
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return _REQ_N.pack(self.request, len(self.cids)) + b"".join(self.cids)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Self:
-        """Raises MalformedError."""
-        (request, _), rest = counted(_REQ_N, body, _CID, MAX_CIDS)
-        return cls(request, _split_cids(rest))
 
 
 class Sync(_OfConnections):
@@ -511,36 +371,19 @@ class SyncReply(_OfConnections):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Body):
     """These tokens have come plainly on a connection of ours; with none: the sender is about to send some."""
 
     TYPE: ClassVar[int] = 16
+    LAYOUT: ClassVar[Layout] = Layout(tokens=Many(_EIGHT, MAX_TOKENS))
     tokens: tuple[bytes, ...]
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return bytes((len(self.tokens),)) + b"".join(self.tokens)
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Seen:
-        """Raises MalformedError."""
-        _, rest = counted(_N, body, _CID, MAX_TOKENS)
-        return cls(_split_cids(rest))
 
 
 @dataclass(frozen=True, slots=True)
-class _WithNonce:
+class _WithNonce(Body):
     TYPE: ClassVar[int]
+    LAYOUT: ClassVar[Layout] = Layout(nonce=_EIGHT)
     nonce: bytes
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return self.nonce
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Self:
-        """Raises MalformedError."""
-        return cls(*exact(_CID, body))
 
 
 class PathProbe(_WithNonce):
@@ -556,20 +399,11 @@ class PathProbed(_WithNonce):
 
 
 @dataclass(frozen=True, slots=True)
-class Bye:
+class Bye(Body):
     """The sender's daemon ends now."""
 
     TYPE: ClassVar[int] = 17
-
-    def pack(self) -> bytes:
-        """Body without the type byte."""
-        return b""
-
-    @classmethod
-    def unpack(cls, body: bytes) -> Bye:
-        """Raises MalformedError."""
-        exact(_NOTHING, body)
-        return cls()
+    LAYOUT: ClassVar[Layout] = Layout()
 
 
 Message: TypeAlias = (
@@ -595,8 +429,6 @@ Message: TypeAlias = (
     | meeting.Message
 )
 
-_CID = struct.Struct("!8s")
-_NOTHING = struct.Struct("!")
 _TYPES: Final = {
     cls.TYPE: cls
     for cls in (
@@ -642,7 +474,3 @@ def decode(plaintext: bytes) -> Message:
         raise
     except ValueError:  # an enum value that we do not know
         raise MalformedError("bad-value") from None
-
-
-def _split_cids(rest: bytes) -> tuple[bytes, ...]:
-    return tuple(cid for (cid,) in _CID.iter_unpack(rest))
