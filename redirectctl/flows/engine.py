@@ -97,7 +97,8 @@ class Engine:
         requests, offers, kernel = Requests(host), Offers(host), KernelState(host)
         announcements = Announcements(host)
         agreement = Agreement(host, requests)
-        self.requests, self.kernel, self.announcements, self.agreement = requests, kernel, announcements, agreement
+        self.requests, self.offers, self.kernel = requests, offers, kernel
+        self.announcements, self.agreement = announcements, agreement
         self.places = places = Places(host)
         self.rendezvous_server = Server(host)
         self.rendezvous = client = Client(host, requests, kernel, announcements, places)
