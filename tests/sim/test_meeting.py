@@ -10,11 +10,13 @@ from dataclasses import replace
 import pytest
 
 from redirectctl.flows import constants as limits
+from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.meeting import Standing
 from redirectctl.proto.constants import SECRET_RACE
 from redirectctl.wire import meeting as wire
-from redirectctl.wire.addr import SockAddr
+from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.message import Acm
 from tests.sim.pair import PORT, Host, Link, World, ip
 
 ALICE, BOB, RITA, RUTH = "192.0.2.1", "198.51.100.2", "203.0.113.200", "203.0.113.201"
@@ -254,6 +256,25 @@ def test_a_relayed_connection_goes_directly_when_that_is_possible() -> None:
     assert (a.there_now, b.there_now) == (ip("198.51.100.30"), ip("192.0.2.100"))
 
 
+def test_a_relayed_peer_that_is_found_elsewhere_has_a_moment_to_announce_itself_first() -> None:
+    """Then the direct way is tried, and again soon: it did not wait for the next attempt, which is a minute later."""
+    trio = relayed_trio()
+    trio.world.run(100)
+    trio.bob.move("10.0.2.3")
+    before = len(trio.alice.messages)
+    tries: list[float] = []
+    moved = trio.world.now
+    while trio.world.now < moved + 20:
+        trio.world.run(0.1)
+        tries += [trio.world.now - moved for m, _, _ in trio.alice.messages[before:] if isinstance(m, Acm)]
+        before = len(trio.alice.messages)
+    first = limits.DIRECT_SOON
+    assert first <= tries[0] < first + 0.5
+    again = first + limits.DIRECT_PAUSES[1]
+    assert again <= min(t for t in tries if t > first + 5) < again + 0.5
+    assert trio.relayed()
+
+
 def test_a_relayed_connection_goes_directly_without_a_move() -> None:
     trio = Trio()
     trio.world.tap = lambda source, to, _: ip(RITA) in (source.host, to.host)  # firewalls
@@ -372,6 +393,91 @@ def test_a_connection_to_the_rendezvous_itself_is_not_its_guests() -> None:
     bob, rita = trio.bob.engine.peers[trio.rita.static.public], trio.rita.engine.peers[trio.bob.static.public]
     assert bob.observed == rita.remote
     assert not trio.bob.named("peer.key_changed")
+
+
+def with_rita(*, second: bool = False, rita: tuple[str, ...] = (RITA,)) -> tuple[World, Host, Host, FourTuple]:
+    """bob has a protected connection with rita, at whom (by her last address) he is registered too."""
+    world = World(seed=5)
+    auto = replace(TUNNEL, prefer="auto")
+    bob, server = world.host("bob", BOB, policy=auto), world.host("rita", *rita, policy=replace(auto, serve=True))
+    servers = {"rita": (SockAddr(ip(rita[-1]), PORT),)}
+    if second:
+        ruth = world.host("ruth", RUTH, policy=replace(auto, serve=True))
+        server.meets_at(ruth)
+        servers["ruth"] = (SockAddr(ip(RUTH), PORT),)
+    bob.servers = servers
+    bob.engine.rendezvous_at(world.now, servers)
+    bob.run()
+    world.run(2)
+    socket, _ = world.connect(bob, server, 41000)
+    world.run(5)
+    assert bob.connection(socket).peer == server.static.public
+    assert bob.protects(socket)
+    assert all(s.standing is Standing.REGISTERED for s in bob.engine.meeting.servers)
+    return world, bob, server, socket
+
+
+def test_a_connection_to_the_rendezvous_itself_leaves_an_address_that_does_not_carry() -> None:
+    """It is not bound to the address from which this host has registered."""
+    world, bob, _, socket = with_rita()
+    bob.move(BOB, "203.0.113.9")
+    world.run(1)
+    world.tap = lambda source, to, _: ip(BOB) not in (source.host, to.host)
+    bob.engine.stalled(world.now, [socket])
+    bob.run()
+    world.run(1)
+    assert bob.connection(socket).here_now == ip("203.0.113.9")
+
+
+def test_a_connection_to_the_rendezvous_itself_is_announced_as_often_as_others_without_a_path() -> None:
+    world, bob, _, socket = with_rita()
+    world.link.cut = True
+    for _ in range(30):
+        bob.engine.stalled(world.now, [socket])
+        bob.run()
+        world.run(0.5)
+    assert bob.connection(socket).reason == "peer-silent"
+    before = len(bob.messages)
+    world.run(2)
+    assert sum(isinstance(m, Acm) for m, _, _ in bob.messages[before:]) > 20
+
+
+def test_a_connection_to_the_rendezvous_itself_travels_plainly_to_another_address_of_it() -> None:
+    """Where it answers there it is, and nobody in its place."""
+    world, bob, rita, socket = with_rita(rita=(RITA, "203.0.113.205"))
+    world.tap = lambda source, to, _: ip(RITA) not in (source.host, to.host)
+    bob.move("203.0.113.9")
+    world.run(5)
+    assert bob.flows[socket].remote.host == rita.flows[socket.mirrored].local.host == ip("203.0.113.205")
+    assert {bob.connection(socket).path, rita.connection(socket.mirrored).path} == {Path.REWRITTEN}
+
+
+def test_where_the_rendezvous_itself_sees_this_host_is_known_from_its_acknowledgement() -> None:
+    """It says so in a HELLO too, but not twice within a moment."""
+    world, bob, rita, _ = with_rita()
+    for public, private in (("203.0.113.1", "10.0.0.2"), ("203.0.113.2", "10.0.0.3")):
+        finished = len(bob.named("move.finished"))
+        world.nat(public, bob)
+        bob.move(private)
+        while len(bob.named("move.finished")) == finished:
+            world.run(0.01)
+    seen = bob.engine.peers[rita.static.public].observed
+    assert seen == rita.engine.peers[bob.static.public].remote
+    assert seen is not None
+    assert seen.host == ip("203.0.113.2")
+
+
+def test_a_connection_to_one_rendezvous_that_another_has_relayed_goes_directly_when_that_is_possible() -> None:
+    world, bob, rita, socket = with_rita(second=True)
+    world.tap = lambda source, to, _: ip(RUTH) in (source.host, to.host)
+    bob.move("203.0.113.9")
+    world.run(15)
+    assert bob.connection(socket).there_now == ip(RUTH)
+    world.tap = None
+    world.run(70)
+    assert bob.connection(socket).there_now == ip(RITA)
+    assert rita.connection(socket.mirrored).there_now == ip("203.0.113.9")
+    assert bob.named("path.changed", "direct-again")
 
 
 def test_a_rendezvous_that_is_not_configured_any_more_is_left() -> None:
