@@ -330,8 +330,10 @@ def test_the_kernel_answers_before_the_daemon_and_both_are_content() -> None:
     world.run(constants.ASK_AFTER + 0.1)
     lives(bob, socket)
     world.link.blocked = False
-    world.run(0.5)
-    assert bob.connection(socket).path is Path.ORIGINAL
+    for _ in range(100):
+        world.run(0.01)
+        assert {bob.connection(socket).path, alice.connection(socket.mirrored).path} == {Path.ORIGINAL}
+    assert bob.named("move.finished")
     world.run(60)
     as_before(world, (alice, socket.mirrored), (bob, socket))
     assert {bob.connection(socket).path, alice.connection(socket.mirrored).path} == {Path.ORIGINAL}

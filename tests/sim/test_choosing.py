@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from redirectctl.flows.connection import Path
+from redirectctl.flows.constants import PLAIN_RETRIES
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.proofs import in_place
 from redirectctl.wire import message as messages
@@ -249,6 +250,23 @@ def test_a_way_that_failed_is_tried_again_when_the_network_changes() -> None:
         host.network_changed()
     world.run(1)
     assert paths(alice) == paths(bob) == {Path.REWRITTEN}
+
+
+def test_traffic_is_looked_at_where_a_way_has_failed_and_not_while_it_is_tried() -> None:
+    world, alice, bob, _, tokens = started()
+    closed(world, bob, tokens)
+    tokens.plain = False
+    assert bob.engine.questioned() == {alice.static.public}
+    before = tokens.sent
+    while bob.engine.questioned():
+        world.run(0.05)
+    assert tokens.sent == before, "the peer is told before the first token"
+    for _ in range(int(sum(PLAIN_RETRIES[:-1]) / 0.05)):
+        assert not bob.engine.questioned()
+        world.run(0.05)
+    assert tokens.sent > before
+    world.run(PLAIN_RETRIES[-1] + PLAIN_RETRIES[0])
+    assert bob.engine.questioned() == {alice.static.public}
 
 
 def test_neither_traffic_nor_changes_of_the_network_make_many_tokens() -> None:

@@ -186,6 +186,47 @@ def test_killed_before_all_was_given_back() -> None:
     as_before(world, (alice, socket.mirrored), (bob, socket))
 
 
+def test_what_was_given_back_at_the_start_is_not_given_back_again() -> None:
+    """Killed in between, and once more without a path: the program may have changed its socket meanwhile."""
+    world, _, bob, socket = silent()
+    carry_out = bob.carry_out
+    bob.carry_out = lambda c: None if isinstance(c, commands.Resume) else carry_out(c)  # type: ignore[method-assign]
+    world.link.cut = False
+    world.run(5)
+    bob.crash()
+    given: list[FourTuple] = []
+
+    def watched(command: commands.Command) -> None:
+        if isinstance(command, commands.GiveBack):
+            given.extend(command.before)
+        carry_out(command)
+
+    bob.carry_out = watched  # type: ignore[method-assign]
+    world.link.cut = True
+    for _ in range(2):
+        bob.start()
+        assert given == [socket]
+        bob.crash()
+
+
+def test_killed_before_it_was_known_what_the_socket_had() -> None:
+    """The kernel holds it back already: the next daemon finds out, and keeps the socket alive."""
+    world, alice, bob, socket = started()
+    carry_out = bob.carry_out
+    bob.carry_out = lambda c: None if isinstance(c, commands.Prepare) else carry_out(c)  # type: ignore[method-assign]
+    bob.move()
+    world.run(constants.HOLD_AFTER + 0.1)
+    assert bob.held == {socket}
+    assert not bob.altered
+    bob.crash()
+    bob.carry_out = carry_out  # type: ignore[method-assign]
+    bob.start()
+    assert set(bob.altered) == {socket}
+    bob.move("198.51.100.4")
+    world.run(5)
+    as_before(world, (alice, socket.mirrored), (bob, socket))
+
+
 def test_what_is_given_up_is_told_in_one_message() -> None:
     world, alice, bob, socket = started(dataclasses.replace(POLICY, give_up_after=60.0))
     sockets = [socket, *(world.connect(bob, alice, port)[0] for port in (40001, 40002))]

@@ -692,6 +692,30 @@ def test_a_move_while_the_answer_to_a_claim_is_under_way() -> None:
         assert not bob.protects(second) or agree(alice, bob, mirrored)
 
 
+def test_what_a_peer_does_not_say_of_the_connections_of_a_move_is_announced_once_more() -> None:
+    """It has acknowledged one of two; which, the moved host asks in vain.  Meanwhile it gets to know the other one."""
+    world, alice, bob, _ = protected()
+    second, mirrored = world.connect(bob, alice, 40001)
+
+    def asks() -> bool:
+        return isinstance(alice.messages[-1][0], messages.Sync)
+
+    ours = ip("192.0.2.1"), ip("192.0.2.77")
+    world.tap = lambda source, to, data: source.host not in ours or not (says_ok(alice) or asks())
+    world.run(1.2)
+    assert alice.protects(mirrored)
+    alice.move("192.0.2.77")
+    world.run(0.3)
+    assert alice.named("move.finished")
+    assert not any(isinstance(m, messages.SyncReply) for m, _, _ in bob.messages)
+    world.tap = lambda source, to, data: source.host not in ours or not asks()
+    world.run(sum(constants.REQUEST_RETRIES) - 1)
+    assert bob.protects(second)
+    assert not agree(alice, bob, mirrored)
+    world.run(2)
+    assert agree(alice, bob, mirrored)
+
+
 def test_a_peer_that_has_more_or_less_than_was_moved_is_no_storm() -> None:
     """One end has closed a connection, and the other has not heard of it, or a person has released it there."""
     for who in (0, 1):

@@ -357,6 +357,14 @@ def test_a_forgotten_peer_while_a_handshake_with_it_is_under_way() -> None:
     talk(net, alice, bob)
 
 
+def test_to_forget_a_key_that_is_not_known_changes_nothing() -> None:
+    net, alice, bob = met()
+    bob.endpoint.forget(b"nobody" + bytes(26))
+    assert bob.endpoint.drain() == []
+    assert set(bob.endpoint.peers) == {alice.static.public}
+    talk(net, alice, bob)
+
+
 def test_nobody_there() -> None:
     net, alice, bob = pair()
     net.ends.remove(alice)
