@@ -13,6 +13,7 @@ from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Network, Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import IPAddress, SockAddr
+from redirectctl.wire.message import PathProbe
 from tests.sim.pair import Host, World, ip
 
 WIFI, ETHERNET, SERVER = "198.51.100.2", "203.0.113.9", "192.0.2.1"
@@ -112,6 +113,23 @@ def test_an_address_that_the_peer_has_led_away_from_is_asked_and_has_failed() ->
     scene.world.run(constants.PROOFS * constants.PROBE_TIME)
     (failed,) = scene.bob.engine.better.failed(key)
     assert failed == ip(WIFI)
+
+
+def test_not_more_addresses_are_asked_at_a_time_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two peers lead away from an address: what the first of them noticed makes room for the second."""
+    monkeypatch.setattr(constants, "MAX_FAILURES", 1)
+    scene = Scene(bob=(WIFI, ETHERNET))
+    carol = scene.world.host("carol", "192.0.2.3", policy=AUTO)
+    with_carol, _ = scene.world.connect(scene.bob, carol, 40001)
+    scene.world.run(5)
+    scene.dead = {ip(WIFI)}
+    for host, socket in ((scene.alice, scene.mirrored), (carol, with_carol.mirrored)):
+        host.engine.stalled(scene.world.now, [socket])
+        host.run()
+        scene.world.run(0.5)
+    scene.world.run(constants.PROOFS * constants.PROBE_TIME)
+    asked = [to for m, to, _ in scene.bob.messages if isinstance(m, PathProbe)]
+    assert [to.host for to in asked if to is not None] == [ip(SERVER), *[ip("192.0.2.3")] * constants.PROOFS]
 
 
 def test_one_that_answers_has_not_failed() -> None:

@@ -312,6 +312,7 @@ def test_what_stalls_in_the_tunnel_is_sent_plainly_if_no_daemon_reads_it_there()
     world.run(1.1)
     assert paths(bob) == {Path.TUNNEL}
     stall(world, bob, socket)
+    assert paths(bob) == {Path.TUNNEL}  # not again in the same silence
     world.run(2)
     assert bob.named("connection.suspended", "peer-silent")
     assert paths(bob) == {Path.REWRITTEN}  # to ask alice's kernel
@@ -407,6 +408,17 @@ def test_moving_back_ends_on_the_original_path() -> None:
     world.run(2)
     assert paths(alice) == paths(bob) == {Path.ORIGINAL}
     assert bob.flows[socket] == socket
+
+
+def test_a_daemon_that_begins_again_leaves_what_never_moved_where_it_is() -> None:
+    """It says where it is; nothing has been lost there."""
+    world, alice, bob, _, _ = started()
+    bob.crash()
+    bob.start()
+    for _ in range(100):
+        assert paths(alice) == paths(bob) == {Path.ORIGINAL}
+        world.run(0.01)
+    assert bob.named("move.finished")
 
 
 def test_from_ipv4_to_ipv6_and_back() -> None:

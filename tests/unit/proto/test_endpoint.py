@@ -167,13 +167,17 @@ def test_the_answer_of_a_peer_counts_as_contact_before_it_has_said_anything() ->
     assert asked < contact < net.now
 
 
-def test_a_second_start_on_the_same_path_changes_nothing() -> None:
-    net, alice, bob = pair()
-    bob.contact(alice)
-    bob.contact(alice)
-    assert len(bob.sent(Type.INIT)) == 1
+@pytest.mark.parametrize("known", [False, True])
+def test_a_second_start_on_the_same_path_changes_nothing(known: bool) -> None:
+    net, alice, bob = met() if known else pair()
+    inits, sessions = len(bob.sent(Type.INIT)), len(bob.of(events.SessionUp))
+    net.filter = lambda source, to, data: [(0.1, data)]
+    bob.contact(alice, known=known)
+    net.run(0.08)
+    bob.contact(alice, known=known)
+    assert len(bob.sent(Type.INIT)) == inits + 1
     net.run(1)
-    assert len(bob.of(events.SessionUp)) == 1
+    assert len(bob.of(events.SessionUp)) == sessions + 1
 
 
 # -- rekeying and expiry -----------------------------------------------------------------------------------------------
