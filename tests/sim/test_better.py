@@ -115,6 +115,18 @@ def test_an_address_that_the_peer_has_led_away_from_is_asked_and_has_failed() ->
     assert failed == ip(WIFI)
 
 
+def test_an_address_that_goes_while_it_is_asked_is_not_asked_any_more() -> None:
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.dead = {ip(WIFI)}
+    led_away(scene)
+    scene.bob.move(ETHERNET)
+    asked = sum(isinstance(m, PathProbe) for m, _, _ in scene.bob.messages)
+    scene.bob.move(ETHERNET, WIFI)
+    scene.world.run(constants.PROOFS * constants.PROBE_TIME)
+    assert sum(isinstance(m, PathProbe) for m, _, _ in scene.bob.messages) == asked
+    assert not scene.bob.engine.better.failed(scene.alice.static.public)
+
+
 def test_not_more_addresses_are_asked_at_a_time_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two peers lead away from an address: what the first of them noticed makes room for the second."""
     monkeypatch.setattr(constants, "MAX_FAILURES", 1)

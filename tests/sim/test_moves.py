@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from redirectctl.flows import commands
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.state import State
+from redirectctl.wire.addr import FourTuple
 from tests.sim.pair import Host, World, agree, ip
 
 
@@ -91,6 +93,29 @@ def test_the_same_address_comes_back_after_an_outage_and_both_ends_are_kicked() 
     assert bob.connection(socket).state is State.PROTECTED
     assert bob.kicked == [(socket,)]
     assert alice.kicked == [(socket.mirrored,)]
+
+
+@pytest.mark.parametrize("prefer", ["rewritten", "tunnel"])
+def test_what_goes_plainly_is_hastened_when_the_new_way_is_about_to_open(prefer: str) -> None:
+    """What waits in the tunnel need not be: its back-off is undone at once."""
+    world = World()
+    policy = Policy(first_contact="accept-new", long_lived_after=1.0, prefer=prefer)
+    alice, bob = (world.host(name, at, policy=policy) for name, at in (("alice", "192.0.2.1"), ("bob", "198.51.100.2")))
+    socket, _ = world.connect(bob, alice, 40000)
+    world.run(5)
+    hastened: list[FourTuple] = []
+    carry_out = bob.carry_out
+
+    def watched(command: commands.Command) -> None:
+        if isinstance(command, commands.Hasten) and command.sockets:
+            assert not bob.named("move.finished"), "before the peer has said that it is ready"
+            hastened.extend(command.sockets)
+        carry_out(command)
+
+    bob.carry_out = watched  # type: ignore[method-assign]
+    bob.move("203.0.113.9")
+    world.run(1)
+    assert hastened == ([socket] if prefer == "rewritten" else [])
 
 
 def test_one_acm_and_one_transaction_move_a_thousand_connections() -> None:

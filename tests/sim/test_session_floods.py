@@ -175,15 +175,20 @@ def test_announcements_from_ever_other_places_do_not_have_all_connections_looked
     assert all(agree(flood.alice, flood.bob, socket) for socket in flood.bobs)
 
 
-def test_what_is_looked_at_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An announcement of all of many connections is as much as several messages."""
+@pytest.mark.parametrize(
+    "say",
+    [lambda n: acm(2**40 + n, MALLORY, MALLORY), lambda n: messages.Seen(())],
+    ids=["an announcement of all", "word that tokens will come"],
+)
+def test_what_is_looked_at_counts(say: Callable[[int], Message], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What concerns all of many connections is as much as several messages."""
     monkeypatch.setattr(limits, "MESSAGES_BURST", 100.0)
     monkeypatch.setattr(limits, "LOOKED_AT", OWN // 3)
     flood = Flood()
     heard = 0
     for n in range(100):
         before = len(flood.alice.named("packet.refused", "rate-limited"))
-        flood.send(acm(2**40 + n, MALLORY, MALLORY))
+        flood.send(say(n))
         heard += len(flood.alice.named("packet.refused", "rate-limited")) == before
     assert 10 < heard <= 34
     flood.bob.move(NEW)

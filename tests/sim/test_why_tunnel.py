@@ -7,6 +7,7 @@ import dataclasses
 from redirectctl.flows.choosing import Why
 from tests.sim.pair import Host, World, ip
 from tests.sim.test_choosing import AUTO, started
+from tests.sim.test_meeting import relayed_trio
 
 NEW = "203.0.113.9"
 
@@ -112,3 +113,11 @@ def test_no_path() -> None:
     bob.move()
     world.run(1)
     assert why(bob) == {Why.NO_PATH}
+
+
+def test_what_a_rendezvous_passes_on() -> None:
+    trio = relayed_trio()
+    for host in trio.ends:
+        host.engine.policy_changed(trio.world.now, AUTO)
+        host.run()
+        assert why(host) == {Why.RELAYED}
