@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
-from redirectctl.flows import constants
+from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.state import State
 from redirectctl.proto.peer import PeerState
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
-from tests.sim.pair import Host, World, agree, ip
+from tests.sim.pair import PORT, Host, World, agree, ip
 
 ASK = Policy(first_contact="ask", long_lived_after=1.0)
 NEW, LATER = "203.0.113.9", "203.0.113.10"
@@ -282,6 +283,36 @@ def test_a_known_peer_that_was_away_is_tried_again_soon() -> None:
     alice.start()
     world.run(constants.UNANSWERED_TIME + 20)
     assert agree(alice, bob, mirrored)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_how_a_contact_ended_is_told(known: bool) -> None:
+    """Of those that we called, not of those who called us."""
+    world, alice, bob = pair()
+    if known:
+        world.connect(bob, alice, 40000)
+        world.run(3)
+    ended: dict[str, list[commands.Contacted]] = {"alice": [], "bob": []}
+    for host in (alice, bob):
+        carry_out = host.carry_out
+
+        def watched(command: commands.Command, host: Host = host, carry_out: Any = carry_out) -> None:
+            if isinstance(command, commands.Contacted):
+                ended[host.name].append(command)
+            carry_out(command)
+
+        host.carry_out = watched  # type: ignore[method-assign]
+    there, nobody, here = SockAddr(ip("192.0.2.1"), PORT), SockAddr(ip("192.0.2.99"), PORT), ip("198.51.100.2")
+    key = alice.static.public if known else None
+    for to in (there, nobody):
+        bob.engine.contact(world.now, to, here, key)
+        bob.run()
+        world.run(15)
+    assert ended["bob"] == [
+        commands.Contacted(there, alice.static.public, None, here),
+        commands.Contacted(nobody, key, "no-answer", here),
+    ]
+    assert ended["alice"] == []
 
 
 def test_what_is_said_to_where_a_datagram_came_from_is_short() -> None:
