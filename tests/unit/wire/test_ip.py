@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, TCPerror
-from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop, IPv6ExtHdrRouting
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6PacketTooBig,
+    IPv6,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+)
 from scapy.packet import Raw
 from scapy.utils import checksum as scapy_checksum
 
@@ -19,15 +26,21 @@ from redirectctl.wire.ip import (
     BadPacket,
     PacketError,
     TcpFlags,
+    Timestamps,
+    TooBig,
     build_ip,
     build_tcp,
+    build_timestamps,
+    build_too_big,
     build_unreachable,
     checksum,
     options_with_token,
     parse_ip,
     parse_tcp,
+    parse_too_big,
     parse_unreachable,
     replace_options,
+    timestamps_of,
     token_of,
 )
 
@@ -166,6 +179,80 @@ def test_unreachable_with_a_flipped_bit_is_refused() -> None:
         assert caught.value.reason is BadPacket.CHECKSUM
 
 
+def icmp(kind: int, code: int, about: bytes, *, protocol: int = 1) -> bytes:
+    """An error of a router about a packet."""
+    address = parse_ip(about).source
+    return build_ip(address, address, protocol, bytes(ICMP(type=kind, code=code, unused=0) / Raw(about)))
+
+
+@pytest.mark.parametrize(
+    ("packet", "reason"),
+    [
+        (build_tcp(*V4, seq=1, flags=TcpFlags.ACK), BadPacket.PROTOCOL),
+        (build_unreachable(V4, 5)[:-1], BadPacket.TRUNCATED),
+        (build_ip(V4.local.host, V4.local.host, 1, bytes(7)), BadPacket.TRUNCATED),
+        (icmp(11, 0, build_tcp(*V4, seq=1, flags=TcpFlags.ACK)), BadPacket.PROTOCOL),
+        (icmp(1, 0, build_tcp(*V4, seq=1, flags=TcpFlags.ACK)), BadPacket.PROTOCOL),
+        (icmp(3, 1, build_ip(V4.local.host, V4.remote.host, 17, bytes(8))), BadPacket.PROTOCOL),
+        (icmp(3, 1, build_tcp(*V4, seq=1, flags=TcpFlags.ACK)[:27]), BadPacket.TRUNCATED),
+    ],
+)
+def test_what_says_nothing_of_an_unreachable_segment_is_refused(packet: bytes, reason: BadPacket) -> None:
+    with pytest.raises(PacketError) as caught:
+        parse_unreachable(packet)
+    assert caught.value.reason is reason
+
+
+def test_eight_bytes_of_a_segment_are_enough() -> None:
+    error = parse_unreachable(icmp(3, 1, build_tcp(*V4, seq=7, flags=TcpFlags.ACK)[:28]))
+    assert (error.quoted, error.seq, error.type, error.code) == (V4, 7, 3, 1)
+
+
+@pytest.mark.parametrize("connection", [V4, V6], ids=["ipv4", "ipv6"])
+def test_too_big_is_what_scapy_builds_and_reads_back(connection: FourTuple) -> None:
+    packet = build_too_big(connection, 0xDEADBEEF, 1300)
+    if connection is V4:
+        v4 = IP(packet)[ICMP]
+        assert (v4.type, v4.code, v4.nexthopmtu) == (3, 4, 1300)
+    else:
+        v6 = IPv6(packet)[ICMPv6PacketTooBig]
+        assert (v6.code, v6.mtu) == (0, 1300)
+    there = parse_ip(packet)
+    assert there.source == there.destination == connection.local.host
+    assert parse_too_big(there.payload, connection.version) == TooBig(connection, 0xDEADBEEF, 1300)
+
+
+def test_the_size_of_a_link_takes_two_bytes_in_ipv4() -> None:
+    """Those before it may be anything (RFC 1191)."""
+    message = ICMP(type=3, code=4, unused=0, nexthopmtu=1300) / Raw(build_tcp(*V4, seq=7, flags=TcpFlags.ACK))
+    raw = bytearray(bytes(message))
+    raw[2:8] = b"\0\0\x05\x06" + raw[6:8]
+    raw[2:4] = checksum(bytes(raw)).to_bytes(2)
+    assert parse_too_big(bytes(raw), 4).mtu == 1300
+
+
+TOO_BIG = {c.version: parse_ip(build_too_big(c, 5, 1300)).payload for c in (V4, V6)}
+
+
+@pytest.mark.parametrize(
+    ("message", "version", "reason"),
+    [
+        (TOO_BIG[4][:7], 4, BadPacket.TRUNCATED),
+        (TOO_BIG[6][:7], 6, BadPacket.TRUNCATED),
+        (TOO_BIG[4], 6, BadPacket.PROTOCOL),
+        (TOO_BIG[6], 4, BadPacket.PROTOCOL),
+        (parse_ip(build_unreachable(V4, 5)).payload, 4, BadPacket.PROTOCOL),
+        (TOO_BIG[4][:-1] + b"\xff", 4, BadPacket.CHECKSUM),
+        (TOO_BIG[6][:8] + build_tcp(*V4, seq=1, flags=TcpFlags.ACK), 6, BadPacket.PROTOCOL),
+        (TOO_BIG[6][:8], 6, BadPacket.EMPTY),
+    ],
+)
+def test_what_does_not_tell_the_size_of_a_link_is_refused(message: bytes, version: int, reason: BadPacket) -> None:
+    with pytest.raises(PacketError) as caught:
+        parse_too_big(message, version)
+    assert caught.value.reason is reason
+
+
 def test_extension_headers_are_skipped() -> None:
     chain = (
         IPv6(src="2001:db8::1", dst="2001:db8::2") / IPv6ExtHdrHopByHop() / IPv6ExtHdrRouting() / TCP(seq=7) / b"abc"
@@ -194,6 +281,8 @@ def ipv4(**fields: object) -> bytes:
         (bytes(IPv6(nh=0)), BadPacket.TRUNCATED),
         (bytes(IPv6(nh=0) / Raw(b"\x06\xff" + bytes(20))), BadPacket.HEADER_LENGTH),
         (ipv4()[:30], BadPacket.TRUNCATED),
+        (ipv4(options=b"\x07\x0b\x04" + bytes(9))[:30], BadPacket.TRUNCATED),
+        (bytes(IP() / TCP(options=[("Timestamp", (1, 2))]))[:45], BadPacket.TRUNCATED),
         (bytes(IP() / ICMP()), BadPacket.PROTOCOL),
         (bytes(IP() / TCP(dataofs=4)), BadPacket.HEADER_LENGTH),
         (bytes(IP() / TCP(dataofs=15)), BadPacket.HEADER_LENGTH),
@@ -328,3 +417,23 @@ def test_options_are_not_replaced_in_half_a_packet() -> None:
     with pytest.raises(PacketError) as error:
         replace_options(packet[:-1], OPTION)
     assert error.value.reason is BadPacket.TRUNCATED
+
+
+def test_what_does_not_fit_into_a_header_is_not_built() -> None:
+    whole = build_tcp(*V4, seq=1, flags=TcpFlags.ACK)
+    for length in (3, 44):
+        with pytest.raises(ValueError, match=f"{length} bytes of TCP options"):
+            replace_options(whole, bytes(length))
+    for length in (7, 9):
+        with pytest.raises(ValueError, match=f"a token of {length} bytes"):
+            options_with_token(b"", bytes(length))
+
+
+def test_timestamps_are_found_beside_other_options() -> None:
+    assert build_timestamps(0x11111111, 2**32 + 0x22222222) == TIMESTAMPS
+    assert timestamps_of(sack(2) + TIMESTAMPS) == Timestamps(value=0x11111111, echo=0x22222222)
+
+
+@pytest.mark.parametrize("options", ["", "01010101", "01010806 11111111", "0101090a 11111111 22222222"])
+def test_where_there_are_no_timestamps(options: str) -> None:
+    assert timestamps_of(bytes.fromhex(options)) is None
