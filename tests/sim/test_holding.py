@@ -13,6 +13,7 @@ from redirectctl.flows.state import State
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple
 from tests.sim.pair import Host, World, agree
+from tests.sim.shell import told
 
 DAY = 86400.0
 POLICY = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")
@@ -190,22 +191,16 @@ def test_what_was_given_back_at_the_start_is_not_given_back_again() -> None:
     """Killed in between, and once more without a path: the program may have changed its socket meanwhile."""
     world, _, bob, socket = silent()
     carry_out = bob.carry_out
-    bob.carry_out = lambda c: None if isinstance(c, commands.Resume) else carry_out(c)  # type: ignore[method-assign]
+    told(bob, commands.Resume, done=False)
     world.link.cut = False
     world.run(5)
     bob.crash()
-    given: list[FourTuple] = []
-
-    def watched(command: commands.Command) -> None:
-        if isinstance(command, commands.GiveBack):
-            given.extend(command.before)
-        carry_out(command)
-
-    bob.carry_out = watched  # type: ignore[method-assign]
+    bob.carry_out = carry_out  # type: ignore[method-assign]
+    given = told(bob, commands.GiveBack)
     world.link.cut = True
     for _ in range(2):
         bob.start()
-        assert given == [socket]
+        assert [set(command.before) for command in given] == [{socket}]
         bob.crash()
 
 
@@ -213,7 +208,7 @@ def test_killed_before_it_was_known_what_the_socket_had() -> None:
     """The kernel holds it back already: the next daemon finds out, and keeps the socket alive."""
     world, alice, bob, socket = started()
     carry_out = bob.carry_out
-    bob.carry_out = lambda c: None if isinstance(c, commands.Prepare) else carry_out(c)  # type: ignore[method-assign]
+    told(bob, commands.Prepare, done=False)
     bob.move()
     world.run(constants.HOLD_AFTER + 0.1)
     assert bob.held == {socket}

@@ -7,8 +7,8 @@ import pytest
 from redirectctl.flows import commands
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.state import State
-from redirectctl.wire.addr import FourTuple
 from tests.sim.pair import Host, World, agree, ip
+from tests.sim.shell import told
 
 
 def started(world: World, n: int = 1) -> tuple[Host, Host, list]:
@@ -103,19 +103,13 @@ def test_what_goes_plainly_is_hastened_when_the_new_way_is_about_to_open(prefer:
     alice, bob = (world.host(name, at, policy=policy) for name, at in (("alice", "192.0.2.1"), ("bob", "198.51.100.2")))
     socket, _ = world.connect(bob, alice, 40000)
     world.run(5)
-    hastened: list[FourTuple] = []
-    carry_out = bob.carry_out
-
-    def watched(command: commands.Command) -> None:
-        if isinstance(command, commands.Hasten) and command.sockets:
-            assert not bob.named("move.finished"), "before the peer has said that it is ready"
-            hastened.extend(command.sockets)
-        carry_out(command)
-
-    bob.carry_out = watched  # type: ignore[method-assign]
+    hastened = told(bob, commands.Hasten)
     bob.move("203.0.113.9")
-    world.run(1)
-    assert hastened == ([socket] if prefer == "rewritten" else [])
+    while not bob.named("move.finished"):
+        assert bob.named("move.started")
+        before = [s for command in hastened for s in command.sockets]
+        world.run(0.001)
+    assert before == ([socket] if prefer == "rewritten" else []), "before the peer has said that it is ready"
 
 
 def test_one_acm_and_one_transaction_move_a_thousand_connections() -> None:

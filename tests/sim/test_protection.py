@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ from redirectctl.proto.peer import PeerState
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
 from tests.sim.pair import PORT, Host, World, agree, ip
+from tests.sim.shell import told
 
 ASK = Policy(first_contact="ask", long_lived_after=1.0)
 NEW, LATER = "203.0.113.9", "203.0.113.10"
@@ -292,27 +292,18 @@ def test_how_a_contact_ended_is_told(known: bool) -> None:
     if known:
         world.connect(bob, alice, 40000)
         world.run(3)
-    ended: dict[str, list[commands.Contacted]] = {"alice": [], "bob": []}
-    for host in (alice, bob):
-        carry_out = host.carry_out
-
-        def watched(command: commands.Command, host: Host = host, carry_out: Any = carry_out) -> None:
-            if isinstance(command, commands.Contacted):
-                ended[host.name].append(command)
-            carry_out(command)
-
-        host.carry_out = watched  # type: ignore[method-assign]
+    ended, others = told(bob, commands.Contacted), told(alice, commands.Contacted)
     there, nobody, here = SockAddr(ip("192.0.2.1"), PORT), SockAddr(ip("192.0.2.99"), PORT), ip("198.51.100.2")
     key = alice.static.public if known else None
     for to in (there, nobody):
         bob.engine.contact(world.now, to, here, key)
         bob.run()
         world.run(15)
-    assert ended["bob"] == [
+    assert ended == [
         commands.Contacted(there, alice.static.public, None, here),
         commands.Contacted(nobody, key, "no-answer", here),
     ]
-    assert ended["alice"] == []
+    assert others == []
 
 
 def test_what_is_said_to_where_a_datagram_came_from_is_short() -> None:
@@ -561,6 +552,31 @@ def test_an_announcement_that_the_peer_can_never_apply_is_not_repeated(lost: str
     world.run(60)
     later = [m for m, _, _ in bob.messages[said:]]
     assert [m for m in later if isinstance(m, messages.Acm) and m.epoch == epoch] == []
+
+
+def test_after_an_outage_that_their_keys_have_not_outlived_idle_hosts_agree_on_new_ones() -> None:
+    """They have nothing to announce, and nothing has been lost yet."""
+    world, alice, bob, (socket,) = protected()
+    world.link.cut = True
+    world.run(400)
+    peers = alice.engine.peers[bob.static.public], bob.engine.peers[alice.static.public]
+    assert [peer.session(world.now) for peer in peers] == [None, None]
+    world.link.cut = False
+    world.run(constants.REACH_PAUSE + 10)
+    assert None not in [peer.session(world.now) for peer in peers]
+    assert bob.protects(socket)
+
+
+def test_no_connection_no_more_attempts_to_reach_the_peer() -> None:
+    world, alice, bob, (socket,) = protected()
+    world.link.cut = True
+    world.run(200)
+    for host, end in ((alice, socket.mirrored), (bob, socket)):
+        host.closed(end)
+    world.run(60)
+    before = len(world.recorded)
+    world.run(1000)
+    assert len(world.recorded) == before
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------------

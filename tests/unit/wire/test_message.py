@@ -107,7 +107,7 @@ REFUSED = [
     (f"02 00000007 01 {_CLAIM} 00".replace(_V4, _V6), "bad-tuple"),
     (f"02 00000007 01 {_CLAIM} 00".replace("9c40", "0000"), "bad-tuple"),
     (f"02 00000007 01 {_CLAIM} 00".replace("00000001 4b", "00000000 4b"), "bad-offer"),
-    (f"02 00000007 01 {_CLAIM} 00".replace("3fff", "4000"), "bad-offer"),
+    (f"02 00000007 01 {_CLAIM} 00".replace("3fffffffffffffff", "4000000000000000"), "bad-offer"),
     (f"02 00000007 01 {_CLAIM} 02", "bad-value"),
     (f"03 00000007 01 {_CID.hex()} 0000000100000000 0c {'00' * 72}", "bad-value"),
     (f"03 00000007 01 {_CID.hex()} 0000000100000000 04 {'00' * 71} 01", "bad-value"),
