@@ -9,12 +9,13 @@ import pytest
 
 from redirectctl.flows import commands, constants
 from redirectctl.flows.engine import Policy
-from redirectctl.flows.proofs import CLAIMANT, digest, shown
+from redirectctl.flows.proofs import CLAIMANT, Numbers, digest, shown
 from redirectctl.flows.state import State
 from redirectctl.wire import message as messages
-from redirectctl.wire.addr import SockAddr
+from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.tunnel import Offer
 from tests.sim.pair import PORT, Host, Link, World, ip
+from tests.sim.shell import told
 
 ALICE, BOB, NEIGHBOUR = "192.0.2.1", "198.51.100.2", "198.51.100.3"
 POLICY = Policy(first_contact="accept-new", long_lived_after=1.0)
@@ -232,6 +233,112 @@ def test_many_connections_are_claimed_some_at_a_time() -> None:
     world.run(30)
     assert all(alice.protects(there) and bob.protects(socket) for socket, there in sockets)
     world.settled()
+
+
+@pytest.mark.parametrize("how", ["closed", "released"])
+def test_one_that_has_ended_before_its_turn_does_not_keep_the_others_from_theirs(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "CLAIM_WINDOW", 1)
+    world, alice, bob = pair()
+    first, second, third = (world.connect(bob, alice, 40000 + i)[0] for i in range(3))
+    world.run(1.1)
+    if how == "closed":
+        bob.closed(second)
+    else:
+        bob.engine.release(world.now, bob.connection(second).cid)
+        bob.run()
+    world.run(5)
+    assert bob.protects(first)
+    assert bob.protects(third)
+    assert not alice.protects(second.mirrored)
+    world.settled()
+
+
+def test_a_peer_that_restarts_again_and_again_while_claims_are_proven_is_left_alone_for_a_while() -> None:
+    """It knows nothing of the claim each time that it is asked; tokens do not get through."""
+    world, alice, bob = pair(link=Link(strips=True))
+    socket, there = world.connect(bob, alice, 40000)
+
+    def asked() -> int:
+        return sum(isinstance(m, messages.Protect) for m, _, _ in bob.messages)
+
+    for number in range(1, constants.CLAIM_TRIES + 1):
+        while asked() < number:
+            world.run(0.05)
+        world.run(1)
+        alice.crash()
+        alice.start()
+    world.run(10)
+    assert (bob.connection(socket).state, bob.connection(socket).reason) == (State.UNSUPPORTED, "no-answer")
+    assert asked() == constants.CLAIM_TRIES
+    world.run(constants.UNANSWERED_TIME + 20)
+    assert bob.protects(socket)
+    assert alice.protects(there)
+
+
+@pytest.mark.parametrize("answer", [None, {}], ids=["no answer", "not to be found out"])
+def test_where_neither_tokens_nor_numbers_are_to_be_had_it_is_not_proven(answer: dict[FourTuple, Numbers]) -> None:
+    world, alice, bob = pair(link=Link(strips=True))
+    socket, there = world.connect(bob, alice, 40000)
+    asked = told(bob, commands.AskNumbers, done=False)
+    while not asked:
+        world.run(0.1)
+    assert asked[0].sockets == (socket,)
+    if answer is not None:
+        bob.engine.numbers(world.now, asked[0].token, answer)
+        bob.run()
+        assert bob.connection(socket).reason == "not-proven"
+    world.run(constants.CLAIM_TIME + 0.1)
+    assert (bob.connection(socket).state, bob.connection(socket).reason) == (State.REFUSED, "not-proven")
+    assert not alice.protects(there)
+
+
+def test_numbers_that_come_when_the_connection_has_ended_are_of_no_use() -> None:
+    world, alice, bob = pair(link=Link(strips=True))
+    socket, there = world.connect(bob, alice, 40000)
+    asked = told(bob, commands.AskNumbers, done=False)
+    while not asked:
+        world.run(0.1)
+    bob.closed(socket)
+    sent = len(bob.messages)
+    bob.engine.numbers(world.now, asked[0].token, {socket: bob.bases(socket)})
+    bob.run()
+    world.run(5)
+    assert not any(isinstance(m, messages.BindNumbers) for m, _, _ in bob.messages[sent:])
+    assert not alice.protects(there)
+
+
+def test_a_socket_table_that_cannot_be_read_for_a_moment_costs_a_token() -> None:
+    world, alice, bob = pair()
+    socket, there = world.connect(bob, alice, 40000)
+    alice.socket_table_fails = True
+    world.run(1.3)
+    assert not bob.protects(socket)
+    assert not [p for p in world.segments if p.source == there.local], "nothing goes back on what is not there"
+    alice.socket_table_fails = False
+    world.run(1)
+    assert bob.protects(socket)
+    assert alice.protects(there)
+
+
+def test_a_refusal_that_was_lost_is_said_again() -> None:
+    """Sequence numbers are changed on the way; the answer that says so gets lost."""
+    world, alice, bob = pair(link=Link(shift=10**9))
+    socket, _ = world.connect(bob, alice, 40000)
+
+    def says(status: messages.Status) -> bool:
+        message = alice.messages[-1][0] if alice.messages else None
+        return isinstance(message, messages.Protected) and message.verdicts[0].status is status
+
+    lost: list[bytes] = []
+    world.tap = lambda source, to, data: (
+        source.host != ip(ALICE) or not says(messages.Status.NUMBERS) or bool(lost) or lost.append(data) is not None
+    )
+    world.run(5)
+    assert lost
+    assert bob.connection(socket).reason == "sequence-numbers-changed"
+    assert len(alice.named("connection.refused", "sequence-numbers-changed")) == 1
 
 
 def test_a_restart_while_claims_are_proven() -> None:
@@ -470,6 +577,59 @@ def test_forged_tokens_do_not_keep_a_claim_from_being_proven(thief: Thief) -> No
     thief.world.run(40)
     assert thief.bob.protects(thief.socket)
     assert thief.alice.connection(thief.there).peer == thief.bob.static.public
+
+
+def test_a_forged_token_that_the_claimant_has_passed_on_does_not_keep_the_true_one_from_counting() -> None:
+    """It comes before the true one, which takes its time."""
+    world, alice, bob = pair()
+    socket, there = world.connect(bob, alice, 40000)
+    forging = False
+    world.tap_segment = lambda source, to: forging or source != there.local
+    while not world.segments:
+        world.run(0.01)
+    forging = True
+    world.segment(*there, b"forged!!", alice)
+    forging = False
+    world.run(0.1)
+    passed_on = [m.tokens for m, _, _ in bob.messages if isinstance(m, messages.Bind)]
+    assert [one.token for tokens in passed_on for one in tokens] == [b"forged!!"]
+    world.tap_segment = None
+    world.run(2)
+    assert bob.protects(socket)
+    assert alice.protects(there)
+
+
+def test_one_token_for_two_claims_is_good_for_the_first_only() -> None:
+    thief = Thief(NEIGHBOUR)
+    own = next(iter(thief.mallory.sockets))
+    offer = Offer(1, bytes(16), 0)
+    said = len(thief.alice.messages)
+    claims = [messages.Claim(cid, 2**40, own, digest(b"T" * 8), offer) for cid in (b"claim  1", b"claim  2")]
+    thief.say(messages.Protect(9, tuple(claims)))
+    thief.world.run(0.1)
+    (answer,) = [m for m, _, _ in thief.alice.messages[said:] if isinstance(m, messages.Protected)]
+    assert [(v.cid, v.status) for v in answer.verdicts] == [(b"claim  1", messages.Status.PROVE)]
+    assert thief.alice.named("connection.refused", "claimed-by-another")
+
+
+def test_an_id_of_another_connection_is_refused_even_where_both_are_the_claimants() -> None:
+    """An id names one connection."""
+    world, alice, bob = pair()
+    first, _ = world.connect(bob, alice, 40000)
+    second, there = world.connect(bob, alice, 40001, watch=False)
+    world.run(5)
+    cid = bob.connection(first).cid
+    claim = messages.Claim(cid, 2**40, second, digest(b"T" * 8), Offer(1, bytes(16), 0))
+    bob.engine.send(world.now, alice.static.public, messages.Protect(9, (claim,)))
+    bob.run()
+    world.run(0.1)
+    world.segment(*second, b"T" * 8, bob)
+    world.run(0.1)
+    assert alice.named("connection.refused", "claimed-by-another")
+    assert alice.engine.table.at(there) is None
+    assert not [p for p in world.segments if p.source == there.local and p.to == second.local]
+    assert bob.protects(first)
+    assert alice.connection(first.mirrored).cid == cid
 
 
 def test_a_peer_that_says_yes_without_having_seen_the_token() -> None:
