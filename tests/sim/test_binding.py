@@ -322,23 +322,28 @@ def test_a_socket_table_that_cannot_be_read_for_a_moment_costs_a_token() -> None
     assert alice.protects(there)
 
 
-def test_a_refusal_that_was_lost_is_said_again() -> None:
-    """Sequence numbers are changed on the way; the answer that says so gets lost."""
-    world, alice, bob = pair(link=Link(shift=10**9))
-    socket, _ = world.connect(bob, alice, 40000)
+@pytest.mark.parametrize("stripped", [False, True], ids=["of a token", "of numbers"])
+def test_a_refusal_that_was_lost_is_said_again(stripped: bool) -> None:
+    """Sequence numbers are changed on the way, or wrong; the answer that says so gets lost."""
+    world, alice, bob = pair(link=Link(strips=True) if stripped else Link(shift=10**9))
+    socket, there = world.connect(bob, alice, 40000)
+    status, reason = messages.Status.NUMBERS, "sequence-numbers-changed"
+    if stripped:
+        alice.numbers[there] = 1, 2
+        status, reason = messages.Status.NOT_YOURS, "not-proven"
 
-    def says(status: messages.Status) -> bool:
+    def says_so() -> bool:
         message = alice.messages[-1][0] if alice.messages else None
         return isinstance(message, messages.Protected) and message.verdicts[0].status is status
 
     lost: list[bytes] = []
     world.tap = lambda source, to, data: (
-        source.host != ip(ALICE) or not says(messages.Status.NUMBERS) or bool(lost) or lost.append(data) is not None
+        source.host != ip(ALICE) or not says_so() or bool(lost) or lost.append(data) is not None
     )
-    world.run(5)
+    world.run(8)
     assert lost
-    assert bob.connection(socket).reason == "sequence-numbers-changed"
-    assert len(alice.named("connection.refused", "sequence-numbers-changed")) == 1
+    assert bob.connection(socket).reason == reason
+    assert len(alice.named("connection.refused", reason)) == 1
 
 
 def test_a_restart_while_claims_are_proven() -> None:

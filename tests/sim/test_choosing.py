@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from redirectctl.flows.connection import Path
-from redirectctl.flows.constants import PLAIN_RETRIES
+from redirectctl.flows.constants import PLAIN_FORGIVEN, PLAIN_PAUSES, PLAIN_RETRIES
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.proofs import in_place
 from redirectctl.wire import message as messages
@@ -551,6 +551,60 @@ def test_a_tuple_of_another_connection_is_not_taken_for_a_peers() -> None:
     world.run(600)
     assert bob.connection(one).path is Path.REWRITTEN
     assert alice.connection(one.mirrored).path is Path.REWRITTEN
+
+
+def test_of_many_tuples_that_are_proven_at_once_one_that_is_taken_keeps_no_other_from_being_received() -> None:
+    """Tokens come on all of them while the kernel is busy with the first: the others are asked for together."""
+    world, alice, bob, sockets, tokens = started(4)
+    tokens.plain = False
+    new = ip("203.0.113.9")
+    bob.move(str(new))
+    world.run(1)
+    alice.sockets.add(FourTuple(sockets[2].remote, SockAddr(new, sockets[2].local.port)))
+    alice.kernel_delay = 0.1
+    for socket in sockets:
+        arrived = FourTuple(socket.remote, SockAddr(new, socket.local.port))
+        alice.engine.token(world.now, arrived, b"8 random", (0, 0))
+        alice.run()
+    world.run(1)
+    assert alice.flows[sockets[2].mirrored] == sockets[2].mirrored
+    for socket in (sockets[0], sockets[1], sockets[3]):
+        assert alice.flows[socket.mirrored].remote.host == new
+
+
+def test_of_many_that_are_to_leave_the_tunnel_at_once_one_whose_tuple_is_taken_keeps_no_other() -> None:
+    """A connection of this host itself has it.  Nothing plain has come from the peer yet."""
+    world, _, bob, sockets, _ = started(6)
+    world.link.strips_from = frozenset({ip("192.0.2.1")})
+    new = ip("203.0.113.9")
+    bob.move(str(new))
+    waiting = sockets
+    while len(waiting) > 4:
+        world.run(0.005)
+        waiting = [s for s in sockets if bob.connection(s).path is not Path.REWRITTEN]
+    taken = waiting[:2]
+    bob.sockets |= {FourTuple(SockAddr(new, s.local.port), s.remote) for s in taken}
+    world.run(3)
+    for socket in sockets:
+        assert bob.connection(socket).path is (Path.TUNNEL if socket in taken else Path.REWRITTEN)
+
+
+def test_failures_of_a_way_that_has_carried_for_long_since_are_forgotten() -> None:
+    world, _, bob, (socket,), tokens = started()
+    bob.move("203.0.113.9")
+    world.run(2)
+    for _ in range(4):  # each time it is left alone for longer
+        stall(world, bob, socket)
+        while paths(bob) != {Path.REWRITTEN}:
+            world.run(1)
+    for silence, at_once in ((60, False), (PLAIN_FORGIVEN, True)):
+        world.run(silence)
+        stall(world, bob, socket, 1)
+        assert paths(bob) == {Path.TUNNEL}
+        world.run(PLAIN_PAUSES[0] + 1)
+        assert (paths(bob) == {Path.REWRITTEN}) is at_once
+        while paths(bob) != {Path.REWRITTEN}:
+            world.run(1)
 
 
 def test_each_connection_proves_its_own_tuple() -> None:
