@@ -187,6 +187,7 @@ class Choosing:
     def arrived(self, now: float, connections: Iterable[Connection], elsewhere: Container[bytes] = frozenset()) -> None:
         """These have a path again, some from or to another address: try the plain way for what is in the tunnel."""
         connections = list(connections)
+        self.protected(now, [c for c in connections if c.integrity and not c.tunnel])  # killed before they were in it
         if any(c.tunnel and not c.integrity for c in connections):
             self._listen(now)
         stayed = {self._route(c) for c in connections if c.cid not in elsewhere}

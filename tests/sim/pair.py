@@ -242,6 +242,7 @@ class Host:
                 restored.append(again := copied(c))
                 kept = c.state in (State.REFUSED, State.SUSPENDED)
                 again.state = c.state if kept else State.PROTECTED  # as daemon/records.py has it
+                again.strict = c.integrity and c.tunnel
             else:
                 del self.stored[c.cid]
         self.flows = {c.socket: c.flow.incoming for c in restored if c.movable or c.may_come_tunnelled}

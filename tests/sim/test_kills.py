@@ -101,8 +101,11 @@ def test_killed_after_any_command(who: str, what: str, way: str) -> None:
         assert [c for host in (alice, bob) for c in host.engine.table if c.holding and c.tunnel] == [], where
         at = ip(OLD if what in ("open", "move-back") else NEW)
         assert here.here_now == there.there_now == at, where
+        assert here.flow.integrity is there.flow.integrity is (way == "integrity"), where
         if what != "open" and (what, way) not in (("move-back", "auto"), ("move-back", "rewritten")):
             assert here.path is there.path is ENDS_AS[way], where
+        elif what == "open":
+            assert here.path is there.path is (Path.TUNNEL if way == "integrity" else Path.ORIGINAL), where
         if not died:
             break
     else:
