@@ -190,6 +190,25 @@ def test_it_still_stays_after_a_restart() -> None:
     assert bob.connection(socket).reason == "stays-on-device"
 
 
+def test_a_socket_that_its_program_binds_after_it_was_found_stays_too() -> None:
+    world = World()
+    alice, bob = world.host("alice", "192.0.2.1", policy=STAYS), world.host("bob", HERE, policy=STAYS)
+    bob.interfaces = {ip(HERE): Interface("eth1", 3), ip(ELSEWHERE): Interface("wlan0", 2)}
+    socket, other = (world.connect(bob, alice, port)[0] for port in (40000, 40001))
+    gone, _ = world.connect(bob, alice, 40002, watch=False)
+    bob.engine.bound({socket: "eth1", gone: "eth1"})
+    world.run(5)
+    bob.move(ELSEWHERE)
+    world.run(5)
+    assert (bob.connection(socket).state, bob.connection(socket).reason) == (State.SUSPENDED, "stays-on-device")
+    assert bob.connection(other).here_now == ip(ELSEWHERE)
+    bob.crash()
+    bob.start()
+    world.run(2)
+    assert (bob.connection(socket).state, bob.connection(socket).reason) == (State.SUSPENDED, "stays-on-device")
+    assert bob.connection(socket).bound
+
+
 def test_what_cannot_be_protected_is_refused_at_once() -> None:
     world = World()
     alice = world.host("alice", "192.0.2.1")

@@ -13,7 +13,9 @@ from redirectctl.flows import constants as limits
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.meeting import Standing
+from redirectctl.flows.places import DNS
 from redirectctl.proto.constants import SECRET_RACE
+from redirectctl.wire import datagram
 from redirectctl.wire import meeting as wire
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.message import Acm
@@ -519,6 +521,50 @@ def test_another_address_of_its_name_is_tried() -> None:
     assert trio.met()
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_each_address_of_its_name_has_its_turn(place: int) -> None:
+    world = World()
+    bob, rita = world.host("bob", BOB, policy=TUNNEL), world.host("rita", RITA, policy=SERVING)
+    addresses = [SockAddr(ip("203.0.113.250"), PORT), SockAddr(ip("203.0.113.251"), PORT)]
+    addresses.insert(place, alive := SockAddr(rita.addresses[0], PORT))
+    bob.engine.rendezvous_at(world.now, {"rita": tuple(addresses)})
+    bob.run()
+    world.run(1 + place * limits.MEET_ELSEWHERE * limits.MEET_RETRIES[-1])
+    (server,) = bob.engine.meeting.servers
+    assert (server.at, server.standing) == (alive, Standing.REGISTERED)
+    assert not bob.named("peer.key_changed")
+
+
+def test_no_peer_is_sought_where_a_rendezvous_is_to_be_whose_key_is_not_known() -> None:
+    """Whoever answers there is the rendezvous, not the peer: its key would be another one's."""
+    world = World()
+    alice, bob = world.host("alice", ALICE, policy=TUNNEL), world.host("bob", BOB, policy=TUNNEL)
+    world.connect(bob, alice, 40000)
+    world.run(5)
+    bob.engine.rendezvous_at(world.now, {"rita": (SockAddr(ip(RITA), PORT),)})
+    bob.run()
+    alice.crash()
+    bob.move("198.51.100.10")
+    bob.engine.told(world.now, alice.static.public, DNS, [SockAddr(ip(RITA), PORT), SockAddr(ip(RUTH), PORT)], 300.0)
+    bob.run()
+    world.run(200)
+    inits = [(to.host, datagram.decode(data).pattern) for to, data in bob.sent if data[0] == datagram.Type.INIT]  # type: ignore[union-attr]
+    assert {pattern for host, pattern in inits if host == ip(RITA)} == {datagram.Pattern.XX}
+    assert datagram.Pattern.IKPSK2 in {pattern for host, pattern in inits if host == ip(RUTH)}
+
+
+def test_a_peer_is_asked_for_at_each_rendezvous() -> None:
+    trio = Trio(second=True)
+    before = len(trio.bob.messages)
+    trio.bob.engine.seek(trio.world.now, trio.alice.static.public)
+    trio.bob.run()
+    asked = {to.host for m, to, _ in trio.bob.messages[before:] if isinstance(m, wire.Lookup) and to is not None}
+    assert asked == {ip(RITA), ip(RUTH)}
+    trio.world.run(1)
+    told = {SockAddr(ip(ALICE), PORT)}
+    assert set(trio.bob.engine.places.said(trio.alice.static.public, "rendezvous ")) == told
+
+
 def test_the_rendezvous_knows_at_once_where_a_host_is_that_had_to_use_another_port() -> None:
     """That port was for the network where it was: it is closed in the new one, and no answer comes to it."""
     trio = Trio()
@@ -561,6 +607,26 @@ def test_another_key_at_the_rendezvous_is_loud() -> None:
         assert host.named("rendezvous.lost", "key-changed") or host.named("rendezvous.lost", "no-answer")
         assert not host.engine.meeting.servers[0].usable
     assert trio.rita.engine.rendezvous.guests == 0
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_rendezvous_that_a_person_has_forgotten_is_met_anew(changed: bool) -> None:
+    """With whatever key it has now."""
+    trio = Trio()
+    before = trio.rita.static.public
+    if changed:
+        trio.rita.crash()
+        trio.rita.static = trio.world.host("other", "203.0.113.210").static
+        trio.rita.start()
+        trio.world.run(60)
+        assert not trio.bob.engine.meeting.servers[0].usable
+    trio.bob.engine.forget(trio.world.now, before)
+    trio.bob.run()
+    trio.world.run(2)
+    (server,) = trio.bob.engine.meeting.servers
+    assert (server.key, server.standing) == (trio.rita.static.public, Standing.REGISTERED)
+    assert (server.key == before) is not changed
+    assert trio.rita.engine.rendezvous.guests >= 1
 
 
 def test_a_host_with_many_peers_registers_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,6 +316,21 @@ def test_a_rendezvous_that_finds_a_peer_everywhere_is_seldom_believed(scene: Sce
     assert 0 < len(victims) <= limits.FOUND_BURST + 1
 
 
+def test_a_rendezvous_that_knows_of_others_than_we_have_asked_for_is_not_heard(scene: Scene) -> None:
+    """A tag that we have not registered; then one of a peer with which there is no connection any more."""
+    start = len(scene.world.recorded)
+    found = wire.Found(bytes(wire.TAG_LEN), SockAddr(ip(VICTIM), PORT), (ip(VICTIM),))
+    say(scene.rita, scene.bob, found)
+    say(scene.rita, scene.bob, wire.Forwarded(bytes(wire.TAG_LEN), bytes(64)))
+    scene.world.run(1)
+    assert len(scene.bob.named("packet.refused", "unknown-tag")) == 2
+    scene.bob.closed(scene.socket)
+    say(scene.rita, scene.bob, replace(found, tag=scene.tag))
+    scene.world.run(1)
+    assert len(scene.bob.named("packet.refused", "unknown-tag")) == 3
+    assert not [to for _, to, _ in scene.world.recorded[start:] if to.host == ip(VICTIM)]
+
+
 def test_who_is_not_our_rendezvous_is_not_heard(scene: Scene) -> None:
     start = len(scene.world.recorded)
     say(scene.mallory, scene.bob, wire.Found(scene.tag, SockAddr(ip(VICTIM), PORT), (ip(VICTIM),)))

@@ -88,6 +88,46 @@ def test_a_final_message_lost_for_long_is_sent_with_what_follows() -> None:
     talk(net, alice, bob)
 
 
+def test_a_final_message_goes_with_what_follows_as_soon_as_it_has_been_repeated() -> None:
+    """Not before: it may just have been sent, and be under way."""
+    net, alice, bob = pair()
+    net.filter = lose(Type.FINAL, times=2)
+    bob.contact(alice)
+    net.run(0.1)
+    assert bob.say(alice, HELLO)
+    net.run(0.1)
+    assert len(bob.sent(Type.FINAL)) == 1
+    net.run(0.1)
+    assert len(bob.sent(Type.FINAL)) == 2
+    assert bob.say(alice, DONE)
+    net.run(0.02)
+    assert len(bob.sent(Type.FINAL)) == 3
+    assert alice.heard() == [DONE]
+
+
+def test_nothing_is_sent_where_it_is_not_known_where_the_peer_is() -> None:
+    _, alice, bob = met()
+    sent = len(bob.of(events.Transmit))
+    bob.peer(alice).remote = None
+    assert not bob.say(alice, HELLO)
+    assert len(bob.of(events.Transmit)) == sent
+    assert bob.endpoint.send(bob.net.now, bob.peer(alice), HELLO, alice.at(), bob.address)
+
+
+def test_only_so_many_places_of_a_peer_are_remembered_as_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those where it was last."""
+    monkeypatch.setattr(constants, "PROVEN_MAX", 3)
+    _, alice, bob = met()
+    peer = bob.peer(alice)
+    places = [SockAddr(alice.address, 1000 + n) for n in range(5)]
+    for place in places:
+        bob.endpoint.locate(peer, place, bob.address)
+    assert [p for p in (alice.at(), *places) if peer.receives_at(p)] == places[2:]
+    bob.endpoint.locate(peer, places[2], bob.address)  # it is back there
+    bob.endpoint.locate(peer, alice.at(), bob.address)
+    assert [p for p in (alice.at(), *places) if peer.receives_at(p)] == [alice.at(), places[2], places[4]]
+
+
 @pytest.mark.parametrize("known", [False, True])
 def test_everything_twice(known: bool) -> None:
     net, alice, bob = met() if known else pair()
