@@ -590,7 +590,7 @@ def test_of_many_that_are_to_leave_the_tunnel_at_once_one_whose_tuple_is_taken_k
 
 
 def test_failures_of_a_way_that_has_carried_for_long_since_are_forgotten() -> None:
-    world, _, bob, (socket,), tokens = started()
+    world, _, bob, (socket,), _ = started()
     bob.move("203.0.113.9")
     world.run(2)
     for _ in range(4):  # each time it is left alone for longer
