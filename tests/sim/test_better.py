@@ -13,7 +13,7 @@ from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Network, Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import IPAddress, SockAddr
-from redirectctl.wire.message import PathProbe
+from redirectctl.wire.message import Acm, PathProbe
 from tests.sim.pair import Host, World, ip
 
 WIFI, ETHERNET, SERVER = "198.51.100.2", "203.0.113.9", "192.0.2.1"
@@ -124,6 +124,22 @@ def test_an_address_that_goes_while_it_is_asked_is_not_asked_any_more() -> None:
     scene.bob.move(ETHERNET, WIFI)
     scene.world.run(constants.PROOFS * constants.PROBE_TIME)
     assert sum(isinstance(m, PathProbe) for m, _, _ in scene.bob.messages) == asked
+    assert not scene.bob.engine.better.failed(scene.alice.static.public)
+
+
+def test_an_address_that_is_gone_is_not_asked_whether_it_carries() -> None:
+    """The peer leads away from it before it has heard our own announcement."""
+    scene = Scene(bob=(WIFI, ETHERNET))
+    endpoint = scene.bob.engine.endpoint
+    send = endpoint.send
+    endpoint.send = lambda now, peer, message, *path: isinstance(message, Acm) or send(now, peer, message, *path)  # type: ignore[method-assign, misc, assignment]
+    scene.bob.move(ETHERNET)
+    scene.alice.engine.stalled(scene.world.now, [scene.mirrored])
+    scene.alice.run()
+    scene.world.run(5)
+    assert scene.bob.named("move.received")
+    assert scene.here() == ip(ETHERNET)
+    assert not any(isinstance(m, PathProbe) for m, _, _ in scene.bob.messages)
     assert not scene.bob.engine.better.failed(scene.alice.static.public)
 
 

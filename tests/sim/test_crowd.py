@@ -55,3 +55,18 @@ def test_a_move_that_takes_its_time_is_made_once(who: str, away: float) -> None:
     assert len(mover.named("move.started")) == 1
     assert len(stayer.named("move.started")) <= (away > 0)
     assert len(mover.named("move.finished")) == 1
+
+
+@pytest.mark.usefixtures("like_thousands")
+def test_a_stall_right_after_a_move_is_not_announced_before_all_are_set_going() -> None:
+    world, alice, bob, sockets = crowd()
+    alice.kernel_delay = bob.kernel_delay = 0.0
+    bob.move("203.0.113.9")
+    world.run(1)
+    assert bob.named("move.finished")
+    for announced in (False, True):
+        for host, ends in ((alice, [s.mirrored for s in sockets]), (bob, sockets)):
+            host.engine.stalled(world.now, ends)
+            host.run()
+            assert bool(host.named("move.started", "retransmitting")) is announced
+        world.run(constants.EACH_MAX)

@@ -247,6 +247,41 @@ def test_both_hosts_claim_the_same_connections(delay: float) -> None:
             assert agree(alice, bob, mirrored)
 
 
+@pytest.mark.parametrize("end", ["closed", "released"])
+def test_a_contact_in_vain_is_of_no_account_for_what_has_ended_meanwhile(end: str) -> None:
+    world, alice, bob = pair()
+    alice.crash()
+    ended, _ = world.connect(bob, alice, 40000)
+    other, _ = world.connect(bob, alice, 40001)
+    world.run(3)
+    if end == "closed":
+        bob.closed(ended)
+    else:
+        bob.engine.release(world.now, bob.connection(ended).cid)
+        bob.run()
+    world.run(15)
+    (notice,) = bob.named("connection.unsupported")
+    assert notice.connection == bob.connection(other).cid
+
+
+def test_what_is_not_known_is_not_decided_about() -> None:
+    world, alice, bob, (socket,) = protected()
+    for engine in (alice.engine, bob.engine):
+        engine.drain()
+        for decide_about in (engine.approve, engine.reject):
+            decide_about(world.now, b"nobody" + bytes(26))
+        for end in (engine.release, engine.kill):
+            end(world.now, b"no such!")
+        assert engine.drain() == []
+    bob.engine.kill(world.now, bob.connection(socket).cid)
+    bob.run()
+    world.run(1)
+    (ended,) = bob.engine.table
+    for end in (bob.engine.release, bob.engine.kill):  # and what has ended is not ended again
+        end(world.now, ended.cid)
+        assert bob.engine.drain() == []
+
+
 def test_an_address_without_redirectctl_is_tried_again_later() -> None:
     world, alice, bob = pair()
     alice.crash()
