@@ -160,6 +160,38 @@ def test_not_more_addresses_are_asked_at_a_time_than_are_remembered(monkeypatch:
     assert [to.host for to in asked if to is not None] == [ip(SERVER), *[ip("192.0.2.3")] * constants.PROOFS]
 
 
+def test_not_more_failures_are_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest is forgotten."""
+    monkeypatch.setattr(constants, "MAX_FAILURES", 1)
+    scene = Scene(bob=(WIFI, ETHERNET))
+    carol = scene.world.host("carol", "192.0.2.3", policy=AUTO)
+    with_carol, _ = scene.world.connect(scene.bob, carol, 40001)
+    scene.world.run(5)
+    scene.dead = {ip(WIFI)}
+    for socket in (scene.socket, with_carol):
+        scene.bob.engine.stalled(scene.world.now, [socket])
+        scene.bob.run()
+        scene.world.run(1)
+        assert scene.bob.connection(socket).here_now == ip(ETHERNET)
+    failed = scene.bob.engine.better.failed
+    assert not failed(scene.alice.static.public)
+    assert set(failed(carol.static.public)) == {ip(WIFI)}
+
+
+def test_an_address_that_cannot_be_asked_again_has_failed_again() -> None:
+    """The peer has been silent for longer than keys last."""
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.dead = {ip(WIFI)}
+    scene.types(5)
+    scene.bob.move(ETHERNET, WIFI)
+    scene.bob.move(WIFI, ETHERNET)  # the kernel prefers it
+    scene.world.link.cut = True
+    scene.world.run(300)
+    (failure,) = scene.bob.engine.better.failed(scene.alice.static.public).values()
+    assert failure.times > 3
+    assert failure.until > scene.world.now
+
+
 def test_one_that_answers_has_not_failed() -> None:
     """The peer noticed an outage that was over when it announced itself; the other address answered first."""
     scene = Scene(bob=(WIFI, ETHERNET))

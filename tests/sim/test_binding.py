@@ -604,6 +604,36 @@ def test_a_forged_token_that_the_claimant_has_passed_on_does_not_keep_the_true_o
     assert alice.protects(there)
 
 
+@pytest.mark.parametrize("released", [False, True])
+def test_a_connection_that_has_moved_is_not_taken_on_by_who_has_its_old_address(released: bool) -> None:
+    """mallory gets the address that bob has left, and claims what began there; it may have overheard a lot."""
+    world, alice, bob = pair()
+    socket, there = world.connect(bob, alice, 40000)
+    mallory = world.host("mallory", NEIGHBOUR)
+    world.connect(mallory, alice, 50000)
+    world.run(5)
+    bob.move("203.0.113.9")
+    world.run(2)
+    if released:  # it stays as it is, and is not protected any more
+        alice.engine.release(world.now, alice.connection(there).cid)
+        alice.run()
+    mallory.move(BOB)
+    world.run(2)
+    for cid, claimed in ((b"mallory!", socket), (bob.connection(socket).cid, socket)):
+        claim = messages.Claim(cid, 2**50, claimed, digest(b"T" * 8), Offer(1, bytes(16), 0))
+        mallory.engine.send(world.now, alice.static.public, messages.Protect(9, (claim,)))
+        mallory.run()
+        world.run(0.1)
+        before = len(world.segments)
+        world.segment(*socket, b"T" * 8, mallory)
+        world.run(0.1)
+        assert not [p for p in world.segments[before:] if p.source.host == ip(ALICE)]
+        assert alice.named("connection.refused", "claimed-by-another")
+        alice.notices.clear()
+    assert alice.connection(there).peer == bob.static.public
+    assert alice.flows[there].remote.host == ip("203.0.113.9")
+
+
 def test_one_token_for_two_claims_is_good_for_the_first_only() -> None:
     thief = Thief(NEIGHBOUR)
     own = next(iter(thief.mallory.sockets))
