@@ -634,6 +634,69 @@ def test_a_connection_that_has_moved_is_not_taken_on_by_who_has_its_old_address(
     assert alice.flows[there].remote.host == ip("203.0.113.9")
 
 
+def test_only_so_many_places_are_looked_up_for_one_token(thief: Thief) -> None:
+    """mallory sends it from ever other ports."""
+    looked = told(thief.alice, commands.CheckSockets)
+    thief.claim()
+    for port in range(10):
+        there = SockAddr(thief.socket.local.host, 1000 + port)
+        thief.world.segment(there, thief.socket.remote, b"T" * 8, thief.bob)
+        thief.world.run(0.1)
+    assert len(looked) == constants.MAX_PLACES
+
+
+def test_only_so_many_tokens_go_back_for_one_claim() -> None:
+    world, alice, bob = pair()
+    socket, there = world.connect(bob, alice, 40000)
+    sent = told(alice, commands.Prove)
+    world.tap = lambda source, to, data: not (source.host == ip(BOB) and any(sent))  # it is never bound
+    while not sent:
+        world.run(0.01)
+    token = world.segments[0].data
+    for _ in range(20):
+        world.segment(*socket, token, bob)
+        world.run(0.05)
+    assert len(sent) == constants.MAX_ANSWERS
+    assert {proof.socket for command in sent for proof in command.proofs} == {there}
+    assert not alice.protects(there)
+
+
+def test_only_so_many_proofs_by_numbers_are_looked_at_for_one_claim() -> None:
+    world, alice, bob = pair(link=Link(strips=True))
+    socket, there = world.connect(bob, alice, 40000)
+    asked = told(alice, commands.FindNumbers, done=False)
+    while not asked:
+        world.run(0.1)
+    cid = bob.connection(socket).cid
+    said = len(alice.messages)
+    for number in range(5):
+        bob.engine.send(world.now, alice.static.public, messages.BindNumbers(1000 + number, ((cid, bytes(8)),)))
+        bob.run()
+        world.run(0.02)
+    assert len(asked) == constants.MAX_NUMBERED
+    refused = [v.status for m, _, _ in alice.messages[said:] if isinstance(m, messages.Protected) for v in m.verdicts]
+    assert refused == [messages.Status.NOT_YOURS] * (5 - constants.MAX_NUMBERED + 1)
+    assert not alice.protects(there)
+
+
+def test_only_so_many_forged_tokens_are_passed_on_by_a_claimant() -> None:
+    """Each costs it a try; then numbers are compared."""
+    world, alice, bob = pair()
+    _, there = world.connect(bob, alice, 40000)
+    true = world.segment
+    world.tap_segment = lambda source, to: source != there.local or forging
+    forging = False
+    while not world.segments:
+        world.run(0.01)
+    for number in range(10):
+        forging = True
+        true(*there, number.to_bytes(8), alice)
+        forging = False
+        world.run(0.2)
+    passed_on = {one.token for m, _, _ in bob.messages if isinstance(m, messages.Bind) for one in m.tokens}
+    assert len(passed_on) == len(constants.PROVE_RETRIES)
+
+
 def test_one_token_for_two_claims_is_good_for_the_first_only() -> None:
     thief = Thief(NEIGHBOUR)
     own = next(iter(thief.mallory.sockets))

@@ -75,6 +75,18 @@ def test_a_silent_peer_is_suspended_and_both_go_on_when_it_answers(prefer: str) 
     assert bob.connection(socket).moves == 0
 
 
+def test_what_is_silent_is_held_back_at_once() -> None:
+    """It has waited for long enough already; an address that goes may be back in a moment."""
+    world, _, bob, socket = started()
+    world.link.cut = True
+    while bob.connection(socket).state is State.PROTECTED:
+        bob.engine.stalled(world.now, [socket])
+        bob.run()
+        world.run(0.1)
+    world.run(0.1)
+    assert bob.held == {socket}
+
+
 def test_after_the_keys_have_ended_the_return_is_noticed_as_soon() -> None:
     world, alice, bob, socket = silent()
     world.run(300)

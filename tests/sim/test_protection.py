@@ -10,9 +10,11 @@ from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Path
 from redirectctl.flows.engine import Policy
 from redirectctl.flows.state import State
+from redirectctl.proto.constants import HANDSHAKE_RETRIES, REKEY_AFTER_TIME
 from redirectctl.proto.peer import PeerState
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.datagram import Type
 from tests.sim.pair import PORT, Host, World, agree, ip
 from tests.sim.shell import told
 
@@ -318,6 +320,36 @@ def test_a_known_peer_that_was_away_is_tried_again_soon() -> None:
     alice.start()
     world.run(constants.UNANSWERED_TIME + 20)
     assert agree(alice, bob, mirrored)
+
+
+def test_connections_that_wait_for_the_same_contact_share_a_handshake() -> None:
+    world, alice, bob, (socket,) = protected()
+    bob.closed(socket)
+    alice.closed(socket.mirrored)
+    world.run(200)
+    alice.crash()
+    before = len(bob.sent)
+    for number in range(10):
+        world.connect(bob, alice, 41000 + number)
+        world.run(0.25)
+    world.run(20)
+    assert len(bob.named("connection.unsupported", "no-answer")) == 10
+    assert len([data for _, data in bob.sent[before:] if data[0] == Type.INIT]) == len(HANDSHAKE_RETRIES)
+
+
+def test_while_nothing_happens_little_is_said() -> None:
+    """Keys are renewed, and both ask each other then what they still have; nobody announces anything."""
+    world, alice, bob, (socket,) = protected()
+    before = {host.name: (len(host.messages), len(host.notices)) for host in (alice, bob)}
+    sent = len(world.recorded)
+    world.run(3600)
+    for host in (alice, bob):
+        messages_before, notices_before = before[host.name]
+        kinds = {type(m) for m, _, _ in host.messages[messages_before:]}
+        assert kinds <= {messages.Hello, messages.Sync, messages.SyncReply}
+        assert host.notices[notices_before:] == []
+    assert len(world.recorded) - sent < 3600 / REKEY_AFTER_TIME * 12
+    assert bob.protects(socket)
 
 
 @pytest.mark.parametrize("known", [False, True])
