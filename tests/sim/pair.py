@@ -44,6 +44,7 @@ from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.tunnel import COUNTER_JUMP, Offer
 
 PORT = 7747
+BEGINNING = 1000.0  # of the world: what time it is then
 OTHER_PORTS = 50000  # plus the number that the engine has given to another port than the control port
 PINNED = 30.0  # seconds for which a NAT remembers a datagram that had no answer
 
@@ -425,6 +426,8 @@ class Host:
         assert not missing, f"{self.name}: {notice} does not tell {missing}"
         assert notice.reason or not notice.name.endswith(".refused"), f"{self.name}: {notice} has no reason"
         assert "None" not in notice.details.values(), f"{self.name}: {notice}"
+        duration = notice.details.get("duration")
+        assert duration is None or 0 <= duration <= self.world.now - BEGINNING, f"{self.name}: {notice}"
 
     def _check_receipt(self, event: events.Received) -> None:
         """What is applied has been received where it went."""
@@ -639,7 +642,7 @@ class World:
 
     seed: int = 1
     link: Link = field(default_factory=Link)
-    now: float = 1000.0
+    now: float = BEGINNING
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)

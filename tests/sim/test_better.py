@@ -13,7 +13,7 @@ from redirectctl.flows.devices import Interface
 from redirectctl.flows.engine import Network, Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import IPAddress, SockAddr
-from redirectctl.wire.message import Acm, PathProbe
+from redirectctl.wire.message import Acm, PathProbe, PathProbed
 from tests.sim.pair import Host, World, ip
 
 WIFI, ETHERNET, SERVER = "198.51.100.2", "203.0.113.9", "192.0.2.1"
@@ -232,6 +232,21 @@ def test_back_to_the_better_one_when_it_carries_again() -> None:
     scene.types(120)
     assert scene.here() == ip(WIFI)
     assert scene.both_agree()
+
+
+def test_a_better_address_has_to_answer_some_times_before_it_is_taken_again() -> None:
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.dead = {ip(WIFI)}
+    scene.types(5)
+    scene.bob.move(ETHERNET, WIFI)
+    scene.bob.move(WIFI, ETHERNET)
+    scene.types(1)
+    scene.dead = set()
+    answered = len(scene.alice.messages)
+    while scene.here() != ip(WIFI):
+        scene.types(0.5)
+    answers = [m for m, _, source in scene.alice.messages[answered:] if isinstance(m, PathProbed)]
+    assert len(answers) == constants.PROOFS
 
 
 def test_an_address_that_fails_again_and_again_is_asked_ever_later() -> None:

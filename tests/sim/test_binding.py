@@ -35,6 +35,7 @@ def test_both_ends_know_each_others_tuple_and_offer() -> None:
     assert mine.there == there
     assert not mine.natted
     assert mine.sending == theirs.receiving != mine.receiving == theirs.sending
+    assert (mine.initiator, theirs.initiator) == (True, False)
     world.settled()
 
 
@@ -170,6 +171,19 @@ def test_a_claim_that_expires_while_its_sockets_are_looked_up_is_not_taken_on(mo
         alice.run()
     assert not alice.protects(there)
     assert there not in alice.flows
+
+
+def test_numbers_are_compared_when_no_token_of_three_got_through() -> None:
+    world, alice, bob = pair(link=Link(strips=True))
+    socket, _ = world.connect(bob, alice, 40000)
+    asked = told(bob, commands.AskNumbers)
+    while not world.segments:
+        world.run(0.01)
+    first = world.now
+    while not asked:
+        world.run(0.01)
+    assert world.now - first == pytest.approx(sum(constants.PROVE_RETRIES), abs=0.03)
+    assert [p.source for p in world.segments] == [socket.local] * len(constants.PROVE_RETRIES)
 
 
 @pytest.mark.parametrize("off", [(2, 0), (0, -2), (10**9, 10**9)])

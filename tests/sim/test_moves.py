@@ -46,6 +46,40 @@ def test_the_client_moves() -> None:
         assert not host.named("redirect.refused")
 
 
+def test_what_is_told_of_a_move() -> None:
+    world = World()
+    alice, bob, _ = started(world, 3)
+    bob.move("203.0.113.9")
+    world.run(1)
+    (began,), (ended,), (heard,) = bob.named("move.started"), bob.named("move.finished"), alice.named("move.received")
+    assert (began.peer, ended.peer, heard.peer) == (alice.static.public, alice.static.public, bob.static.public)
+    assert began.reason == "address-changed"
+    for notice in (began, ended, heard):
+        assert notice.address == ip("203.0.113.9")
+        assert (notice.details["connections"], notice.details["epoch"]) == (3, began.details["epoch"])
+    assert ended.details["duration"] == pytest.approx(4 * world.link.delay)
+    for host, wire in ((bob, "203.0.113.9:{} 192.0.2.1:22"), (alice, "192.0.2.1:22 203.0.113.9:{}")):
+        changed = host.named("path.changed")
+        assert {n.connection for n in changed} == {c.cid for c in host.engine.table}
+        assert {n.details["path"] for n in changed} == {"rewritten"}
+        assert sorted(f"{n.details['wire_local']} {n.details['wire_remote']}" for n in changed) == [
+            wire.format(port) for port in (40000, 40001, 40002)
+        ]
+
+
+def test_what_is_told_of_an_outage() -> None:
+    world = World()
+    _, bob, (socket,) = started(world)
+    bob.move()
+    world.run(20)
+    bob.move("203.0.113.9")
+    world.run(1)
+    (lost,), (back,) = bob.named("connection.suspended"), bob.named("connection.resumed")
+    assert (lost.reason, back.reason) == ("no-path", "no-path")
+    assert back.details["duration"] == pytest.approx(20 + 4 * world.link.delay)
+    assert bob.connection(socket).history[-2:] == [(1005.0, State.SUSPENDED), (pytest.approx(1025.04), State.PROTECTED)]
+
+
 def test_the_server_moves_and_then_the_client() -> None:
     world = World()
     alice, bob, (socket,) = started(world)
