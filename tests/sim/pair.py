@@ -126,14 +126,24 @@ class Nat:
 
 TOLD = {
     EventName.CONNECTION_FOUND: {"local", "remote", "state"},
-    EventName.CONNECTION_PROTECTED: {"local", "remote", "state"},
+    EventName.CONNECTION_LONG: {"local", "remote", "state"},
+    EventName.CONNECTION_PROTECTED: {"local", "remote", "state", "peer"},
+    EventName.CONNECTION_UNSUPPORTED: {"local", "remote", "state"},
     EventName.CONNECTION_CLOSED: {"local", "remote", "state"},
-    EventName.CONNECTION_RESUMED: {"local", "remote", "state", "duration"},
-    EventName.MOVE_STARTED: {"connections", "epoch"},
-    EventName.MOVE_FINISHED: {"connections", "epoch", "duration"},
-    EventName.MOVE_RECEIVED: {"connections", "epoch"},
-    EventName.PATH_CHANGED: {"local", "remote", "path", "wire_local", "wire_remote"},
-    EventName.PACKET_REFUSED: {"source"},
+    EventName.CONNECTION_SUSPENDED: {"local", "remote", "state", "peer", "reason"},
+    EventName.CONNECTION_RESUMED: {"local", "remote", "state", "peer", "reason", "duration"},
+    EventName.PEER_FIRST_CONTACT: {"peer", "address", "initiator", "trust"},
+    EventName.PEER_APPROVED: {"peer"},
+    EventName.PEER_REJECTED: {"peer"},
+    EventName.PEER_KEY_CHANGED: {"peer", "address", "known"},
+    EventName.MOVE_STARTED: {"peer", "address", "reason", "connections", "epoch"},
+    EventName.MOVE_FINISHED: {"peer", "address", "connections", "epoch", "duration"},
+    EventName.MOVE_RECEIVED: {"peer", "address", "connections", "epoch"},
+    EventName.PATH_CHANGED: {"local", "remote", "peer", "path", "wire_local", "wire_remote"},
+    EventName.PACKET_REFUSED: {"source", "reason"},
+    EventName.RST_HELD: {"local", "remote", "peer", "reason"},
+    EventName.RENDEZVOUS_REACHED: {"peer", "address", "rendezvous"},
+    EventName.RENDEZVOUS_LOST: {"rendezvous", "reason"},
 }
 
 KEEPALIVE, ACKNOWLEDGED, RESET = b"keepalive", b"acknowledged", b"reset"  # segments without a token
@@ -421,7 +431,8 @@ class Host:
 
     def _check_told(self, notice: commands.Notice) -> None:
         """An event is one of those that the API has, and tells what whoever reads the log needs."""
-        told = {k for k, v in notice.details.items() if v is not None}
+        every = notice.details | {"peer": notice.peer, "reason": notice.reason, "address": notice.address}
+        told = {k for k, v in every.items() if v is not None}
         missing = TOLD.get(EventName(notice.name), set()) - told
         assert not missing, f"{self.name}: {notice} does not tell {missing}"
         assert notice.reason or not notice.name.endswith(".refused"), f"{self.name}: {notice} has no reason"
