@@ -206,6 +206,30 @@ def test_ways_that_are_tried(attackers: int, monkeypatch: pytest.MonkeyPatch) ->
     assert {c.path for a in crowd.attackers for c in alice.engine.table.of(a.static.public)} == {Path.TUNNEL}
 
 
+def test_rates_of_more_peers_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose rate is forgotten has its whole allowance again."""
+    monkeypatch.setattr(limits, "MAX_HEARD", 1)
+    crowd = Crowd(2)
+    monkeypatch.setattr(limits, "STRANGERS_BURST", 5.0)
+    monkeypatch.setattr(limits, "STRANGERS_RATE", 0.0)
+    crowd.world.run(1)
+
+    def heard(who: Host, times: int) -> int:
+        before = len(crowd.alice.messages)
+        for n in range(times):
+            crowd.say(who, messages.PathProbe(n.to_bytes(8)))
+        crowd.world.run(0.1)
+        return sum(isinstance(m, messages.PathProbed) for m, _, _ in crowd.alice.messages[before:])
+
+    first, second = crowd.attackers
+    heard(second, 1)
+    assert heard(first, 10) == 5
+    assert heard(first, 1) == 0
+    assert heard(second, 3) == 3
+    assert heard(first, 10) == 5
+    assert heard(second, 10) == 5
+
+
 def test_ways_of_one_announcement(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more than are challenged the oldest goes."""
     monkeypatch.setattr(limits, "MAX_WAYS", 2)
