@@ -183,6 +183,7 @@ def test_numbers_are_compared_when_no_token_of_three_got_through() -> None:
     while not asked:
         world.run(0.01)
     assert world.now - first == pytest.approx(sum(constants.PROVE_RETRIES), abs=0.03)
+    assert not bob.listening
     assert [p.source for p in world.segments] == [socket.local] * len(constants.PROVE_RETRIES)
 
 
