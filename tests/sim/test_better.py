@@ -427,6 +427,34 @@ def test_peers_move_their_connections_here_from_networks_that_are_accepted() -> 
     assert scene.alice.connection(scene.mirrored).there_now == ip("198.51.100.77")
 
 
+def test_who_is_told_to_announce_does_so_from_everywhere_also_without_a_path() -> None:
+    """Otherwise an announcement goes from one address at a time then."""
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.world.link.cut = True
+    scene.dead = {ip(WIFI), ip(ETHERNET)}
+    scene.types(20)
+    assert scene.bob.connection(scene.socket).state is State.SUSPENDED
+    for _ in range(3):
+        before = len(scene.bob.messages)
+        assert scene.bob.engine.announce(scene.world.now) == 1
+        scene.bob.run()
+        assert {source for _, _, source in scene.bob.messages[before:]} == {ip(WIFI), ip(ETHERNET)}
+
+
+def test_an_address_that_has_failed_is_not_waited_for_although_the_kernel_prefers_it() -> None:
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.dead = {ip(WIFI)}
+    scene.types(5)
+    scene.bob.move(ETHERNET, WIFI)
+    scene.bob.move(WIFI, ETHERNET)
+    scene.types(1)
+    scene.bob.engine.announce(scene.world.now)
+    scene.bob.run()
+    scene.world.run(1)
+    assert scene.bob.named("move.started", "announced")[-1].address == ip(ETHERNET)
+    assert scene.bob.named("move.finished")[-1].details["duration"] < constants.PATIENCE
+
+
 def test_many_addresses_share_one_budget_of_datagrams() -> None:
     """200 addresses of one host, no path: what is sent does not grow with them."""
     many = [f"203.0.113.{n}" for n in range(1, 201)]
