@@ -266,6 +266,28 @@ def test_a_contact_in_vain_is_of_no_account_for_what_has_ended_meanwhile(end: st
     assert notice.connection == bob.connection(other).cid
 
 
+def test_a_connection_to_an_address_that_is_left_alone_does_not_keep_the_others_of_the_peer_waiting() -> None:
+    """It has two, one of which is dead by the time that a person decides."""
+    world, alice, bob = pair(bob_policy=ASK)
+    dead, other = alice.addresses[0], ip("192.0.2.2")
+    alice.addresses = [dead, other]
+    first, _ = world.connect(bob, alice, 40000)
+    alice.addresses = [other, dead]
+    second, _ = world.connect(bob, alice, 40001)
+    world.run(5)
+    assert bob.connection(first).state is bob.connection(second).state is State.PENDING
+    world.run(200)
+    world.tap = lambda source, to, data: dead not in (source.host, to.host)
+    alice.addresses = [dead, other]
+    third, _ = world.connect(bob, alice, 40002)
+    world.run(15)
+    assert bob.connection(third).reason == "no-answer"
+    decide(bob, "approve", alice)
+    world.run(5)
+    assert (bob.connection(first).state, bob.connection(first).reason) == (State.UNSUPPORTED, "no-answer")
+    assert bob.protects(second)
+
+
 def test_what_is_not_known_is_not_decided_about() -> None:
     world, alice, bob, (socket,) = protected()
     for engine in (alice.engine, bob.engine):
@@ -572,6 +594,22 @@ def test_a_restart_takes_up_what_never_moved() -> None:
     world.run(2)
     assert agree(alice, bob, socket.mirrored)
     assert bob.connection(socket).moves == 1
+
+
+def test_a_flow_of_an_earlier_run_is_not_another_connections_after_a_restart() -> None:
+    world, alice, bob, (socket,) = protected()
+    bob.crash()
+    bob.start()
+    offered = bob.connection(socket).receiving
+    assert offered is not None
+    random, again = bob.engine.rng, [offered.flow.to_bytes(4), bytes(4)]  # 0 stands for no flow
+    bob.engine.rng = lambda count: again.pop(0) if count == 4 and again else random(count)
+    second, _ = world.connect(bob, alice, 40001)
+    world.run(5)
+    assert not again
+    fresh = bob.connection(second).receiving
+    assert fresh is not None
+    assert fresh.flow not in (0, offered.flow)
 
 
 def test_a_peer_that_has_lost_its_store_takes_an_unmoved_connection_on_again() -> None:
