@@ -14,6 +14,7 @@ from redirectctl.flows import constants as of_flows
 from redirectctl.flows.claims import REASONS
 from redirectctl.flows.state import diagram
 from redirectctl.proto import constants as of_proto
+from redirectctl.proto.errors import Reason
 from redirectctl.wire.meeting import Registration
 from redirectctl.wire.message import AcmStatus, End, Status, Trust
 from redirectctl.wire.tunnel import TAG_LEN, Refused
@@ -42,6 +43,10 @@ def test_every_reason_is_explained() -> None:
     reasons = {reason for pattern in patterns for reason in re.findall(pattern, CORE)}
     assert len(reasons) > 50
     assert {r for r in reasons if f"`{r}`" not in PROTOCOL} == set()
+
+
+def test_every_reason_of_a_session_is_explained() -> None:
+    assert [r for r in Reason if f"`{r.value}`" not in PROTOCOL] == []
 
 
 def test_every_reason_about_a_datagram_of_the_tunnel_is_explained() -> None:
