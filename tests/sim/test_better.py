@@ -160,6 +160,22 @@ def test_not_more_addresses_are_asked_at_a_time_than_are_remembered(monkeypatch:
     assert [to.host for to in asked if to is not None] == [ip(SERVER), *[ip("192.0.2.3")] * constants.PROOFS]
 
 
+def test_an_address_that_is_asked_already_is_not_asked_anew_when_more_is_led_away_from_it() -> None:
+    scene = Scene(bob=(WIFI, ETHERNET))
+    quiet, mirrored = scene.world.connect(scene.bob, scene.alice, 40001)
+    scene.world.run(5)
+    scene.dead = {ip(WIFI)}
+    led_away(scene)
+    assert scene.bob.connection(quiet).here_now == ip(WIFI)
+    scene.alice.engine.announce(scene.world.now)
+    scene.alice.run()
+    scene.world.run(0.5)
+    assert scene.alice.connection(mirrored).there_now == ip(ETHERNET)
+    scene.world.run(constants.PROOFS * constants.PROBE_TIME)
+    assert sum(isinstance(m, PathProbe) for m, _, _ in scene.bob.messages) == constants.PROOFS
+    assert set(scene.bob.engine.better.failed(scene.alice.static.public)) == {ip(WIFI)}
+
+
 def test_not_more_failures_are_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest is forgotten."""
     monkeypatch.setattr(constants, "MAX_FAILURES", 1)

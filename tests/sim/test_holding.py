@@ -115,6 +115,27 @@ def test_a_peer_that_answers_is_not_suspended() -> None:
     assert not bob.named("connection.suspended")
 
 
+def test_traffic_is_looked_at_while_the_peer_owes_an_answer_or_there_is_no_path() -> None:
+    world, alice, bob, socket = started()
+    key = alice.static.public
+    assert not bob.engine.questioned()
+    world.link.cut = True
+    bob.engine.stalled(world.now, [socket])
+    bob.run()
+    world.run(1)
+    assert bob.engine.questioned() == {key}
+    world.link.cut = False
+    world.run(2)
+    assert not bob.engine.questioned()
+    bob.move()
+    assert bob.engine.questioned() == {key}
+    world.run(20)
+    assert bob.engine.questioned() == {key}
+    bob.move("198.51.100.2")
+    world.run(5)
+    assert not bob.engine.questioned()
+
+
 def test_an_idle_connection_is_suspended_with_the_others_of_the_peer() -> None:
     world, alice, bob, socket = started()
     other, _ = world.connect(bob, alice, 40001)
