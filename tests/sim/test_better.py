@@ -14,7 +14,7 @@ from redirectctl.flows.engine import Network, Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.message import Acm, PathProbe, PathProbed
-from tests.sim.pair import Host, World, ip
+from tests.sim.pair import PORT, Host, World, ip
 
 WIFI, ETHERNET, SERVER = "198.51.100.2", "203.0.113.9", "192.0.2.1"
 SERVER6, WIFI6 = "2001:db8:a::1", "2001:db8:b::2"
@@ -261,8 +261,8 @@ def test_a_better_address_has_to_answer_some_times_before_it_is_taken_again() ->
     answered = len(scene.alice.messages)
     while scene.here() != ip(WIFI):
         scene.types(0.5)
-    answers = [m for m, _, source in scene.alice.messages[answered:] if isinstance(m, PathProbed)]
-    assert len(answers) == constants.PROOFS
+    answers = [(to, source) for m, to, source in scene.alice.messages[answered:] if isinstance(m, PathProbed)]
+    assert answers == [(SockAddr(ip(WIFI), PORT), ip(SERVER))] * constants.PROOFS
 
 
 def test_an_address_that_fails_again_and_again_is_asked_ever_later() -> None:
@@ -309,6 +309,18 @@ def test_a_move_that_is_announced_anew_before_it_has_arrived_is_one_move() -> No
     scene.world.run(3)
     assert scene.both_agree()
     assert scene.bob.connection(scene.socket).moves == scene.alice.connection(scene.mirrored).moves == 1
+
+
+def test_an_address_that_comes_while_another_is_announced_in_vain_is_announced_too() -> None:
+    scene = Scene()
+    scene.dead = {ip("203.0.113.10")}
+    scene.bob.move("203.0.113.10")
+    scene.world.run(5)
+    assert not scene.bob.named("move.finished")
+    scene.bob.move("203.0.113.10", ETHERNET)
+    scene.world.run(0.5)
+    assert scene.here() == ip(ETHERNET)
+    assert scene.both_agree()
 
 
 def test_a_hint_that_leads_nowhere_changes_nothing() -> None:

@@ -83,7 +83,7 @@ def after(pauses: tuple[float, ...]) -> list[float]:
 @pytest.mark.parametrize(
     ("sentence", "values"),
     [
-        ("The daemons speak UDP, port {}.", [of_flows.CONTROL_PORT]),
+        ("The daemons talk over UDP, port {}.", [of_flows.CONTROL_PORT]),
         # handshakes and sessions
         ("INIT is sent up to five times, {}, {}, {} and {} s apart, each", of_proto.HANDSHAKE_RETRIES[:-1]),
         ("After the last one {} s more, then the contact has failed", of_proto.HANDSHAKE_RETRIES[-1:]),
