@@ -395,6 +395,7 @@ def test_a_datagram_from_elsewhere_is_answered_with_where_it_came_from() -> None
     assert before.host == ip("203.0.113.2")
     assert peer.observed is not None
     assert peer.observed.host == ip("203.0.113.3")
+    assert bob.named("move.started", "observed-address-changed")
     assert alice.engine.peers[bob.static.public].addresses == (ip(BOB),)
 
 
