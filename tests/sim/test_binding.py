@@ -251,22 +251,26 @@ def test_many_connections_are_claimed_some_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("how", ["closed", "released"])
+@pytest.mark.parametrize("which", [0, 1])
 def test_one_that_has_ended_before_its_turn_does_not_keep_the_others_from_theirs(
-    how: str, monkeypatch: pytest.MonkeyPatch
+    which: int, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "CLAIM_WINDOW", 1)
     world, alice, bob = pair()
-    first, second, third = (world.connect(bob, alice, 40000 + i)[0] for i in range(3))
-    world.run(1.1)
+    sockets = [world.connect(bob, alice, 40000 + i)[0] for i in range(3)]
+    while not (
+        asked := {claim.cid for m, _, _ in bob.messages if isinstance(m, messages.Protect) for claim in m.claims}
+    ):
+        world.run(0.01)
+    ended = [s for s in sockets if bob.connection(s).cid not in asked][which]
     if how == "closed":
-        bob.closed(second)
+        bob.closed(ended)
     else:
-        bob.engine.release(world.now, bob.connection(second).cid)
+        bob.engine.release(world.now, bob.connection(ended).cid)
         bob.run()
     world.run(5)
-    assert bob.protects(first)
-    assert bob.protects(third)
-    assert not alice.protects(second.mirrored)
+    assert all(bob.protects(s) for s in sockets if s != ended)
+    assert not alice.protects(ended.mirrored)
     world.settled()
 
 
