@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from operator import attrgetter
 
 from redirectctl.api.schema import EventName
 from redirectctl.flows import commands
@@ -46,6 +47,7 @@ from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.tunnel import COUNTER_JUMP, Offer
 
 PORT = 7747
+BEGINNING = 1000.0  # of the world: what time it is then
 OTHER_PORTS = 50000  # plus the number that the engine has given to another port than the control port
 PINNED = 30.0  # seconds for which a NAT remembers a datagram that had no answer
 
@@ -127,15 +129,31 @@ class Nat:
 
 TOLD = {
     EventName.CONNECTION_FOUND: {"local", "remote", "state"},
-    EventName.CONNECTION_PROTECTED: {"local", "remote", "state"},
+    EventName.CONNECTION_LONG: {"local", "remote", "state"},
+    EventName.CONNECTION_PROTECTED: {"local", "remote", "state", "peer"},
+    EventName.CONNECTION_UNSUPPORTED: {"local", "remote", "state"},
     EventName.CONNECTION_CLOSED: {"local", "remote", "state"},
-    EventName.CONNECTION_RESUMED: {"local", "remote", "state", "duration"},
-    EventName.MOVE_STARTED: {"connections", "epoch"},
-    EventName.MOVE_FINISHED: {"connections", "epoch", "duration"},
-    EventName.MOVE_RECEIVED: {"connections", "epoch"},
-    EventName.PATH_CHANGED: {"local", "remote", "path", "wire_local", "wire_remote"},
-    EventName.PACKET_REFUSED: {"source"},
+    EventName.CONNECTION_SUSPENDED: {"local", "remote", "state", "peer", "reason"},
+    EventName.CONNECTION_RESUMED: {"local", "remote", "state", "peer", "reason", "duration"},
+    EventName.PEER_FIRST_CONTACT: {"peer", "address", "initiator", "trust"},
+    EventName.PEER_APPROVED: {"peer"},
+    EventName.PEER_REJECTED: {"peer"},
+    EventName.PEER_KEY_CHANGED: {"peer", "address", "known"},
+    EventName.MOVE_STARTED: {"peer", "address", "reason", "connections", "epoch"},
+    EventName.MOVE_FINISHED: {"peer", "address", "connections", "epoch", "duration"},
+    EventName.MOVE_RECEIVED: {"peer", "address", "connections", "epoch"},
+    EventName.PATH_CHANGED: {"local", "remote", "peer", "path", "wire_local", "wire_remote"},
+    EventName.PACKET_REFUSED: {"source", "reason"},
+    EventName.RST_HELD: {"local", "remote", "peer", "reason"},
+    EventName.RENDEZVOUS_REACHED: {"peer", "address", "rendezvous"},
+    EventName.RENDEZVOUS_LOST: {"rendezvous", "reason"},
 }
+
+# Of a protected connection: what is in the store as it is in memory, whenever no command waits.
+STORED = attrgetter(
+    "wire", "remote_epoch", "there", "sending", "receiving", "born", "integrity", "tunnel", "proven", "held", "before",
+    "lost_since",
+)  # fmt: skip
 
 KEEPALIVE, ACKNOWLEDGED, RESET = b"keepalive", b"acknowledged", b"reset"  # segments without a token
 
@@ -427,11 +445,14 @@ class Host:
 
     def _check_told(self, notice: commands.Notice) -> None:
         """An event is one of those that the API has, and tells what whoever reads the log needs."""
-        told = {k for k, v in notice.details.items() if v is not None}
+        every = notice.details | {"peer": notice.peer, "reason": notice.reason, "address": notice.address}
+        told = {k for k, v in every.items() if v is not None}
         missing = TOLD.get(EventName(notice.name), set()) - told
         assert not missing, f"{self.name}: {notice} does not tell {missing}"
         assert notice.reason or not notice.name.endswith(".refused"), f"{self.name}: {notice} has no reason"
         assert "None" not in notice.details.values(), f"{self.name}: {notice}"
+        duration = notice.details.get("duration")
+        assert duration is None or 0 <= duration <= self.world.now - BEGINNING, f"{self.name}: {notice}"
 
     def _check_receipt(self, event: events.Received, message: messages.PathResponse) -> None:
         """What is applied has been received where it went."""
@@ -637,8 +658,9 @@ class Host:
                 assert stored is not None, f"{self.name}: {c.socket} is protected and not stored"
                 assert c.guarded, f"{self.name}: {c.socket} is protected and not guarded"
                 assert stored.state is not State.REFUSED, f"{self.name}: {c.socket} is stored as {stored.state}"
-                assert stored.wire == c.wire, f"{self.name}: store and memory differ on {c.socket}"
-                assert stored.remote_epoch == c.remote_epoch, f"{self.name}: store and memory differ on {c.socket}"
+                suspended = stored.state is State.SUSPENDED
+                assert suspended == (c.state is State.SUSPENDED), f"{self.name}: {c.socket} is stored as {stored.state}"
+                assert STORED(stored) == STORED(c), f"{self.name}: store and memory differ on {c.socket}"
 
 
 @dataclass
@@ -647,7 +669,7 @@ class World:
 
     seed: int = 1
     link: Link = field(default_factory=Link)
-    now: float = 1000.0
+    now: float = BEGINNING
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)

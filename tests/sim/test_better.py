@@ -13,8 +13,8 @@ from redirectctl.flows.network import Interface, Network
 from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import IPAddress, SockAddr
-from redirectctl.wire.message import Acm, PathProbe
-from tests.sim.pair import Host, World, ip
+from redirectctl.wire.message import Acm, PathProbe, PathProbed
+from tests.sim.pair import PORT, Host, World, ip
 
 WIFI, ETHERNET, SERVER = "198.51.100.2", "203.0.113.9", "192.0.2.1"
 SERVER6, WIFI6 = "2001:db8:a::1", "2001:db8:b::2"
@@ -124,7 +124,7 @@ def test_an_address_that_goes_while_it_is_asked_is_not_asked_any_more() -> None:
     scene.bob.move(ETHERNET, WIFI)
     scene.world.run(constants.PROOFS * constants.PROBE_TIME)
     assert sum(isinstance(m, PathProbe) for m, _, _ in scene.bob.messages) == asked
-    assert not scene.bob.engine.addresses.failed(scene.alice.static.public)
+    assert not scene.bob.engine.better.failed(scene.alice.static.public)
 
 
 def test_an_address_that_is_gone_is_not_asked_whether_it_carries() -> None:
@@ -140,7 +140,7 @@ def test_an_address_that_is_gone_is_not_asked_whether_it_carries() -> None:
     assert scene.bob.named("move.received")
     assert scene.here() == ip(ETHERNET)
     assert not any(isinstance(m, PathProbe) for m, _, _ in scene.bob.messages)
-    assert not scene.bob.engine.addresses.failed(scene.alice.static.public)
+    assert not scene.bob.engine.better.failed(scene.alice.static.public)
 
 
 def test_not_more_addresses_are_asked_at_a_time_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +158,54 @@ def test_not_more_addresses_are_asked_at_a_time_than_are_remembered(monkeypatch:
     scene.world.run(constants.PROOFS * constants.PROBE_TIME)
     asked = [to for m, to, _ in scene.bob.messages if isinstance(m, PathProbe)]
     assert [to.host for to in asked if to is not None] == [ip(SERVER), *[ip("192.0.2.3")] * constants.PROOFS]
+
+
+def test_an_address_that_is_asked_already_is_not_asked_anew_when_more_is_led_away_from_it() -> None:
+    scene = Scene(bob=(WIFI, ETHERNET))
+    quiet, mirrored = scene.world.connect(scene.bob, scene.alice, 40001)
+    scene.world.run(5)
+    scene.dead = {ip(WIFI)}
+    led_away(scene)
+    assert scene.bob.connection(quiet).here_now == ip(WIFI)
+    scene.alice.engine.announce(scene.world.now)
+    scene.alice.run()
+    scene.world.run(0.5)
+    assert scene.alice.connection(mirrored).there_now == ip(ETHERNET)
+    scene.world.run(constants.PROOFS * constants.PROBE_TIME)
+    assert sum(isinstance(m, PathProbe) for m, _, _ in scene.bob.messages) == constants.PROOFS
+    assert set(scene.bob.engine.better.failed(scene.alice.static.public)) == {ip(WIFI)}
+
+
+def test_not_more_failures_are_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest is forgotten."""
+    monkeypatch.setattr(constants, "MAX_FAILURES", 1)
+    scene = Scene(bob=(WIFI, ETHERNET))
+    carol = scene.world.host("carol", "192.0.2.3", policy=AUTO)
+    with_carol, _ = scene.world.connect(scene.bob, carol, 40001)
+    scene.world.run(5)
+    scene.dead = {ip(WIFI)}
+    for socket in (scene.socket, with_carol):
+        scene.bob.engine.stalled(scene.world.now, [socket])
+        scene.bob.run()
+        scene.world.run(1)
+        assert scene.bob.connection(socket).here_now == ip(ETHERNET)
+    failed = scene.bob.engine.better.failed
+    assert not failed(scene.alice.static.public)
+    assert set(failed(carol.static.public)) == {ip(WIFI)}
+
+
+def test_an_address_that_cannot_be_asked_again_has_failed_again() -> None:
+    """The peer has been silent for longer than keys last."""
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.dead = {ip(WIFI)}
+    scene.types(5)
+    scene.bob.move(ETHERNET, WIFI)
+    scene.bob.move(WIFI, ETHERNET)  # the kernel prefers it
+    scene.world.link.cut = True
+    scene.world.run(300)
+    (failure,) = scene.bob.engine.better.failed(scene.alice.static.public).values()
+    assert failure.times > 3
+    assert failure.until > scene.world.now
 
 
 def test_one_that_answers_has_not_failed() -> None:
@@ -200,6 +248,21 @@ def test_back_to_the_better_one_when_it_carries_again() -> None:
     scene.types(120)
     assert scene.here() == ip(WIFI)
     assert scene.both_agree()
+
+
+def test_a_better_address_has_to_answer_some_times_before_it_is_taken_again() -> None:
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.dead = {ip(WIFI)}
+    scene.types(5)
+    scene.bob.move(ETHERNET, WIFI)
+    scene.bob.move(WIFI, ETHERNET)
+    scene.types(1)
+    scene.dead = set()
+    answered = len(scene.alice.messages)
+    while scene.here() != ip(WIFI):
+        scene.types(0.5)
+    answers = [(to, source) for m, to, source in scene.alice.messages[answered:] if isinstance(m, PathProbed)]
+    assert answers == [(SockAddr(ip(WIFI), PORT), ip(SERVER))] * constants.PROOFS
 
 
 def test_an_address_that_fails_again_and_again_is_asked_ever_later() -> None:
@@ -246,6 +309,18 @@ def test_a_move_that_is_announced_anew_before_it_has_arrived_is_one_move() -> No
     scene.world.run(3)
     assert scene.both_agree()
     assert scene.bob.connection(scene.socket).moves == scene.alice.connection(scene.mirrored).moves == 1
+
+
+def test_an_address_that_comes_while_another_is_announced_in_vain_is_announced_too() -> None:
+    scene = Scene()
+    scene.dead = {ip("203.0.113.10")}
+    scene.bob.move("203.0.113.10")
+    scene.world.run(5)
+    assert not scene.bob.named("move.finished")
+    scene.bob.move("203.0.113.10", ETHERNET)
+    scene.world.run(0.5)
+    assert scene.here() == ip(ETHERNET)
+    assert scene.both_agree()
 
 
 def test_a_hint_that_leads_nowhere_changes_nothing() -> None:
@@ -378,6 +453,34 @@ def test_peers_move_their_connections_here_from_networks_that_are_accepted() -> 
     scene.bob.move("198.51.100.77")
     scene.world.run(15)
     assert scene.alice.connection(scene.mirrored).remote_now == ip("198.51.100.77")
+
+
+def test_who_is_told_to_announce_does_so_from_everywhere_also_without_a_path() -> None:
+    """Otherwise an announcement goes from one address at a time then."""
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.world.link.cut = True
+    scene.dead = {ip(WIFI), ip(ETHERNET)}
+    scene.types(20)
+    assert scene.bob.connection(scene.socket).state is State.SUSPENDED
+    for _ in range(3):
+        before = len(scene.bob.messages)
+        assert scene.bob.engine.announce(scene.world.now) == 1
+        scene.bob.run()
+        assert {source for _, _, source in scene.bob.messages[before:]} == {ip(WIFI), ip(ETHERNET)}
+
+
+def test_an_address_that_has_failed_is_not_waited_for_although_the_kernel_prefers_it() -> None:
+    scene = Scene(bob=(WIFI, ETHERNET))
+    scene.dead = {ip(WIFI)}
+    scene.types(5)
+    scene.bob.move(ETHERNET, WIFI)
+    scene.bob.move(WIFI, ETHERNET)
+    scene.types(1)
+    scene.bob.engine.announce(scene.world.now)
+    scene.bob.run()
+    scene.world.run(1)
+    assert scene.bob.named("move.started", "announced")[-1].address == ip(ETHERNET)
+    assert scene.bob.named("move.finished")[-1].details["duration"] < constants.PATIENCE
 
 
 def test_many_addresses_share_one_budget_of_datagrams() -> None:

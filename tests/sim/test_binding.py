@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 from redirectctl.flows import commands, constants
-from redirectctl.flows.policy import Policy
-from redirectctl.flows.proofs import CLAIMANT, Numbers, digest, proof_of_numbers
+from redirectctl.flows.engine import Policy
+from redirectctl.flows.proofs import CLAIMANT, Numbers, digest, shown
 from redirectctl.flows.state import State
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
@@ -35,6 +35,7 @@ def test_both_ends_know_each_others_tuple_and_offer() -> None:
     assert mine.peer_tuple == there
     assert not mine.natted
     assert mine.sending == theirs.receiving != mine.receiving == theirs.sending
+    assert (mine.initiator, theirs.initiator) == (True, False)
     world.settled()
 
 
@@ -172,6 +173,20 @@ def test_a_claim_that_expires_while_its_sockets_are_looked_up_is_not_taken_on(mo
     assert there not in alice.flows
 
 
+def test_numbers_are_compared_when_no_token_of_three_got_through() -> None:
+    world, alice, bob = pair(link=Link(strips=True))
+    socket, _ = world.connect(bob, alice, 40000)
+    asked = told(bob, commands.AskNumbers)
+    while not world.segments:
+        world.run(0.01)
+    first = world.now
+    while not asked:
+        world.run(0.01)
+    assert world.now - first == pytest.approx(sum(constants.PROVE_RETRIES), abs=0.03)
+    assert not bob.listening
+    assert [p.source for p in world.segments] == [socket.local] * len(constants.PROVE_RETRIES)
+
+
 @pytest.mark.parametrize("off", [(2, 0), (0, -2), (10**9, 10**9)])
 def test_wrong_numbers(off: tuple[int, int]) -> None:
     world, alice, bob = pair(link=Link(strips=True))
@@ -236,23 +251,26 @@ def test_many_connections_are_claimed_some_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("how", ["closed", "released"])
+@pytest.mark.parametrize("which", [0, 1])
 def test_one_that_has_ended_before_its_turn_does_not_keep_the_others_from_theirs(
-    how: str, monkeypatch: pytest.MonkeyPatch
+    which: int, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "CLAIM_WINDOW", 1)
     world, alice, bob = pair()
     sockets = [world.connect(bob, alice, 40000 + i)[0] for i in range(3)]
-    world.run(1.1)
-    claimed = {claim.cid for m, *_ in bob.messages if isinstance(m, messages.Protect) for claim in m.claims}
-    waiting = next(socket for socket in sockets if bob.connection(socket).cid not in claimed)
+    while not (
+        asked := {claim.cid for m, _, _ in bob.messages if isinstance(m, messages.Protect) for claim in m.claims}
+    ):
+        world.run(0.01)
+    ended = [s for s in sockets if bob.connection(s).cid not in asked][which]
     if how == "closed":
-        bob.closed(waiting)
+        bob.closed(ended)
     else:
-        bob.engine.release(world.now, bob.connection(waiting).cid)
+        bob.engine.release(world.now, bob.connection(ended).cid)
         bob.run()
     world.run(5)
-    assert all(bob.protects(socket) for socket in sockets if socket != waiting)
-    assert not alice.protects(waiting.mirrored)
+    assert all(bob.protects(s) for s in sockets if s != ended)
+    assert not alice.protects(ended.mirrored)
     world.settled()
 
 
@@ -287,7 +305,7 @@ def test_where_neither_tokens_nor_numbers_are_to_be_had_it_is_not_proven(answer:
         world.run(0.1)
     assert asked[0].sockets == (socket,)
     if answer is not None:
-        bob.engine.numbers(world.now, asked[0].purpose, answer)
+        bob.engine.numbers(world.now, asked[0].token, answer)
         bob.run()
         assert bob.connection(socket).reason == "not-proven"
     world.run(constants.CLAIM_TIME + 0.1)
@@ -303,7 +321,7 @@ def test_numbers_that_come_when_the_connection_has_ended_are_of_no_use() -> None
         world.run(0.1)
     bob.closed(socket)
     sent = len(bob.messages)
-    bob.engine.numbers(world.now, asked[0].purpose, {socket: bob.bases(socket)})
+    bob.engine.numbers(world.now, asked[0].token, {socket: bob.bases(socket)})
     bob.run()
     world.run(5)
     assert not any(isinstance(m, messages.BindNumbers) for m, _, _ in bob.messages[sent:])
@@ -379,8 +397,9 @@ def test_a_datagram_from_elsewhere_is_answered_with_where_it_came_from() -> None
     world.run(60)  # a keepalive is due
     assert before is not None
     assert before.host == ip("203.0.113.2")
-    assert peer.reflexive is not None
-    assert peer.reflexive.host == ip("203.0.113.3")
+    assert peer.observed is not None
+    assert peer.observed.host == ip("203.0.113.3")
+    assert bob.named("move.started", "observed-address-changed")
     assert alice.engine.peers[bob.static.public].addresses == (ip(BOB),)
 
 
@@ -605,6 +624,99 @@ def test_a_forged_token_that_the_claimant_has_passed_on_does_not_keep_the_true_o
     assert alice.protects(there)
 
 
+@pytest.mark.parametrize("released", [False, True])
+def test_a_connection_that_has_moved_is_not_taken_on_by_who_has_its_old_address(released: bool) -> None:
+    """mallory gets the address that bob has left, and claims what began there; it may have overheard a lot."""
+    world, alice, bob = pair()
+    socket, there = world.connect(bob, alice, 40000)
+    mallory = world.host("mallory", NEIGHBOUR)
+    world.connect(mallory, alice, 50000)
+    world.run(5)
+    bob.move("203.0.113.9")
+    world.run(2)
+    if released:  # it stays as it is, and is not protected any more
+        alice.engine.release(world.now, alice.connection(there).cid)
+        alice.run()
+    mallory.move(BOB)
+    world.run(2)
+    for cid, claimed in ((b"mallory!", socket), (bob.connection(socket).cid, socket)):
+        claim = messages.Claim(cid, 2**50, claimed, digest(b"T" * 8), Offer(1, bytes(16), 0))
+        mallory.engine.send(world.now, alice.static.public, messages.Protect(9, (claim,)))
+        mallory.run()
+        world.run(0.1)
+        before = len(world.segments)
+        world.segment(*socket, b"T" * 8, mallory)
+        world.run(0.1)
+        assert not [p for p in world.segments[before:] if p.source.host == ip(ALICE)]
+        assert alice.named("connection.refused", "claimed-by-another")
+        alice.notices.clear()
+    assert alice.connection(there).peer == bob.static.public
+    assert alice.flows[there].remote.host == ip("203.0.113.9")
+
+
+def test_only_so_many_places_are_looked_up_for_one_token(thief: Thief) -> None:
+    """mallory sends it from ever other ports."""
+    looked = told(thief.alice, commands.CheckSockets)
+    thief.claim()
+    for port in range(10):
+        there = SockAddr(thief.socket.local.host, 1000 + port)
+        thief.world.segment(there, thief.socket.remote, b"T" * 8, thief.bob)
+        thief.world.run(0.1)
+    assert len(looked) == constants.MAX_PLACES
+
+
+def test_only_so_many_tokens_go_back_for_one_claim() -> None:
+    world, alice, bob = pair()
+    socket, there = world.connect(bob, alice, 40000)
+    sent = told(alice, commands.Prove)
+    world.tap = lambda source, to, data: not (source.host == ip(BOB) and any(sent))  # it is never bound
+    while not sent:
+        world.run(0.01)
+    token = world.segments[0].data
+    for _ in range(20):
+        world.segment(*socket, token, bob)
+        world.run(0.05)
+    assert len(sent) == constants.MAX_ANSWERS
+    assert {proof.socket for command in sent for proof in command.proofs} == {there}
+    assert not alice.protects(there)
+
+
+def test_only_so_many_proofs_by_numbers_are_looked_at_for_one_claim() -> None:
+    world, alice, bob = pair(link=Link(strips=True))
+    socket, there = world.connect(bob, alice, 40000)
+    asked = told(alice, commands.FindNumbers, done=False)
+    while not asked:
+        world.run(0.1)
+    cid = bob.connection(socket).cid
+    said = len(alice.messages)
+    for number in range(5):
+        bob.engine.send(world.now, alice.static.public, messages.BindNumbers(1000 + number, ((cid, bytes(8)),)))
+        bob.run()
+        world.run(0.02)
+    assert len(asked) == constants.MAX_NUMBERED
+    refused = [v.status for m, _, _ in alice.messages[said:] if isinstance(m, messages.Protected) for v in m.verdicts]
+    assert refused == [messages.Status.NOT_YOURS] * (5 - constants.MAX_NUMBERED + 1)
+    assert not alice.protects(there)
+
+
+def test_only_so_many_forged_tokens_are_passed_on_by_a_claimant() -> None:
+    """Each costs it a try; then numbers are compared."""
+    world, alice, bob = pair()
+    _, there = world.connect(bob, alice, 40000)
+    true = world.segment
+    world.tap_segment = lambda source, to: source != there.local or forging
+    forging = False
+    while not world.segments:
+        world.run(0.01)
+    for number in range(10):
+        forging = True
+        true(*there, number.to_bytes(8), alice)
+        forging = False
+        world.run(0.2)
+    passed_on = {one.token for m, _, _ in bob.messages if isinstance(m, messages.Bind) for one in m.tokens}
+    assert len(passed_on) == len(constants.PROVE_RETRIES)
+
+
 def test_one_token_for_two_claims_is_good_for_the_first_only() -> None:
     thief = Thief(NEIGHBOUR)
     own = next(iter(thief.mallory.sockets))
@@ -626,7 +738,7 @@ def test_an_id_of_another_connection_is_refused_even_where_both_are_the_claimant
     world.run(5)
     cid = bob.connection(first).cid
     claim = messages.Claim(cid, 2**40, second, digest(b"T" * 8), Offer(1, bytes(16), 0))
-    bob.engine.host.send(world.now, alice.static.public, messages.Protect(9, (claim,)))
+    bob.engine.send(world.now, alice.static.public, messages.Protect(9, (claim,)))
     bob.run()
     world.run(0.1)
     world.segment(*second, b"T" * 8, bob)

@@ -8,7 +8,7 @@ import pytest
 
 from redirectctl.flows.connection import Path
 from redirectctl.flows.constants import PLAIN_FORGIVEN, PLAIN_PAUSES, PLAIN_RETRIES
-from redirectctl.flows.policy import Policy
+from redirectctl.flows.engine import Policy
 from redirectctl.flows.proofs import in_place
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
@@ -128,6 +128,23 @@ def test_the_tokens_that_are_not_seen_are_few_before_the_way_is_left_alone() -> 
         if len([s for s in world.segments if s.source.host == ip("203.0.113.9")]) > len(before):
             sent.append(world.now - moved)
     assert sent == pytest.approx([0.0, 0.2, 0.7, 1.7, 3.7, 7.7], abs=0.1)
+
+
+def test_a_way_that_was_never_seen_to_carry_is_left_alone_for_longer_each_time() -> None:
+    """The peer hears beforehand that tokens will come."""
+    world, _, bob, _, tokens = started()
+    tokens.plain = False
+    bob.move("203.0.113.9")
+    moved, said = world.now, len(bob.messages)
+    tried: list[float] = []
+    while len(tried) < 5:
+        world.run(0.05)
+        tried += [world.now - moved for m, _, _ in bob.messages[said:] if m == messages.Seen(())]
+        said = len(bob.messages)
+    expected = [sum(PLAIN_RETRIES) + PLAIN_PAUSES[0]]
+    for pause in PLAIN_PAUSES[1:5]:
+        expected.append(expected[-1] + PLAIN_RETRIES[0] + sum(PLAIN_RETRIES) + pause)
+    assert tried == pytest.approx(expected, abs=0.2)
 
 
 def test_a_stall_leads_back_into_the_tunnel_and_the_way_is_tried_again_later() -> None:

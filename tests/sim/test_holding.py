@@ -75,6 +75,18 @@ def test_a_silent_peer_is_suspended_and_both_go_on_when_it_answers(prefer: str) 
     assert bob.connection(socket).moves == 0
 
 
+def test_what_is_silent_is_held_back_at_once() -> None:
+    """It has waited for long enough already; an address that goes may be back in a moment."""
+    world, _, bob, socket = started()
+    world.link.cut = True
+    while bob.connection(socket).state is State.PROTECTED:
+        bob.engine.stalled(world.now, [socket])
+        bob.run()
+        world.run(0.1)
+    world.run(0.1)
+    assert bob.held == {socket}
+
+
 def test_after_the_keys_have_ended_the_return_is_noticed_as_soon() -> None:
     world, alice, bob, socket = silent()
     world.run(300)
@@ -101,6 +113,27 @@ def test_a_peer_that_answers_is_not_suspended() -> None:
     world, _, bob, socket = started()
     wait_in_vain(world, bob, socket, 30)
     assert not bob.named("connection.suspended")
+
+
+def test_traffic_is_looked_at_while_the_peer_owes_an_answer_or_there_is_no_path() -> None:
+    world, alice, bob, socket = started()
+    key = alice.static.public
+    assert not bob.engine.questioned()
+    world.link.cut = True
+    bob.engine.stalled(world.now, [socket])
+    bob.run()
+    world.run(1)
+    assert bob.engine.questioned() == {key}
+    world.link.cut = False
+    world.run(2)
+    assert not bob.engine.questioned()
+    bob.move()
+    assert bob.engine.questioned() == {key}
+    world.run(20)
+    assert bob.engine.questioned() == {key}
+    bob.move("198.51.100.2")
+    world.run(5)
+    assert not bob.engine.questioned()
 
 
 def test_an_idle_connection_is_suspended_with_the_others_of_the_peer() -> None:
@@ -416,6 +449,39 @@ def test_what_comes_to_be_known_of_a_socket_that_goes_on_already_is_given_back()
     assert not suspended
     assert not bob.altered
     assert bob.connection(socket).saved is None
+
+
+def test_a_peer_that_does_not_know_the_connection_any_more_says_that_it_is_gone() -> None:
+    world, alice, bob, socket = started()
+    world.tap = lambda source, to, data: (
+        source.host not in bob.addresses or not isinstance(bob.messages[-1][0], messages.EndOf)
+    )
+    bob.closed(socket)
+    world.run(constants.LISTED + 1)  # it is not listed any more, and alice has not heard of it
+    assert alice.protects(socket.mirrored)
+    alice.rst(socket.mirrored, 1)
+    world.run(1)
+    assert alice.verdicts == {1: True}
+
+
+def test_what_comes_to_be_known_of_a_socket_that_goes_on_already_is_given_back() -> None:
+    """The path is back before the kernel has said what the socket had."""
+    world, _, bob, socket = started()
+    carry_out = bob.carry_out
+    asked = told(bob, commands.Prepare, done=False)
+    bob.move()
+    world.run(constants.HOLD_AFTER + 0.1)
+    bob.move("198.51.100.2")
+    world.run(1)
+    assert bob.connection(socket).state is State.PROTECTED
+    bob.carry_out = carry_out  # type: ignore[method-assign]
+    resumed, suspended = told(bob, commands.Resume), told(bob, commands.Suspend)
+    bob.carry_out(asked[0])
+    bob.run()
+    assert [command.sockets for command in resumed] == [(socket,)]
+    assert not suspended
+    assert not bob.altered
+    assert bob.connection(socket).before is None
 
 
 def test_a_socket_table_that_cannot_be_read_ends_nothing() -> None:

@@ -80,3 +80,17 @@ def test_a_connection_that_was_refused_for_a_changed_key_is_tried_again_later() 
     world.hosts.append(alice)
     world.run(constants.CHANGED_POLL)
     assert bob.connection(socket).state is State.PROTECTED
+
+
+def test_a_host_whose_key_waits_to_be_looked_at_is_not_met_at_another_address_either() -> None:
+    world, alice, bob = met(8)
+    world.run(200)
+    impostor = in_place_of(world, alice)
+    world.connect(bob, impostor, 42000)
+    world.run(30)
+    assert bob.engine.peers[impostor.static.public].state is PeerState.CHANGED
+    impostor.addresses = [ip(ELSEWHERE)]
+    elsewhere, _ = world.connect(bob, impostor, 42001)
+    world.run(10)
+    assert (bob.connection(elsewhere).state, bob.connection(elsewhere).reason) == (State.REFUSED, "key-changed")
+    assert not any(impostor.engine.table.movable())

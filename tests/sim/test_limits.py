@@ -207,6 +207,65 @@ def test_ways_that_are_tried(attackers: int, monkeypatch: pytest.MonkeyPatch) ->
     assert {c.path for a in crowd.attackers for c in alice.engine.table.of(a.static.public)} == {Path.TUNNEL}
 
 
+def test_rates_of_more_peers_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose rate is forgotten has its whole allowance again."""
+    monkeypatch.setattr(limits, "MAX_HEARD", 1)
+    crowd = Crowd(2)
+    monkeypatch.setattr(limits, "STRANGERS_BURST", 5.0)
+    monkeypatch.setattr(limits, "STRANGERS_RATE", 0.0)
+    crowd.world.run(1)
+
+    def heard(who: Host, times: int) -> int:
+        before = len(crowd.alice.messages)
+        for n in range(times):
+            crowd.say(who, messages.PathProbe(n.to_bytes(8)))
+        crowd.world.run(0.1)
+        return sum(isinstance(m, messages.PathProbed) for m, _, _ in crowd.alice.messages[before:])
+
+    first, second = crowd.attackers
+    heard(second, 1)
+    assert heard(first, 10) == 5
+    assert heard(first, 1) == 0
+    assert heard(second, 3) == 3
+    assert heard(first, 10) == 5
+    assert heard(second, 10) == 5
+
+
+def test_ways_of_one_announcement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than are challenged the oldest goes."""
+    monkeypatch.setattr(limits, "MAX_WAYS", 2)
+    crowd = Crowd(0, AUTO, others=AUTO)
+    new = ["203.0.113.11", "203.0.113.12", "203.0.113.13"]
+    crowd.bob.move(*new)
+    crowd.bob.crash()
+    challenged: list[list[IPAddress]] = []
+    for _ in range(60):
+        before = len(crowd.alice.messages)
+        crowd.world.run(0.05)
+        sent = [to.host for m, to, _ in crowd.alice.messages[before:] if isinstance(m, messages.PathChallenge) and to]
+        challenged += [sent] if sent else []
+    assert sorted(challenged[0]) == [ip(a) for a in new], "as they come"
+    assert len(challenged) == len(limits.CHALLENGE_RETRIES)
+    assert [sorted(hosts) for hosts in challenged[1:]] == [challenged[0][1:]] * len(challenged[1:])
+
+
+def test_announcements_of_one_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than are challenged the one with the oldest epoch goes."""
+    monkeypatch.setattr(limits, "MAX_VALIDATIONS", 2)
+    crowd = Crowd(0, AUTO, others=AUTO)
+    sockets = [crowd.world.connect(crowd.bob, crowd.alice, 41000 + n)[0] for n in range(3)]
+    crowd.world.run(5)
+    for epoch, socket in zip((2**40 + 1, 2**40 + 3, 2**40 + 2), sockets, strict=True):
+        cid = crowd.bob.connection(socket).cid
+        crowd.say(crowd.bob, acm(epoch, BOB, cids=(cid,)))
+        crowd.world.run(0.02)
+    crowd.world.run(0.02)
+    before = len(crowd.alice.messages)
+    crowd.world.run(2)
+    repeated = {m.epoch for m, _, _ in crowd.alice.messages[before:] if isinstance(m, messages.PathChallenge)}
+    assert repeated == {2**40 + 3, 2**40 + 2}
+
+
 def spread(crowd: Crowd, attacker: Host, own: list[messages.FourTuple], network: str) -> None:
     """Each of its connections is at another of its addresses now.  It does no more than that."""
 

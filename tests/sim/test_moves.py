@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from redirectctl.flows import commands
-from redirectctl.flows.policy import Policy
+from redirectctl.flows.engine import Policy
 from redirectctl.flows.state import State
 from tests.sim.pair import Host, World, agree, ip
 from tests.sim.shell import told
@@ -44,6 +44,40 @@ def test_the_client_moves() -> None:
     for host in (alice, bob):
         assert not host.named("packet.refused")
         assert not host.named("redirect.refused")
+
+
+def test_what_is_told_of_a_move() -> None:
+    world = World()
+    alice, bob, _ = started(world, 3)
+    bob.move("203.0.113.9")
+    world.run(1)
+    (began,), (ended,), (heard,) = bob.named("move.started"), bob.named("move.finished"), alice.named("move.received")
+    assert (began.peer, ended.peer, heard.peer) == (alice.static.public, alice.static.public, bob.static.public)
+    assert began.reason == "address-changed"
+    for notice in (began, ended, heard):
+        assert notice.address == ip("203.0.113.9")
+        assert (notice.details["connections"], notice.details["epoch"]) == (3, began.details["epoch"])
+    assert ended.details["duration"] == pytest.approx(4 * world.link.delay)
+    for host, wire in ((bob, "203.0.113.9:{} 192.0.2.1:22"), (alice, "192.0.2.1:22 203.0.113.9:{}")):
+        changed = host.named("path.changed")
+        assert {n.connection for n in changed} == {c.cid for c in host.engine.table}
+        assert {n.details["path"] for n in changed} == {"rewritten"}
+        assert sorted(f"{n.details['wire_local']} {n.details['wire_remote']}" for n in changed) == [
+            wire.format(port) for port in (40000, 40001, 40002)
+        ]
+
+
+def test_what_is_told_of_an_outage() -> None:
+    world = World()
+    _, bob, (socket,) = started(world)
+    bob.move()
+    world.run(20)
+    bob.move("203.0.113.9")
+    world.run(1)
+    (lost,), (back,) = bob.named("connection.suspended"), bob.named("connection.resumed")
+    assert (lost.reason, back.reason) == ("no-path", "no-path")
+    assert back.details["duration"] == pytest.approx(20 + 4 * world.link.delay)
+    assert bob.connection(socket).history[-2:] == [(1005.0, State.SUSPENDED), (pytest.approx(1025.04), State.PROTECTED)]
 
 
 def test_the_server_moves_and_then_the_client() -> None:
@@ -103,7 +137,7 @@ def test_what_goes_plainly_is_hastened_when_the_new_way_is_about_to_open(prefer:
     alice, bob = (world.host(name, at, policy=policy) for name, at in (("alice", "192.0.2.1"), ("bob", "198.51.100.2")))
     socket, _ = world.connect(bob, alice, 40000)
     world.run(5)
-    hastened = told(bob, commands.RevertBackoffEarly)
+    hastened = told(bob, commands.Hasten)
     bob.move("203.0.113.9")
     while not bob.named("move.finished"):
         assert bob.named("move.started")

@@ -10,9 +10,11 @@ from redirectctl.flows import commands, constants
 from redirectctl.flows.connection import Path
 from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
+from redirectctl.proto.constants import HANDSHAKE_RETRIES, REKEY_AFTER_TIME
 from redirectctl.proto.peer import PeerState
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.datagram import Type
 from tests.sim.pair import PORT, Host, World, agree, ip
 from tests.sim.shell import told
 
@@ -264,6 +266,28 @@ def test_a_contact_in_vain_is_of_no_account_for_what_has_ended_meanwhile(end: st
     assert notice.connection == bob.connection(other).cid
 
 
+def test_a_connection_to_an_address_that_is_left_alone_does_not_keep_the_others_of_the_peer_waiting() -> None:
+    """It has two, one of which is dead by the time that a person decides."""
+    world, alice, bob = pair(bob_policy=ASK)
+    dead, other = alice.addresses[0], ip("192.0.2.2")
+    alice.addresses = [dead, other]
+    first, _ = world.connect(bob, alice, 40000)
+    alice.addresses = [other, dead]
+    second, _ = world.connect(bob, alice, 40001)
+    world.run(5)
+    assert bob.connection(first).state is bob.connection(second).state is State.PENDING
+    world.run(200)
+    world.tap = lambda source, to, data: dead not in (source.host, to.host)
+    alice.addresses = [dead, other]
+    third, _ = world.connect(bob, alice, 40002)
+    world.run(15)
+    assert bob.connection(third).reason == "no-answer"
+    decide(bob, "approve", alice)
+    world.run(5)
+    assert (bob.connection(first).state, bob.connection(first).reason) == (State.UNSUPPORTED, "no-answer")
+    assert bob.protects(second)
+
+
 def test_what_is_not_known_is_not_decided_about() -> None:
     world, alice, bob, (socket,) = protected()
     for engine in (alice.engine, bob.engine):
@@ -320,6 +344,36 @@ def test_a_known_peer_that_was_away_is_tried_again_soon() -> None:
     assert agree(alice, bob, mirrored)
 
 
+def test_connections_that_wait_for_the_same_contact_share_a_handshake() -> None:
+    world, alice, bob, (socket,) = protected()
+    bob.closed(socket)
+    alice.closed(socket.mirrored)
+    world.run(200)
+    alice.crash()
+    before = len(bob.sent)
+    for number in range(10):
+        world.connect(bob, alice, 41000 + number)
+        world.run(0.25)
+    world.run(20)
+    assert len(bob.named("connection.unsupported", "no-answer")) == 10
+    assert len([data for _, data in bob.sent[before:] if data[0] == Type.INIT]) == len(HANDSHAKE_RETRIES)
+
+
+def test_while_nothing_happens_little_is_said() -> None:
+    """Keys are renewed, and both ask each other then what they still have; nobody announces anything."""
+    world, alice, bob, (socket,) = protected()
+    before = {host.name: (len(host.messages), len(host.notices)) for host in (alice, bob)}
+    sent = len(world.recorded)
+    world.run(3600)
+    for host in (alice, bob):
+        messages_before, notices_before = before[host.name]
+        kinds = {type(m) for m, _, _ in host.messages[messages_before:]}
+        assert kinds <= {messages.Hello, messages.Sync, messages.SyncReply}
+        assert host.notices[notices_before:] == []
+    assert len(world.recorded) - sent < 3600 / REKEY_AFTER_TIME * 12
+    assert bob.protects(socket)
+
+
 @pytest.mark.parametrize("known", [False, True])
 def test_how_a_contact_ended_is_told(known: bool) -> None:
     """Of those that we called, not of those who called us."""
@@ -331,7 +385,7 @@ def test_how_a_contact_ended_is_told(known: bool) -> None:
     there, nobody, here = SockAddr(ip("192.0.2.1"), PORT), SockAddr(ip("192.0.2.99"), PORT), ip("198.51.100.2")
     key = alice.static.public if known else None
     for to in (there, nobody):
-        bob.engine.meet(world.now, to, here, key)
+        bob.engine.contact(world.now, to, here, key)
         bob.run()
         world.run(15)
     assert ended == [
@@ -540,6 +594,22 @@ def test_a_restart_takes_up_what_never_moved() -> None:
     world.run(2)
     assert agree(alice, bob, socket.mirrored)
     assert bob.connection(socket).moves == 1
+
+
+def test_a_flow_of_an_earlier_run_is_not_another_connections_after_a_restart() -> None:
+    world, alice, bob, (socket,) = protected()
+    bob.crash()
+    bob.start()
+    offered = bob.connection(socket).receiving
+    assert offered is not None
+    random, again = bob.engine.rng, [offered.flow.to_bytes(4), bytes(4)]  # 0 stands for no flow
+    bob.engine.rng = lambda count: again.pop(0) if count == 4 and again else random(count)
+    second, _ = world.connect(bob, alice, 40001)
+    world.run(5)
+    assert not again
+    fresh = bob.connection(second).receiving
+    assert fresh is not None
+    assert fresh.flow not in (0, offered.flow)
 
 
 def test_a_peer_that_has_lost_its_store_takes_an_unmoved_connection_on_again() -> None:

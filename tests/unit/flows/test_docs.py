@@ -14,9 +14,10 @@ from redirectctl.flows import constants as of_flows
 from redirectctl.flows.reasons import REASONS
 from redirectctl.flows.state import diagram
 from redirectctl.proto import constants as of_proto
+from redirectctl.proto.errors import Reason
 from redirectctl.wire.meeting import Registration
 from redirectctl.wire.message import AcmStatus, End, Status, Trust
-from redirectctl.wire.tunnel import TAG_LEN
+from redirectctl.wire.tunnel import TAG_LEN, Refused
 
 ROOT = Path(__file__).parents[3]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
@@ -43,6 +44,15 @@ def test_every_reason_is_explained() -> None:
     reasons = {reason for pattern in patterns for reason in re.findall(pattern, CORE)}
     assert len(reasons) > 50
     assert {r for r in reasons if f"`{r}`" not in PROTOCOL} == set()
+
+
+def test_every_reason_of_a_session_is_explained() -> None:
+    assert [r for r in Reason if f"`{r.value}`" not in PROTOCOL] == []
+
+
+def test_every_reason_about_a_datagram_of_the_tunnel_is_explained() -> None:
+    told = PROTOCOL.split("| about a datagram of the tunnel |")[1].split("\n\n")[0]
+    assert {f"`{reason.value}`" for reason in Refused} == set(re.findall(r"`[a-z-]+`", told)) - {"`count`"}
 
 
 def test_a_claim_that_is_refused_has_a_reason_that_is_explained() -> None:
@@ -74,6 +84,7 @@ def after(pauses: tuple[float, ...]) -> list[float]:
 @pytest.mark.parametrize(
     ("sentence", "values"),
     [
+        ("The daemons talk over UDP, port {}.", [of_flows.CONTROL_PORT]),
         # handshakes and sessions
         ("INIT is sent up to five times, {}, {}, {} and {} s apart, each", of_proto.HANDSHAKE_RETRIES[:-1]),
         ("After the last one {} s more, then the contact has failed", of_proto.HANDSHAKE_RETRIES[-1:]),

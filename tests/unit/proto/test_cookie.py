@@ -1,12 +1,16 @@
 import random
+from hashlib import blake2s
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from redirectctl.proto.cookie import CookieChecker, CookieJar
 from redirectctl.proto.errors import CookieError, Reason
+from redirectctl.proto.initiate import prologue
 from redirectctl.proto.noise import StaticKey
 from redirectctl.wire.addr import SockAddr
+from redirectctl.wire.datagram import Pattern
 
 BOB = StaticKey.from_private(bytes(range(32))).public
 CAROL = StaticKey.from_private(bytes(range(1, 33))).public
@@ -153,3 +157,25 @@ def test_replies_to_the_same_message_differ_but_carry_the_same_cookie() -> None:
         jar.consume_reply(reply, 0.0)
         stamped.append(jar.stamp(BODY, 0.0))
     assert stamped[0] == stamped[1]
+
+
+@pytest.mark.parametrize("first_contact", [False, True])
+def test_the_bytes_are_those_of_the_protocol(first_contact: bool) -> None:
+    """docs/protocol.md has the formulas: another implementation must work out the same."""
+    receiver = bytes(32) if first_contact else BOB
+    jar, bob = CookieJar(None if first_contact else BOB), checker()
+    message = jar.stamp(BODY, 0.0)
+    mac1 = blake2s(BODY, key=blake2s(b"redirectctl v1 mac1" + receiver).digest(), digest_size=16).digest()
+    assert message == BODY + mac1 + bytes(16)
+    reply = bob.make_reply(message, SOURCE, 0.0, first_contact)
+    nonce, sealed = reply[:24], reply[24:]
+    key = blake2s(b"redirectctl v1 cookie" + receiver + nonce).digest()
+    cookie = ChaCha20Poly1305(key).decrypt(bytes(12), sealed, mac1)
+    jar.consume_reply(reply, 0.0)
+    mac2 = blake2s(BODY + mac1, key=cookie, digest_size=16).digest()
+    assert jar.stamp(BODY, 0.0) == BODY + mac1 + mac2
+
+
+def test_what_both_ends_bind_a_handshake_to() -> None:
+    expected = b"redirectctl handshake" + bytes((2, 1)) + bytes((2, 1, 0, 0))
+    assert prologue(2, Pattern.IKPSK2, (2, 1)) == expected

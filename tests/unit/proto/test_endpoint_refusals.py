@@ -51,6 +51,50 @@ def test_our_own_key() -> None:
     assert not alice.endpoint.peers
 
 
+def test_our_own_key_in_the_last_message() -> None:
+    """Another host has it too, from a backup, and does not mind."""
+    net, alice, _ = pair()
+    theirs = prologue(1, Pattern.XX, (1,))
+    handshake = Handshake(NoisePattern.XX, True, alice.static, net.random.randbytes, theirs)
+    init = datagram.Init(1, Pattern.XX, 77, (1,), handshake.write_message(bytes(constants.XX_PADDING)))
+    assert deliver(alice, CookieJar(None).stamp(init.body(), net.now)) == []
+    response = datagram.decode(alice.sent(Type.RESPONSE)[-1])
+    assert isinstance(response, datagram.Response)
+    handshake.read_message(response.noise)
+    final = datagram.FinalMessage(1, response.sender, handshake.write_message())
+    assert deliver(alice, final.encode()) == ["own-key"]
+    assert not alice.endpoint.peers
+    assert deliver(alice, final.encode()) == ["no-such-handshake"]
+
+
+@pytest.mark.parametrize(("length", "reasons"), [(7, ["bad-length"]), (8, []), (9, ["bad-length"])])
+def test_a_known_peer_counts_its_first_messages_in_eight_bytes(length: int, reasons: list[str]) -> None:
+    net, alice, bob = met()
+    secret = bob.peer(alice).secret
+    handshake = Handshake(
+        NoisePattern.IKPSK2, True, bob.static, net.random.randbytes, prologue(1, Pattern.IKPSK2, (1,)),
+        remote_static=alice.static.public, psk=secret,
+    )  # fmt: skip
+    noise = handshake.write_message((2**40).to_bytes(length, "big"))
+    init = datagram.Init(1, Pattern.IKPSK2, 77, (1,), noise)
+    answers = len(alice.sent(Type.RESPONSE))
+    assert deliver(alice, CookieJar(alice.static.public).stamp(init.body(), net.now)) == reasons
+    assert len(alice.sent(Type.RESPONSE)) - answers == (not reasons)
+
+
+def test_an_answer_in_another_pattern_than_the_question_is_none() -> None:
+    net, alice, bob = pair()
+    bob.contact(alice)
+    deliver(alice, bob.sent(Type.INIT)[0], bob.at())
+    answer = bytearray(alice.sent(Type.RESPONSE)[0])
+    net.queue.clear()
+    answer[2] = Pattern.IKPSK2
+    assert deliver(bob, bytes(answer), alice.at()) == ["no-such-handshake"]
+    answer[2] = Pattern.XX
+    assert deliver(bob, bytes(answer), alice.at()) == []
+    assert bob.peer(alice).sessions
+
+
 def test_a_rejected_peer_gets_no_session() -> None:
     net, alice, bob = met()
     net.run(200)

@@ -23,6 +23,7 @@ from scapy.utils import checksum as scapy_checksum
 
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.ip import (
+    TOKEN_OPTION,
     BadPacket,
     PacketError,
     TcpFlags,
@@ -335,6 +336,10 @@ def sack(blocks: int) -> bytes:
 def test_a_token_beside_other_options(options: bytes, expected: bytes) -> None:
     assert options_with_token(options, TOKEN) == expected
     assert token_of(expected) == TOKEN
+
+
+def test_a_token_takes_so_many_bytes() -> None:
+    assert len(options_with_token(b"", TOKEN)) == TOKEN_OPTION == len(OPTION)
 
 
 def test_a_token_without_sack_blocks() -> None:
