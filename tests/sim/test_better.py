@@ -124,7 +124,7 @@ def test_an_address_that_goes_while_it_is_asked_is_not_asked_any_more() -> None:
     scene.bob.move(ETHERNET, WIFI)
     scene.world.run(constants.PROOFS * constants.PROBE_TIME)
     assert sum(isinstance(m, PathProbe) for m, _, _ in scene.bob.messages) == asked
-    assert not scene.bob.engine.better.failed(scene.alice.static.public)
+    assert not scene.bob.engine.addresses.failed(scene.alice.static.public)
 
 
 def test_an_address_that_is_gone_is_not_asked_whether_it_carries() -> None:
@@ -140,7 +140,7 @@ def test_an_address_that_is_gone_is_not_asked_whether_it_carries() -> None:
     assert scene.bob.named("move.received")
     assert scene.here() == ip(ETHERNET)
     assert not any(isinstance(m, PathProbe) for m, _, _ in scene.bob.messages)
-    assert not scene.bob.engine.better.failed(scene.alice.static.public)
+    assert not scene.bob.engine.addresses.failed(scene.alice.static.public)
 
 
 def test_not_more_addresses_are_asked_at_a_time_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,14 +166,14 @@ def test_an_address_that_is_asked_already_is_not_asked_anew_when_more_is_led_awa
     scene.world.run(5)
     scene.dead = {ip(WIFI)}
     led_away(scene)
-    assert scene.bob.connection(quiet).here_now == ip(WIFI)
+    assert scene.bob.connection(quiet).local_now == ip(WIFI)
     scene.alice.engine.announce(scene.world.now)
     scene.alice.run()
     scene.world.run(0.5)
-    assert scene.alice.connection(mirrored).there_now == ip(ETHERNET)
+    assert scene.alice.connection(mirrored).remote_now == ip(ETHERNET)
     scene.world.run(constants.PROOFS * constants.PROBE_TIME)
     assert sum(isinstance(m, PathProbe) for m, _, _ in scene.bob.messages) == constants.PROOFS
-    assert set(scene.bob.engine.better.failed(scene.alice.static.public)) == {ip(WIFI)}
+    assert set(scene.bob.engine.addresses.failed(scene.alice.static.public)) == {ip(WIFI)}
 
 
 def test_not_more_failures_are_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,8 +188,8 @@ def test_not_more_failures_are_remembered_than_there_is_room_for(monkeypatch: py
         scene.bob.engine.stalled(scene.world.now, [socket])
         scene.bob.run()
         scene.world.run(1)
-        assert scene.bob.connection(socket).here_now == ip(ETHERNET)
-    failed = scene.bob.engine.better.failed
+        assert scene.bob.connection(socket).local_now == ip(ETHERNET)
+    failed = scene.bob.engine.addresses.failed
     assert not failed(scene.alice.static.public)
     assert set(failed(carol.static.public)) == {ip(WIFI)}
 
@@ -203,7 +203,7 @@ def test_an_address_that_cannot_be_asked_again_has_failed_again() -> None:
     scene.bob.move(WIFI, ETHERNET)  # the kernel prefers it
     scene.world.link.cut = True
     scene.world.run(300)
-    (failure,) = scene.bob.engine.better.failed(scene.alice.static.public).values()
+    (failure,) = scene.bob.engine.addresses.failed(scene.alice.static.public).values()
     assert failure.times > 3
     assert failure.until > scene.world.now
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 from redirectctl.flows import commands, constants
-from redirectctl.flows.engine import Policy
-from redirectctl.flows.proofs import CLAIMANT, Numbers, digest, shown
+from redirectctl.flows.policy import Policy
+from redirectctl.flows.proofs import CLAIMANT, Numbers, digest, proof_of_numbers
 from redirectctl.flows.state import State
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
@@ -397,8 +397,8 @@ def test_a_datagram_from_elsewhere_is_answered_with_where_it_came_from() -> None
     world.run(60)  # a keepalive is due
     assert before is not None
     assert before.host == ip("203.0.113.2")
-    assert peer.observed is not None
-    assert peer.observed.host == ip("203.0.113.3")
+    assert peer.reflexive is not None
+    assert peer.reflexive.host == ip("203.0.113.3")
     assert bob.named("move.started", "observed-address-changed")
     assert alice.engine.peers[bob.static.public].addresses == (ip(BOB),)
 
@@ -641,7 +641,7 @@ def test_a_connection_that_has_moved_is_not_taken_on_by_who_has_its_old_address(
     world.run(2)
     for cid, claimed in ((b"mallory!", socket), (bob.connection(socket).cid, socket)):
         claim = messages.Claim(cid, 2**50, claimed, digest(b"T" * 8), Offer(1, bytes(16), 0))
-        mallory.engine.send(world.now, alice.static.public, messages.Protect(9, (claim,)))
+        mallory.engine.host.send(world.now, alice.static.public, messages.Protect(9, (claim,)))
         mallory.run()
         world.run(0.1)
         before = len(world.segments)
@@ -690,7 +690,7 @@ def test_only_so_many_proofs_by_numbers_are_looked_at_for_one_claim() -> None:
     cid = bob.connection(socket).cid
     said = len(alice.messages)
     for number in range(5):
-        bob.engine.send(world.now, alice.static.public, messages.BindNumbers(1000 + number, ((cid, bytes(8)),)))
+        bob.engine.host.send(world.now, alice.static.public, messages.BindNumbers(1000 + number, ((cid, bytes(8)),)))
         bob.run()
         world.run(0.02)
     assert len(asked) == constants.MAX_NUMBERED
@@ -738,7 +738,7 @@ def test_an_id_of_another_connection_is_refused_even_where_both_are_the_claimant
     world.run(5)
     cid = bob.connection(first).cid
     claim = messages.Claim(cid, 2**40, second, digest(b"T" * 8), Offer(1, bytes(16), 0))
-    bob.engine.send(world.now, alice.static.public, messages.Protect(9, (claim,)))
+    bob.engine.host.send(world.now, alice.static.public, messages.Protect(9, (claim,)))
     bob.run()
     world.run(0.1)
     world.segment(*second, b"T" * 8, bob)

@@ -8,7 +8,7 @@ import pytest
 
 from redirectctl.flows.connection import Path
 from redirectctl.flows.constants import PLAIN_FORGIVEN, PLAIN_PAUSES, PLAIN_RETRIES
-from redirectctl.flows.engine import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.proofs import in_place
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr

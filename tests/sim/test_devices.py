@@ -201,7 +201,7 @@ def test_a_socket_that_its_program_binds_after_it_was_found_stays_too() -> None:
     bob.move(ELSEWHERE)
     world.run(5)
     assert (bob.connection(socket).state, bob.connection(socket).reason) == (State.SUSPENDED, "stays-on-device")
-    assert bob.connection(other).here_now == ip(ELSEWHERE)
+    assert bob.connection(other).local_now == ip(ELSEWHERE)
     bob.crash()
     bob.start()
     world.run(2)

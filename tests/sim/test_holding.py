@@ -451,39 +451,6 @@ def test_what_comes_to_be_known_of_a_socket_that_goes_on_already_is_given_back()
     assert bob.connection(socket).saved is None
 
 
-def test_a_peer_that_does_not_know_the_connection_any_more_says_that_it_is_gone() -> None:
-    world, alice, bob, socket = started()
-    world.tap = lambda source, to, data: (
-        source.host not in bob.addresses or not isinstance(bob.messages[-1][0], messages.EndOf)
-    )
-    bob.closed(socket)
-    world.run(constants.LISTED + 1)  # it is not listed any more, and alice has not heard of it
-    assert alice.protects(socket.mirrored)
-    alice.rst(socket.mirrored, 1)
-    world.run(1)
-    assert alice.verdicts == {1: True}
-
-
-def test_what_comes_to_be_known_of_a_socket_that_goes_on_already_is_given_back() -> None:
-    """The path is back before the kernel has said what the socket had."""
-    world, _, bob, socket = started()
-    carry_out = bob.carry_out
-    asked = told(bob, commands.Prepare, done=False)
-    bob.move()
-    world.run(constants.HOLD_AFTER + 0.1)
-    bob.move("198.51.100.2")
-    world.run(1)
-    assert bob.connection(socket).state is State.PROTECTED
-    bob.carry_out = carry_out  # type: ignore[method-assign]
-    resumed, suspended = told(bob, commands.Resume), told(bob, commands.Suspend)
-    bob.carry_out(asked[0])
-    bob.run()
-    assert [command.sockets for command in resumed] == [(socket,)]
-    assert not suspended
-    assert not bob.altered
-    assert bob.connection(socket).before is None
-
-
 def test_a_socket_table_that_cannot_be_read_ends_nothing() -> None:
     """bob cannot say whether his socket is there: alice keeps the RST back, as if he had not answered."""
     world, alice, bob, socket = started()

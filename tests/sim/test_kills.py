@@ -101,7 +101,7 @@ def test_killed_after_any_command(who: str, what: str, way: str) -> None:
         assert set(bob.stored) == set(alice.stored) == {bob.connection(s).cid for s in (socket, beside)}, where
         assert [c for host in (alice, bob) for c in host.engine.table if c.tunnel_waits and c.tunnel] == [], where
         at = ip(OLD if what in ("open", "move-back") else NEW)
-        assert here.here_now == there.there_now == at, where
+        assert here.local_now == there.remote_now == at, where
         assert here.flow.integrity is there.flow.integrity is (way == "integrity"), where
         if what != "open" and (what, way) not in (("move-back", "auto"), ("move-back", "rewritten")):
             assert here.path is there.path is ENDS_AS[way], where

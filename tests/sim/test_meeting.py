@@ -11,9 +11,9 @@ import pytest
 
 from redirectctl.flows import constants as limits
 from redirectctl.flows.connection import Path
-from redirectctl.flows.engine import Policy
-from redirectctl.flows.meeting import Standing
-from redirectctl.flows.places import DNS
+from redirectctl.flows.policy import Policy
+from redirectctl.flows.rendezvous.client import Standing
+from redirectctl.flows.rendezvous.places import DNS
 from redirectctl.proto.constants import SECRET_RACE
 from redirectctl.wire import datagram
 from redirectctl.wire import meeting as wire
@@ -277,25 +277,6 @@ def test_a_relayed_peer_that_is_found_elsewhere_has_a_moment_to_announce_itself_
     assert trio.relayed()
 
 
-def test_a_relayed_peer_that_is_found_elsewhere_has_a_moment_to_announce_itself_first() -> None:
-    """Then the direct way is tried, and again soon: it did not wait for the next attempt, which is a minute later."""
-    trio = relayed_trio()
-    trio.world.run(100)
-    trio.bob.move("10.0.2.3")
-    before = len(trio.alice.messages)
-    tries: list[float] = []
-    moved = trio.world.now
-    while trio.world.now < moved + 20:
-        trio.world.run(0.1)
-        tries += [trio.world.now - moved for m, _, _ in trio.alice.messages[before:] if isinstance(m, Acm)]
-        before = len(trio.alice.messages)
-    first = limits.DIRECT_SOON
-    assert first <= tries[0] < first + 0.5
-    again = first + limits.DIRECT_PAUSES[1]
-    assert again <= min(t for t in tries if t > first + 5) < again + 0.5
-    assert trio.relayed()
-
-
 def test_a_relayed_connection_goes_directly_without_a_move() -> None:
     trio = Trio()
     trio.world.tap = lambda source, to, _: ip(RITA) in (source.host, to.host)  # firewalls
@@ -434,7 +415,7 @@ def with_rita(*, second: bool = False, rita: tuple[str, ...] = (RITA,)) -> tuple
     world.run(5)
     assert bob.connection(socket).peer == server.static.public
     assert bob.protects(socket)
-    assert all(s.standing is Standing.REGISTERED for s in bob.engine.meeting.servers)
+    assert all(s.standing is Standing.REGISTERED for s in bob.engine.rendezvous.servers)
     return world, bob, server, socket
 
 
@@ -447,7 +428,7 @@ def test_a_connection_to_the_rendezvous_itself_leaves_an_address_that_does_not_c
     bob.engine.stalled(world.now, [socket])
     bob.run()
     world.run(1)
-    assert bob.connection(socket).here_now == ip("203.0.113.9")
+    assert bob.connection(socket).local_now == ip("203.0.113.9")
 
 
 def test_a_connection_to_the_rendezvous_itself_is_announced_as_often_as_others_without_a_path() -> None:
@@ -482,7 +463,7 @@ def test_where_the_rendezvous_itself_sees_this_host_is_known_from_its_acknowledg
         bob.move(private)
         while len(bob.named("move.finished")) == finished:
             world.run(0.01)
-    seen = bob.engine.peers[rita.static.public].observed
+    seen = bob.engine.peers[rita.static.public].reflexive
     assert seen == rita.engine.peers[bob.static.public].remote
     assert seen is not None
     assert seen.host == ip("203.0.113.2")
@@ -493,11 +474,11 @@ def test_a_connection_to_one_rendezvous_that_another_has_relayed_goes_directly_w
     world.tap = lambda source, to, _: ip(RUTH) in (source.host, to.host)
     bob.move("203.0.113.9")
     world.run(15)
-    assert bob.connection(socket).there_now == ip(RUTH)
+    assert bob.connection(socket).remote_now == ip(RUTH)
     world.tap = None
     world.run(70)
-    assert bob.connection(socket).there_now == ip(RITA)
-    assert rita.connection(socket.mirrored).there_now == ip("203.0.113.9")
+    assert bob.connection(socket).remote_now == ip(RITA)
+    assert rita.connection(socket.mirrored).remote_now == ip("203.0.113.9")
     assert bob.named("path.changed", "direct-again")
 
 
@@ -549,7 +530,7 @@ def test_each_address_of_its_name_has_its_turn(place: int) -> None:
     bob.engine.rendezvous_at(world.now, {"rita": tuple(addresses)})
     bob.run()
     world.run(1 + place * limits.MEET_ELSEWHERE * limits.MEET_RETRIES[-1])
-    (server,) = bob.engine.meeting.servers
+    (server,) = bob.engine.rendezvous.servers
     assert (server.at, server.standing) == (alive, Standing.REGISTERED)
     assert not bob.named("peer.key_changed")
 
@@ -564,7 +545,9 @@ def test_no_peer_is_sought_where_a_rendezvous_is_to_be_whose_key_is_not_known() 
     bob.run()
     alice.crash()
     bob.move("198.51.100.10")
-    bob.engine.told(world.now, alice.static.public, DNS, [SockAddr(ip(RITA), PORT), SockAddr(ip(RUTH), PORT)], 300.0)
+    bob.engine.place_learnt(
+        world.now, alice.static.public, DNS, [SockAddr(ip(RITA), PORT), SockAddr(ip(RUTH), PORT)], 300.0
+    )
     bob.run()
     world.run(200)
     inits = [(to.host, datagram.decode(data).pattern) for to, data in bob.sent if data[0] == datagram.Type.INIT]  # type: ignore[union-attr]
@@ -646,26 +629,6 @@ def test_a_rendezvous_that_a_person_has_forgotten_is_met_anew(changed: bool) -> 
     assert (server.key, server.standing) == (trio.rita.static.public, Standing.REGISTERED)
     assert (server.key == before) is not changed
     assert trio.rita.engine.rendezvous_server.guests >= 1
-
-
-@pytest.mark.parametrize("changed", [False, True])
-def test_a_rendezvous_that_a_person_has_forgotten_is_met_anew(changed: bool) -> None:
-    """With whatever key it has now."""
-    trio = Trio()
-    before = trio.rita.static.public
-    if changed:
-        trio.rita.crash()
-        trio.rita.static = trio.world.host("other", "203.0.113.210").static
-        trio.rita.start()
-        trio.world.run(60)
-        assert not trio.bob.engine.meeting.servers[0].usable
-    trio.bob.engine.forget(trio.world.now, before)
-    trio.bob.run()
-    trio.world.run(2)
-    (server,) = trio.bob.engine.meeting.servers
-    assert (server.key, server.standing) == (trio.rita.static.public, Standing.REGISTERED)
-    assert (server.key == before) is not changed
-    assert trio.rita.engine.rendezvous.guests >= 1
 
 
 def test_a_host_with_many_peers_registers_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

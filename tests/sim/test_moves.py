@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from redirectctl.flows import commands
-from redirectctl.flows.engine import Policy
+from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from tests.sim.pair import Host, World, agree, ip
 from tests.sim.shell import told
@@ -137,7 +137,7 @@ def test_what_goes_plainly_is_hastened_when_the_new_way_is_about_to_open(prefer:
     alice, bob = (world.host(name, at, policy=policy) for name, at in (("alice", "192.0.2.1"), ("bob", "198.51.100.2")))
     socket, _ = world.connect(bob, alice, 40000)
     world.run(5)
-    hastened = told(bob, commands.Hasten)
+    hastened = told(bob, commands.RevertBackoffEarly)
     bob.move("203.0.113.9")
     while not bob.named("move.finished"):
         assert bob.named("move.started")

@@ -385,7 +385,7 @@ def test_how_a_contact_ended_is_told(known: bool) -> None:
     there, nobody, here = SockAddr(ip("192.0.2.1"), PORT), SockAddr(ip("192.0.2.99"), PORT), ip("198.51.100.2")
     key = alice.static.public if known else None
     for to in (there, nobody):
-        bob.engine.contact(world.now, to, here, key)
+        bob.engine.meet(world.now, to, here, key)
         bob.run()
         world.run(15)
     assert ended == [
@@ -602,8 +602,8 @@ def test_a_flow_of_an_earlier_run_is_not_another_connections_after_a_restart() -
     bob.start()
     offered = bob.connection(socket).receiving
     assert offered is not None
-    random, again = bob.engine.rng, [offered.flow.to_bytes(4), bytes(4)]  # 0 stands for no flow
-    bob.engine.rng = lambda count: again.pop(0) if count == 4 and again else random(count)
+    random, again = bob.engine.host.rng, [offered.flow.to_bytes(4), bytes(4)]  # 0 stands for no flow
+    bob.engine.host.rng = lambda count: again.pop(0) if count == 4 and again else random(count)
     second, _ = world.connect(bob, alice, 40001)
     world.run(5)
     assert not again

@@ -112,7 +112,7 @@ def test_no_path() -> None:
     world.run(1)
     bob.move()
     world.run(1)
-    assert why(bob) == {Why.NO_PATH}
+    assert why(bob) == {TunnelReason.NO_PATH}
 
 
 def test_what_a_rendezvous_passes_on() -> None:
@@ -120,4 +120,4 @@ def test_what_a_rendezvous_passes_on() -> None:
     for host in trio.ends:
         host.engine.policy_changed(trio.world.now, AUTO)
         host.run()
-        assert why(host) == {Why.RELAYED}
+        assert why(host) == {TunnelReason.RELAYED}

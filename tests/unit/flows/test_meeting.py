@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import blake2s
 
-from redirectctl.flows.meeting import tag_of
+from redirectctl.flows.rendezvous.client import tag_of
 from redirectctl.proto.noise import StaticKey
 
 ALICE, BOB, RITA = (StaticKey.from_private(bytes((n,)) * 32) for n in (1, 2, 3))
