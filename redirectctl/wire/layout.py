@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import starmap
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
 from redirectctl.wire.addr import FourTuple, SockAddr
@@ -23,6 +24,7 @@ class Field(NamedTuple):
     codes: str  # of struct, for what it is made of
     pack: Callable[[Any], tuple[Any, ...]]
     unpack: Callable[..., Any]  # raises MalformedError, or ValueError for an enum value that we do not know
+    as_it_is: bool = False  # the value is what struct has
 
     @property
     def parts(self) -> int:
@@ -39,7 +41,7 @@ class Many(NamedTuple):
 
 def plain(codes: str) -> Field:
     """A number, or so many bytes."""
-    return Field(codes, lambda value: (value,), lambda value: value)
+    return Field(codes, lambda value: (value,), lambda value: value, as_it_is=True)
 
 
 def one_of(kind: type[IntEnum]) -> Field:
@@ -118,7 +120,8 @@ class Layout:
             values[name] = field.unpack(*parts[n : n + length])
             n += length
         for (name, many, item), (start, end) in zip(self._lists, spans, strict=True):
-            values[name] = tuple(many.item.unpack(*each) for each in item.iter_unpack(body[start:end]))
+            items = item.iter_unpack(body[start:end])
+            values[name] = tuple(v for (v,) in items) if many.item.as_it_is else tuple(starmap(many.item.unpack, items))
         return values
 
 

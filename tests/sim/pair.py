@@ -151,8 +151,8 @@ TOLD = {
 
 # Of a protected connection: what is in the store as it is in memory, whenever no command waits.
 STORED = attrgetter(
-    "wire", "remote_epoch", "there", "sending", "receiving", "born", "integrity", "tunnel", "proven", "held", "before",
-    "lost_since",
+    "wire", "remote_epoch", "peer_tuple", "sending", "receiving", "agreed_in", "integrity", "tunnel", "proven",
+    "blocked", "saved", "lost_since",
 )  # fmt: skip
 
 KEEPALIVE, ACKNOWLEDGED, RESET = b"keepalive", b"acknowledged", b"reset"  # segments without a token

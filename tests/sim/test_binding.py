@@ -305,7 +305,7 @@ def test_where_neither_tokens_nor_numbers_are_to_be_had_it_is_not_proven(answer:
         world.run(0.1)
     assert asked[0].sockets == (socket,)
     if answer is not None:
-        bob.engine.numbers(world.now, asked[0].token, answer)
+        bob.engine.numbers(world.now, asked[0].purpose, answer)
         bob.run()
         assert bob.connection(socket).reason == "not-proven"
     world.run(constants.CLAIM_TIME + 0.1)
@@ -321,7 +321,7 @@ def test_numbers_that_come_when_the_connection_has_ended_are_of_no_use() -> None
         world.run(0.1)
     bob.closed(socket)
     sent = len(bob.messages)
-    bob.engine.numbers(world.now, asked[0].token, {socket: bob.bases(socket)})
+    bob.engine.numbers(world.now, asked[0].purpose, {socket: bob.bases(socket)})
     bob.run()
     world.run(5)
     assert not any(isinstance(m, messages.BindNumbers) for m, _, _ in bob.messages[sent:])

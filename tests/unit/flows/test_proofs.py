@@ -6,7 +6,7 @@ from hashlib import blake2s
 
 import pytest
 
-from redirectctl.flows.proofs import ANSWERER, CLAIMANT, digest, nearby, proof_of_numbers
+from redirectctl.flows.proofs import ANSWERER, CLAIMANT, digest, in_place, nearby, proof_of_numbers
 
 
 def test_the_digest_of_a_token() -> None:
