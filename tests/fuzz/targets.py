@@ -28,8 +28,10 @@ from redirectctl.wire.addr import FourTuple, SockAddr
 from tests.fuzz.local import LOCAL
 from tests.fuzz.target import ACCEPTED, Broken, Make, Target, table
 from tests.sim import endpoints
-from tests.sim.pair import PORT, Host, World
-from tests.sim.pair import ip as address
+from tests.sim.host import Host
+from tests.sim.network import PORT
+from tests.sim.network import ip as address
+from tests.sim.world import World
 
 
 def _hexed(module: ModuleType) -> list[bytes]:

@@ -15,7 +15,7 @@ from redirectctl.wire import datagram
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.datagram import Pattern
-from tests.sim.pair import PORT, ip
+from tests.sim.network import PORT, ip
 
 HELLO = messages.Hello(messages.Trust.APPROVED, SockAddr(ip("192.0.2.1"), 7747))
 DONE = messages.Done(7)

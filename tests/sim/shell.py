@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from redirectctl.flows import commands
-from tests.sim.pair import Host
+from tests.sim.host import Host
 
 Kind = TypeVar("Kind")
 

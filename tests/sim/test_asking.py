@@ -9,8 +9,10 @@ from redirectctl.flows.connection import Path
 from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
-from tests.sim.pair import Host, World, agree, ip
+from tests.sim.host import Host
+from tests.sim.network import ip
 from tests.sim.test_holding import as_before, started, wait_in_vain
+from tests.sim.world import World, agree
 
 INTEGRITY = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto", integrity=True)
 

@@ -14,7 +14,9 @@ from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.message import Acm, PathProbe, PathProbed
-from tests.sim.pair import PORT, Host, World, ip
+from tests.sim.host import Host
+from tests.sim.network import PORT, ip
+from tests.sim.world import World
 
 WIFI, ETHERNET, SERVER = "198.51.100.2", "203.0.113.9", "192.0.2.1"
 SERVER6, WIFI6 = "2001:db8:a::1", "2001:db8:b::2"

@@ -14,8 +14,10 @@ from redirectctl.flows.state import State
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.tunnel import Offer
-from tests.sim.pair import PORT, Host, Link, World, ip
+from tests.sim.host import Host
+from tests.sim.network import PORT, Link, ip
 from tests.sim.shell import told
+from tests.sim.world import World
 
 ALICE, BOB, NEIGHBOUR = "192.0.2.1", "198.51.100.2", "198.51.100.3"
 POLICY = Policy(first_contact="accept-new", long_lived_after=1.0)

@@ -12,7 +12,9 @@ from redirectctl.flows.policy import Policy
 from redirectctl.flows.proofs import in_place
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
-from tests.sim.pair import Host, World, ip
+from tests.sim.host import Host
+from tests.sim.network import ip
+from tests.sim.world import World
 
 AUTO = Policy(prefer="auto", first_contact="accept-new", long_lived_after=1.0)
 

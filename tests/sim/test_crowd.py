@@ -8,7 +8,8 @@ from redirectctl.flows import constants
 from redirectctl.flows.connection import Path
 from redirectctl.flows.policy import Policy
 from redirectctl.wire.addr import FourTuple
-from tests.sim.pair import Host, World
+from tests.sim.host import Host
+from tests.sim.world import World
 
 POLICY = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")
 COUNT = 20

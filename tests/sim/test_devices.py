@@ -8,7 +8,9 @@ from redirectctl.flows.network import Interface
 from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
-from tests.sim.pair import Host, World, agree, ip
+from tests.sim.host import Host
+from tests.sim.network import ip
+from tests.sim.world import World, agree
 
 STAYS = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")
 LEAVES = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto", leave_vpn=True)

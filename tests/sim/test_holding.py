@@ -12,8 +12,9 @@ from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple
-from tests.sim.pair import Host, World, agree
+from tests.sim.host import Host
 from tests.sim.shell import told
+from tests.sim.world import World, agree
 
 DAY = 86400.0
 POLICY = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")

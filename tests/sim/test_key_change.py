@@ -3,7 +3,9 @@
 from redirectctl.flows import constants
 from redirectctl.flows.state import State
 from redirectctl.proto.peer import PeerState
-from tests.sim.pair import Host, World, ip
+from tests.sim.host import Host
+from tests.sim.network import ip
+from tests.sim.world import World
 
 ALICE, BOB, ELSEWHERE = "192.0.2.1", "198.51.100.2", "203.0.113.99"
 

@@ -16,7 +16,9 @@ from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
 from redirectctl.wire.tunnel import COUNTER_JUMP
-from tests.sim.pair import Host, World, agree, ip
+from tests.sim.host import Host
+from tests.sim.network import ip
+from tests.sim.world import World, agree
 
 NEW, OLD = "203.0.113.9", "198.51.100.2"
 COMMANDS = 120  # more than any of these makes

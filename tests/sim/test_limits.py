@@ -29,8 +29,10 @@ from redirectctl.wire import message as messages
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.datagram import Type, Unknown
 from redirectctl.wire.tunnel import Offer
-from tests.sim.pair import PORT, Host, World, acm, agree, ip
+from tests.sim.host import Host
+from tests.sim.network import PORT, ip
 from tests.sim.test_threats import ALICE, BOB, NEW, Scene, stranger_init
+from tests.sim.world import World, acm, agree
 
 ALL: Final = Policy(first_contact="accept-new", long_lived_after=1.0)
 AUTO: Final = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")

@@ -19,7 +19,9 @@ from redirectctl.wire import datagram
 from redirectctl.wire import meeting as wire
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.message import Acm
-from tests.sim.pair import PORT, Host, Link, World, ip
+from tests.sim.host import Host
+from tests.sim.network import PORT, Link, ip
+from tests.sim.world import World
 
 ALICE, BOB, RITA, RUTH = "192.0.2.1", "198.51.100.2", "203.0.113.200", "203.0.113.201"
 TUNNEL = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="tunnel")

@@ -7,8 +7,10 @@ import pytest
 from redirectctl.flows import commands
 from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
-from tests.sim.pair import Host, World, agree, ip
+from tests.sim.host import Host
+from tests.sim.network import ip
 from tests.sim.shell import told
+from tests.sim.world import World, agree
 
 
 def started(world: World, n: int = 1) -> tuple[Host, Host, list]:

@@ -9,7 +9,9 @@ from redirectctl.flows import commands, constants
 from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
-from tests.sim.pair import Host, World, ip
+from tests.sim.host import Host
+from tests.sim.network import ip
+from tests.sim.world import World
 
 
 def suspended(policy: Policy | None = None) -> tuple[World, Host, Host, FourTuple]:

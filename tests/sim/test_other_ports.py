@@ -9,7 +9,9 @@ from redirectctl.flows.state import State
 from redirectctl.proto.noise import StaticKey
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.wire.addr import FourTuple, SockAddr
-from tests.sim.pair import OTHER_PORTS, PORT, Host, Nat, World, ip
+from tests.sim.host import Host
+from tests.sim.network import OTHER_PORTS, PORT, Nat, ip
+from tests.sim.world import World
 
 AUTO = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")
 PRIVATE = "10.0.0.2"

@@ -9,7 +9,9 @@ from redirectctl.flows.state import State
 from redirectctl.wire import datagram
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.message import Hello, Trust
-from tests.sim.pair import PORT, Host, World, agree, ip
+from tests.sim.host import Host
+from tests.sim.network import PORT, ip
+from tests.sim.world import World, agree
 
 TUNNELLING = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")
 

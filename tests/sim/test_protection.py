@@ -15,8 +15,10 @@ from redirectctl.proto.peer import PeerState
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.datagram import Type
-from tests.sim.pair import PORT, Host, World, agree, ip
+from tests.sim.host import Host
+from tests.sim.network import PORT, ip
 from tests.sim.shell import told
+from tests.sim.world import World, agree
 
 ASK = Policy(first_contact="ask", long_lived_after=1.0)
 NEW, LATER = "203.0.113.9", "203.0.113.10"

@@ -18,7 +18,9 @@ from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
 from redirectctl.wire.message import Acm
-from tests.sim.pair import Host, World, agree, ip
+from tests.sim.host import Host
+from tests.sim.network import ip
+from tests.sim.world import World, agree
 
 A = [f"192.0.2.{i}" for i in range(1, 5)]
 B = [f"198.51.100.{i}" for i in range(1, 5)]

@@ -15,7 +15,8 @@ from redirectctl.flows.policy import Policy
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.message import PathChallenge, PathResponse
-from tests.sim.pair import PORT, World, ip
+from tests.sim.network import PORT, ip
+from tests.sim.world import World
 
 ALICE, MALLORY, VICTIM, RITA = "192.0.2.1", "203.0.113.66", "203.0.113.99", "203.0.113.77"
 NEW = "198.51.100.7"

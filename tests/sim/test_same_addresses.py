@@ -8,7 +8,9 @@ from redirectctl.flows.policy import Policy
 from redirectctl.flows.rendezvous.places import DNS
 from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple, SockAddr
-from tests.sim.pair import PORT, Host, World, agree, ip
+from tests.sim.host import Host
+from tests.sim.network import PORT, ip
+from tests.sim.world import World, agree
 
 BRIDGE = ip("172.17.0.1")
 AUTO = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto")

@@ -19,7 +19,7 @@ from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 from redirectctl.wire.tunnel import Offer
-from tests.sim.pair import PORT, ip
+from tests.sim.network import PORT, ip
 from tests.sim.work import steps
 
 FEW, MANY = 100, 400

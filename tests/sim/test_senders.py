@@ -30,7 +30,9 @@ from redirectctl.wire import message as messages
 from redirectctl.wire.addr import SockAddr
 from redirectctl.wire.message import End, Status, Trust
 from redirectctl.wire.tunnel import Offer
-from tests.sim.pair import PORT, Host, World, acm, ip
+from tests.sim.host import Host
+from tests.sim.network import PORT, ip
+from tests.sim.world import World, acm
 
 ROOT: Final = Path(__file__).parents[2]
 ALICE, BOB, CAROL, MALLORY, RITA = "192.0.2.1", "198.51.100.2", "198.51.100.3", "203.0.113.66", "203.0.113.77"

@@ -24,8 +24,9 @@ from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.message import AcmStatus, End, Status, TokenArrival, Trust
 from redirectctl.wire.tunnel import Offer
-from tests.sim.pair import PORT, World, acm, agree, ip
+from tests.sim.network import PORT, ip
 from tests.sim.test_senders import KINDS, NAMES
+from tests.sim.world import World, acm, agree
 
 ALICE, BOB, MALLORY, NEW = "192.0.2.1", "198.51.100.2", "203.0.113.66", "203.0.113.9"
 OWN: Final = 60  # connections of mallory's

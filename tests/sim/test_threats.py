@@ -24,7 +24,9 @@ from redirectctl.wire import datagram
 from redirectctl.wire import message as messages
 from redirectctl.wire.addr import FourTuple, SockAddr
 from redirectctl.wire.tunnel import Offer
-from tests.sim.pair import PORT, Host, World, acm, agree, ip
+from tests.sim.host import Host
+from tests.sim.network import PORT, ip
+from tests.sim.world import World, acm, agree
 
 ALICE, BOB, MALLORY, VICTIM = "192.0.2.1", "198.51.100.2", "203.0.113.66", "203.0.113.99"
 NEW, LATER = "203.0.113.9", "203.0.113.10"

@@ -16,7 +16,7 @@ from redirectctl.wire import datagram
 from redirectctl.wire.addr import SockAddr
 from redirectctl.wire.datagram import Pattern, Type
 from tests.sim.endpoints import DONE, HELLO, End, Net, lose, met, pair, patterns, talk
-from tests.sim.pair import ip
+from tests.sim.network import ip
 
 MALLORY = SockAddr(ip("203.0.113.66"), 7747)
 
