@@ -7,8 +7,8 @@ import dataclasses
 from redirectctl.flows.paths.choice import TunnelReason
 from tests.sim.host import Host
 from tests.sim.network import ip
-from tests.sim.test_choosing import AUTO, started
-from tests.sim.test_meeting import relayed_trio
+from tests.sim.test_choice import AUTO, started
+from tests.sim.test_rendezvous import relayed_trio
 from tests.sim.world import World
 
 NEW = "203.0.113.9"

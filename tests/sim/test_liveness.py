@@ -11,7 +11,7 @@ from redirectctl.flows.state import State
 from redirectctl.wire.addr import FourTuple
 from tests.sim.host import Host
 from tests.sim.network import ip
-from tests.sim.test_holding import as_before, started, wait_in_vain
+from tests.sim.test_suspension import as_before, started, wait_in_vain
 from tests.sim.world import World, agree
 
 INTEGRITY = Policy(first_contact="accept-new", long_lived_after=1.0, prefer="auto", integrity=True)

@@ -21,7 +21,7 @@ from redirectctl.wire import message as messages
 from redirectctl.wire.addr import SockAddr
 from tests.sim.host import Host
 from tests.sim.network import PORT, ip
-from tests.sim.test_meeting import ALICE, TUNNEL, Trio, relayed_trio
+from tests.sim.test_rendezvous import ALICE, TUNNEL, Trio, relayed_trio
 from tests.sim.world import acm
 
 MALLORY, VICTIM = "203.0.113.66", "203.0.113.99"
