@@ -76,6 +76,6 @@ class Candidates:
         except Exception as error:  # whoever asked is told that nothing was found
             _log.error("sequence numbers: %s", error, exc_info=None if isinstance(error, KernelError) else error)
         finally:
-            for token, pair in asked.items():
-                self._answer(token, {socket: known[socket] for socket in meant.get(pair, ()) if socket in known})
+            for claim, pair in asked.items():
+                self._answer(claim, {socket: known[socket] for socket in meant.get(pair, ()) if socket in known})
         await asyncio.sleep(BUSY * took)

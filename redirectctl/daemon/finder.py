@@ -156,10 +156,6 @@ class Finder:
         await self._tell(taken, age=self.settings.long_lived_after)  # somebody asked: no waiting for the threshold
         return [s.tuple for s in taken]
 
-    def eligible(self, socket: FourTuple) -> bool:
-        """Whether a connection leaves this host, so that it could be protected."""
-        return self._eligible(socket)
-
     async def run(self, pulse: Pulse) -> None:
         """The beat, until cancelled."""
         loop = asyncio.get_running_loop()

@@ -108,8 +108,7 @@ class PeerBook:
         self.records[key] = dataclasses.replace(self.records[key], name=name)
 
     def _record_of(self, key: bytes) -> PeerRecord | None:
-        peer = self._engine.peers.get(key) if self._engine is not None else None
-        if peer is None or self._engine is None:
+        if self._engine is None or (peer := self._engine.peers.get(key)) is None:
             return None
         relayed = self._engine.host.by_way_of(key, peer.remote)
         record = records.peer_record(peer, self.records.get(key), time.time(), self._ran, relayed=relayed)
