@@ -54,7 +54,7 @@ def tag_of(shared: bytes, server: bytes) -> bytes:
 class Standing(StrEnum):
     """How we stand with a rendezvous.  Names as in events."""
 
-    UNRESOLVED = "unresolved"  # its name leads to no address
+    UNRESOLVED = "unresolved"  # no address found for its name
     NO_ANSWER = "no-answer"
     PENDING_HERE = "approval-pending-here"
     REJECTED = "peer-rejected"
