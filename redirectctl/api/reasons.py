@@ -222,7 +222,7 @@ _EXPLANATIONS: Final = {
     "clocks-differ": Explanation("this host's clock and the zone's server's differ", "set the clock (timedatectl)"),
     "key-file": Explanation("the key cannot be read", "see dns.key_file"),
     # of peers
-    "accept-new": Explanation("automatically, because trust.first_contact is accept-new"),
+    "accept-new": Explanation("trust.first_contact is accept-new"),
     # of RSTs
     "peer-alive": Explanation("the peer's socket lives: somebody has its old address"),
     "peer-unreachable": Explanation("the peer cannot be asked whether its socket lives"),

@@ -83,8 +83,8 @@ def _open_to_others(path: Path) -> bool:
 async def sleep(r: Runtime) -> Check:
     """Who tells that the machine has slept; nothing is wrong without logind."""
     why = await r.sleep_signals.found()
-    by = "the clocks" if why else "logind and the clocks"
-    return ok("daemon.sleep", f"redirectd learns from {by} that the machine has slept" + (f" ({why})" if why else ""))
+    told = f"the clocks tell redirectd of sleep ({why})" if why else "logind and the clocks tell redirectd of sleep"
+    return ok("daemon.sleep", told)
 
 
 def clock(r: Runtime) -> Check:
