@@ -180,12 +180,12 @@ def parse(text: str, file: str = "redirectd.toml") -> Config:
     except RecursionError:
         lines = text.split("\n")
         deepest = max(range(len(lines)), key=lambda number: sum(map(lines[number].count, "[{.")))
-        why = "lists or tables in one another, without end"
+        why = "lists or tables are nested too deeply"
         raise ConfigError(file, deepest + 1, "", why, "correct the line") from None
     except ValueError:  # Python reads no number of more than some thousand digits
         lines = text.split("\n")
         longest = max(range(len(lines)), key=lambda number: len(lines[number]))
-        raise ConfigError(file, longest + 1, "", "a number without end", "correct the line") from None
+        raise ConfigError(file, longest + 1, "", "a number is too long", "correct the line") from None
 
 
 class _Reader:
@@ -307,7 +307,7 @@ def _check_network(text: str) -> None:
     try:
         ip_network(text)
     except ValueError:
-        why = f"{_toml(text)} has bits set behind the length of its prefix"
+        why = f"{_toml(text)} has bits set beyond its prefix length"
         raise ValueError(why, f'write "{network}"') from None
 
 

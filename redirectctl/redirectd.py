@@ -47,7 +47,7 @@ def main() -> int:
     if args.check:
         return 0
     if os.geteuid() != 0:
-        complain("start: it rewrites packets of other programs, which root alone may; run it as root")
+        complain("start: only root may rewrite packets of other programs; run redirectd as root")
         return 1
     _allow_descriptors()
     _hurry()

@@ -239,7 +239,7 @@ class RedirectApp(PeerActions):
         elif connection.state is ConnectionState.CLOSED:
             self.notify("it has ended already", severity="warning")
         elif verb == "release":
-            text = f"{what}\nIt goes on, but will not live through a change of address any more."
+            text = f"{what}\nIt goes on, but will no longer survive a change of address."
             request = schema.ReleaseRequest(connection.id)
             self.confirm("Release", text, "Release", lambda: self._ask_connection(request, f"released {what}"))
         else:
@@ -281,7 +281,7 @@ class RedirectApp(PeerActions):
     # -- this host ----------------------------------------------------------------------------------------------------
 
     def action_announce(self) -> None:
-        """Say our addresses to all peers now."""
+        """Announce this host's addresses to all peers now."""
         self.ask(
             schema.AnnounceRequest(),
             schema.AnnounceReply,
@@ -289,7 +289,7 @@ class RedirectApp(PeerActions):
         )
 
     def action_doctor(self) -> None:
-        """Look for what could keep it from working."""
+        """Find what keeps redirectctl from working on this host."""
         pane = self.query_one(NetworkPane)
         self._examined = True
         pane.asking()
@@ -327,8 +327,8 @@ class RedirectApp(PeerActions):
         for name, title in PANES.items():
             yield SystemCommand(title, f"Show {title.lower()}", lambda name=name: self.action_pane(name))
         yield SystemCommand("Protect", "Opt a running process or an open connection in", self.action_protect)
-        yield SystemCommand("Announce", "Say our addresses to all peers now", self.action_announce)
-        yield SystemCommand("Doctor", "Look for what could keep it from working", self._show_doctor)
+        yield SystemCommand("Announce", "Announce this host's addresses to all peers now", self.action_announce)
+        yield SystemCommand("Doctor", "Find what keeps redirectctl from working on this host", self._show_doctor)
         yield SystemCommand("Waiting host", "Decide about the host that waits for you", self.action_waiting)
         yield SystemCommand("Help", "Keys and marks", self.action_help)
         ours = {"Keys"}  # the same as Help

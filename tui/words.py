@@ -31,12 +31,12 @@ class Cell(NamedTuple):
 
 
 STATES: Final = {
-    ConnectionState.SHORT: ("○", Tone.DIM, "opted in, too young to be taken on"),
+    ConnectionState.SHORT: ("○", Tone.DIM, "opted in, too young to be protected"),
     ConnectionState.NEGOTIATING: ("◔", Tone.WAITING, "the two hosts agree on it"),
     ConnectionState.PENDING: ("?", Tone.WAITING, "a person has to approve the other host"),
-    ConnectionState.PROTECTED: ("●", Tone.GOOD, "lives on when an address changes"),
-    ConnectionState.SUSPENDED: ("‖", Tone.WAITING, "held until there is a path again"),
-    ConnectionState.UNSUPPORTED: ("–", Tone.DIM, "not protected: the other host takes no part"),
+    ConnectionState.PROTECTED: ("●", Tone.GOOD, "survives a change of address"),
+    ConnectionState.SUSPENDED: ("‖", Tone.WAITING, "kept alive until there is a path"),
+    ConnectionState.UNSUPPORTED: ("–", Tone.DIM, "not protected: the other host does not answer"),
     ConnectionState.REFUSED: ("✗", Tone.BAD, "not protected; details say why"),
     ConnectionState.CLOSED: ("·", Tone.DIM, "ended; listed for a minute"),
 }

@@ -45,11 +45,13 @@ class Notices:
                 back.append((lasted, host))
             if one.get("reason") == "approval-pending-there" and host not in self._waits:
                 self._waits.add(host)
-                self._say(now, SHOW_HINT, f"{host} has to approve this host too: redirectctl peers, approve there")
+                self._say(
+                    now, SHOW_HINT, f"{host} has to approve this host too: run redirectctl peers and approve there"
+                )
         self._lost, self._known, self._first = lost, known, False
         if lost and not before:
             self._reminders = self._due(now)
-            self._lines.append(f"{self._where()}; held until there is one")
+            self._lines.append(f"{self._where()}; suspended until there is one")
         elif back and not lost:
             longest, host = max(back)
             self._say(now, SHOW_BACK, f"path to {host} is back after {duration(longest)}")

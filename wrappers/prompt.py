@@ -65,7 +65,7 @@ class Prompt:
                 answer = self._understood(typed)
                 if answer is not None:
                     return answer
-                self._note = f"{typed[:20]!r} is no answer." if typed else ""
+                self._note = f"{typed[:20]!r} is not one of the answers." if typed else ""
             elif key in ("\x7f", "\b"):
                 self._typed = self._typed[:-1]
             elif key == "\x15":  # Ctrl-U
@@ -137,7 +137,11 @@ class Prompt:
         lines.append("Compare it with what `redirectctl identity` says there.  Until it is approved")
         lines.append("the connection goes on, but would not survive a change of address.")
         if not self._may_decide:
-            lines += ["", "You may not decide that.  Whoever administers this machine can:", self._by_hand("approve")]
+            lines += [
+                "",
+                "You may not decide this.  The administrator of this machine can run:",
+                self._by_hand("approve"),
+            ]
         return [*lines, ""]
 
     def _changed(self) -> list[str]:

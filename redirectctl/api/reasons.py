@@ -9,24 +9,26 @@ from typing import Final, NamedTuple
 
 
 class Explanation(NamedTuple):
-    """Of a named reason."""
+    """What a named reason means; ``hint``: what a person can do about it, empty if nothing."""
 
     text: str
     hint: str = ""
 
 
-_NOT_OURS = Explanation("a datagram that is none of redirectctl's, or was altered")
+_NOT_OURS = Explanation("a datagram does not follow redirectctl's protocol, or was altered")
 _OTHER_KIND = Explanation("a message that makes no sense", "install the same version on both hosts")
 _VERSION = Explanation("the other host speaks another version of the protocol", "install the same on both")
-_HANDSHAKE = Explanation("a message of no handshake of ours, one that came twice, or not from who began it")
+_HANDSHAKE = Explanation(
+    "a handshake message belongs to no handshake of this host, came twice, or is not from the host that began it"
+)
 _BUSY = Explanation("this host is under load, or somebody floods it")
 _REPLAY = Explanation("a message was sent again, or came very late")
 _STRANGERS = Explanation("too many hosts have called", "redirectctl peers; forget those that you do not know")
 _NOT_THE_PEERS = Explanation("a tunnel datagram that was altered, or is not from the peer")
-_BAD_TUNNEL = Explanation("a tunnel datagram that carries no segment of a connection")
-_ADDRESS = Explanation("traffic must not be sent to the announced address on this word alone")
+_BAD_TUNNEL = Explanation("a tunnel datagram carries no segment of its connection")
+_ADDRESS = Explanation("this announcement alone is no reason to send traffic to the announced address")
 _REJECTED = Explanation("the other host's key was rejected here", "redirectctl approve PEER, if that was a mistake")
-_WHO = "a firewall that is loaded anew, or a network manager? keep it from removing what is not its own"
+_WHO = "a reloaded firewall or a network manager may have done it: let it leave alone what redirectctl has made"
 
 _EXPLANATIONS: Final = {
     # of a connection: not protected
@@ -50,7 +52,7 @@ _EXPLANATIONS: Final = {
     "port-not-accepted": Explanation("the other host does not accept that port", "see protect.accept_ports there"),
     "too-many-connections": Explanation("the other host has too many connections", "close some"),
     "too-many-claims": Explanation(
-        "more connections are claimed at a time than are looked at", "the others are tried again later"
+        "this host claims more connections at a time than the other host handles", "it tries the others again later"
     ),
     "claimed-by-another": Explanation("another host claims that connection", "redirectctl events there"),
     "sequence-numbers-changed": Explanation(
@@ -71,24 +73,26 @@ _EXPLANATIONS: Final = {
         "integrity is on there and off here", 'set mode = "on" in [integrity] here, or "off" there'
     ),
     "too-many-handshakes": Explanation("too many handshakes are under way", "wait a moment"),
-    "peer-forgotten": Explanation("the peer was forgotten", "it is met again with the next connection"),
+    "peer-forgotten": Explanation("the peer was forgotten", "the next connection with that host makes contact again"),
     # of a connection: not any more
     "lost-there": Explanation(
         "the other host has forgotten that connection", "it lives on where it is, but cannot move again"
     ),
-    "released": Explanation("it was released here"),
-    "released-there": Explanation("it was released there"),
-    "killed": Explanation("it was killed here"),
-    "killed-there": Explanation("it was killed there"),
+    "released": Explanation("a person released it here"),
+    "released-there": Explanation("a person released it there"),
+    "killed": Explanation("a person killed it here"),
+    "killed-there": Explanation("a person killed it there"),
     "closed": Explanation("it has ended"),
-    "address-gone": Explanation("its address went before it was protected", "see protect.long_lived_after"),
+    "address-gone": Explanation(
+        "this host lost the connection's address before it was protected", "see protect.long_lived_after"
+    ),
     "no-path": Explanation("no address of this host reaches the other one"),
     "stays-on-device": Explanation(
-        "it does not leave the VPN, VRF or interface where it began, and there is no way by that now",
+        "it may not leave the VPN, VRF or interface where it began, and there is no path by that one now",
         "see path.leave_vpn",
     ),
-    "bound-to-vrf": Explanation("its socket is bound to a VRF", "programs outside a VRF only are protected"),
-    "peer-silent": Explanation("the other host is silent", "it is asked again and again; is the network there well?"),
+    "bound-to-vrf": Explanation("its socket is bound to a VRF", "only sockets outside a VRF can be protected"),
+    "peer-silent": Explanation("the other host is silent", "this host goes on asking; does the network there work?"),
     "given-up": Explanation("there was no path for too long", "see outage.give_up_after"),
     # of datagrams of the control port and of the tunnel
     "too-short": _NOT_OURS,
@@ -110,7 +114,7 @@ _EXPLANATIONS: Final = {
     "cookie-required": _BUSY,
     "rate-limited": _BUSY,
     "not-approved": Explanation(
-        "a host that nobody has approved here wants more than to be known",
+        "a host that nobody has approved here sent more than a greeting or a claim",
         "redirectctl peers; redirectctl approve PEER",
     ),
     "unknown-version": _VERSION,
@@ -122,32 +126,40 @@ _EXPLANATIONS: Final = {
     "forged-cookie": _HANDSHAKE,
     "no-such-handshake": _HANDSHAKE,
     "no-such-session": _HANDSHAKE,
-    "replayed-handshake": Explanation("a first message was recorded and sent again"),
+    "replayed-handshake": Explanation("somebody recorded the first message of a handshake and sent it again"),
     "unknown-peer": Explanation("hosts that are not known are refused", "see trust.first_contact"),
     "rejected-peer": _REJECTED,
-    "own-key": Explanation("the answer is our own", "is the state directory copied from another host?"),
+    "own-key": Explanation(
+        "the other host has this host's own key", "is the state directory copied from another host?"
+    ),
     "no-static-key": Explanation("the other host showed no key"),
     "too-many-peers": _STRANGERS,
     "too-many-pending": _STRANGERS,
     "too-many-unused": _STRANGERS,
     "unknown-session": Explanation(
-        "a message whose keys are gone", "after a restart they are agreed anew by themselves"
+        "a message of a session whose keys are gone", "after a restart the daemons agree on new ones by themselves"
     ),
-    "expired-session": Explanation("a message whose keys are too old", "they are agreed anew by themselves"),
+    "expired-session": Explanation(
+        "a message of a session whose keys are too old", "the daemons agree on new ones by themselves"
+    ),
     "replayed": _REPLAY,
     "too-old": _REPLAY,
     "counter-limit": _REPLAY,
     "forged": Explanation("a message was altered, or is not from the peer"),
-    "unknown-flow": Explanation("a tunnel datagram for no connection of ours", "a restarted daemon gets some"),
+    "unknown-flow": Explanation(
+        "a tunnel datagram belongs to no connection of this host", "a restarted daemon gets some"
+    ),
     "bad-offset": _BAD_TUNNEL,
     "bad-segment": _BAD_TUNNEL,
     "counter-jump": _NOT_THE_PEERS,
     "unasked": _NOT_THE_PEERS,
-    "wrong-pair": Explanation("a rendezvous handed over what is not of the peer that it stands for"),
-    "unknown-tag": Explanation("a rendezvous speaks of a peer that this host has not registered"),
-    "not-our-rendezvous": Explanation("a host speaks as a rendezvous, and is none of ours", "see rendezvous.servers"),
-    "not-registered": Explanation("a host wants the rendezvous here to do something, and is not registered"),
-    "forward-limit": Explanation("a host wants the rendezvous here to hand over too much"),
+    "wrong-pair": Explanation("a rendezvous forwarded a datagram that is not from the peer that the tag stands for"),
+    "unknown-tag": Explanation("a rendezvous named a tag that this host has not registered"),
+    "not-our-rendezvous": Explanation(
+        "a host acts as a rendezvous, but this host does not use it as one", "see rendezvous.servers"
+    ),
+    "not-registered": Explanation("a host asked the rendezvous here for something, and is not registered"),
+    "forward-limit": Explanation("a host wants the rendezvous here to forward too many datagrams"),
     "not-tagged": Explanation("plain packets for a connection with integrity", "somebody forges segments of it"),
     # of what was put back into the kernel
     "nft-table": Explanation("the nftables table, or a part of it, was removed", _WHO),
@@ -156,30 +168,31 @@ _EXPLANATIONS: Final = {
     "rules": Explanation("routing rules were removed", _WHO),
     "routes": Explanation("routes in tables 7747 to 7749 were removed", _WHO),
     "addresses": Explanation("old addresses were removed from redirect0", _WHO),
-    "reserved-ports": Explanation("ports of moved connections were set free", _WHO),
+    "reserved-ports": Explanation("ports of moved connections are no longer reserved", _WHO),
     # of what the kernel refuses
     "borrowing": Explanation(
-        "sockets of programs cannot be borrowed: suspended connections end when TCP gives up", "redirectctl doctor"
+        "redirectd gets no descriptors of programs' sockets (pidfd_getfd): suspended connections end when TCP gives up",
+        "redirectctl doctor",
     ),
     # of moves
     "no-connection": Explanation("it names no connection that is protected with that host"),
-    "stale-epoch": Explanation("a later announcement has been followed already"),
+    "stale-epoch": Explanation("this host has already applied a later announcement"),
     "no-host-address": _ADDRESS,
     "our-own-address": _ADDRESS,
     "announced-from-elsewhere": _ADDRESS,
     "not-accepted-from-there": Explanation(
-        "the other host has moved to a network from which this one takes no connections", "[path] accept_from here"
+        "the other host has moved to a network from which this one accepts no connections", "see path.accept_from here"
     ),
     "path-challenge-failed": Explanation(
         "nobody with the other host's keys answered at the announced address", "does a firewall there drop the answers?"
     ),
     "unknown-nonce": Explanation(
-        "an answer to an announcement returned nothing that was sent lately: it is late, or forged"
+        "an answer to an announcement returns no nonce that this host has sent lately: it is late, or forged"
     ),
     "relay-limit": Explanation("the rendezvous relays no more connections of this host"),
     "not-serving": Explanation("that host is no rendezvous", "set serve = true in [rendezvous] there"),
-    "rendezvous-full": Explanation("the rendezvous has no room for all of our peers, or for us"),
-    "relayed": Explanation("by way of a rendezvous: the hosts do not reach each other"),
+    "rendezvous-full": Explanation("the rendezvous has no room for this host, or not for all of its peers"),
+    "relayed": Explanation("through a rendezvous, because the hosts do not reach each other"),
     "direct-again": Explanation("the hosts reach each other without the rendezvous again"),
     "another-host-there": Explanation(
         "another host has the address that the name led to", "is the name in DNS kept up to date?"
@@ -187,7 +200,7 @@ _EXPLANATIONS: Final = {
     "not-your-connection": Explanation("a question about another host's connection"),
     "kernel": Explanation("the kernel refused the rules", "redirectctl doctor"),
     "no-connection-there": Explanation("the other host protects none of the connections that were announced"),
-    "stale-there": Explanation("the other host has followed a later announcement already"),
+    "stale-there": Explanation("the other host has already applied a later announcement"),
     "unusable-there": Explanation(
         "the other host does not send to the announced address", "see path.leave_vpn, never and accept_from there"
     ),
@@ -197,11 +210,11 @@ _EXPLANATIONS: Final = {
     "not-confirmed": Explanation("it is not certain that the peer knows this host's address"),
     "announced": Explanation("announced by hand"),
     "woke": Explanation("this host has slept"),
-    "observed-address-changed": Explanation("the peer sees this host at another address: there is a NAT"),
+    "observed-address-changed": Explanation("the peer sees this host at another address than before: there is a NAT"),
     "retransmitting": Explanation("packets got lost: perhaps a NAT or firewall has forgotten the connection"),
     # of the own name in DNS
     "no-answer-from-server": Explanation("the zone's server does not answer", "see dns.server; is TCP 53 open there?"),
-    "bad-answer-from-server": Explanation("the zone's server answers what makes no sense", "see dns.server"),
+    "bad-answer-from-server": Explanation("the zone's server sent no valid DNS answer", "see dns.server"),
     "refused-by-server": Explanation(
         "the zone's server refuses the update", "is dns.zone right, and is the key permitted to change dns.name there?"
     ),
@@ -209,7 +222,7 @@ _EXPLANATIONS: Final = {
     "clocks-differ": Explanation("this host's clock and the zone's server's differ", "set the clock (timedatectl)"),
     "key-file": Explanation("the key cannot be read", "see dns.key_file"),
     # of peers
-    "accept-new": Explanation("by itself, as trust.first_contact says"),
+    "accept-new": Explanation("trust.first_contact is accept-new"),
     # of RSTs
     "peer-alive": Explanation("the peer's socket lives: somebody has its old address"),
     "peer-unreachable": Explanation("the peer cannot be asked whether its socket lives"),

@@ -20,7 +20,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The shell and the commands."""
-    parser.add_argument("--shell", choices=SHELLS, help="whose language (default: that of $SHELL)")
+    parser.add_argument("--shell", choices=SHELLS, help="for this shell (default: that of $SHELL)")
     parser.add_argument("name", nargs="+", metavar="NAME", help="a command, as ssh")
 
 

@@ -14,10 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Say our addresses to all peers now."""
+    """Announce this host's addresses to all peers now."""
     peers = ask(args, AnnounceRequest(), AnnounceReply).peers
     if args.json:
         print_json({"peers": peers})
     else:
-        print(f"said our addresses to {peers} peer{'' if peers == 1 else 's'}")
+        print(f"announced this host's addresses to {peers} peer{'' if peers == 1 else 's'}")
     return ExitCode.DONE

@@ -12,7 +12,7 @@ from redirectctl.cli.peers import add_peer, show_decision
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which peer."""
     add_peer(parser)
-    parser.add_argument("--name", metavar="NAME", help="call it so from now on")
+    parser.add_argument("--name", metavar="NAME", help="give the peer this name")
 
 
 def run(args: argparse.Namespace) -> int:

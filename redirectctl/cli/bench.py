@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "measurements:\n" + textwrap.indent(
         "\n".join(f"{name:11} {what}" for name, what in bench.MEASUREMENTS.items()), "  "
     )
-    parser.add_argument("which", nargs="*", type=_which, metavar="WHICH", help="not all of them; see below")
+    parser.add_argument(
+        "which", nargs="*", type=_which, metavar="WHICH", help="measure only these of the list below (default: all)"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="a first impression, in a few minutes instead of half an hour"
     )

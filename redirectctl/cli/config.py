@@ -13,7 +13,7 @@ from redirectctl.config import ConfigError, load
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to do with which file."""
-    parser.add_argument("action", choices=("check",), help="validate, naming line and key")
+    parser.add_argument("action", choices=("check",), help="check a file; an error names line and key")
     parser.add_argument("file", metavar="FILE", help="a redirectd.toml")
 
 

@@ -87,4 +87,4 @@ def _conclude(narrator: Narrator, demo: Demo, failure: str | None) -> None:
     if failure is None:
         narrator.say("Everything lived. Nothing is left here: no namespace, process, file or rule.", GREEN)
     else:
-        narrator.say("Not everything lived." if demo.moves else "It did not come to the first move.", RED)
+        narrator.say("Not everything lived." if demo.moves else "The demo stopped before the first move.", RED)

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "peer", metavar="PEER", nargs="?", help="check the way to this peer: fingerprint, prefix of it, name or address"
     )
     parser.add_argument(
-        "--clean", action="store_true", help="remove what a redirectd that runs no more left in the kernel"
+        "--clean", action="store_true", help="remove what a redirectd that no longer runs has left in the kernel"
     )
     parser.add_argument(
         "--state-dir", metavar="DIR", type=Path, help="of that redirectd (default /var/lib/redirectctl)"
@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
         if args.clean:
             connect(args).close()
             raise Failure(
-                "doctor --clean: redirectd runs; it removes by itself what no connection needs: stop it first"
+                "doctor --clean: redirectd runs, and removes by itself what no connection needs; "
+                "to remove everything, stop it first"
             )
         checks = ask(args, DoctorRequest(args.peer), DoctorReply).checks
     except UnreachableError as error:
@@ -74,7 +75,10 @@ def _run_alone(args: argparse.Namespace, unreachable: UnreachableError) -> int:
     )
     checks = asyncio.run(alone.examine(alone.noted_in(unreachable.path, args.state_dir)))
     show([missing, *checks], json=args.json)
-    print(f"redirectctl: doctor: {clean(str(unreachable))}; checked only what needs no daemon", file=sys.stderr)
+    print(
+        f"redirectctl: doctor: {clean(str(unreachable))}; only the checks that need no daemon were made",
+        file=sys.stderr,
+    )
     return ExitCode.FAILED if _failed(checks) else ExitCode.UNREACHABLE
 
 
@@ -102,7 +106,7 @@ def _clean(args: argparse.Namespace, unreachable: UnreachableError) -> int:
         checks.append(alone.cgroups(empty))
     ours = [trace for trace in left if not trace.is_cgroup]
     if ours:
-        text = "\n".join(["still there, and not known to be ours alone:", *(trace.what for trace in ours)])
+        text = "\n".join(["left in place, because it may belong to another program:", *(trace.what for trace in ours)])
         checks.append(fail("leftovers", text, "\n".join(dict.fromkeys(trace.remove for trace in ours))))
     show(checks, json=args.json)
     return ExitCode.FAILED if _failed(checks) else ExitCode.DONE

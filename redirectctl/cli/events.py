@@ -21,12 +21,12 @@ RETRY: Final = 0.5  # seconds between two attempts to find a daemon that is bein
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which events."""
-    parser.add_argument("--follow", "-f", action="store_true", help="go on with what happens from now")
+    parser.add_argument("--follow", "-f", action="store_true", help="show new events as they happen")
     parser.add_argument(
         "--since",
         metavar="T",
         type=_since,
-        help="from then on: seconds since 1970, or so long ago, as in 10m (default: all; with --follow: none)",
+        help="begin at this time: seconds since 1970, or how long ago, as in 10m (default: all; with --follow: none)",
     )
 
 

@@ -36,25 +36,25 @@ class Entry(NamedTuple):
 
 COMMANDS: Final = {
     "status": Entry("daemon, addresses, counts", "status"),
-    "connections": Entry("connections and how they stand", "connections", ("conns",)),
+    "connections": Entry("connections and their states", "connections", ("conns",)),
     "peers": Entry("other hosts' daemons", "peers"),
     "identity": Entry("own fingerprint", "identity"),
     "approve": Entry("trust a peer's key", "approve"),
     "reject": Entry("never trust a peer's key", "reject"),
-    "forget": Entry("know nothing of a peer any more", "forget"),
+    "forget": Entry("forget everything about a peer", "forget"),
     "protect": Entry("opt a running process or an open connection in", "protect"),
     "release": Entry("stop protecting a connection", "release"),
     "kill": Entry("close a connection on both hosts", "kill"),
-    "announce": Entry("say our addresses to all peers now", "announce"),
+    "announce": Entry("announce this host's addresses to all peers now", "announce"),
     "events": Entry("the event log", "events"),
-    "doctor": Entry("check what could keep it from working", "doctor"),
+    "doctor": Entry("find what keeps redirectctl from working, here or on the way to a peer", "doctor"),
     "tui": Entry("the terminal UI", "tui"),
-    "demo": Entry("a real ssh session through address changes, on this machine alone", "demo"),
+    "demo": Entry("show a real ssh session that lives through address changes, on this machine alone", "demo"),
     "bench": Entry("measure gap, throughput and start on this machine", "bench"),
     "config": Entry("check a configuration file", "config"),
     "notify": Entry("notifications in a desktop session", "notify"),
     "alias": Entry("shell functions that run commands opted in", "alias"),
-    "completion": Entry("what a shell needs to complete command lines", "completion"),
+    "completion": Entry("print code with which a shell completes command lines", "completion"),
 }
 
 

@@ -88,7 +88,7 @@ class Notices:
     def _of_path(self, resumed: Sequence[str]) -> Notice:
         if self._held:
             where = _some(sorted({held.where for held in self._held.values()}))
-            return Notice(_PATH, f"No path for {_count(len(self._held))}", f"Held until there is one: {where}")
+            return Notice(_PATH, f"No path for {_count(len(self._held))}", f"Suspended until there is a path: {where}")
         if resumed:
             return Notice(_PATH, f"{_count(len(resumed)).capitalize()} back", _some(sorted(set(resumed))), Urgency.LOW)
         return Notice(_PATH)
@@ -113,7 +113,7 @@ class Notices:
                     subject,
                     f"The key of {_name(event, peers)} has changed",
                     f"Another key than the known one answered at {where}. Nothing is protected there. If that host was "
-                    "installed anew, `redirectctl forget` its known key; if not, somebody is in between.",
+                    "installed anew, `redirectctl forget` its known key; if not, somebody is answering in its place.",
                     Urgency.CRITICAL,
                 )
             case EventName.PEER_APPROVED | EventName.PEER_REJECTED if event.peer in self._asked:

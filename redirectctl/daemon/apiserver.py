@@ -254,7 +254,7 @@ class ApiServer:
             self._ends[slot] = partial(self._end_idle, writer, caller, task)
 
     def _end_idle(self, writer: asyncio.StreamWriter, caller: Caller, task: asyncio.Task[None]) -> None:
-        why = "it was idle, and another program needed its place"
+        why = "it closed this connection, which was idle, because another program needed the slot"
         self._refuse(writer, caller, Refusal.IDLE, RequestError("daemon", why, "connect again"))
         task.cancel()
 
@@ -461,7 +461,7 @@ def _check_process(what: str, caller: Caller) -> None:
     if caller.process is None or caller.process.ended:
         raise RequestError(what, "the process that connected has ended", "connect again", ErrorCode.DENIED)
     if not caller.process.belongs_to(caller.uid):
-        why = f"process {caller.pid} is not, or not only, user {caller.uid}'s"
+        why = f"process {caller.pid} has other user ids than {caller.uid}"
         raise RequestError(what, why, "connect as the user that the command is run as", ErrorCode.DENIED)
 
 

@@ -54,7 +54,7 @@ class SleepSignals:
             await asyncio.to_thread(importlib.import_module, "dbus_fast.aio")
         except ImportError:
             self._why = "the Python package dbus-fast is not installed"
-            _log.debug("waking is noticed by the clocks: %s", self._why)
+            _log.debug("only the clocks tell redirectd of sleep: %s", self._why)
             return
         while True:
             try:
@@ -65,7 +65,7 @@ class SleepSignals:
             self._bus = None
             if why != self._why:
                 self._why = why
-                _log.debug("waking is noticed by the clocks: %s", why)
+                _log.debug("only the clocks tell redirectd of sleep: %s", why)
             await pulse.sleep(RETRY)
 
     async def found(self) -> str | None:

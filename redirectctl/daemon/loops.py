@@ -123,7 +123,7 @@ class Loops:
                 await run(pulse)
             except Exception as error:
                 if pulse.fail(error):
-                    _log.exception("%s failed; it goes on in %g s", pulse.name, PAUSE)
+                    _log.exception("%s failed; it starts again in %g s", pulse.name, PAUSE)
                 await pulse.sleep(PAUSE)
             else:
                 self.pulses.remove(pulse)

@@ -156,11 +156,11 @@ class Repairs:
 
     def _put_back(self, kind: str, what: str | Iterable[str]) -> None:
         detail = what if isinstance(what, str) else ", ".join(what)
-        _log.warning("somebody removed what connections need, it is there again: %s: %s", kind, detail)
+        _log.warning("put back what another program had removed: %s: %s", kind, detail)
         self._tell(EventName.KERNEL_REPAIRED, kind, detail)
         if self._contest.count(kind, asyncio.get_running_loop().time()):
-            text = f"put back {TIMES} times within {WITHIN:.0f} s; left alone for {PAUSE:.0f} s"
-            _log.error("somebody keeps removing what connections need: %s: %s", kind, text)
+            text = f"put back {TIMES} times within {WITHIN:.0f} s; not put back for {PAUSE:.0f} s now"
+            _log.error("another program keeps removing what connections need: %s: %s", kind, text)
             self._tell(EventName.KERNEL_CONTESTED, kind, text)
 
 

@@ -135,7 +135,7 @@ class Rewriting:
         try:
             await self._release(remove)
         except (KernelError, OSError) as error:  # the packets of these travel as they should
-            _log.error("what connections needed before stays for now: %s", error)
+            _log.error("what no connection needs any more could not be removed and stays for now: %s", error)
             self._late = True
 
     def _reserve(self, change: Callable[[], None]) -> None:

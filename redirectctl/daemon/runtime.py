@@ -214,7 +214,9 @@ class Runtime:
         ended = [c for c in restored if c.socket not in present]
         restored, older = newest(c for c in restored if c.socket in present and c.peer in self.engine.peers)
         for connection in untangle(restored, self.rewriting.rewriter.flows):
-            _log.warning("%s begins anew: it would be another connection on the wire", connection.socket)
+            _log.warning(
+                "%s starts again from its socket tuple: another connection has its wire tuple", connection.socket
+            )
         await self.rewriting.take_over([c.flow for c in restored if c.movable or c.may_come_tunnelled])
         self.store.delete_connections([c.cid for c in (*ended, *older)])
         self._carrier = Carrier(self.port.shared(), self._inputs.report_in_thread)
@@ -308,7 +310,7 @@ class Runtime:
     def reload(self, config: Config) -> None:
         """SIGHUP: everything but the control port changes at once."""
         if config.control != self.config.control:
-            _log.warning("[control] changes at the next start only")
+            _log.warning("[control]: changes take effect only after a restart")
         self.config = config
         self.finder.settings = config.protect
         self.names.settings = config.dns

@@ -90,14 +90,14 @@ class Saving:
         except (StoreError, OSError) as error:
             if self.failure is None:
                 self._failed_at = time.monotonic()
-                _log.error("%s; connections go on and move, and are stored when that works again", error)
+                _log.error("%s; connections go on and move; redirectd stores them as soon as it can", error)
                 self.failure = str(error)
                 self._log.record(EventName.STORE_FAILED, detail=str(error))
             self.failure = str(error)
         else:
             if self.failure is not None:
                 self.failure = None
-                _log.warning("what could not be stored for %.0f s is stored", self.failed_for)
+                _log.warning("everything is stored again, after %.0f s", self.failed_for)
                 self._log.record(EventName.STORE_RESTORED, duration=round(self.failed_for, 3))
 
     def _write_all(self) -> None:

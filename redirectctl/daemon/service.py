@@ -156,9 +156,8 @@ class DaemonService:
             raise RequestError(what, f"{error.what}: {error.why}", error.hint) from error
         taken = await r.finder.opt_in_sockets(found)
         if found and not taken:
-            raise RequestError(
-                what, "the connection does not leave this host", "only connections to other hosts can move"
-            )
+            why = "both ends of the connection are on this host, or it uses link-local addresses"
+            raise RequestError(what, why, "only connections to other hosts can move")
         listed = [c for s in taken if (c := r.engine.table.at(s)) is not None]
         return schema.ConnectionsReply(connections=[self._listed_connection(c) for c in listed])
 
@@ -225,7 +224,7 @@ class DaemonService:
         if seen := [p for p in peers if text in (str(a.address) for a in p.addresses)]:
             if len(seen) == 1 and (verb == "doctor" or (seen[0].state is PeerState.APPROVED and verb != "approve")):
                 return seen[0]  # nothing is trusted by that
-            why = f"nobody has answered there, only called from there: {_listed_keys(seen)}"
+            why = f"peers have only called from this address, none has answered there: {_listed_keys(seen)}"
             raise RequestError(what, why, "compare with `redirectctl identity` on that host, and name its fingerprint")
         raise RequestError(what, "no such peer", "see `redirectctl peers`")
 

@@ -36,13 +36,15 @@ async def clean(noted: Path | None) -> list[Trace]:
     """
     listening = host.bound_queues()
     if listening and not listening.isdisjoint(Queue):
-        raise RefusedError("a redirectd runs in this network namespace; stop it first, or leave it to it")
+        raise RefusedError(
+            "a redirectd runs in this network namespace; stop it first, or let it remove what no connection needs"
+        )
     before = await present(noted)
     listed = (await ruleset.read()).nft
     alive = alone.living(flows_in(traces.own_table(listed)))
     if alive:
         who = f"{count(alive, 'connection')} still {'uses' if alive == 1 else 'use'} what a redirectd left"
-        raise RefusedError(f"{who}; start redirectd, which takes them up, or end them first")
+        raise RefusedError(f"{who}; start redirectd, which goes on with them, or end them first")
     await _check_device()
     # Packets that still come are not rewritten any more before they are not routed any more.
     if traces.own_table(listed):

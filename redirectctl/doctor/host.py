@@ -39,7 +39,7 @@ _WANTED = {1: "CAP_DAC_OVERRIDE", 19: "CAP_SYS_PTRACE"}  # cgroups and sockets o
 _TUNGETFEATURES, _IFF_TUN = 0x800454CF, 0x0001
 _TRIAL = f"{NFT_TABLE}-check"  # never made: dry runs only
 _TIMEOUT = 15.0  # seconds for iptables: on a machine that has much else to do
-_NOT_BORROWED = "suspended connections live as long as TCP bears by itself, 15 minutes or less"
+_NOT_BORROWED = "suspended connections live only as long as TCP itself waits: 15 minutes or less"
 
 
 async def examine(privileges: bool) -> list[Check]:
@@ -88,7 +88,7 @@ def nftables() -> Check:
             nft.close()
     except KernelError as error:
         return refused(name, error)
-    return ok(name, "libnftables and the kernel take our table, maps included")
+    return ok(name, "libnftables and the kernel accept redirectctl's table and its maps")
 
 
 def _on_trial(command: Command) -> Command:
@@ -169,8 +169,8 @@ def sock_diag() -> Check:
         return skip(name, f"no socket to try it on: {error}")
     if not ours or ours[0].cgroup_id is None:
         hint = "redirect-run needs Linux 5.9 with CONFIG_SOCK_CGROUP_DATA; protect.ports and protect PID work without"
-        return warn(name, "lists and closes sockets, but does not tell their cgroups", hint)
-    return ok(name, "lists sockets with their cgroups, and closes them")
+        return warn(name, "the kernel lists and closes sockets, but does not report their cgroups", hint)
+    return ok(name, "the kernel lists sockets with their cgroups, and closes them")
 
 
 def borrowing() -> Check:
@@ -181,7 +181,7 @@ def borrowing() -> Check:
     except KernelError as error:
         refused_by = refused(name, error)
         return fail(name, f"{refused_by.found}: {_NOT_BORROWED}", refused_by.hint or "")
-    return ok(name, "sockets can be borrowed: what is suspended outlives the limits of TCP")
+    return ok(name, "pidfd_getfd works: suspended connections outlive TCP's own time limits")
 
 
 def _nobody() -> SocketInfo:

@@ -42,7 +42,7 @@ async def peer(r: Runtime, key: bytes, known: list[IPAddress]) -> Check:
     names = r.names.names(key)
     if not names:
         why = "none known" if r.names.settings.lookup else "not looked up (dns.lookup)"
-        return skip(name, f"{why}: if both hosts move at once, no name leads them together")
+        return skip(name, f"{why}: if both hosts move at once, they cannot find each other by name")
     answers = await asyncio.gather(*map(resolver.look_up, names), return_exceptions=True)
     led = {n: a.addresses for n, a in zip(names, answers, strict=True) if isinstance(a, Found)}
     failed = [f"{n}: {a}" for n, a in zip(names, answers, strict=True) if isinstance(a, NoAnswerError)]

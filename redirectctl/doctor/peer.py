@@ -140,7 +140,7 @@ class PeerCheck:
         name = "peer.addresses"
         label = f"{self._record.name}: " if self._record.name else ""
         if not addresses:
-            return warn(name, f"{label}none known", "it is met again with the next connection")
+            return warn(name, f"{label}none known", "the next connection with that host makes contact again")
         return ok(name, f"{label}{several([str(a) for a in addresses], ', ')}")
 
     async def _firewall(self) -> Check:
@@ -192,12 +192,15 @@ class PeerCheck:
         if wall.status in (CheckStatus.FAIL, CheckStatus.WARN):
             return fail(name, f"{silent}; here, {wall.found}", wall.hint or "")
         if reports:
-            hint = f"port unreachable from {to.host}: redirectd does not run there; else the firewall of who says so"
+            hint = (
+                f"if {to.host} itself says port unreachable, redirectd does not run there; "
+                "if not, a firewall rejects the datagrams"
+            )
             return fail(name, f"{silent}: {several(reports)}", hint)
         if route.status is CheckStatus.FAIL:
             return fail(name, f"UDP {to} cannot be reached: no route", route.hint or "")
         hint = f"on that host: is redirectd running, does redirectctl doctor find its firewall open for UDP {to.port}?"
-        return fail(name, f"{silent}, and nobody says why: something drops datagrams or answers", hint)
+        return fail(name, f"{silent}, without an ICMP error: something drops the datagrams or the answers", hint)
 
     async def _hello(self, began: float) -> None:
         """Wait until it has said where it is and what it thinks of us: the first thing that it says in a session."""
@@ -219,14 +222,14 @@ class PeerCheck:
             return warn(name, f"none; {when}", "moves cannot be announced to it now")
         heard = f", last heard {_ago(now - peer.last_contact)}" if peer.last_contact is not None else ""
         theirs = any(not each.initiator for each in peer.sessions)
-        began = "; it has reached us by itself, too" if theirs else ""
+        began = "; it has also called this host itself" if theirs else ""
         return ok(name, f"keys agreed {_ago(now - session.created)}{heard}{began}")
 
     def _trust(self) -> Check:
         """Both persons must have said yes."""
         name = "peer.trust"
         if self._peer is None:
-            return fail(name, "forgotten", "it is met again with the next connection")
+            return fail(name, "forgotten", "the next connection with that host makes contact again")
         fingerprint = self._record.fingerprint
         match self._peer.state:
             case PeerState.PENDING:
@@ -248,7 +251,8 @@ class PeerCheck:
                 return warn(
                     name, f"{fingerprint} approved here, we wait for approval there", "redirectctl approve there"
                 )
-        return skip(name, f"{fingerprint} approved here; what it thinks of us is not known while it does not answer")
+        why = "whether that host has approved this one is not known, because it does not answer"
+        return skip(name, f"{fingerprint} approved here; {why}")
 
     def _connections(self) -> Check:
         """Those with it, and why some are not protected."""
@@ -263,7 +267,7 @@ class PeerCheck:
         left = [c for c in with_it if not c.movable and c.state not in (State.SHORT, State.NEGOTIATING)]
         text = f"{movable} of {count(len(with_it), 'connection')} protected"
         if waiting:
-            text += f", {len(waiting)} not yet: too young, or under way"
+            text += f", {len(waiting)} not yet: too young, or in negotiation"
         if not left:
             return ok(name, text)
         lines = Counter(explain(c.reason) for c in left)

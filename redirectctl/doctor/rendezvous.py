@@ -11,7 +11,7 @@ from redirectctl.flows.connection import Connection
 from redirectctl.flows.rendezvous.client import Server, Standing
 from redirectctl.wire.addr import SockAddr
 
-_UNRESOLVED = "its name leads to no address"
+_UNRESOLVED = "no address found for its name"
 
 
 def rendezvous(servers: Collection[Server]) -> Check:

@@ -37,7 +37,7 @@ async def look_up(target: IPAddress, source: IPAddress | None = None) -> Path | 
     finally:
         netlink.close()
     if link.get("ifname") == TUN_DEVICE:
-        return "no route but our own to an old address"
+        return "the only route there is redirectctl's own, for an old address"
     metrics = route.get("metrics")
     learned = metrics.get("mtu") if metrics is not None else None
     chosen, gateway = route.get("prefsrc"), route.get("gateway")

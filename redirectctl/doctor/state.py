@@ -68,7 +68,9 @@ def state_directory(r: Runtime) -> Check:
             name, f"not stored, {left}: {r.peers.saving.failure}", "it is tried again each second, and moves go on"
         )
     if room.f_bavail * room.f_frsize < 1 << 20:
-        return fail(name, f"no room left for {r.state}", "free some: what cannot be stored is lost when redirectd ends")
+        return fail(
+            name, f"no room left for {r.state}", "free some space; what is not stored is lost when redirectd ends"
+        )
     return ok(name, f"{r.state}, only for root")
 
 
@@ -81,7 +83,8 @@ def _open_to_others(path: Path) -> bool:
 async def sleep(r: Runtime) -> Check:
     """Who tells that the machine has slept; nothing is wrong without logind."""
     why = await r.sleep_signals.found()
-    return ok("daemon.sleep", "waking is noticed by the clocks" + (f" ({why})" if why else ", and told by logind"))
+    told = f"the clocks tell redirectd of sleep ({why})" if why else "logind and the clocks tell redirectd of sleep"
+    return ok("daemon.sleep", told)
 
 
 def clock(r: Runtime) -> Check:
@@ -129,7 +132,9 @@ def peers(r: Runtime) -> Check:
     waiting = [p.fingerprint for p in r.peers.records.values() if p.state is PeerState.PENDING]
     if changed:
         text = f"another host's key where one is known: {several(changed, ', ')}"
-        return fail("peers", text, "somebody is in between, or the host was set up anew: redirectctl doctor PEER")
+        return fail(
+            "peers", text, "somebody is answering in its place, or the host was installed anew: redirectctl doctor PEER"
+        )
     if waiting:
         return warn("peers", f"waiting for a person: {several(waiting, ', ')}", "redirectctl approve PEER, or reject")
     return ok("peers", ", ".join(f"{number} {state}" for state, number in known.items()) or "none met yet")
@@ -222,7 +227,11 @@ class KernelState:
             return fail(name, f"redirectd does not listen on NFQUEUE {', '.join(unbound)}", RESTART)
         if not host.uses_nft_queue() and len(queues) < traces.wanted_queues():
             text = f"{len(queues)} of {traces.wanted_queues()} iptables rules to NFQUEUE are there"
-            return fail(name, f"{text}: held RSTs pass unasked", f"something flushed them; {RESTART} puts them back")
+            return fail(
+                name,
+                f"{text}: RSTs pass without a question to the peer",
+                f"something flushed them; {RESTART} puts them back",
+            )
         return ok(name, "packets that need a decision reach redirectd")
 
     @staticmethod
@@ -239,7 +248,7 @@ class KernelState:
         if present.hiding:
             text = several([trace.what for trace in present.hiding])
             remedy = several([trace.remove for trace in present.hiding])
-            return warn(name, f"{text}: who has the address now cannot be reached", remedy)
+            return warn(name, f"{text}: this host cannot reach the host that has the address now", remedy)
         if kept := sorted(map(str, needed.kept)):
             return ok(name, f"keeps {count(len(kept), 'old address', 'old addresses')}: {several(kept, ', ')}")
         return ok(name, "device and rules are there; no old address is kept")
@@ -293,7 +302,7 @@ class KernelState:
         found += traces.port_traces(self._r.rewriting.reserved_ports - needed.ports)
         name = "leftovers"
         if not found:
-            return ok(name, "nothing that belongs to no connection")
+            return ok(name, "none")
         return fail(name, traces.listed(found), f"{RESTART} removes it; by hand:\n{traces.commands(found)}")
 
 

@@ -26,7 +26,7 @@ _WHY: Final = {
     TunnelReason.RELAYED: "passed on by a rendezvous, the hosts do not reach each other",
     TunnelReason.OTHER_FAMILY: "they began with the other address family",
     TunnelReason.NAT: "NAT changes plain packets on the way",
-    TunnelReason.BEING_TRIED: "the plain way is being tried",
+    TunnelReason.BEING_TRIED: "plain packets are being tried",
     TunnelReason.NOT_SEEN: "plain TCP from here did not arrive",
     TunnelReason.STALLED: "plain TCP from here stopped arriving",
 }
@@ -104,11 +104,11 @@ def addresses(here: Here, failed: Mapping[IPAddress, Failure], now: float) -> Ch
     name = "peer.uplinks"
     dead = {a: f for a, f in sorted(failed.items(), key=lambda item: str(item[0])) if a in here.addresses}
     if not dead:
-        return ok(name, "each of this host's addresses that was tried has carried")
+        return ok(name, "every address of this host that was tried has carried packets")
     found = [f"{a} did not carry {now - f.at:.0f} s ago, {count(f.times, 'time')} in a row" for a, f in dead.items()]
     hint = (
-        "connections go by another address, and come back when this one carries again. If it should carry now: does "
-        "the network there drop what has this source, or is its upstream down?"
+        "connections use another address, and return when this one carries packets again. If it should carry them now: "
+        "does the network there drop packets from this source, or is its upstream down?"
     )
     return warn(name, several(found), hint)
 
@@ -137,8 +137,9 @@ def path_of_each(connections: Collection[Connection], why: Callable[[Connection]
     where = Counter(f"{c.wire.local.host} to {c.wire.remote.host}, {_port(c)}" for c in blocked)
     text += f"; blocked: TCP from {several(list(where))}"
     hint = (
-        "nothing, the tunnel only costs more CPU; or let a firewall on the way take segments of connections it has "
-        'not seen begin (Linux: net.netfilter.nf_conntrack_tcp_loose=1); or set path.prefer = "tunnel"'
+        "nothing: the tunnel only costs more CPU; or configure the firewall on the way to accept segments of "
+        "connections whose beginning it has not seen (Linux: net.netfilter.nf_conntrack_tcp_loose=1); "
+        'or set path.prefer = "tunnel"'
     )
     return warn(name, text, hint)
 
@@ -152,7 +153,7 @@ def _port(connection: Connection) -> str:
 def _way(path: Path, why: TunnelReason | None) -> str:
     match path:
         case Path.ORIGINAL:
-            return "as ever"
+            return "plain, unchanged"
         case Path.REWRITTEN:
             return "plain, with rewritten addresses"
     return f"through the tunnel: {_WHY[why]}" if why is not None else "through the tunnel"
@@ -199,7 +200,7 @@ def integrity(here: Here, protected: Collection[Connection], others: Iterable[Co
         return ok(name, f"{agreed} here and there{changed}")
     if protected:
         return ok(name, f"{setting} here; {tagged} of {count(len(protected), 'connection')} with it")
-    return ok(name, f"{setting} here; what the peer wants shows with the first connection")
+    return ok(name, f"{setting} here; the peer's setting is known after the first connection")
 
 
 def _on(*, on: bool) -> Literal["on", "off"]:

@@ -24,7 +24,7 @@ _TRUST: Final = {PeerState.APPROVED: Trust.APPROVED, PeerState.REJECTED: Trust.R
 
 
 class Agreement:
-    """What peers are told, and asked."""
+    """Tells peers what their connections need to know besides moves and claims, and asks them what they still have."""
 
     def __init__(self, host: Host, requests: Requests) -> None:
         self._host = host
@@ -36,7 +36,7 @@ class Agreement:
         self._untold: Shared[bytes, bytes, bytes] = Shared()  # killed connections, and the peer that could not be told
 
     def forget(self, key: bytes) -> None:
-        """A peer is gone: nothing is remembered of it."""
+        """Forget what was said to a peer that is gone."""
         self._compared.pop(key, None)
         for of_peer in (self._told, self._said, self._kept):
             of_peer.pop(key, None)
@@ -47,8 +47,11 @@ class Agreement:
     # -- HELLO --------------------------------------------------------------------------------------------------------
 
     def hello(self, now: float, peer: Peer, to: SockAddr | None = None, source: IPAddress | None = None) -> None:
-        """Say what we think of a peer, where we see it and, unless this is where it has not been proven to be, what
-        other addresses we have: there the answer is to be no longer than the question."""
+        """Tell a peer what we think of it, where we see it and what other addresses we have.
+
+        To an address that the peer has not been proven to have (``to``), the HELLO names no addresses: it is to be no
+        longer than the datagram that it answers.
+        """
         at = to or peer.remote
         if at is not None:
             addresses = () if to is not None else self._host.network.for_others
@@ -58,19 +61,19 @@ class Agreement:
             self._host.send(now, peer.key, message, to, source)
 
     def moved(self, now: float, peer: Peer) -> None:
-        """It knows where we are: let it know also what other addresses we have, if they are not those of before."""
+        """The peer has confirmed a move: tell it our other addresses, if they are others than it knows."""
         if self._said.get(peer.key) != self._host.network.for_others:
             self.hello(now, peer)
 
     def heard(self, now: float, event: events.Heard) -> None:
-        """A peer's datagram came from elsewhere than where it was: tell it, it may not know."""
+        """A peer's datagram came from another address than before: tell the peer, which may not know of it."""
         peer = self._host.peers.get(event.key)
         if peer is not None and now - self._told.get(peer.key, float("-inf")) >= constants.TELL_PAUSE:
             self._told[peer.key] = now
             self.hello(now, peer, event.source, event.local)
 
     def store_addresses(self, now: float, key: bytes) -> None:
-        """Store what a peer has said of its addresses; not as often as it likes."""
+        """Store the addresses that a peer has named: once in KEEP_PAUSE, however often it names them."""
         peer, next_at = self._host.peers.get(key), self._kept.get(key, float("-inf")) + constants.KEEP_PAUSE
         if peer is not None and now >= next_at:
             self._kept[key] = now
@@ -81,7 +84,7 @@ class Agreement:
     # -- END ----------------------------------------------------------------------------------------------------------
 
     def tell_end(self, now: float, key: bytes, what: End, cids: tuple[bytes, ...]) -> None:
-        """Tell a peer that these are not protected here any more: until it has heard, or they are again."""
+        """Tell a peer that this host no longer protects these, until it answers or they are protected again."""
         peer = self._host.peers.get(key)
         if peer is None or (peer.session(now) is None and peer.remote is None):
             return
@@ -103,7 +106,7 @@ class Agreement:
         self._requests.ask(now, key, build, lambda *_: None, failed)
 
     def tell_again(self, now: float, key: bytes | None = None) -> None:
-        """What a peer, or any of them, could not be told while there was no path.
+        """Tell one peer, or all, which connections were killed here while there was no path.
 
         Before anything else is said in a session: what the peer has asked for in vain it does not protect any more,
         and nobody may kill that.
@@ -126,7 +129,7 @@ class Agreement:
     # -- SYNC ---------------------------------------------------------------------------------------------------------
 
     def sync(self, now: float, key: bytes, announce: bool = False) -> None:
-        """Which of our connections does the peer still have?  ``announce``: tell it then where those are."""
+        """Ask a peer which of our connections it still has.  ``announce``: then tell it where those are."""
         movable = [c.cid for c in self._host.table.movable(key)]
         for start in range(0, len(movable), messages.MAX_CIDS):
             cids = tuple(movable[start : start + messages.MAX_CIDS])
@@ -145,17 +148,17 @@ class Agreement:
             )
 
     def compare_soon(self, now: float, key: bytes) -> None:
-        """The peer has not all the connections of a move: find out which, then announce those that it has once more."""
+        """The peer lacks connections of a move: find out which, then announce the others again."""
         pause = self._compared.get(key, float("-inf")) + constants.DOUBT_PAUSE
         self._host.timers.set(timer_kinds.Compare(key), max(now, pause))
 
     def compare(self, now: float, key: bytes) -> None:
-        """The pause is over."""
+        """The pause before a comparison is over: ask."""
         self._compared[key] = now
         self.sync(now, key, announce=True)
 
     def announce_again(self, now: float, cids: tuple[bytes, ...]) -> None:
-        """The peer may not know where these are."""
+        """Announce these again: the peer may not know where they are."""
         doubtful = self._host.table.select(cids)
         for connection in doubtful:
             connection.confirmed = None
@@ -163,7 +166,7 @@ class Agreement:
             self._host.report(now, facts.ReviewPaths([c for c in doubtful if c.movable]))
 
     def on_sync(self, now: float, event: events.Received, message: messages.Sync) -> None:
-        """A peer asks which of these we still have."""
+        """Answer a peer that asks which of these connections this host still has."""
         known = (self._host.table.get(cid) for cid in message.cids)
         mine = {c.cid for c in known if c is not None and c.movable and c.peer == event.key}
         unknown = tuple(cid for cid in message.cids if cid not in mine)

@@ -14,7 +14,7 @@ from redirectctl.wire.message import Moved
 
 @dataclass(slots=True)
 class Move:
-    """An address change of ours, until the peer has confirmed it."""
+    """A move of this host, while one peer has not confirmed it."""
 
     epoch: int
     key: bytes
@@ -42,13 +42,13 @@ class Move:
     challenge: bytes | None = None  # the data to be returned when the kernel rewrites
 
     def rank(self, pair: Pair) -> int:
-        """How good a pair would be."""
+        """The rank of a pair: 0 is best."""
         return self.ranks.get(pair.local, 0)
 
 
 @dataclass(slots=True)
 class Way:
-    """How an announcement of a peer has come, and would be answered."""
+    """A way on which a peer's announcement came.  The challenge goes back on the same way."""
 
     source: SockAddr
     local: IPAddress
@@ -59,7 +59,7 @@ class Way:
 
 @dataclass(slots=True)
 class Validation:
-    """An announcement of a peer, until one of its ways has answered our challenge."""
+    """A peer's announcement, while none of its ways has answered our challenge."""
 
     epoch: int
     key: bytes
@@ -75,7 +75,7 @@ class Validation:
 
 
 class Announcements:
-    """By peer and epoch."""
+    """The moves of this host that peers have not confirmed, by epoch, and peers' announcements, by peer and epoch."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -87,31 +87,31 @@ class Announcements:
     # -- ours ---------------------------------------------------------------------------------------------------------
 
     def move(self, epoch: int) -> Move | None:
-        """The one with this epoch."""
+        """Our move with this epoch."""
         return self._moves.get(epoch)
 
     def moves(self) -> list[Move]:
-        """To all peers."""
+        """Our moves, to all peers."""
         return list(self._moves.values())
 
     def moves_of(self, key: bytes) -> list[Move]:
-        """To one peer."""
+        """Our moves that are announced to one peer."""
         return list(self._moves_of.get(key, {}).values())
 
     def announcing(self, key: bytes) -> bool:
-        """Whether something is being announced to this peer."""
+        """Whether this host announces something to this peer."""
         return key in self._moves_of
 
     def began(self, key: bytes) -> float:
-        """When the latest of what is being announced to this peer was begun; -inf if nothing is."""
+        """When the latest of our moves to this peer began; -inf if there is none."""
         return max((move.started for move in self.moves_of(key)), default=float("-inf"))
 
     def keep(self, move: Move) -> None:
-        """A new one."""
+        """Keep a new move of ours."""
         self._moves[move.epoch] = self._moves_of.setdefault(move.key, {})[move.epoch] = move
 
     def drop(self, move: Move) -> None:
-        """It is confirmed, or comes to nothing."""
+        """A move of ours is confirmed, or has come to nothing: remove it and its timers."""
         del self._moves[move.epoch], self._moves_of[move.key][move.epoch]
         if not self._moves_of[move.key]:
             del self._moves_of[move.key]
@@ -119,7 +119,7 @@ class Announcements:
         self._host.timers.cancel(timer_kinds.ChoosePair(move.epoch))
 
     def carry_plainly(self, key: bytes, cids: set[bytes]) -> None:
-        """Plain packets of these get through where they are."""
+        """Plain packets of these connections get through where they are: their moves need no tunnel."""
         for move in self.moves_of(key):
             if cids.issuperset(move.cids):
                 move.stalled = False
@@ -127,19 +127,19 @@ class Announcements:
     # -- those of peers -----------------------------------------------------------------------------------------------
 
     def validation(self, key: bytes, epoch: int) -> Validation | None:
-        """The one of this peer with this epoch."""
+        """This peer's announcement with this epoch."""
         return self._validations.get(key, {}).get(epoch)
 
     def validations_of(self, key: bytes) -> list[Validation]:
-        """Of one peer."""
+        """All announcements of one peer."""
         return list(self._validations.get(key, {}).values())
 
     def begin(self, validation: Validation) -> None:
-        """A new one."""
+        """Keep a new announcement of a peer."""
         self._validations.setdefault(validation.key, {})[validation.epoch] = validation
 
     def end(self, validation: Validation) -> None:
-        """It is applied, or comes to nothing."""
+        """A peer's announcement is applied, or has come to nothing: remove it and its timer."""
         of_peer = self._validations.get(validation.key, {})
         of_peer.pop(validation.epoch, None)
         if not of_peer:
@@ -147,32 +147,32 @@ class Announcements:
         self._host.timers.cancel(timer_kinds.RepeatChallenge(validation.key, validation.epoch))
 
     def withdraw(self, key: bytes, connections: list[Connection]) -> None:
-        """We announce these ourselves, and decide: what the peer has announced of them comes to nothing."""
+        """This host announces these itself, and decides: remove the peer's announcements of them."""
         concerned = {c.cid for c in connections}
         for validation in self.validations_of(key):
             if not validation.applying and not concerned.isdisjoint(validation.cids):
                 self.end(validation)
 
     def validates(self, key: bytes, connections: Iterable[Connection]) -> bool:
-        """Whether the peer has announced all of these, and is being asked whether it is there."""
+        """Whether the peer has announced all of these, and this host is challenging it."""
         announced = {cid for validation in self.validations_of(key) for cid in validation.cids}
         return announced.issuperset(c.cid for c in connections)
 
     def applying(self, key: bytes, cids: Iterable[bytes]) -> bool:
-        """Whether the kernel is being asked for something that the peer has announced of these."""
+        """Whether the kernel is at work on a peer's announcement of any of these."""
         concerned = set(cids)
         return any(v.applying and not concerned.isdisjoint(v.cids) for v in self.validations_of(key))
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
     def met(self, now: float, key: bytes) -> None:
-        """One of the two hosts has applied what the other has announced."""
+        """One of the two hosts has applied what the other announced."""
         self._met[key] = now
 
     def met_since(self, key: bytes, since: float) -> bool:
-        """Whether an announcement between us and this peer has led to something since then."""
+        """Whether one of the two hosts has applied what the other announced, since then."""
         return self._met.get(key, float("-inf")) >= since
 
     def forget(self, key: bytes) -> None:
-        """The peer is forgotten."""
+        """Forget a peer."""
         self._met.pop(key, None)

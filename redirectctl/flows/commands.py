@@ -26,21 +26,21 @@ class SavePeer:
 
 @dataclass(frozen=True, slots=True)
 class DropPeer:
-    """Delete from the store."""
+    """Delete a peer from the store."""
 
     key: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class SaveConnections:
-    """As SavePeer."""
+    """Store these connections before anything that follows; where that fails, what follows is done all the same."""
 
     connections: tuple[Connection, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DropConnections:
-    """Delete from the store."""
+    """Delete connections from the store."""
 
     cids: tuple[bytes, ...]
 
@@ -141,14 +141,14 @@ class Resume(_OfSockets):
 
 @dataclass(frozen=True, slots=True)
 class LetOut:
-    """What these suspended sockets send may get through as it is: it leaves the host; or (``on`` False) it does not."""
+    """The kernel lets what these suspended sockets send leave the host (``on``), or holds it back again."""
 
     sockets: tuple[FourTuple, ...]
     on: bool
 
 
 class Ask(_OfSockets):
-    """Send a keepalive for each of these, which are let out; then call answered() with those that are acknowledged."""
+    """Send a keepalive on each of these sockets, which are let out, then call answered() with those acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class GiveBack:
 
 
 class Forget(_OfSockets):
-    """These suspended sockets have ended, or are left to themselves."""
+    """Forget these suspended sockets: they have ended, or are left to themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,14 +185,14 @@ class OwnClaim:
 
 @dataclass(frozen=True, slots=True)
 class CheckSockets:
-    """Are these open TCP connections of this host?  Then call checked(purpose, those that are, or None: not known)."""
+    """Find out which of these are open TCP connections here, then call checked(purpose, those or None: not known)."""
 
     purpose: PeersReset | PeersClaim
     sockets: tuple[FourTuple, ...]
 
 
 class Proof(NamedTuple):
-    """A token that is to reach the other host inside the connection (kernel/inband.py)."""
+    """A token that has to reach the other host inside the connection (kernel/tcp/inband.py)."""
 
     socket: FourTuple
     token: bytes  # 8 random bytes
@@ -208,7 +208,7 @@ class Prove:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Tokens may come from now on, and each leads to a call of token(); or no more."""
+    """Begin, or end, to look at segments for tokens; each token leads to a call of token()."""
 
     on: bool
 
@@ -245,13 +245,13 @@ class Carried(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Carry:
-    """The tunnel carries these connections from now on, or in another way than before."""
+    """Have the tunnel carry these connections, in this way from now on."""
 
     carried: tuple[Carried, ...]
 
 
 class Uncarry(_OfSockets):
-    """The tunnel knows nothing of these any more."""
+    """Have the tunnel forget these connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +295,7 @@ class Contacted:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """For the event log; names as in the interface document."""
+    """An event for the log, with the names of the interface document."""
 
     name: str
     connection: bytes | None = None

@@ -44,7 +44,7 @@ class Flow(NamedTuple):
 
 
 class Route(NamedTuple):
-    """What connections have in common that are treated alike on their way."""
+    """Connections with the same peer and the same two addresses: networks on the way treat them alike."""
 
     peer: bytes
     local: IPAddress
@@ -122,65 +122,65 @@ class Connection:
 
     @property
     def flow(self) -> Flow:
-        """For the kernel."""
+        """The connection as the kernel has to treat it."""
         closed = self.tunnel and not self.proven and self.wire != self.socket
         return Flow(self.socket, self.wire, self.tunnel, self.strict and self.tunnel, self.blocked, closed)
 
     @property
     def natted(self) -> bool:
-        """The two hosts know different addresses or ports of it: a NAT has been between them from the beginning."""
+        """Whether the two hosts know different addresses or ports of it: a NAT has been between them from the start."""
         return self.peer_tuple != self.socket.mirrored
 
     @property
     def moved(self) -> bool:
-        """Its packets do not travel as those of any other connection."""
+        """Whether its packets travel in another way than at the start: rewritten, or in the tunnel."""
         return self.wire != self.socket or self.tunnel
 
     @property
     def may_come_tunnelled(self) -> bool:
-        """The peer may send by the tunnel, whatever this host does: one of the two has announced itself."""
+        """Whether the peer may send by the tunnel: one of the two hosts has announced itself."""
         return self.moved or self.outer_remote is not None or self.announced_epoch > self.remote_epoch
 
     @property
     def path(self) -> Path:
-        """How what the socket sends travels."""
+        """How the socket's packets travel from here."""
         if self.tunnel:
             return Path.TUNNEL
         return Path.REWRITTEN if self.wire != self.socket else Path.ORIGINAL
 
     def on_wire(self, control_port: int) -> FourTuple:
-        """What a look at the network would show: of the tunnel, its datagrams."""
+        """The addresses and ports that a packet capture would show; in the tunnel, those of its datagrams."""
         if self.tunnel and self.outer_local is not None and self.outer_remote is not None:
             return FourTuple(SockAddr(self.outer_local, control_port), self.outer_remote)
         return self.wire
 
     @property
     def local_now(self) -> IPAddress:
-        """Our address that its packets come from now."""
+        """Our address from which its packets go now."""
         return self.outer_local if self.tunnel and self.outer_local is not None else self.wire.local.host
 
     @property
     def remote_now(self) -> IPAddress:
-        """The peer's address that its packets go to now."""
+        """The peer's address to which its packets go now."""
         return self.outer_remote.host if self.tunnel and self.outer_remote is not None else self.wire.remote.host
 
     @property
     def movable(self) -> bool:
-        """Protected, whether there is a path now or not."""
+        """Whether it is protected, with a path or suspended."""
         return self.state is _PROTECTED or self.state is _SUSPENDED
 
     def rewired(self, local: SockAddr | None = None, remote: SockAddr | None = None) -> Flow:
-        """The flow with one end of the wire tuple at another address."""
+        """Its flow, with one end of the wire tuple at another address."""
         wire = FourTuple(local or self.wire.local, remote or self.wire.remote)
         return self.flow._replace(wire=wire)
 
 
 class InvalidTransitionError(RuntimeError):
-    """The engine is wrong: such a change of state is not in the table."""
+    """The table of states does not have this change of state: a bug in the engine."""
 
 
 def change(connection: Connection, state: State, now: float, reason: str | None = None) -> None:
-    """The only place where a connection's state changes.  Raises InvalidTransitionError."""
+    """Change a connection's state.  Nothing else does.  Raises InvalidTransitionError."""
     if state not in TRANSITIONS[connection.state]:
         raise InvalidTransitionError(f"{connection.cid.hex()}: {connection.state.value} -> {state.value}")
     connection.state = state
@@ -212,19 +212,19 @@ class Table:
         return iter(self._by_cid.values())
 
     def get(self, cid: bytes) -> Connection | None:
-        """By id, ended ones included."""
+        """The connection with this id, ended ones included."""
         return self._by_cid.get(cid)
 
     def at(self, socket: FourTuple) -> Connection | None:
-        """By socket tuple; ended connections are not found."""
+        """The connection with this socket tuple; ended ones are not found."""
         return self._by_socket.get(socket)
 
     def ended(self, socket: FourTuple) -> Connection | None:
-        """The latest connection that had this tuple and is still listed."""
+        """The latest connection that has had this socket tuple, ended, and is still listed."""
         return self._ended.get(socket)
 
     def add(self, connection: Connection) -> None:
-        """A new connection, or one whose id has changed."""
+        """Add a connection."""
         self._by_cid[connection.cid] = connection
         self._by_socket[connection.socket] = connection
         self.meet(connection, connection.peer_tuple)
@@ -233,7 +233,7 @@ class Table:
             self._by_peer.setdefault(connection.peer, {})[connection.cid] = connection
 
     def rename(self, connection: Connection, cid: bytes) -> None:
-        """Both hosts took the connection on at once: one id wins."""
+        """Give a connection the other id, when both hosts have claimed it and the other id wins."""
         self._leave_peer(connection)
         del self._by_cid[connection.cid]
         connection.cid = cid
@@ -242,28 +242,28 @@ class Table:
             self._by_peer.setdefault(connection.peer, {})[cid] = connection
 
     def assign(self, connection: Connection, peer: bytes) -> None:
-        """This peer is at the other end.  The only place where that changes."""
+        """Set which peer has the other end.  Nothing else sets that."""
         if connection.peer != peer:
             self._leave_peer(connection)
             connection.peer = peer
         self._by_peer.setdefault(peer, {})[connection.cid] = connection
 
     def meet(self, connection: Connection, there: FourTuple) -> None:
-        """This is the socket tuple of its other end.  The only place where that changes."""
+        """Set the socket tuple of the other end.  Nothing else sets that."""
         self._part(connection)
         connection.peer_tuple = there
         self._by_there.setdefault(there, []).append(connection)
 
     def opposite(self, peer: bytes, there: FourTuple) -> list[Connection]:
-        """Those with this peer that have such a socket there."""
+        """The connections with this peer whose other end has this socket tuple."""
         return [c for c in self._by_there.get(there, ()) if c.peer == peer]
 
     def rewired(self) -> None:
-        """Some have another wire tuple from now on."""
+        """To be called when wire tuples have changed: the index by wire tuple is made again."""
         self._moved = None
 
     def on_wire(self, wire: FourTuple) -> Connection | None:
-        """The protected connection that has this wire tuple."""
+        """The protected connection with this wire tuple."""
         found = self._by_socket.get(wire)
         if found is None or found.wire != wire or not found.movable:
             if self._moved is None:
@@ -272,13 +272,13 @@ class Table:
         return found if found is not None and found.movable and found.wire == wire else None
 
     def end(self, connection: Connection) -> None:
-        """Its socket is gone: another connection may have the same tuple from now on."""
+        """The connection's socket is gone: a new connection may have the same tuple."""
         if self._by_socket.get(connection.socket) is connection:
             del self._by_socket[connection.socket]
             self._ended[connection.socket] = connection
 
     def bury(self, connection: Connection) -> None:
-        """Out of the listings."""
+        """Remove a connection from the listings."""
         self.end(connection)
         self._leave_peer(connection)
         self._part(connection)
@@ -287,13 +287,13 @@ class Table:
             del self._ended[connection.socket]
 
     def of(self, peer: bytes) -> list[Connection]:
-        """All with this peer, in any state."""
+        """All connections with this peer, in any state."""
         found = list(self._by_peer.get(peer, {}).values())
         self.looked += len(found)
         return found
 
     def count(self, peer: bytes) -> int:
-        """How many there are with this peer, in any state."""
+        """How many connections there are with this peer, in any state."""
         return len(self._by_peer.get(peer, ()))
 
     def any_movable(self, peer: bytes) -> bool:
@@ -301,17 +301,17 @@ class Table:
         return any(c.movable for c in self._by_peer.get(peer, {}).values())
 
     def movable(self, peer: bytes | None = None) -> list[Connection]:
-        """Protected connections, of all peers or one."""
+        """Protected connections, with all peers or with one."""
         every = self._by_cid.values() if peer is None else self._by_peer.get(peer, {}).values()
         self.looked += len(every)
         return [c for c in every if c.movable]
 
     def select(self, cids: Iterable[bytes]) -> list[Connection]:
-        """Those of the ids that are still there."""
+        """The connections with these ids, as far as they are there."""
         return [c for cid in cids if (c := self._by_cid.get(cid)) is not None]
 
     def sockets(self, sockets: Iterable[FourTuple]) -> list[Connection]:
-        """Those of the socket tuples that are there, ended ones included while they are listed."""
+        """The connections with these socket tuples, as far as they are there or still listed."""
         found = (self._by_socket.get(socket) or self._ended.get(socket) for socket in sockets)
         return [c for c in found if c is not None]
 

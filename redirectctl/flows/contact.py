@@ -34,7 +34,7 @@ _REFUSALS: Final = {  # why a handshake that was answered came to nothing -> why
 
 
 class Contact:
-    """Who is at the other end of each connection."""
+    """Finds out which peer is at the other end of each connection, and keeps sessions with those that are needed."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Contact:
         self._unsupported: dict[IPAddress, tuple[float, str]] = {}  # until when to leave an address alone, and why
 
     def negotiate(self, now: float, connections: Iterable[Connection]) -> None:
-        """Find out whether the other ends of these take part."""
+        """Contact the other ends of these connections, and have them claimed where a peer answers."""
         ready: dict[bytes, list[Connection]] = defaultdict(list)
         for connection in connections:
             if connection.movable or connection.state in (State.CLOSED, State.NEGOTIATING):
@@ -82,12 +82,12 @@ class Contact:
             self.met(now, self._host.peers[key], of_peer)
 
     def negotiate_again(self, now: float, host: IPAddress) -> None:
-        """It did not answer, and may now."""
+        """A host did not answer: try its connections again."""
         left_alone = (c for c in self._host.table if c.state is State.UNSUPPORTED)
         self.negotiate(now, [c for c in left_alone if c.socket.remote.host == host])
 
     def claim_again(self, now: float, cid: bytes) -> None:
-        """It was refused, and may not be the next time."""
+        """A connection was refused, or waits for approval: try it again."""
         connection = self._host.table.get(cid)
         again = (REASONS[Status.NOT_YOURS], "key-changed")
         if connection is not None and (
@@ -96,7 +96,7 @@ class Contact:
             self.negotiate(now, [connection])
 
     def _peer_at(self, now: float, address: IPAddress) -> Peer | None:
-        """Who is known to be at an address: who answered there when we called, or who is there right now."""
+        """The peer that answered at an address when we called there, or that is there now."""
         peers = self._host.peers.values()
         called = (p for p in peers if address in p.identity and p.state is not PeerState.CHANGED)
         here = (p for p in peers if p.remote is not None and p.remote.host == address and p.session(now) is not None)
@@ -106,7 +106,7 @@ class Contact:
     # -- what becomes of it -------------------------------------------------------------------------------------------
 
     def session_up(self, now: float, event: events.SessionUp) -> None:
-        """Keys are agreed: go on with what waited for them."""
+        """There is a session: go on with the connections that waited for it."""
         peer = self._host.peers.get(event.key)
         if peer is None:
             return
@@ -129,7 +129,7 @@ class Contact:
             self._agreement.sync(now, peer.key)
 
     def failed(self, now: float, to: SockAddr, key: bytes | None, reason: str) -> None:
-        """No session with that address: its connections stay as they are."""
+        """No session with that address: the connections that waited for it are not protected, for a while."""
         known = key is not None
         lasting = constants.UNANSWERED_TIME if known else constants.UNSUPPORTED_TIME
         waiting = self._host.table.select(self._waiting.pop((to.host, key), set()))
@@ -153,14 +153,14 @@ class Contact:
             self._host.timers.set(timer_kinds.Reach(key), now + constants.REACH_PAUSE)
 
     def reach(self, now: float, key: bytes) -> None:
-        """Protected connections are without a session: try again where the peer was last."""
+        """Protected connections have no session: contact the peer where it was last."""
         peer = self._host.peers.get(key)
         if peer is None or peer.session(now) is not None or peer.remote is None or not self._host.table.movable(key):
             return
         self._host.contact(now, peer.remote, None, key)
 
     def met(self, now: float, peer: Peer, connections: list[Connection]) -> None:
-        """There is a session; may these connections be protected with this peer?"""
+        """These are connections with this peer: claim them, if its key is approved."""
         for connection in connections:
             self._host.table.assign(connection, peer.key)
         if not connections:
@@ -175,7 +175,7 @@ class Contact:
                 self.refuse(now, connection, "peer-rejected" if peer.state is PeerState.REJECTED else "key-changed")
 
     def unanswered(self, now: float, cids: list[bytes]) -> None:
-        """The peer has not answered the claims of these."""
+        """The peer has not answered our claims of these: leave them alone, and tell it that we have."""
         asked: dict[bytes, list[bytes]] = defaultdict(list)
         for connection in self._host.table.select(cids):
             if connection.state is State.NEGOTIATING:
@@ -189,7 +189,7 @@ class Contact:
             self._agreement.tell_end(now, key, End.RELEASED, tuple(unanswered))
 
     def refuse(self, now: float, connection: Connection, reason: str) -> None:
-        """It is not to be protected."""
+        """Do not protect this connection, for this reason."""
         if connection.state is not State.CLOSED:
             self._claims.end(now, connection.cid)
             self._host.refuse(now, connection, reason)
@@ -201,7 +201,7 @@ class Contact:
     # -- who it is ----------------------------------------------------------------------------------------------------
 
     def on_hello(self, now: float, event: events.Received, message: messages.Hello) -> None:
-        """What a peer thinks of us, where it sees us, and where else it may be."""
+        """Take in what a peer says: whether it trusts us, where it sees us, what addresses it has."""
         key, trust = event.key, message.trust
         peer = self._host.peers[key]
         peer.trust_there = trust
@@ -225,14 +225,14 @@ class Contact:
             self.negotiate(now, [c for c in self._host.table.of(key) if c.state is State.PENDING])
 
     def _seen_elsewhere(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
-        """One of our own after another is no news: who leaves one for another has announced it."""
+        """The peer sees us at another address.  It is news unless both are ours: such a change was announced."""
         if not {before.host, after.host} <= self._host.network.usable:
             self._moves.reflexive_changed(now, key, before, after)
 
     # -- keeping in touch ---------------------------------------------------------------------------------------------
 
     def update_keep(self, now: float, key: bytes | None) -> None:
-        """Whether the session with a peer is needed may have changed."""
+        """Find out whether the session with a peer is needed, which may have changed."""
         peer = self._host.peers.get(key) if key is not None else None
         if peer is not None:
             peer.keep = self._host.table.any_movable(peer.key) or self._rendezvous.keeps(peer.key)
@@ -240,7 +240,7 @@ class Contact:
                 self._host.timers.set(timer_kinds.KeepAlive(peer.key), now + constants.KEEPALIVE_TIME)
 
     def stay_alive(self, now: float, key: bytes) -> None:
-        """A NAT must not forget where datagrams of this peer belong, as long as connections depend on it."""
+        """Send a keepalive, so that a NAT does not forget a peer that connections depend on."""
         peer = self._host.peers.get(key)
         if peer is None or not peer.keep:
             return

@@ -20,7 +20,7 @@ _NONE = Interface("")
 
 
 def confined_to(network: Network, local: IPAddress) -> str:
-    """What a connection from this address of ours does not leave; empty: it may."""
+    """The interface or VRF that a connection from this address of ours must not leave; empty: none."""
     return network.interfaces.get(local, _NONE).confines
 
 
@@ -38,7 +38,7 @@ def comes_last(policy: Policy, network: Network, local: IPAddress) -> bool:
 
 
 def named(name: str, patterns: Iterable[str]) -> bool:
-    """Whether an interface is called as one of the patterns of the configuration says: ``*`` is anything, also none."""
+    """Whether one of the configuration's patterns fits an interface's name; ``*`` fits any characters, or none."""
     return any(_compiled(pattern).fullmatch(name) for pattern in patterns)
 
 

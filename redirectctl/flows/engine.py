@@ -125,27 +125,27 @@ class Engine:
 
     @property
     def policy(self) -> Policy:
-        """The configuration, as far as it is needed here."""
+        """The part of the configuration that the engine needs."""
         return self.host.policy
 
     @property
     def table(self) -> Table:
-        """All connections."""
+        """All connections that this host knows."""
         return self.host.table
 
     @property
     def network(self) -> Network:
-        """Where this host is."""
+        """The addresses and routes that this host has now."""
         return self.host.network
 
     @property
     def endpoint(self) -> Endpoint:
-        """Sessions."""
+        """The protocol of sessions with peers."""
         return self.host.endpoint
 
     @property
     def peers(self) -> dict[bytes, Peer]:
-        """By static public key."""
+        """All known peers, by static public key."""
         return self.host.peers
 
     def drain(self) -> list[Command]:
@@ -155,12 +155,12 @@ class Engine:
     # -- what happened ------------------------------------------------------------------------------------------------
 
     def receive(self, now: float, data: bytes, source: SockAddr, local: IPAddress, port: int = 0) -> None:
-        """A datagram on the control port, or on another port of ours (Transmit.port)."""
+        """A datagram has arrived on the control port, or on another port of ours (Transmit.port)."""
         self.host.endpoint.receive(now, data, source, local, port=port)
         self._relay(now)
 
     def meet(self, now: float, to: SockAddr, source: IPAddress | None = None, key: bytes | None = None) -> None:
-        """Start a handshake: somebody wants to know who is there."""
+        """Start a handshake with the host at an address, to find out who is there."""
         self.host.contact(now, to, source, key)
 
     def tick(self, now: float) -> None:
@@ -188,7 +188,7 @@ class Engine:
         return (*proven, *islice(dict.fromkeys(in_turn), constants.UNPROVEN_ROUTES))
 
     def next_timer(self) -> float | None:
-        """When tick() is due."""
+        """When tick() is to be called; None: no timer is set."""
         times = [t for t in (self.host.endpoint.next_timer(), self.host.timers.next()) if t is not None]
         return min(times, default=None)
 
@@ -244,7 +244,7 @@ class Engine:
     def checked(
         self, now: float, purpose: commands.PeersReset | commands.PeersClaim, present: frozenset[FourTuple] | None
     ) -> None:
-        """Answer to CheckSockets; None: the kernel could not be asked."""
+        """Answer to CheckSockets: those that exist; None: the kernel could not be asked."""
         match purpose:
             case commands.PeersReset(number):
                 self.resets.checked(now, number, present)
@@ -258,14 +258,14 @@ class Engine:
         self._relay(now)
 
     def token(self, now: float, arrived: FourTuple, token: bytes, numbers: Numbers) -> None:
-        """A segment with a token has come in, on this tuple as the wire has it, with this sequence number and ACK."""
+        """A segment with a token has arrived, with this tuple on the wire, this sequence number and this ACK."""
         claimed = self.peers_claims.token(now, arrived, token)
         if not claimed and not self.own_claims.token(now, arrived, token, numbers):
             self.choice.token(now, arrived, token, numbers)
         self._relay(now)
 
     def proved(self, now: float, socket: FourTuple, token: bytes, numbers: Numbers) -> None:
-        """A token of a Prove leaves on a connection as it is, in a segment with this sequence number and ACK."""
+        """A token of a Prove leaves in a segment with this sequence number and ACK."""
         self.peers_claims.sent(socket, token, numbers)
         self._relay(now)
 
@@ -281,7 +281,7 @@ class Engine:
         self._relay(now)
 
     def stalled(self, now: float, sockets: Iterable[FourTuple]) -> None:
-        """These retransmit, or probe, in vain."""
+        """These sockets retransmit, or probe, without an answer."""
         self.choice.stalled(now, sockets)
         self._relay(now)
 
@@ -301,11 +301,11 @@ class Engine:
         self._relay(now)
 
     def questioned(self) -> frozenset[bytes]:
-        """Peers, on connections with which heard() is to be told of what arrives."""
+        """The peers for whose connections the shell has to call heard(): an arrival there tells something now."""
         return frozenset(self.suspension.questioned() | self.choice.questioned())
 
     def heard(self, now: float, sockets: Iterable[FourTuple]) -> None:
-        """Something of the peers' programs has arrived on these."""
+        """Something from the peers' programs has arrived on these sockets."""
         connections = [c for s in sockets if (c := self.table.at(s)) is not None]
         self.suspension.heard(now, connections)
         self.choice.heard(now, connections)
@@ -317,12 +317,12 @@ class Engine:
         self._relay(now)
 
     def answered(self, now: float, sockets: Iterable[FourTuple]) -> None:
-        """After LetOut and Ask: the peers' kernels have acknowledged something on these."""
+        """After LetOut and Ask: the peers' kernels have acknowledged something on these sockets."""
         self.suspension.answered(now, sockets)
         self._relay(now)
 
     def restored(self, now: float, sockets: Iterable[FourTuple]) -> None:
-        """After Resume and GiveBack: these have what they had before."""
+        """After Resume and GiveBack: these sockets have back what they had."""
         self.suspension.restored(sockets)
         self._relay(now)
 
@@ -349,20 +349,20 @@ class Engine:
         self._relay(now)
 
     def reject(self, now: float, key: bytes) -> None:
-        """Refuse this peer."""
+        """Refuse this peer, and end the protection of its connections."""
         self.trust.reject(now, key)
         self.rendezvous_server.forget(now, key)
         self._relay(now)
 
     def forget(self, now: float, key: bytes) -> None:
-        """As if never met."""
+        """Forget this peer as if this host had never met it."""
         self.trust.forget(now, key)
         self.rendezvous_server.forget(now, key)
         self.rendezvous.forget(now, key)
         self._relay(now)
 
     def release(self, now: float, cid: bytes) -> None:
-        """Stop protecting a connection."""
+        """Stop protecting a connection; it goes on as any other."""
         self.lifecycle.release(now, cid)
         self._relay(now)
 
@@ -372,26 +372,26 @@ class Engine:
         self._relay(now)
 
     def announce(self, now: float) -> int:
-        """Tell all peers of protected connections where we are.  Returns how many peers."""
+        """Announce where this host is to all peers of protected connections.  Returns the number of peers."""
         count = self.own_moves.announce(now)
         self._relay(now)
         return count
 
     def woke(self, now: float) -> None:
-        """The machine has slept: nobody knows what has become of the path, and peers may have given us up."""
+        """The machine has slept: paths may be gone, and peers may have given this host up."""
         self.suspension.woke(now)
         self.own_moves.announce(now, "woke")
         self._relay(now)
 
     def stopping(self, now: float) -> None:
-        """This daemon ends: those that it protects connections with are told."""
+        """This daemon ends: tell the peers of protected connections."""
         for key in {c.peer for c in self.table.movable() if c.peer is not None}:
             self.host.send(now, key, messages.Bye())
 
     # -- whose it is --------------------------------------------------------------------------------------------------
 
     def _relay(self, now: float) -> None:
-        """Handle what the endpoint reports, and what comes of that, until it is quiet."""
+        """Handle the endpoint's events, and what follows from them, until there are no more."""
         while pending := self.host.take_events():
             for event in pending:
                 self._handle(now, event)

@@ -15,7 +15,7 @@ from redirectctl.wire.message import SyncReply
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A connection is to end now, and its socket with it."""
+    """Close this connection and its socket now."""
 
     connection: Connection
     reason: str
@@ -23,26 +23,26 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """Connections that had no path have ended: there may be announcements for which nobody waits."""
+    """Connections without a path have been closed: their announcements may be needless now."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReviewPaths:
-    """These may go another way than now; None: all may."""
+    """These connections may have a better path now; None: all may."""
 
     connections: Iterable[Connection] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PeerSilent:
-    """The peer of these has not answered for long."""
+    """The peer of these connections has not answered for suspend_after."""
 
     connections: list[Connection]
 
 
 @dataclass(frozen=True, slots=True)
 class Stalled:
-    """Packets of these connections with one peer get lost."""
+    """The network loses packets of these connections with one peer."""
 
     key: bytes
     connections: list[Connection]
@@ -65,7 +65,7 @@ class PeerSought:
 
 @dataclass(frozen=True, slots=True)
 class DirectWanted:
-    """These are relayed, and may do without by now."""
+    """These connections are relayed; the hosts may reach each other by now."""
 
     key: bytes
     connections: list[Connection]
@@ -82,7 +82,7 @@ class Synced:
 
 @dataclass(frozen=True, slots=True)
 class ClaimFailed:
-    """The peer has not answered the claims of these."""
+    """The peer has not answered our claims of these connections."""
 
     cids: list[bytes]
 

@@ -27,20 +27,20 @@ from redirectctl.wire.addr import IPAddress, SockAddr
 
 
 class Listening:
-    """Why tokens in TCP segments may come: the shell looks at segments while there is a reason."""
+    """The reasons for which tokens may arrive in TCP segments.  The shell looks at segments while there is one."""
 
     def __init__(self, emit: Callable[[Command], None]) -> None:
         self._emit = emit
         self._reasons: set[object] = set()
 
     def add(self, reason: object) -> None:
-        """One more reason."""
+        """Add a reason; the first one starts the listening."""
         if not self._reasons:
             self._emit(commands.Listen(on=True))
         self._reasons.add(reason)
 
     def discard(self, reason: object) -> None:
-        """One less."""
+        """Remove a reason; with the last one the listening ends."""
         if reason in self._reasons:
             self._reasons.discard(reason)
             if not self._reasons:
@@ -48,7 +48,7 @@ class Listening:
 
 
 class Host:
-    """This host, for its parts."""
+    """What all parts of the engine share."""
 
     def __init__(
         self,
@@ -76,20 +76,20 @@ class Host:
 
     @property
     def peers(self) -> dict[bytes, Peer]:
-        """By static public key."""
+        """All known peers, by static public key."""
         return self.endpoint.peers
 
     def by_way_of(self, key: bytes | None, to: SockAddr | None) -> bool:
-        """Whether ``to`` is a rendezvous that stands for this peer, not where the peer itself is."""
+        """Whether ``to`` is a rendezvous that forwards to this peer, and not an address of the peer itself."""
         return to is not None and self.endpoint.relays.get(to, key) != key
 
     def relayed(self, connection: Connection) -> bool:
-        """What the connection's socket sends goes by way of a rendezvous."""
+        """Whether a rendezvous relays what the connection's socket sends."""
         to = connection.outer_remote if connection.tunnel else None
         return to is not None and self.by_way_of(connection.peer, to)
 
     def next_epoch(self) -> int:
-        """A number greater than all that this host has used."""
+        """A new epoch: greater than all that this host has used."""
         self.epoch += 1
         return self.epoch
 
@@ -130,7 +130,7 @@ class Host:
         to: SockAddr | None = None,
         source: IPAddress | None = None,
     ) -> bool:
-        """To a peer, if there is a session."""
+        """Send a message to a peer in its session.  False if there is none."""
         peer = self.peers.get(key)
         if peer is None:
             return False
@@ -139,12 +139,12 @@ class Host:
         return sent
 
     def keep_alive(self, now: float, peer: Peer) -> None:
-        """A sign of life."""
+        """Send a keepalive to a peer."""
         self.endpoint.keep_alive(now, peer)
         self._transmit()
 
     def punch(self, now: float, peer: Peer, to: SockAddr) -> None:
-        """A sign of life to where it may be: NATs on the way let its answers through (RFC 5128)."""
+        """Send a keepalive to an address where a peer may be, so that NATs let its answers through (RFC 5128)."""
         self.endpoint.punch(now, peer, to)
         self._transmit()
 
@@ -164,12 +164,12 @@ class Host:
         self._transmit()
 
     def take_events(self) -> list[events.Event]:
-        """What the endpoint has reported since."""
+        """The endpoint's events since the last call."""
         taken, self._pending = [*self._pending, *self.endpoint.drain()], []
         return taken
 
     def _transmit(self) -> None:
-        """Move what the endpoint wants sent into our order; keep its other events for take_events()."""
+        """Queue the endpoint's datagrams among the commands; keep its other events for take_events()."""
         for event in self.endpoint.drain():
             if isinstance(event, events.Transmit):
                 self.emit(event)
@@ -179,7 +179,7 @@ class Host:
                 self._pending.append(event)
 
     def save_peer(self, key: bytes) -> None:
-        """Store what is known of it."""
+        """Store a peer's record."""
         peer = self.peers.get(key)
         if peer is not None:
             self.emit(commands.SavePeer(peer))
@@ -187,26 +187,26 @@ class Host:
     # -- states of connections and peers ------------------------------------------------------------------------------
 
     def finish(self, now: float, connection: Connection, reason: str | None) -> None:
-        """A connection has ended."""
+        """Set a connection that has ended to CLOSED, and log it."""
         if connection.state is not State.CLOSED:
             change(connection, State.CLOSED, now, reason)
             self.notice("connection.closed", connection, reason=reason)
 
     def refuse(self, now: float, connection: Connection, reason: str) -> None:
-        """It is not to be protected."""
+        """Set a connection that is not to be protected to REFUSED, and log it."""
         if connection.state is not State.CLOSED:
             change(connection, State.REFUSED, now, reason)
             self.notice("connection.refused", connection, reason=reason)
 
     def used(self, key: bytes | None) -> None:
-        """A peer is of use: others that were accepted because everybody is go before it."""
+        """Note that a peer is of use: where room is short, peers without use go before it."""
         peer = self.peers.get(key) if key is not None else None
         if peer is not None and peer.accepted is Accepted.UNUSED:
             peer.accepted = Accepted.USED
             self.emit(commands.SavePeer(peer))
 
     def _admit(self, key: bytes, at: SockAddr, initiator: bool) -> PeerState | None:
-        """What a host is that is met for the first time; None: nothing."""
+        """The state with which a new peer begins, as the policy says; None: it is refused."""
         match self.policy.first_contact:
             case "accept-new":
                 # As with ssh: a new host is accepted, not another key where one is known.

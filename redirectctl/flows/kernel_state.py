@@ -24,14 +24,14 @@ Change = tuple[Connection, FourTuple, bool]  # with its new wire tuple, and whet
 
 
 class KernelState:
-    """Flows and the tunnel's table."""
+    """Keeps the kernel's flows and the tunnel's table as the connections need them."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self.tunnel_changes = 0  # how often the tunnel's table was changed
 
     def guard(self, connections: list[Connection], claim: int | None = None) -> None:
-        """From here on an RST is held and asked about; when the kernel has it the connection is protected.
+        """Have the kernel hold RSTs for these connections.  When it does, they are protected.
 
         ``claim``: whom to answer then.
         """
@@ -45,7 +45,7 @@ class KernelState:
             self._host.emit(Rewrite(commands.Guarding(tuple(c.cid for c in connections), claim), add=add))
 
     def unguard(self, connections: Iterable[Connection]) -> list[Connection]:
-        """The kernel forgets these.  Returns those that it knew."""
+        """Have the kernel and the tunnel forget these.  Returns those that the kernel had."""
         gone = [c for c in connections if c.guarded]
         for connection in gone:
             connection.guarded, connection.installed = False, None
@@ -56,7 +56,7 @@ class KernelState:
         return gone
 
     def carry(self, connections: Iterable[Connection]) -> None:
-        """Let the tunnel have these, as they are now."""
+        """Give the tunnel these connections as they are now."""
         carried = tuple(
             Carried(
                 c.socket,
@@ -84,7 +84,7 @@ class KernelState:
         lift: Container[bytes] = (),
         proven: Container[bytes] = (),
     ) -> None:
-        """Store wire tuples and ways, tell the tunnel, then one kernel transaction for all of them.
+        """Change how connections travel: store it, tell the tunnel, then change the kernel in one transaction.
 
         ``hold``: those of which the kernel holds back what they send; ``lift``: those of which it no longer does.
         ``proven``: those whose wire tuple has been proven to lead to the peer.
@@ -111,7 +111,7 @@ class KernelState:
         self._host.emit(Rewrite(purpose, tuple(add), tuple(remove)))
 
     def rewritten(self, rewrite: Rewrite, error: str | None) -> None:
-        """A transaction of reroute() is done, or failed and nothing was changed."""
+        """A transaction is done; or it failed, and the connections go back to what the kernel has."""
         flows = {flow.socket: flow for flow in rewrite.add}
         concerned = [c for c in self._host.table.sockets(flows) if c.guarded]
         if error is None:

@@ -30,7 +30,7 @@ from redirectctl.wire.message import End
 
 
 class Lifecycle:
-    """Which connections are protected, and since when, and why not any more."""
+    """Takes connections from being found over being protected to being gone."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Lifecycle:
         device: str,
         unfit: str | None,
     ) -> None:
-        """An opted-in connection: short-lived until the threshold."""
+        """An opted-in connection exists: it is short-lived until it is long_lived_after old."""
         known = self._host.table.at(socket)
         if known is not None:
             known.pid, known.command = known.pid or pid, known.command or command
@@ -94,7 +94,7 @@ class Lifecycle:
         )
 
     def long_lived(self, now: float, cid: bytes) -> None:
-        """It is as old as those that are protected."""
+        """A connection is old enough to be protected: negotiate it."""
         if (connection := self._host.table.get(cid)) is not None:
             self._host.notice("connection.long", connection)
             self._contact.negotiate(now, [connection])
@@ -102,7 +102,7 @@ class Lifecycle:
     # -- guarded ------------------------------------------------------------------------------------------------------
 
     def guarded(self, now: float, purpose: commands.Guarding, error: str | None) -> None:
-        """The kernel has (or has not) the guard of new connections."""
+        """The kernel guards new connections, or has refused: they are protected, or not."""
         connections = self._host.table.select(purpose.cids)
         protected: list[Connection] = []
         for connection in connections:
@@ -136,7 +136,7 @@ class Lifecycle:
             self._moves.reconsider(now, [c for c in protected if c.movable])
 
     def unprotect(self, now: float, connection: Connection, reason: str) -> None:
-        """It is left alone.  One that has moved stays as it is, heard by every way: it dies without."""
+        """Stop protecting a connection.  The kernel's rules of one that has moved stay: without them it would die."""
         self._host.timers.cancel(timer_kinds.LongLived(connection.cid))
         if connection.state is not State.REFUSED:
             self._contact.refuse(now, connection, reason)
@@ -151,7 +151,7 @@ class Lifecycle:
         self._contact.update_keep(now, connection.peer)
 
     def leave(self, now: float, key: bytes, reason: str) -> None:
-        """Everything with this peer becomes unprotected."""
+        """Stop protecting all connections with this peer, and tell the peer."""
         movable = self._host.table.movable(key)
         for connection in self._host.table.of(key):
             if connection.state not in (State.CLOSED, State.REFUSED):
@@ -163,7 +163,7 @@ class Lifecycle:
     # -- ending -------------------------------------------------------------------------------------------------------
 
     def gone(self, now: float, socket: FourTuple) -> None:
-        """Its socket no longer exists.  Rewriting goes on for as long as packets may be under way."""
+        """A connection's socket is gone.  Its rules stay as long as packets may be under way."""
         connection = self._host.table.at(socket)
         if connection is None:
             return
@@ -186,24 +186,24 @@ class Lifecycle:
         self._contact.update_keep(now, connection.peer)
 
     def linger_over(self, cid: bytes) -> None:
-        """Nothing of it is under way any more."""
+        """No packet of a closed connection is under way any more: remove its rules."""
         if (connection := self._host.table.get(cid)) is not None:
             self._suspension.unguard([connection])
 
     def bury(self, cid: bytes) -> None:
-        """It has been listed for long enough."""
+        """A closed connection has been listed for LISTED: remove it."""
         if (connection := self._host.table.get(cid)) is not None:
             self._suspension.unguard([connection])  # in case its lingering was extended meanwhile
             self._host.table.bury(connection)
 
     def end(self, now: float, connection: Connection, reason: str) -> None:
-        """Close its socket."""
+        """Close a connection's socket."""
         self._host.emit(commands.Destroy((connection.socket,)))
         self._host.finish(now, connection, reason)
         self.gone(now, connection.socket)
 
     def release(self, now: float, cid: bytes) -> None:
-        """A person wants it left alone."""
+        """A person stops the protection of a connection, on both hosts."""
         connection = self._host.table.get(cid)
         if connection is None or connection.state is State.CLOSED:
             return
@@ -213,7 +213,7 @@ class Lifecycle:
             self._agreement.tell_end(now, connection.peer, End.RELEASED, (cid,))
 
     def kill(self, now: float, cid: bytes) -> None:
-        """Close on both hosts."""
+        """A person closes a connection, on both hosts."""
         connection = self._host.table.get(cid)
         if connection is None or connection.state is State.CLOSED:
             return
@@ -222,7 +222,7 @@ class Lifecycle:
         self.end(now, connection, "killed")
 
     def on_end(self, now: float, event: events.Received, message: messages.EndOf) -> None:
-        """A peer does not protect these any more."""
+        """A peer no longer protects these: they have ended there, were released, or are to be killed."""
         self._peers_claims.withdrawn(event.key, message.cids)
         for connection in self._host.table.select(message.cids):
             if connection.peer != event.key:
@@ -242,7 +242,7 @@ class Lifecycle:
     # -- after a restart, of this daemon or the peer's ----------------------------------------------------------------
 
     def restore(self, now: float, connections: Iterable[Connection]) -> None:
-        """The kernel has their flows already; agree with the peers again."""
+        """At start: take on the connections of an earlier run, and compare them with their peers."""
         keys = set()
         restored = []
         for connection in connections:
@@ -262,7 +262,7 @@ class Lifecycle:
             self._contact.reach(now, key)
 
     def synced(self, now: float, key: bytes, reply: messages.SyncReply, doubtful: tuple[bytes, ...]) -> None:
-        """What the peer has lost is claimed again where it can be: not moved; else it stays as it is, unprotected."""
+        """A peer has lost these: claim again those that have not moved, and stop protecting the others."""
         lost = [c for c in self._host.table.select(reply.cids) if c.peer == key and c.movable]
         again = [c for c in lost if not c.moved]
         for connection in lost:

@@ -20,7 +20,7 @@ class Interface(NamedTuple):
 
     @property
     def confines(self) -> str:
-        """What connections that began on it do not leave; empty: nothing keeps them."""
+        """The VRF or VPN interface that connections which began here must not leave; empty: none."""
         return self.vrf or (self.name if self.vpn else "")
 
 
@@ -33,12 +33,12 @@ class Network(NamedTuple):
     interfaces: Mapping[IPAddress, Interface] = {}  # of the usable ones
 
     def is_ours(self, address: IPAddress) -> bool:
-        """What is sent there comes back to us: whatever a peer says, it cannot be reached there."""
+        """Whether this host itself receives what is sent there.  A peer may name it, but is not reached there."""
         return address in self.usable or address in self.own
 
     @property
     def for_others(self) -> tuple[IPAddress, ...]:
-        """Ours that others can reach, of both families; as many as a message names."""
+        """Our addresses that others can reach, of both families, as many as a message has room for."""
         known = [a for a in self.usable if not (a.is_loopback or a.is_link_local or a.is_multicast)]
         half = messages.MAX_ADDRESSES // 2
         return tuple(a for version in (4, 6) for a in sorted(b for b in known if b.version == version)[:half])

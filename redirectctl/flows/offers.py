@@ -15,7 +15,7 @@ class Offers:
         self._flows: set[int] = set()
 
     def make(self) -> Offer:
-        """A fresh one."""
+        """A new offer, with a flow id and a key that were never used."""
         if len(self._flows) > 4 * len(self._host.table) + 4096:  # mostly of claims that came to nothing, or have ended
             self._flows = {c.receiving.flow for c in self._host.table if c.receiving is not None}
         flow = 0
@@ -25,6 +25,6 @@ class Offers:
         return Offer(flow, self._host.rng(16), int.from_bytes(self._host.rng(8)) % messages.MAX_START)
 
     def keep(self, offer: Offer | None) -> None:
-        """One of an earlier run."""
+        """Note an offer of an earlier run, whose flow id is taken."""
         if offer is not None:
             self._flows.add(offer.flow)

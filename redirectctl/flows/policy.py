@@ -10,7 +10,7 @@ from redirectctl.wire.addr import IPNetwork
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """As redirectctl.toml says."""
+    """The configuration's values, with durations in seconds."""
 
     control_port: int = constants.CONTROL_PORT
     first_contact: str = "ask"  # ask | accept-new | refuse

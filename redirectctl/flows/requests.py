@@ -52,7 +52,7 @@ class _Request:
 
 
 class Requests:
-    """Unanswered requests of this host."""
+    """This host's requests that are not answered yet."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -68,7 +68,7 @@ class Requests:
         failed: Failed,
         path: tuple[SockAddr | None, IPAddress | None] = (None, None),
     ) -> None:
-        """Send ``build(request id)`` to a peer until it answers: then ``answered`` is called, else ``failed``.
+        """Send ``build(request id)`` to a peer until it answers, then call ``answered``; without an answer, ``failed``.
 
         It is built anew each time; None: there is nothing to ask any more.
         """
@@ -81,7 +81,7 @@ class Requests:
             gone[1].failed(now)
 
     def retry(self, now: float, number: int) -> None:
-        """The timer of a request."""
+        """A request has not been answered in time: send it again, or give it up."""
         request = self._open.get(number)
         if request is None:
             return
@@ -98,7 +98,7 @@ class Requests:
         request.tries += 1
 
     def answer(self, now: float, key: bytes, number: int, message: Message) -> None:
-        """An answer came; only from the peer that was asked, and of the right kind, does it count."""
+        """An answer has arrived.  It counts only from the peer that was asked, and if it is of the right kind."""
         request = self._open.get(number)
         if request is None or request.message is None or request.key != key:
             return

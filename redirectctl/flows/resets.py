@@ -26,7 +26,7 @@ from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
 
 class Resets:
-    """Held RSTs, and peers' questions about ours."""
+    """Holds RSTs until the peer has answered, and answers peers' questions about sockets of this host."""
 
     def __init__(self, host: Host, requests: Requests, liveness: Liveness, suspension: Suspension) -> None:
         self._host = host
@@ -40,7 +40,7 @@ class Resets:
         self._number = 0
 
     def held(self, now: float, socket: FourTuple, token: int, *, opened: bool = False) -> None:
-        """Decide, or ask the peer."""
+        """Pass or drop a held RST, or ask the peer."""
         connection = self._host.table.at(socket)
         if connection is None or not connection.movable or connection.peer is None:
             self._host.emit(commands.Verdict(token, accept=True))
@@ -65,14 +65,14 @@ class Resets:
             )
 
     def _hold(self, now: float, key: bytes, cid: bytes, token: int, opened: bool) -> bool:
-        """Until the peer has answered.  Where there is no room one is dropped: the next segment draws another."""
+        """Keep an RST until the peer answers.  Without room, one is dropped: the next segment draws another."""
         gone = self._held.put(constants.MAX_RST_QUESTIONS, key, cid, (token, opened))
         if gone is not None and gone[0] != cid:
             self._settle(now, gone[0], gone[1][0], gone=False, reason="being-asked")
         return cid in self._held
 
     def _from_there(self, connection: Connection) -> bool:
-        """Both hosts are where they were when the connection began, for all that is known."""
+        """Whether, for all that is known, both hosts are where they were when the connection began."""
         here, there = connection.socket
         elsewhere = connection.outer_remote is not None and connection.outer_remote.host != there.host
         local_now = here.host in self._host.network.usable and connection.reason != "no-path"
@@ -111,7 +111,7 @@ class Resets:
     # -- a peer asks about our socket ---------------------------------------------------------------------------------
 
     def asked(self, now: float, event: events.Received) -> None:
-        """Look it up; only who shares the connection learns about it."""
+        """A peer asks about a socket: look it up.  Only the peer of that connection gets an answer."""
         message = event.message
         if not isinstance(message, messages.RstQuery):
             return
@@ -129,7 +129,7 @@ class Resets:
             self._host.emit(commands.CheckSockets(commands.PeersReset(self._number), (connection.socket,)))
 
     def checked(self, now: float, number: int, present: frozenset[FourTuple] | None) -> None:
-        """The socket table has been read.  Where it could not be there is no answer: the peer keeps the RST back."""
+        """Answer the peer.  Where the kernel could not be asked there is no answer: the peer keeps the RST back."""
         asked = self._asked.pop(number)
         if asked is not None and present is not None:
             key, source, local, request = asked

@@ -26,100 +26,100 @@ class _OfMove:
 
 @dataclass(frozen=True, slots=True)
 class RetryRequest:
-    """A request has not been answered."""
+    """A request has not been answered in time."""
 
     number: int
 
 
 class LongLived(_OfConnection):
-    """A connection is as old as those that are protected."""
+    """A connection is old enough to be protected."""
 
 
 class ClaimAgain(_OfConnection):
-    """A connection was refused, and may not be the next time."""
+    """A connection that was refused, or waits for approval, may be tried again."""
 
 
 @dataclass(frozen=True, slots=True)
 class NegotiateAgain:
-    """A host did not answer, and may now."""
+    """A host that did not answer may be tried again."""
 
     host: IPAddress
 
 
 class Undecided(_OfConnection):
-    """The peer has neither taken our claim on nor made its own."""
+    """The peer has neither answered our claim nor made its own."""
 
 
 class Linger(_OfConnection):
-    """Nothing of a closed connection is under way any more."""
+    """No packet of a closed connection is under way any more."""
 
 
 class Bury(_OfConnection):
-    """A closed connection has been listed for long enough."""
+    """A closed connection has been listed for LISTED."""
 
 
 class Reach(_OfPeer):
-    """There are protected connections, and no session."""
+    """Protected connections are without a session: contact the peer again."""
 
 
 class KeepAlive(_OfPeer):
-    """A NAT may forget the peer."""
+    """A NAT may be about to forget the peer."""
 
 
 class StoreAddresses(_OfPeer):
-    """What a peer says of its addresses may be stored again."""
+    """The addresses that a peer names may be stored again."""
 
 
 class Compare(_OfPeer):
-    """The peer has not all the connections of a move: ask which."""
+    """A peer lacks connections of a move: it may be asked again which."""
 
 
 class RetryClaim(_OfConnection):
-    """Nothing came of a try to prove a claim."""
+    """A try to prove a claim has brought no answer in time."""
 
 
 class SendBind(_OfPeer):
-    """All tokens that came within a moment go in one BIND."""
+    """Tokens have been gathered for GATHER_TIME: they go in one BIND."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimExpired:
-    """The peer has not proven its claim."""
+    """A peer has not proven its claim in time."""
 
     key: bytes
     cid: bytes
 
 
 class RepeatAnnouncement(_OfMove):
-    """An announcement has not been acknowledged."""
+    """An announcement has not been acknowledged in time."""
 
 
 class ChoosePair(_OfMove):
-    """A better pair has had its time to answer."""
+    """Better pairs have had PATIENCE to answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseTunnel:
-    """The peer has had its time to get ready for what the tunnel holds."""
+    """The peer has had READY_TIME to get ready for what the tunnel holds."""
 
     cids: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RepeatChallenge:
-    """A challenge has not been answered."""
+    """A challenge has not been answered in time."""
 
     key: bytes
     epoch: int
 
 
 class FollowHint(_OfPeer):
-    """There may be a better address."""
+    """The pause after a hint at a better address is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeAddress:
-    """An address that did not carry may carry again."""
+    """An address that failed may be probed."""
 
     key: bytes
     address: IPAddress
@@ -127,7 +127,7 @@ class ProbeAddress:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSuspect:
-    """An address may not carry."""
+    """A probe of an address that the peer has left has not been answered in time."""
 
     key: bytes
     address: IPAddress
@@ -135,45 +135,45 @@ class ProbeSuspect:
 
 @dataclass(frozen=True, slots=True)
 class TryPlain:
-    """Try the plain way once more."""
+    """Plain packets may be tried on a route again."""
 
     route: Route
 
 
 @dataclass(frozen=True, slots=True)
 class OpenTuples:
-    """Tuples on which tokens have come may be received."""
+    """Plain packets may be received on further tuples."""
 
 
 @dataclass(frozen=True, slots=True)
 class StopListening:
-    """Nobody proves anything any more."""
+    """Peers have had their time to prove plain packets."""
 
 
 class RefusePlain(_OfPeer):
-    """The peer has had its time to go into the tunnel too."""
+    """The peer has had its time to go into the tunnel too: plain packets are refused from now on."""
 
 
 class SuspendInKernel(_OfPeer):
-    """There has been no path for long enough."""
+    """There has been no path for long enough: the kernel has to hold connections back."""
 
 
 class PeerSilent(_OfPeer):
-    """The peer owes an answer."""
+    """A peer has owed an answer for suspend_after."""
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """It has been too long for some."""
+    """Connections may have been without a path for give_up_after."""
 
 
 class AskPlainly(_OfPeer):
-    """Ask the kernels of peers."""
+    """The kernel of a peer may be asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlaceExpired:
-    """What was said of a place is old."""
+    """What somebody said of a peer's place is too old to be tried."""
 
     key: bytes
     origin: str
@@ -185,30 +185,30 @@ class FindRoutes:
 
 
 class SeekAgain(_OfPeer):
-    """There is still no route to the peer."""
+    """There may still be no route to the peer: ask again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """Time for the next registration."""
+    """The next registration at a rendezvous is due."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Punch:
-    """Once more to where the peer may be."""
+    """The next keepalive to where a peer may be is due."""
 
     key: bytes
     to: SockAddr
 
 
 class TryDirect(_OfPeer):
-    """Is there a way without the rendezvous?"""
+    """A peer of relayed connections may be tried without the rendezvous."""
 
 
 class GuestExpired(_OfPeer):
-    """A registration has not been renewed."""
+    """A guest has not renewed its registration."""
 
 
 Timer: TypeAlias = (

@@ -16,7 +16,7 @@ from redirectctl.wire.addr import SockAddr
 
 
 class Trusting:
-    """Peers' states, and what follows for their connections."""
+    """Sets peers' states, and does what follows for their connections."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Trusting:
         self._lifecycle = lifecycle
 
     def approve(self, now: float, key: bytes) -> None:
-        """A person, or the policy, trusts this key."""
+        """A person, or the policy, trusts this key: protect the connections that waited for that."""
         peer = self._host.peers.get(key)
         if peer is None:
             return
@@ -55,7 +55,7 @@ class Trusting:
         self._contact.negotiate(now, waiting)
 
     def reject(self, now: float, key: bytes) -> None:
-        """Never again; what was protected with it no longer is."""
+        """A person rejects this key: stop protecting its connections, and never accept it again."""
         peer = self._host.peers.get(key)
         if peer is None:
             return
@@ -66,7 +66,7 @@ class Trusting:
         self._lifecycle.leave(now, key, "peer-rejected")
 
     def forget(self, now: float, key: bytes) -> None:
-        """As if never met."""
+        """A person forgets this peer: stop protecting its connections, and know nothing of it."""
         peer = self._host.peers.get(key)
         self._lifecycle.leave(now, key, "peer-forgotten")
         self._drop_peer(key)
@@ -75,14 +75,14 @@ class Trusting:
                 self._drop_peer(other.key)
 
     def had_to_go(self, now: float, key: bytes) -> None:
-        """There was no room for this peer any more: what was about to be protected with it will not be."""
+        """The endpoint has dropped this peer for want of room: stop protecting its connections."""
         for connection in self._host.table.of(key):
             if connection.movable or connection.state is State.NEGOTIATING:
                 self._lifecycle.unprotect(now, connection, "peer-forgotten")
         self._dropped(key)
 
     def _dropped(self, key: bytes) -> None:
-        """A peer is gone: nothing is remembered of it."""
+        """Have all parts forget a peer that is gone."""
         self._agreement.forget(key)
         self._places.forget(key)
         self._addresses.forget(key)
@@ -96,7 +96,7 @@ class Trusting:
     # -- another key where one is known -------------------------------------------------------------------------------
 
     def another_key(self, now: float, at: SockAddr, known: bytes, seen: bytes) -> None:
-        """Somebody else answers where a peer was."""
+        """Another key answers at an address where a peer was expected: find out whether that is a key change."""
         if not self._was_at(known, at) or self._is_other(known, at, seen):
             # Names are often out of date, and a peer can name any address as its own: whoever is there is no danger
             # to the key that we know, and that host's key no change of this one.
@@ -109,12 +109,12 @@ class Trusting:
         return peer is not None and peer.was_at(at.host)
 
     def _is_other(self, known: bytes, at: SockAddr, seen: bytes) -> bool:
-        """A host that we know answers where another was thought to be, not where that one was ever called."""
+        """Whether a known host answers at an address at which the expected peer was never called."""
         peers = self._host.peers
         return seen in peers and known in peers and at.host not in peers[known].identity
 
     def _key_changed(self, now: float, at: SockAddr, known: bytes, seen: bytes) -> None:
-        """As with ssh: loud, and nothing goes on until a person has looked."""
+        """Log a changed key, list it as a peer of its own, and protect nothing more there until a person decides."""
         peers = self._host.peers
         self._host.notice("peer.key_changed", peer=seen, reason="key-changed", address=at.host, known=known.hex())
         if seen not in peers:

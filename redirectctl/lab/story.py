@@ -102,15 +102,15 @@ class Demo:
         self._tell.say("The protected session says which addresses it has. They will not change:")
         self._tell.show(f"server$ echo $SSH_CONNECTION\n{' '.join(self._ends)}")
         self._tell.say(
-            "When the connection is 2 s old (10 s if not configured otherwise), the client's daemon turns to the "
-            "server's. They do not know each other. As with ssh, a person compares the fingerprint once: what the "
-            "server says of itself …"
+            "When the connection is 2 s old (10 s if not configured otherwise), the client's daemon contacts the "
+            "server's daemon. They do not know each other. As with ssh, a person compares the fingerprint once. The "
+            "server shows its own:"
         )
         client, server = self._daemons[lab.client], self._daemons[lab.server]
         met = client.wait_peer("pending", timeout=PATIENCE)
         identity = server.ctl("identity")
         self._tell.show(f"server$ redirectctl identity\n{identity['fingerprint']}\n{identity['picture']}")
-        self._tell.say("… must be what the client has been shown by whoever answered there:")
+        self._tell.say("The client shows the fingerprint of the host that answered. It must be the same:")
         self._approve(client, met, identity)
         self._tell.say("And the same on the server, for the client's fingerprint:")
         self._approve(server, server.wait_peer("pending", timeout=PATIENCE), client.ctl("identity"))
@@ -145,7 +145,7 @@ class Demo:
         )
         rows = self._protected(3)
         self._tell.show("\n".join(f"{self._program(row):8} {row['local']} -> {row['remote']}" for row in rows))
-        self._tell.say("All three are protected now. Their packets travel as ever; nothing touches them yet.")
+        self._tell.say("All three are protected now. Until a move, their packets travel as without redirectctl.")
 
     def _program(self, row: dict[str, Any]) -> str:
         if row["local"] == self._ticker.local:
@@ -171,8 +171,8 @@ class Demo:
         self._tell.chapter("The client goes on to the office; a stranger takes its address")
         self._tell.say(
             "In the café somebody else is given the address that the client leaves. Their machine knows nothing of "
-            'the connections. It answers the server\'s packets with RST, by which TCP says "no such connection": '
-            "an ordinary connection dies of that at once."
+            'the connections. It answers the server\'s packets with RST, by which TCP says "no such connection". '
+            "An RST ends an ordinary connection at once."
         )
         old = lab.client.address(self._version)
         # Otherwise the stranger would get UDP datagrams, to which nobody answers with RST.
@@ -181,7 +181,7 @@ class Demo:
         for host in (lab.server, lab.client):
             what = f"the {host.name} reaches the stranger, who has {old} now"
             wait_until(lambda host=host: _refused(host, str(old)), PATIENCE, what, poll=0.1)  # type: ignore[misc]
-        self._tell.say(f"And the stranger has not lost anything: client and server can reach it at {old}.")
+        self._tell.say(f"The stranger is not affected: client and server can reach it at {old}.")
 
     def _server_sends_plainly(self) -> bool:
         return self._paths(self._lab.server) == {"rewritten"}
@@ -198,7 +198,7 @@ class Demo:
         for host in (lab.client, lab.server):
             what = f"the {host.name} sends as at first"
             wait_until(lambda host=host: self._paths(host) == {"original"}, PROVING, what, poll=0.1)  # type: ignore[misc]
-        self._tell.say("It has its first address again, so packets travel as at first, without being rewritten.")
+        self._tell.say("The client has its first address again, so its packets are no longer rewritten.")
 
     def _server_moves(self) -> None:
         lab = self._lab
@@ -224,7 +224,7 @@ class Demo:
         if status != 0:
             raise Failure(f"the ssh session ended with {status}")
         self.outcomes[:0] = [
-            "ssh: answered every time, at its first addresses to the end; exit status 0",
+            "ssh: answered after every move, and saw its first addresses to the end; exit status 0",
             f"scp: {self._megabytes} MB copied, moves meanwhile: {self._copied_through}; every byte is right",
             f"records: {records} sent; all arrived, once and in order",
         ]
@@ -244,7 +244,7 @@ class Demo:
             raise Failure(f"{host.name} still has {old}")
         self._tell.say(
             f"{old} is gone from the {host.name}{', and the stranger has it' if stranger else ''}. For "
-            f"{self._outage:g} s the {host.name} has no address at all. What is typed now has to wait:"
+            f"{self._outage:g} s the {host.name} has no address at all. A command that is typed now has to wait:"
         )
         word = f"move {len(self.moves) + 1}:"
         command = f"echo {word} $(stat -c %s film) bytes are here"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Bucket:
-    """A rate of something."""
+    """A token bucket: ``rate`` tokens a second, at most ``burst`` of them at a time."""
 
     rate: float  # a second
     burst: float
@@ -15,11 +15,11 @@ class Bucket:
     at: float  # when it held them
 
     def level(self, now: float) -> float:
-        """What may be taken."""
+        """How many tokens there are now."""
         return min(self.burst, self.tokens + max(0.0, now - self.at) * self.rate)
 
     def take(self, now: float, count: float = 1) -> bool:
-        """So many more?"""
+        """Take ``count`` tokens; False if there are fewer."""
         self.tokens, self.at = self.level(now), now
         if self.tokens < count:
             return False
@@ -27,19 +27,19 @@ class Bucket:
         return True
 
     def credit(self, now: float, count: float) -> None:
-        """So many more may be taken than time gives."""
+        """Add ``count`` tokens, as far as the bucket has room."""
         self.tokens, self.at = min(self.burst, self.level(now) + count), now
 
 
 class Buckets:
-    """One for each peer; of too many the one that was used least recently goes, and is full again."""
+    """One bucket for each peer.  Where there is no room, the one least recently used goes, and begins full again."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._of: dict[bytes, Bucket] = {}
 
     def take(self, now: float, key: bytes, rate: float, burst: float, count: int = 1) -> bool:
-        """So many more for this peer?"""
+        """Take ``count`` tokens of this peer's; False if there are fewer."""
         bucket = self._of.pop(key, None)
         while len(self._of) >= self._most:
             del self._of[next(iter(self._of))]
@@ -47,5 +47,5 @@ class Buckets:
         return bucket.take(now, count)
 
     def forget(self, key: bytes) -> None:
-        """The peer is dropped."""
+        """Forget a peer's bucket."""
         self._of.pop(key, None)

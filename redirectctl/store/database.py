@@ -27,17 +27,21 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.IntegrityError, sqlite3.DataError) as error:
-        raise RecordError(str(path), str(error), "this is a mistake in redirectctl, please report it") from error
+        raise RecordError(str(path), str(error), "this is a bug in redirectctl, please report it") from error
     except sqlite3.DatabaseError as error:
         damaged = type(error) is sqlite3.DatabaseError  # what SQLITE_CORRUPT and SQLITE_NOTADB become
         hint = (
-            "put back a copy, or remove it and let peers approve the new key" if damaged else "see to disk and rights"
+            "put back a copy, or remove it and let peers approve the new key"
+            if damaged
+            else "check the disk and the permissions"
         )
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:  # SQLite does not say why
-            hint = "see to its rights, and to the limit of open files (LimitNOFILE= of the unit, ulimit -n)"
+            hint = "check its permissions and the limit of open files (LimitNOFILE= of the unit, ulimit -n)"
         raise StoreError(str(path), str(error), hint) from error
     except OSError as error:
-        raise StoreError(str(path), error.strerror or str(error), "see to the directory's owner and rights") from error
+        raise StoreError(
+            str(path), error.strerror or str(error), "check the directory's owner and permissions"
+        ) from error
 
 
 @contextmanager
@@ -74,7 +78,7 @@ def lock_directory(path: Path) -> int:
         raise StoreError(str(path), why, "stop that one or give this one its own --state-dir") from None
     except OSError as error:
         os.close(descriptor)
-        raise StoreError(str(path), error.strerror or str(error), "see to disk and rights") from error
+        raise StoreError(str(path), error.strerror or str(error), "check the disk and the permissions") from error
     return descriptor
 
 

@@ -251,7 +251,7 @@ class TestFirewall:
         drop(lab.router, "udp dport 7747 drop", "forward")
         code, checks = doctor(pair.client, server)
         assert (code, set(not_ok(checks))) == (1, {"peer.control-port"})
-        assert "nobody says why" in checks["peer.control-port"]["found"]
+        assert "without an ICMP error" in checks["peer.control-port"]["found"]
         sh(lab.router, "nft delete table inet guard")
 
         assert not_ok(doctor(pair.client, server)[1]) == {}
@@ -277,7 +277,7 @@ class TestBetween:
         checks = doctor(pair.client, server_address(pair))[1]
         assert checks["peer.nat"]["found"].startswith(f"none: it sees this host at {pair.lab.client.address()}:7747")
         assert checks["peer.families"]["found"] == "IPv4 and IPv6 here and there"
-        assert checks["peer.paths"]["found"] == "1 as ever"
+        assert checks["peer.paths"]["found"] == "1 plain, unchanged"
         assert checks["peer.tunnel"]["found"] == "not in use"
         assert checks["peer.integrity"]["found"] == "off here and there"
 
@@ -413,7 +413,7 @@ class TestWithoutADaemon:
         assert set(not_ok(checks)) - {"leftovers.cgroups"} == {"daemon"}
         done = _run(daemon)
         assert done.stderr.startswith("redirectctl: doctor: ")
-        assert "checked only what needs no daemon" in done.stderr
+        assert "only the checks that need no daemon were made" in done.stderr
 
     def test_killed_while_a_moved_connection_lives(self, pair: Pair, ticking: Ticker):
         lab = pair.lab

@@ -248,7 +248,7 @@ class TestWords:
     def test_reasons_are_put_into_words_with_what_can_be_done(self):
         assert in_short("no-path") == "no address of this host reaches the other one"
         assert explained("no-path") == explained_fully("no-path") == f"{in_short('no-path')} (no-path)"
-        assert explained_fully("released-there").splitlines() == ["it was released there (released-there)"]
+        assert explained_fully("released-there").splitlines() == ["a person released it there (released-there)"]
         meaning, hint = explained_fully("port-not-accepted").splitlines()
         assert meaning == f"{explained('port-not-accepted')}"
         assert hint == "→ see protect.accept_ports there"

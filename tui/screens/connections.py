@@ -73,7 +73,7 @@ class ConnectionsPane(Vertical):
 
     def compose(self) -> ComposeResult:
         """Filter, table, a line of what is shown."""
-        yield Input(placeholder="filter: words that a row must have", id="filter", compact=True)
+        yield Input(placeholder="filter: show only rows with these words", id="filter", compact=True)
         yield Lines[Row](COLUMNS, lambda row: row.connection.id, self._cells, empty=NOTHING, id="table")
         with Horizontal(id="preview", classes="preview"):
             yield Static("", id="facts-of-row", markup=False)

@@ -26,7 +26,7 @@ COMPARE = (
 )
 CHANGED = (
     "Somebody may be answering in that host's place. Or it was installed\n"
-    "anew. Nothing goes on until this is settled:\n\n"
+    "anew. No connection with it is protected until you decide:\n\n"
     "1. Ask its administrator, not over this network, which key it has\n"
     "   (redirectctl identity). Not the new one? Reject that here.\n"
     "2. Really the new one? Forget the known key under Peers and connect\n"

@@ -83,7 +83,9 @@ def peer_text(peer: Peer, picture: str) -> Text:
 
 def peer_facts(peer: Peer, width: int = WIDTH) -> Text:
     """What a row has no room for."""
-    called = "" if isinstance(peer.contacted, UnsetType) else "a call from here" if peer.contacted else "its own call"
+    called = ""
+    if not isinstance(peer.contacted, UnsetType):
+        called = "this host called it" if peer.contacted else "it called this host"
     return pairs_text(
         [
             ("state", f"{PEERS[peer.state][0]} {peer.state.value}"),
@@ -92,7 +94,7 @@ def peer_facts(peer: Peer, width: int = WIDTH) -> Text:
             ("sees us at", clean(peer.observed) if isinstance(peer.observed, str) else ""),
             ("first met", moment(peer.first_seen)),
             ("last contact", moment(peer.last_contact)),
-            ("met by", called),
+            ("met when", called),
             ("connections", str(peer.connections)),
         ],
         width,

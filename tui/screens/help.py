@@ -13,7 +13,7 @@ from redirectctl_tui.words import STATES
 KEYS: Final = (
     ("1 2 3 4", "Connections, Peers, Moves, Network"),
     ("↑ ↓ PgUp PgDn", "move; Enter or double click: details"),
-    ("/", "filter: words that a row must have"),
+    ("/", "filter: show only rows with these words"),
     ("s  S", "sort by the next column; the other way round"),
     ("p", "protect a running process, or an open connection"),
     ("r  k", "release: stop protecting; kill: close on both hosts"),
@@ -21,7 +21,7 @@ KEYS: Final = (
     ("Ctrl+P", "everything by name"),
     ("d  F5", "doctor of a peer, from here to there; of this host, again"),
     ("Ctrl+L", "draw the screen again"),
-    ("q", "quit; nothing depends on this program running"),
+    ("q", "quit; connections go on without this program"),
 )
 PATHS: Final = (
     ("original", "packets travel as without redirectctl"),

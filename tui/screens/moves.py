@@ -91,7 +91,12 @@ class MovesPane(Vertical):
                 ("what", entry.what),
                 ("peer", f"{peer_name(peer, entry.peer)}\n{entry.peer}" if entry.peer else ""),
                 ("connections", str(entry.connections or "")),
-                ("took", f"{took(entry.recovery)} from a usable address to the peer's word" if entry.recovery else ""),
+                (
+                    "took",
+                    f"{took(entry.recovery)} from a usable address to the peer's confirmation"
+                    if entry.recovery
+                    else "",
+                ),
                 ("gap", f"{took(entry.gap)} without a path" if entry.gap is not None else ""),
                 ("because", explained_fully(entry.reason)),
                 ("detail", entry.detail),

@@ -38,7 +38,7 @@ def check(rules: Ruleset, port: int, versions: tuple[int, ...] = (4, 6)) -> Chec
         remedies = list(dict.fromkeys(remedy for remedy, _ in told.values() if remedy))
         hint = f"let UDP {port} through: {several(remedies)}" if remedies else f"let UDP {port} through"
         return fail(NAME, text, hint) if dropped else warn(NAME, text, hint)
-    exception = ", but for rules about certain addresses, interfaces or rates" if depends else ""
+    exception = ", except where rules name certain addresses, interfaces or rates" if depends else ""
     return ok(NAME, f"this host's own rules let UDP {port} in and out{exception}")
 
 

@@ -67,7 +67,7 @@ class Asked:
 
 
 class PeersClaims:
-    """Claims of peers."""
+    """Judges the claims of peers, has them proven, and takes the proven connections on."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class PeersClaims:
         self._comparing = Buckets(constants.MAX_HEARD)  # proofs by numbers that are looked at
 
     def received(self, now: float, event: events.Received) -> None:
-        """Protect, Bind, BindNumbers."""
+        """Handle PROTECT, BIND or BIND_NUMBERS."""
         match event.message:
             case Protect():
                 self._on_protect(now, event, event.message)
@@ -108,7 +108,7 @@ class PeersClaims:
     # -- a claim ------------------------------------------------------------------------------------------------------
 
     def _on_protect(self, now: float, event: events.Received, message: Protect) -> None:
-        """Check what can be checked without knowing which connection it is."""
+        """Judge what can be judged before the connection is known, and ask for a proof of the rest."""
         peer = self._host.peers[event.key]
         verdicts: list[Verdict] = []
         for claim in message.claims:
@@ -120,7 +120,7 @@ class PeersClaims:
         self._host.send(now, event.key, messages.Protected(message.request, tuple(verdicts)), event.source, event.local)
 
     def _judge(self, peer: Peer, claim: Claim) -> Status | None:
-        """A refusal, or None to go on."""
+        """Why a claim is refused, or None."""
         if peer.state is not PeerState.APPROVED:
             return Status.REJECTED if peer.state is PeerState.REJECTED else Status.PENDING
         known = self._host.table.get(claim.cid)
@@ -131,7 +131,7 @@ class PeersClaims:
         return None
 
     def _full(self, peer: Peer) -> bool:
-        """What is protected does not make room again.
+        """Whether there is no room for one more connection of this peer: protected ones do not make room again.
 
         So nobody has more than are left for all others, and some are left to those that a person has approved, or that
         this host has called.
@@ -147,7 +147,7 @@ class PeersClaims:
         )
 
     def _keep(self, now: float, event: events.Received, claim: Claim) -> bool:
-        """Wait for its token.  False: there are too many; the peer may try again later."""
+        """Wait for the claim's token.  False: too many are waiting; the peer may try again later."""
         which = event.key, claim.cid
         known = self._host.table.get(claim.cid)
         if known is not None and known.peer == event.key and claim.epoch <= known.remote_epoch:
@@ -193,7 +193,7 @@ class PeersClaims:
         )
 
     def expired(self, now: float, key: bytes, cid: bytes) -> None:
-        """The timer of a claim: the peer has not proven it."""
+        """The peer has not proven its claim within CLAIM_TIME: drop it."""
         claimed = self._claimed.get((key, cid))
         if claimed is None:
             return
@@ -204,13 +204,13 @@ class PeersClaims:
         self._report(key, claimed.claim, Status.NOT_YOURS)
 
     def withdrawn(self, key: bytes, cids: tuple[bytes, ...]) -> None:
-        """The peer does not claim these any more."""
+        """The peer no longer claims these: drop the claims."""
         for cid in cids:
             if (key, cid) in self._claimed:
                 self._drop((key, cid))
 
     def forget(self, key: bytes) -> None:
-        """The peer is dropped: what it has claimed keeps nobody else's from being heard."""
+        """Forget a peer, so that its claims take no room from others."""
         for which in self._claimed.keys(key):
             self._drop(which)
         for which in self._done.keys(key):
@@ -233,7 +233,7 @@ class PeersClaims:
     # -- its proof ----------------------------------------------------------------------------------------------------
 
     def token(self, now: float, arrived: FourTuple, token: bytes) -> bool:
-        """A token has come.  False: it belongs to no claim."""
+        """A token has arrived: look for the socket that it arrived at.  False if it belongs to no claim."""
         claimed = self._awaited.get(digest(token))
         if claimed is None:
             return False
@@ -253,20 +253,20 @@ class PeersClaims:
             self._host.emit(commands.Prove((commands.Proof(place, token),)))
 
     def sent(self, socket: FourTuple, token: bytes, numbers: Numbers) -> None:
-        """A token that goes back leaves with these numbers: what the claimant sees of them must be the same."""
+        """Note with which numbers a token goes back: the claimant has to report the same."""
         claimed = self._answers.get(token)
         if claimed is not None and claimed.places.get(socket) == token:
             claimed.sent.setdefault(token, []).append(numbers)
 
     def _look(self, claimed: Claimed, place: FourTuple) -> None:
-        """Is there such a socket?"""
+        """Ask whether this host has such a socket."""
         self._number += 1
         self._looking.put(constants.MAX_CLAIMED, claimed.key, self._number, (claimed, place))
         if self._number in self._looking:
             self._host.emit(commands.CheckSockets(commands.PeersClaim(self._number), (place,)))
 
     def checked(self, now: float, number: int, present: frozenset[FourTuple] | None) -> None:
-        """The socket table has been read: send a token back."""
+        """Answer to _look(): send a token back on the connection, if there is one and it may be claimed."""
         looked_for = self._looking.pop(number)
         if looked_for is None or present is None:
             return
@@ -283,7 +283,7 @@ class PeersClaims:
         self._answer(claimed, place)
 
     def _judge_at(self, peer: Peer, claim: Claim, place: FourTuple) -> Status | None:
-        """A refusal, now that the socket is known."""
+        """Why a claim is refused now that its socket is known, or None."""
         known, named = self._host.table.at(place), self._host.table.get(claim.cid)
         if named is not None and named is not known:
             return Status.CONFLICT
@@ -328,7 +328,7 @@ class PeersClaims:
             self._complete(now, asked)
 
     def _open(self, now: float, asked: Asked, cid: bytes) -> Claimed | None:
-        """The claim that is to be proven; None: answered already, or will be."""
+        """The claim that a BIND is to prove.  None: it is answered already, or will be."""
         which = asked.event.key, cid
         claimed, done = self._claimed.get(which), self._done.get(which)
         if claimed is not None and not claimed.taking:
@@ -363,7 +363,7 @@ class PeersClaims:
             self._compare(now, self._remember(asked))
 
     def _compare(self, now: float, number: int) -> None:
-        """With the numbers of every socket that it may be: they are asked for, one claim after the other."""
+        """Ask for the numbers of all sockets that the next claim may mean; complete when there is no claim left."""
         asked = self._asked.get(number)
         if asked is None:
             return  # it has too many under way, and asks again
@@ -377,7 +377,7 @@ class PeersClaims:
         )
 
     def numbers(self, now: float, number: int, found: Mapping[FourTuple, Numbers]) -> None:
-        """Sequence number bases of the sockets that it may be."""
+        """Answer to _compare(): the sequence number bases of those sockets.  The proof has to fit exactly one."""
         asked = self._asked.get(number)
         if asked is None:
             return
@@ -402,7 +402,7 @@ class PeersClaims:
         return self._number
 
     def _complete(self, now: float, asked: Asked) -> None:
-        """All that can be said of these claims is known: take on what is proven, and answer."""
+        """Every claim of a BIND is judged: take on what is proven, and answer."""
         key = asked.event.key
         peer = self._host.peers.get(key)
         for claimed, _, _ in asked.bound:
@@ -445,7 +445,7 @@ class PeersClaims:
             self._moves.reconsider(now, moved)
 
     def _ours_wins(self, key: bytes, claim: Claim, place: FourTuple) -> bool:
-        """Both hosts claim the same connection: the smaller id wins on both."""
+        """Whether our own claim of this connection wins: of two claims, both hosts keep the smaller id."""
         known = self._host.table.at(place)
         return known is not None and known.state is State.NEGOTIATING and known.peer == key and known.cid < claim.cid
 
@@ -478,7 +478,7 @@ class PeersClaims:
         return connection
 
     def reply(self, now: float, number: int, failed: bool = False) -> None:
-        """The kernel guards them, or refused."""
+        """The kernel guards the connections of a BIND, or has refused (``failed``): answer the peer."""
         asked = self._asked.pop(number)
         if asked is None:
             return

@@ -57,7 +57,7 @@ class Asking:
 
 
 class OwnClaims:
-    """Claims of ours."""
+    """Asks peers to protect connections, and proves that they are this host's."""
 
     def __init__(
         self, host: Host, requests: Requests, offers: Offers, kernel: KernelState, agreement: Agreement
@@ -73,7 +73,7 @@ class OwnClaims:
         self._gathered: dict[bytes, list[TokenArrival]] = defaultdict(list)  # by peer: for the next BIND
 
     def claim(self, now: float, peer: Peer, connections: Iterable[Connection]) -> None:
-        """Ask for these, some at a time.  They are being negotiated, with this peer."""
+        """Claim these connections with a peer, at most CLAIM_WINDOW at a time."""
         self._queued[peer.key].extend((c.cid, 1) for c in connections)
         self._next(now, peer.key)
 
@@ -129,7 +129,7 @@ class OwnClaims:
         )
 
     def end(self, now: float, cid: bytes) -> None:
-        """Nothing more is asked for this claim."""
+        """Stop asking for this claim."""
         asking = self._asking.pop(cid, None)
         if asking is None:
             return
@@ -172,7 +172,7 @@ class OwnClaims:
         self._kernel.guard(good)
 
     def _accept(self, now: float, c: Connection, asking: Asking, verdict: Verdict) -> bool:
-        """It has taken the connection on: has it seen what only the other end of it can see?"""
+        """The peer takes the connection on.  True if it proves that it has the other end."""
         proofs = [asking.token]
         if asking.numbers is not None:
             proofs.append(proof_of_numbers(ANSWERER, digest(asking.token), *asking.numbers))
@@ -216,7 +216,7 @@ class OwnClaims:
     # -- proving ------------------------------------------------------------------------------------------------------
 
     def _try(self, now: float, tried: Iterable[Asking]) -> None:
-        """One more token each, or what can be done without."""
+        """Send one more token for each, or prove it by sequence numbers when all tokens were in vain."""
         proofs: list[commands.Proof] = []
         for asking in tried:
             c = self._host.table.get(asking.cid)
@@ -239,7 +239,7 @@ class OwnClaims:
             self._host.emit(commands.Prove(tuple(proofs)))
 
     def retry(self, now: float, cid: bytes) -> None:
-        """Nothing came of a try."""
+        """A try has brought no answer: try again, or give the claim up."""
         asking = self._asking.get(cid)
         if asking is not None and asking.proving:
             self._try(now, [asking])
@@ -247,14 +247,14 @@ class OwnClaims:
             self._unanswered(now, [cid])
 
     def bind(self, now: float, key: bytes) -> None:
-        """All tokens that came within a moment go in one BIND."""
+        """Send one BIND with all tokens that came within GATHER_TIME."""
         tokens = tuple(self._gathered.pop(key, ()))
         for start in range(0, len(tokens), messages.MAX_PROTECT):
             part = tokens[start : start + messages.MAX_PROTECT]
             self._ask(now, key, [one.cid for one in part], lambda n, part=part: Bind(n, part))  # type: ignore[misc]
 
     def token(self, now: float, arrived: FourTuple, token: bytes, numbers: Numbers) -> bool:
-        """A token has come: the peer's answer, if it is on a connection that we claim.  Else False."""
+        """Take a token that answers a claim of ours.  False if it came on no connection that we claim."""
         c = self._host.table.at(arrived)
         asking = self._asking.get(c.cid) if c is not None else None
         if asking is None or not asking.proving:
@@ -270,7 +270,7 @@ class OwnClaims:
         return True
 
     def numbers(self, now: float, cid: bytes, found: Mapping[FourTuple, Numbers]) -> None:
-        """The sequence numbers of a connection of ours; none: they could not be found out."""
+        """Answer to AskNumbers: prove the claim by these numbers; without them it is refused."""
         c, asking = self._host.table.get(cid), self._asking.get(cid)
         if c is None or asking is None:
             return

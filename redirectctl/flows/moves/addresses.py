@@ -50,7 +50,7 @@ class Suspicion:
 
 
 class Addresses:
-    """What is known of our addresses, for each peer."""
+    """Knows, for each peer, which of this host's addresses carry and which the kernel prefers."""
 
     def __init__(self, host: Host, reach: Reach) -> None:
         self._host = host
@@ -63,7 +63,7 @@ class Addresses:
         self._hinted: dict[bytes, tuple[float, float]] = {}  # peers, when a hint was last followed, and the next pause
 
     def network_changed(self, before: Network, after: Network) -> None:
-        """Does the kernel prefer other addresses than before?"""
+        """Note where the kernel now prefers another address, and forget what was known of addresses that are gone."""
         for remote, sources in after.sources.items():
             former = before.sources.get(remote, ())
             if sources and former and sources[0] != former[0]:
@@ -74,7 +74,7 @@ class Addresses:
             self._forget(which)  # when it is back it may be another network
 
     def hinted(self, now: float, connection: Connection, sources: tuple[IPAddress, ...]) -> bool:
-        """Whether there may be a better address than the one that a connection has; if so, a move should find out."""
+        """Whether there may be a better address for this connection; a move then finds out."""
         key, local = connection.peer, connection.local_now
         if key is None or self._wanted(now, connection, sources) in (None, local):
             return False
@@ -89,7 +89,7 @@ class Addresses:
         return True
 
     def _wanted(self, now: float, connection: Connection, sources: tuple[IPAddress, ...]) -> IPAddress | None:
-        """The address that it should have, if it carries."""
+        """The address that this connection should move to; None: none."""
         key, local, version = connection.peer or b"", connection.local_now, connection.socket.version
         good = [a for a in sources if not self._failed(now, key, a) and not self._last(a)]
         own = [a for a in good if a.version == version]
@@ -123,14 +123,14 @@ class Addresses:
         return failure is not None and now < failure.until
 
     def failed(self, key: bytes) -> dict[IPAddress, Failure]:
-        """Our addresses that have not carried to a peer, and have not been seen to carry again since."""
+        """Our addresses that did not carry to a peer, and have not proven since that they do."""
         return {a: failure for (of, a), failure in self._failures.items() if of == key and not failure.over}
 
     def _last(self, address: IPAddress) -> bool:
         return comes_last(self._host.policy, self._host.network, address)
 
     def chosen(self, now: float, key: bytes, local: IPAddress, ranks: Mapping[IPAddress, int]) -> None:
-        """This one has answered, and better ones have not."""
+        """A pair with this address of ours was taken: the better addresses, which have not answered, have failed."""
         self._suspicions.pop((key, local), None)
         if (known := self._failures.get((key, local))) is not None:
             known.over = True
@@ -155,7 +155,7 @@ class Addresses:
         self._host.timers.cancel(timer_kinds.ProbeSuspect(*which))
 
     def forget(self, key: bytes) -> None:
-        """The peer is forgotten."""
+        """Forget a peer."""
         self._hinted.pop(key, None)
         for which in [w for w in (*self._failures, *self._suspicions) if w[0] == key]:
             self._forget(which)
@@ -163,11 +163,11 @@ class Addresses:
     # -- asking again -------------------------------------------------------------------------------------------------
 
     def follow_hint(self, now: float, key: bytes) -> None:
-        """The pause since the last one is over."""
+        """The pause since the last hint is over: look for a better address again."""
         self._host.report(now, facts.ReviewPaths(self._host.table.movable(key)))
 
     def probe(self, now: float, key: bytes, address: IPAddress) -> None:
-        """Does an address carry again that did not?"""
+        """Probe a failed address, if connections would use it."""
         failure = self._failures.get((key, address))
         if failure is None:
             return
@@ -186,17 +186,17 @@ class Addresses:
             self._fail(now, key, address)
 
     def _leavers(self, now: float, key: bytes, address: IPAddress) -> list[Connection]:
-        """Connections that would be at this address if it had not failed."""
+        """The connections that should be at this address, and are not, because it has failed."""
         movable = self._host.table.movable(key)
         return [c for c in movable if c.local_now != address and self._wanted(now, c, (address,)) == address]
 
     def _place(self, key: bytes, address: IPAddress, connections: list[Connection]) -> SockAddr | None:
-        """Where the peer may be reached from an address."""
+        """An address and port of the peer that this address of ours may reach."""
         targets = (to for c in connections for to in self._reach.targets(c))
         return next((to for to in targets if to.host.version == address.version), None)
 
     def received(self, now: float, event: events.Received) -> None:
-        """PathProbe: of the peer's; PathProbed: the answer to one of ours."""
+        """Answer a peer's PathProbe; take a PathProbed as the answer to a probe of ours."""
         match event.message:
             case PathProbe(nonce):
                 self._host.send(now, event.key, PathProbed(nonce), event.source, event.local)
@@ -235,7 +235,7 @@ class Addresses:
         self.probe_suspect(now, key, address)
 
     def probe_suspect(self, now: float, key: bytes, address: IPAddress) -> None:
-        """Does an address carry that may not?"""
+        """Probe an address that the peer has left.  After PROOFS probes without an answer it has failed."""
         suspicion = self._suspicions.get((key, address))
         if suspicion is None:
             return

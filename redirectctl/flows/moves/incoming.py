@@ -30,7 +30,7 @@ from redirectctl.wire.message import Acm, AcmAck, AcmStatus, PathChallenge, Path
 
 
 class PeersMoves:
-    """Announcements of peers."""
+    """Follows the announcements of peers, after a challenge."""
 
     def __init__(
         self,
@@ -55,13 +55,13 @@ class PeersMoves:
         self._own = own
 
     def repeat_challenge(self, now: float, key: bytes, epoch: int) -> None:
-        """A challenge was not answered."""
+        """A challenge has not been answered in time: send it again, or give up."""
         validation = self._announcements.validation(key, epoch)
         if validation is not None and not validation.applying:
             self._challenge(now, validation)
 
     def on_acm(self, now: float, event: events.Received, message: Acm) -> None:
-        """Challenge the way that it came, or refuse for a named reason."""
+        """Challenge the way on which an announcement came, or refuse it with a named reason."""
         key = event.key
         validation = self._announcements.validation(key, message.epoch)
         if validation is not None and validation.applying:
@@ -105,7 +105,7 @@ class PeersMoves:
         self._take_way(now, validation, event, message)
 
     def _again(self, now: float, event: events.Received, message: Acm, applied: list[Connection]) -> None:
-        """Nothing is to be done any more: our answer was lost, or it comes late."""
+        """An announcement that needs no more work: acknowledge it if it is applied, else call it stale."""
         if not applied:
             self._host.notice(
                 "redirect.refused", peer=event.key, reason="stale-epoch", address=message.new, epoch=message.epoch
@@ -115,7 +115,7 @@ class PeersMoves:
             self._ack(now, event, message, AcmStatus.APPLIED, len(applied))
 
     def _take_way(self, now: float, validation: Validation, event: events.Received, message: Acm) -> None:
-        """One more way, or a known one once more: the challenge to it is repeated by the timer."""
+        """Note the way on which an announcement came, and challenge it if it is new."""
         way = validation.ways.get((event.source, event.local))
         if way is not None:
             way.nonce = message.nonce
@@ -147,7 +147,7 @@ class PeersMoves:
         return None
 
     def _named(self, key: bytes, message: Acm, source: IPAddress) -> list[Connection]:
-        """The peer's connections that are meant, and that can go to where the message came from."""
+        """The peer's connections that an announcement names, and that can go to where it came from."""
         old, cids = message.moved
         one_by_one = [c for c in self._host.table.select(cids) if c.peer == key]
         whole = [c for c in self._host.table.of(key) if c.peer_tuple.local.host in old] if old else []
@@ -164,18 +164,18 @@ class PeersMoves:
             self._announcements.end(oldest)
 
     def _forget_outdated(self, key: bytes) -> None:
-        """Validations that can move nothing any more, since there is newer for all that they name."""
+        """End the validations of this peer whose connections all have newer announcements."""
         for validation in [v for v in self._announcements.validations_of(key) if not v.applying]:
             if not any(self._open(c, validation) for c in self._host.table.select(validation.cids)):
                 self._announcements.end(validation)
 
     @staticmethod
     def _open(connection: Connection, validation: Validation) -> bool:
-        """The validation is of the newest announcement for this connection, and not applied."""
+        """Whether the validation is for the newest announcement of this connection, and not applied."""
         return connection.movable and connection.announced_epoch == validation.epoch > connection.remote_epoch
 
     def _challenge(self, now: float, validation: Validation) -> None:
-        """Nothing but this small datagram goes to the announced address before it answers (RFC 9000, section 8.2)."""
+        """Challenge all ways.  Nothing else goes to the announced address before it answers (RFC 9000, section 8.2)."""
         retries = constants.CHALLENGE_RETRIES
         # Of many the peer answers when its kernel has them all.
         until = validation.began + constants.patience(sum(retries), len(validation.cids))
@@ -197,7 +197,7 @@ class PeersMoves:
         self._host.send(now, validation.key, message, way.source, way.local)
 
     def on_response(self, now: float, event: events.Received, message: PathResponse) -> None:
-        """What was sent one way has been received: rewrite."""
+        """The peer has received the challenge that went one way: reroute its connections there."""
         validation = self._announcements.validation(event.key, message.epoch)
         ways = validation.ways.values() if validation is not None else ()
         way = next((w for w in ways if hmac.compare_digest(w.data, message.data)), None)
@@ -231,14 +231,14 @@ class PeersMoves:
                 c.confirmed = way.local
 
     def _take_back(self, key: bytes, epoch: int) -> None:
-        """The kernel refused: the announcement counts as not applied, and is tried again when it is repeated."""
+        """The kernel refused: the announcement counts as not applied, so that a repeat of it is tried again."""
         validation = self._announcements.validation(key, epoch)
         for connection in validation.applying if validation is not None else ():
             if validation is not None and connection.remote_epoch == validation.epoch:
                 connection.remote_epoch = validation.before[connection.cid][0]
 
     def rewritten(self, now: float, key: bytes, epoch: int, error: str | None) -> None:
-        """The kernel has rewritten, or refused: acknowledge."""
+        """The kernel has rerouted the connections, or refused: acknowledge the announcement."""
         if error is not None:
             self._take_back(key, epoch)
         validation = self._announcements.validation(key, epoch)

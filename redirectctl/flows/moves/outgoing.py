@@ -48,7 +48,7 @@ from redirectctl.wire.message import Acm, AcmAck, AcmStatus, Moved, PathChalleng
 
 
 class OwnMoves:
-    """Moves of this host."""
+    """Announces this host's moves, and moves its connections when a peer challenges them."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class OwnMoves:
     # -- our address changes ------------------------------------------------------------------------------------------
 
     def forget_ways(self, before: Network) -> None:
-        """Peers are not reached from addresses any more that are gone.  Before anything is sent to them."""
+        """Forget how peers were reached from addresses that are gone.  Called before anything is sent to them."""
         usable = self._host.network.usable
         gone = before.usable - usable
         for peer in self._host.peers.values():
@@ -90,7 +90,7 @@ class OwnMoves:
                 peer.reflexive = None  # that it sees us elsewhere from now on is no news
 
     def network_changed(self, now: float) -> None:
-        """Which connections have lost their address or route, and which can go on from another?"""
+        """Addresses or routes have changed: find the connections that have to move, and those that can."""
         usable = self._host.network.usable
         for move in self._announcements.moves():
             if usable.isdisjoint(move.candidates):
@@ -101,7 +101,7 @@ class OwnMoves:
         self.reconsider(now)
 
     def reconsider(self, now: float, connections: Iterable[Connection] | None = None) -> None:
-        """Compare protected connections, all of them if not told otherwise, with the network as it is."""
+        """Compare protected connections (None: all) with the network: suspend those without a path, move the others."""
         groups: dict[tuple[bytes, tuple[IPAddress, ...], IPAddress, int], list[Connection]] = defaultdict(list)
         unknown = False
         lost: dict[str, list[Connection]] = defaultdict(list)  # by reason
@@ -138,7 +138,7 @@ class OwnMoves:
             self._host.emit(commands.FindRoutes())
 
     def _close_short_lived(self, now: float) -> None:
-        """Their address is gone for good when there is another: the programs learn it now, not in 15 minutes."""
+        """Close short-lived connections whose address is gone: TCP would tell their programs only after 15 minutes."""
         net = self._host.network
         for connection in [c for c in self._host.table if c.state is State.SHORT]:
             local, remote = connection.socket.local.host, connection.socket.remote.host
@@ -146,21 +146,21 @@ class OwnMoves:
                 self._host.report(now, facts.Ended(connection, "address-gone"))
 
     def ready_anyway(self, cids: tuple[bytes, ...]) -> None:
-        """The peer has had its time to get ready for what the tunnel holds."""
+        """The peer has had READY_TIME to get ready: the tunnel sends what it holds for it."""
         self._rerouting.release(self._host.table.select(cids))
 
     def repeat(self, now: float, epoch: int) -> None:
-        """An announcement was not acknowledged."""
+        """An announcement has not been acknowledged in time: send it again."""
         if (move := self._announcements.move(epoch)) is not None:
             self.announce_move(now, move)
 
     def patience_over(self, now: float, epoch: int) -> None:
-        """A better pair has had its time to answer."""
+        """A better pair has had PATIENCE to answer: choose among those that have."""
         if (move := self._announcements.move(epoch)) is not None:
             self.choose(now, move)
 
     def announce(self, now: float, reason: str = "announced") -> int:
-        """Say where we are to every peer of protected connections, whether anything changed or not."""
+        """Announce where this host is to every peer of protected connections.  Returns the number of peers."""
         peers: dict[bytes, list[Connection]] = defaultdict(list)
         known: dict[Alike, tuple[IPAddress, ...]] = {}
         for connection in self._host.table.movable():
@@ -171,7 +171,7 @@ class OwnMoves:
         return len(peers)
 
     def stalled(self, now: float, key: bytes, connections: list[Connection]) -> None:
-        """Packets of these get lost: a NAT may have forgotten them, or the address that they have carries no more."""
+        """The network loses packets of these: announce them, for a NAT may have forgotten them or our address fail."""
         if self._announcements.validates(key, connections):
             return  # it has said where it is, and is being asked
         if self._announcements.met_since(key, now - constants.patience(0.0, self._host.table.count(key))):
@@ -185,12 +185,12 @@ class OwnMoves:
         self._announce_all(now, key, connections, "retransmitting", stalled=True)
 
     def reflexive_changed(self, now: float, key: bytes, before: SockAddr, after: SockAddr) -> None:
-        """The peer sees us elsewhere than before: a NAT between has another address, or maps us anew."""
+        """The peer sees this host at another address: a NAT has another address, or another mapping.  Announce that."""
         connections = [c for c in self._host.table.movable(key) if c.tunnel or c.natted or after.host != before.host]
         self._announce_all(now, key, connections, "observed-address-changed", stalled=after.host != before.host)
 
     def try_direct(self, now: float, key: bytes, connections: list[Connection]) -> None:
-        """These are relayed: is there a way without?"""
+        """Announce relayed connections without the rendezvous: the hosts may reach each other now."""
         if not self._announcements.announcing(key):
             self._announce_all(now, key, connections, "trying-direct", direct=True)
 
@@ -279,7 +279,7 @@ class OwnMoves:
         return "not-confirmed" if any(c.confirmed is None for c in connections) else "better-address"
 
     def _named(self, key: bytes, connections: list[Connection]) -> Iterable[tuple[tuple[bytes, ...], Moved]]:
-        """What announces these: an address that all connections move which were born there, one by one the others."""
+        """Name these connections: by the address where they began if all from there move, else one by one."""
         moving = {c.cid for c in connections}
         born: dict[IPAddress, list[Connection]] = defaultdict(list)
         for connection in self._host.table.of(key):
@@ -296,7 +296,7 @@ class OwnMoves:
             yield cids, Moved((), cids)
 
     def _pairs(self, now: float, move: Move, peer: Peer) -> list[Pair]:
-        """From where to where it is announced, best first."""
+        """The pairs along which a move is announced, best first."""
         targets = list(move.targets)
         if peer.remote is not None:
             targets.append(peer.remote)
@@ -363,7 +363,7 @@ class OwnMoves:
 
     @staticmethod
     def _everywhere(move: Move, pairs: list[Pair]) -> list[Pair]:
-        """All of them; where there are many, the present one and some others in turn."""
+        """All pairs; where there are many, the present one and some of the others in turn."""
         if len(pairs) <= constants.MAX_PAIRS_TRIED:
             return pairs
         present, *others = pairs
@@ -373,7 +373,7 @@ class OwnMoves:
 
     @staticmethod
     def _next(move: Move, pairs: list[Pair], peer: Peer) -> list[Pair]:
-        """Without a path, between two rounds: one at a time of those where the peer has been, the present one oftener.
+        """Between two rounds without a path: one pair at a time where the peer has been, the present one more often.
 
         Where it never was nothing is sent so often: see Peer.unproven.
         """
@@ -384,12 +384,12 @@ class OwnMoves:
         return [proven[1 + move.beat // 2 % (len(proven) - 1)]]
 
     def session_up(self, now: float, key: bytes) -> None:
-        """Moves that waited for keys."""
+        """There are keys: announce the moves that waited for them."""
         for move in self._announcements.moves_of(key):
             self.announce_move(now, move, extra=True)
 
     def places_learnt(self, now: float, key: bytes, *, news: bool) -> None:
-        """The peer may be at certain places: what waits for it is announced there now; if they are news, soon again."""
+        """The peer may be at other places: announce moves there now, and soon again if they are new (``news``)."""
         for move in self._announcements.moves_of(key):
             self.announce_move(now, move, extra=True)
             if news and self._announcements.move(move.epoch) is not None:
@@ -398,18 +398,18 @@ class OwnMoves:
                 self._host.timers.set(timer_kinds.RepeatAnnouncement(move.epoch), move.everywhere_at)
 
     def forget(self, key: bytes) -> None:
-        """The peer is forgotten."""
+        """Forget a peer."""
         self._stalls.pop(key, None)
         self._announcements.forget(key)
 
     def forget_idle(self) -> None:
-        """Announcements of connections that are all gone: their next repeat may be far away."""
+        """Drop the announcements whose connections are all gone."""
         for move in self._announcements.moves():
             if not any(c.movable for c in self._host.table.select(move.cids)):
                 self._announcements.drop(move)
 
     def superseded(self, now: float, key: bytes, connections: list[Connection]) -> tuple[set[bytes], set[bytes]]:
-        """The peer has announced these, and we have applied it: a pair of both hosts is proven, ours is needless.
+        """The peer's announcement of these is applied: a pair of both hosts is proven, so ours are needless.
 
         Returns those of them that our own announcement had led elsewhere, and all that are not announced any more.
         """
@@ -431,7 +431,7 @@ class OwnMoves:
         return elsewhere, dropped
 
     def deciding(self, now: float, key: bytes) -> set[bytes]:
-        """Connections of which the peer is about to apply what we have announced: what it announces comes too late."""
+        """The connections that the peer is about to move as this host announced: what it announces comes too late."""
         return {cid for m in self._announcements.moves_of(key) if self._deciding(now, m) for cid in m.cids}
 
     def _deciding(self, now: float, move: Move) -> bool:
@@ -439,25 +439,25 @@ class OwnMoves:
 
     @staticmethod
     def _stands(now: float, move: Move) -> bool:
-        """It has a pair, for so short a time that the two hosts may still be at it."""
+        """Whether a pair was chosen so lately that the two hosts may still be at work on it."""
         may_take = constants.patience(constants.CHOICE_TIME, len(move.cids))
         return move.chosen is not None and now - move.chosen_at < may_take
 
     def _decides(self, key: bytes) -> bool:
-        """Of two hosts that both announce something, one decides (RFC 8445: the controlling agent)."""
+        """Whether this host decides when both announce something (RFC 8445: the controlling agent)."""
         return self._host.endpoint.static.public < key
 
     # -- what the peer says of them -----------------------------------------------------------------------------------
 
     def _pair_of(self, move: Move, nonce: bytes, event: events.Received) -> Pair | None:
-        """To where what is answered here has gone: there the peer receives, wherever the answer seems to come from."""
+        """The pair that the announcement with this nonce took: the peer receives there, wherever it answers from."""
         pair = move.nonces.get(nonce)
         if pair is None:
             self._host.notice("packet.refused", peer=event.key, reason="unknown-nonce", source=str(event.source))
         return pair
 
     def on_challenge(self, now: float, event: events.Received, message: PathChallenge) -> None:
-        """The stationary host has our ACM: rewrite, then answer the way that was challenged."""
+        """The peer has our announcement: reroute, then answer on the way that it challenged."""
         move = self._announcements.move(message.epoch)
         if move is None or move.key != event.key:
             return  # superseded by a later move, or finished
@@ -480,7 +480,7 @@ class OwnMoves:
             self.choose(now, move)
 
     def choose(self, now: float, move: Move) -> None:
-        """The best of the pairs that have answered."""
+        """Take the best of the pairs that have answered."""
         usable = [pair for pair in move.offers if pair.local in self._host.network.usable]
         if move.chosen is not None or not usable:
             return
@@ -500,7 +500,7 @@ class OwnMoves:
             self._go(now, move, pair)
 
     def _anew(self, now: float, move: Move) -> None:
-        """The same, with an epoch of its own: the peer takes nothing of what it has heard of the old one for this."""
+        """Announce a move again with a new epoch, so that the peer mixes up nothing of the old and the new."""
         self._announcements.drop(move)
         connections = [c for c in self._host.table.select(move.cids) if c.movable]
         again = Move(
@@ -512,7 +512,7 @@ class OwnMoves:
             self.announce_move(now, again)
 
     def _go(self, now: float, move: Move, pair: Pair) -> None:
-        """The connections of a move go this way from now on."""
+        """Reroute the connections of a move to this pair."""
         move.rewriting, local = pair, pair.local
         connections = [c for c in self._host.table.select(move.cids) if c.movable]
         if self._decides(move.key):
@@ -538,7 +538,7 @@ class OwnMoves:
         self._suspension.hold_again(now, connections)
 
     def rewritten(self, now: float, epoch: int, pair: Pair, error: str | None) -> None:
-        """The kernel transaction of a move is done, or failed and nothing was changed."""
+        """The kernel has rerouted the connections of a move: answer the challenge.  On an error nothing changed."""
         move = self._announcements.move(epoch)
         if move is not None and move.rewriting == pair:
             move.rewriting = None
@@ -559,7 +559,7 @@ class OwnMoves:
         return c.installed == c.flow and c.local_now == local
 
     def on_ack(self, now: float, event: events.Received, message: AcmAck) -> None:
-        """The peer has, or has not, applied what we have announced."""
+        """The peer has applied our announcement, or says why not."""
         move = self._announcements.move(message.epoch)
         if move is None or move.key != event.key:
             return

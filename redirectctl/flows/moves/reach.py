@@ -15,7 +15,7 @@ Alike = tuple[object, ...]  # what connections have in common that can go the sa
 
 
 class Reach:
-    """What is known of ways to peers."""
+    """Finds the addresses of both hosts between which a connection may go."""
 
     def __init__(self, host: Host, places: Places, choice: Choice) -> None:
         self._host = host
@@ -23,7 +23,7 @@ class Reach:
         self._choice = choice
 
     def remotes(self, connection: Connection) -> tuple[IPAddress, ...]:
-        """Where the other host may be reached: where it is, then, for the tunnel, what other addresses it has."""
+        """Addresses of the peer: the present one first, then, for the tunnel, the others that are known."""
         remotes = [connection.remote_now]
         peer = self._host.peers.get(connection.peer) if connection.peer is not None else None
         if peer is not None and self._choice.tunnels(connection):
@@ -47,7 +47,7 @@ class Reach:
 
     @staticmethod
     def alike(c: Connection) -> Alike:
-        """Equal for connections that can go the same ways."""
+        """A key that is equal for connections that can go the same ways."""
         # Addresses as numbers, with their kind: the hash of an address is dear (see FourTuple).
         ends = c.local_now, c.remote_now, c.wire.remote.host, c.socket.remote.host
         return (*map(int, ends), *map(type, ends), c.peer, c.device, c.sending is None)
@@ -59,7 +59,7 @@ class Reach:
         return (a for remote in remotes for a in net.sources.get(remote, ()) if a in net.usable)
 
     def targets(self, connection: Connection) -> Iterable[SockAddr]:
-        """Control ports where the other host may be."""
+        """Control ports at which the peer may be."""
         if connection.outer_remote is not None:
             yield connection.outer_remote
         for remote in self.remotes(connection):
@@ -68,7 +68,7 @@ class Reach:
             yield SockAddr(remote, self._host.policy.control_port)
 
     def port(self, key: bytes) -> int:
-        """The peer's control port, as far as is known."""
+        """The peer's control port as far as is known, else that of the configuration."""
         peer = self._host.peers.get(key)
         if peer is None or peer.remote is None or self._host.by_way_of(key, peer.remote):
             return self._host.policy.control_port

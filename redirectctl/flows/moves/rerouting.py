@@ -13,7 +13,7 @@ from redirectctl.wire.addr import IPAddress, SockAddr
 
 
 class Rerouting:
-    """From the proof of a new address to the first packets."""
+    """Moves connections to a pair that is proven, and lets their sockets send again."""
 
     def __init__(self, host: Host, kernel: KernelState, suspension: Suspension, choice: Choice) -> None:
         self._host = host
@@ -30,7 +30,7 @@ class Rerouting:
         local: IPAddress | None = None,
         remote: IPAddress | None = None,
     ) -> Change:
-        """What becomes of a connection one end of which is at another address, or was announced anew.
+        """How a connection travels when one end has another address, or was announced again.
 
         ``outer``: our address and the peer's control port, between which the announcement was proven.
         """
@@ -46,14 +46,14 @@ class Rerouting:
         return c, wire, c.tunnel or stalled or not stays
 
     def release(self, connections: list[Connection]) -> None:
-        """Let go what the tunnel holds of these."""
+        """Let the tunnel send what it holds for these."""
         held = [c for c in connections if c.tunnel_waits]
         for connection in held:
             connection.tunnel_waits = False
         self._kernel.carry(held)
 
     def path_found(self, now: float, connections: list[Connection], elsewhere: set[bytes]) -> None:
-        """There is a path again, for some from another address than before: both ends' sockets send at once."""
+        """These have a path again, those in ``elsewhere`` from another address: log it, and choose how they travel."""
         for connection in connections:
             if connection.cid not in elsewhere and connection.state is not State.SUSPENDED:
                 continue

@@ -83,7 +83,7 @@ class Trial:
 
 
 class Choice:
-    """The way of each connection, as far as this host sends."""
+    """Chooses between plain packets and the tunnel, for what this host sends."""
 
     def __init__(self, host: Host, kernel: KernelState, liveness: Liveness, suspension: Suspension) -> None:
         self._host = host
@@ -99,7 +99,7 @@ class Choice:
         self._taken: dict[bytes, float] = {}  # connections whose tuple the kernel refused, and when
 
     def forget(self, key: bytes) -> None:
-        """The peer is dropped."""
+        """Forget a peer."""
         self._looked.forget(key)
         for route in self._trials.keys(key):
             self._drop(route)
@@ -108,7 +108,7 @@ class Choice:
     # -- what may be --------------------------------------------------------------------------------------------------
 
     def tunnels(self, connection: Connection) -> bool:
-        """The connection can go through the tunnel, and is to when it moves."""
+        """Whether the connection can go through the tunnel, and goes there when it moves."""
         return self._host.policy.prefer != "rewritten" and connection.sending is not None
 
     def plain_wire(self, connection: Connection, local: IPAddress | None, remote: IPAddress | None) -> FourTuple:
@@ -158,10 +158,10 @@ class Choice:
         return Route(connection.peer or b"", connection.wire.local.host, connection.wire.remote.host)
 
     def unread_from_now(self) -> list[tuple[Flow, Flow]]:
-        """This daemon ends, and nobody will read the tunnel, nor look at what is suspended: such flows as they are, and
-        as they may be.
+        """Flows as they are, and as they have to be when this daemon ends: nobody reads the tunnel then.
 
-        Plain packets, proven or not, are what they have meanwhile.  The next start takes over what is stored.
+        Connections whose wire tuple is proven send plainly, and suspended ones that are let out send by themselves. The
+        store does not change: the next start takes over what is stored.
         """
         connections = [c for c in self._host.table if c.guarded and not c.blocked and self._is_safe_plainly(c)]
         flows = [(c.installed, c.installed._replace(tunnel=False)) for c in connections if c.installed is not None]
@@ -169,10 +169,10 @@ class Choice:
         return flows + [(flow, flow._replace(suspended=False)) for flow in suspended if flow is not None]
 
     def _is_safe_plainly(self, connection: Connection) -> bool:
-        """Without a proof of what it sends, and without a daemon: whoever gets that, and sends a RST, does not end it.
+        """Whether it may be sent plainly although nothing proves this direction and no daemon is there.
 
-        The kernel drops the RSTs of moved connections only (MARK_HOLD).  That it is the peer who may send on its tuple
-        has been proven.
+        Whoever gets such a packet by mistake may answer with an RST. The kernel drops the RSTs of moved connections
+        only (MARK_HOLD). The token on its tuple has proven that the peer sends there.
         """
         return connection.wire != connection.socket and connection.proven and self._may_be_plain(connection)
 
@@ -209,7 +209,7 @@ class Choice:
             self.attempt(now, route)
 
     def heard(self, now: float, connections: Iterable[Connection]) -> None:
-        """Something has arrived on these: where all was silent before, much may have changed meanwhile."""
+        """Something has arrived on these: after a silence much may have changed, so try their routes again."""
         if not self._trials:
             return
         for route in {self._route(c) for c in connections if self._may_be_plain(c)}:
@@ -224,7 +224,7 @@ class Choice:
         return {r.peer for r, t in self._trials.items() if t.tries < 0 and not t.stalled and self._paused(r)}
 
     def network_changed(self, now: float, before: Network) -> None:
-        """This host's addresses or routes may have changed."""
+        """Addresses or routes may have changed: try the routes again that are concerned."""
         network = self._host.network
         for route, trial in list(self._trials.items()):
             sources = network.sources.get(route.remote)
@@ -232,7 +232,7 @@ class Choice:
                 self._again(now, route, trial)
 
     def _again(self, now: float, route: Route, trial: Trial) -> None:
-        """Try it before its time, if it was only never seen to carry anything."""
+        """Try a route before its time, if it has only never been seen to carry anything."""
         paused = trial.tries < 0 and self._paused(route)
         if paused and not trial.stalled and now - trial.began >= constants.PLAIN_AGAIN:
             self.attempt(now, route)
@@ -245,11 +245,11 @@ class Choice:
         self._host.timers.set(timer_kinds.StopListening(), now + constants.LISTEN_TIME)
 
     def stop_listening(self) -> None:
-        """No peer has had anything to prove for a while."""
+        """Stop looking for tokens: no peer has had anything to prove for LISTEN_TIME."""
         self._host.listen.discard(_TRIALS)
 
     def attempt(self, now: float, route: Route) -> None:
-        """Let some of its connections send tokens plainly."""
+        """Have some connections of a route send tokens plainly."""
         trial = self._trials.get(route)
         if trial is None:
             return
@@ -297,17 +297,17 @@ class Choice:
         return list(chosen.values())
 
     def _takes(self, route: Route, connection: Connection) -> bool:
-        """Its packets take this route as soon as that is proven."""
+        """Whether this connection's packets take the route once it is proven."""
         return self._may_be_plain(connection) and self._route(connection) == route
 
     def _pause(self, now: float, route: Route, trial: Trial, *, stalled: bool = False) -> None:
-        """Leave it alone, each time for longer."""
+        """A route has failed: leave it alone, longer each time."""
         trial.stalled = stalled
         self._wait(now, route, trial)
         trial.failures += 1
 
     def _begin(self, route: Route) -> Trial | None:
-        """One more that is tried, or has failed.  None: its peer has too many."""
+        """Note a route that is tried or has failed.  None: its peer has too many."""
         trial = Trial()
         gone = self._trials.put(constants.MAX_TRIALS, route.peer, route, trial)
         if gone is None:
@@ -316,7 +316,7 @@ class Choice:
         return trial if gone[1] is not trial else None
 
     def _suspect(self, now: float, route: Route) -> None:
-        """It carries nothing.  Whether that is its fault, the peer's answer to our announcement tells."""
+        """A route carries nothing.  The peer's answer to our announcement tells whether that is the route's fault."""
         trial = self._trials.get(route) or self._begin(route)
         if trial is None:
             return
@@ -335,7 +335,7 @@ class Choice:
         self._host.timers.cancel(timer_kinds.TryPlain(route))
 
     def token(self, now: float, arrived: FourTuple, token: bytes, numbers: Numbers) -> None:
-        """A token came plainly: tell the peer, if it is on a connection that we receive so."""
+        """A token has arrived plainly: tell the peer, and receive plain packets there from now on."""
         connection = self._host.table.on_wire(arrived)
         if connection is None or connection.peer is None:
             return
@@ -362,7 +362,7 @@ class Choice:
         self._open_these(closed, tuple((c.cid, came[c.cid]) for c in closed))
 
     def _tell_seen(self, now: float, connections: Iterable[Connection], came: Mapping[bytes, bytes]) -> None:
-        """What has come on those of these that are received plainly; many in one message."""
+        """Tell the peers which tokens have arrived, many in one message."""
         seen: dict[bytes, list[bytes]] = defaultdict(list)
         for c in connections:
             if c.peer is not None and c.movable and not c.flow.closed:
@@ -380,7 +380,7 @@ class Choice:
             )
 
     def opened(self, now: float, tokens: tuple[tuple[bytes, bytes], ...], error: str | None) -> None:
-        """The kernel receives them, or there is a socket with such a tuple, whose packets these may be."""
+        """The kernel now receives plain packets on these tuples; or another socket has one of them."""
         self._opening = False
         of_cid = dict(tokens)
         connections = self._host.table.select(of_cid)
@@ -415,7 +415,7 @@ class Choice:
             self._kernel.reroute(commands.ChangePath(tunnel), [(c, c.wire, tunnel) for c in connections], proven=proven)
 
     def rewritten(self, now: float, added: Iterable[Flow], error: str | None) -> None:
-        """The kernel has changed the way of these, or has not (and that has been taken back)."""
+        """The kernel has changed how these travel; or it refused, and that was taken back."""
         flows = {flow.socket: flow for flow in added}
         connections = self._host.table.sockets(flows)
         if error is None:
@@ -429,7 +429,7 @@ class Choice:
                 self._change([c], tunnel=False, proven=(c.cid,))
 
     def _refused(self, now: float, connections: Iterable[Connection]) -> None:
-        """Another socket of this host has their tuple."""
+        """Note that another socket of this host has the tuple of these."""
         self._taken = {cid: at for cid, at in self._taken.items() if now - at < constants.PLAIN_AGAIN}
         self._taken.update((c.cid, now) for c in connections)
 
@@ -437,7 +437,7 @@ class Choice:
         return now - self._taken.get(connection.cid, float("-inf")) < constants.PLAIN_AGAIN
 
     def log_paths(self, connections: Iterable[Connection], reason: str | None = None) -> None:
-        """For the event log: how these travel now."""
+        """Log how these connections travel now."""
         for connection in connections:
             local, remote = connection.on_wire(self._host.policy.control_port)
             reason = reason or ("relayed" if self._host.relayed(connection) else None)
@@ -449,7 +449,7 @@ class Choice:
     # -- without a move -----------------------------------------------------------------------------------------------
 
     def protected(self, now: float, connections: Iterable[Connection]) -> None:
-        """Both ends hold these now: those of which each packet is to be authenticated go into the tunnel."""
+        """These are protected now: those with integrity go into the tunnel."""
         changes = []
         for c in connections:
             peer = self._host.peers.get(c.peer) if c.peer is not None else None
@@ -465,7 +465,7 @@ class Choice:
             self._host.timers.set(timer_kinds.RefusePlain(key), now + constants.INTEGRITY_GRACE)
 
     def leave(self, connections: Iterable[Connection]) -> None:
-        """Those of these that have not moved, and are in the tunnel for integrity only, travel as they began."""
+        """Take connections that have not moved out of the tunnel, where they are for integrity only."""
         tunnelled = [c for c in connections if c.integrity and c.tunnel and c.wire == c.socket]
         self._change(tunnelled, tunnel=False)
         for connection in tunnelled:
@@ -483,7 +483,7 @@ class Choice:
             self._host.emit(commands.Rewrite(commands.ChangePath(tunnel=True), tuple(add), tuple(remove)))
 
     def policy_changed(self, now: float) -> None:
-        """The configuration has been read again."""
+        """The configuration has been read again: use what [path] prefer says."""
         moved = [c for c in self._host.table.movable() if c.outer_remote is not None and not c.integrity]
         if self._host.policy.prefer == "tunnel":
             self._change([c for c in moved if not c.tunnel], tunnel=True)
@@ -495,7 +495,7 @@ class Choice:
     # -- when a way does not carry ------------------------------------------------------------------------------------
 
     def stalled(self, now: float, sockets: Iterable[FourTuple]) -> None:
-        """These have been retransmitting in vain: by the tunnel if there is one, and let the peer see where we are."""
+        """These retransmit without an answer: send them through the tunnel if they have one, and report the stall."""
         peers: dict[bytes, list[Connection]] = defaultdict(list)
         back: list[Connection] = []
         unread: list[Connection] = []
@@ -522,7 +522,7 @@ class Choice:
             self._host.report(now, facts.Stalled(key, connections))
 
     def _nobody_reads(self, now: float, connection: Connection) -> bool:
-        """Nobody seems to read the tunnel at its other end: plain packets need no daemon there, and cannot do worse.
+        """Whether nobody seems to read the tunnel at the other end: plain packets need no daemon there.
 
         The answer to our announcement, when one comes, leads back.
         """
@@ -538,8 +538,11 @@ class Choice:
         return silent or self._suspension.departed(connection.peer)
 
     def silent(self, connections: Iterable[Connection]) -> None:
-        """Nobody has answered for long, so nobody reads the tunnel: what had gone plainly, and stalled in this outage,
-        goes plainly again.  The peer's kernel needs no daemon for that (asking.py)."""
+        """The peer has not answered for long, so nobody reads the tunnel: send plainly again what was plain before.
+
+        These are the connections that stalled in this outage. The peer's kernel needs no daemon for plain packets
+        (liveness.py).
+        """
         plain = [c for c in connections if c.proven and self._may_be_plain(c)]
         trials = {c.cid: self._trials.get(self._route(c)) for c in plain}
         undecided = [c for c in plain if (trial := trials[c.cid]) is not None and trial.suspected is not None]

@@ -31,14 +31,14 @@ from redirectctl.wire.addr import FourTuple
 
 
 class Refusal(NamedTuple):
-    """A RST that was not believed."""
+    """An RST that this host did not believe."""
 
     times: int
     until: float  # left alone
 
 
 class Liveness:
-    """Suspended connections that are let out."""
+    """Lets packets of suspended connections out where they may get through, and asks the peers' kernels."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -49,11 +49,11 @@ class Liveness:
         self._more: dict[bytes, float] = {}  # peers, and when others were asked because one was answered
 
     def since(self, connection: Connection) -> float | None:
-        """Since when it is let out; None if it is not."""
+        """When this connection was let out; None if it is not."""
         return self._since.get(connection.cid)
 
     def may_pass(self, now: float, c: Connection) -> bool:
-        """A plain packet of it could get through, for all that is known here."""
+        """Whether, for all that is known here, a plain packet of this connection may get through."""
         if c.tunnel or c.integrity:
             return False
         refusal = self._refusals.get(c.cid)
@@ -63,7 +63,7 @@ class Liveness:
         return here in self._host.network.usable and here in self._host.network.sources.get(there, ())
 
     def review(self, now: float, key: bytes | None = None) -> tuple[list[Connection], list[Connection]]:
-        """Let out what may pass now, of one peer or of all.  Returns those that are let out from now on, and no more.
+        """Let out what may pass now, with one peer or all.  Returns what is let out now, and what no longer is.
 
         Whoever is no longer suspended is not among the latter.
         """
@@ -83,12 +83,12 @@ class Liveness:
         return more, less
 
     def held(self, now: float, key: bytes) -> None:
-        """The kernel has got hold of some."""
+        """The kernel holds some connections with this peer: ask now."""
         if self._asked(key):
             self._host.timers.set(timer_kinds.AskPlainly(key), now)
 
     def ask(self, now: float, key: bytes) -> None:
-        """Time to ask some, or to look whether there is somebody to ask."""
+        """Ask some connections of this peer; without any, find out when to look again."""
         self.review(now, key)
         asked = self._asked(key)
         if asked:
@@ -106,16 +106,16 @@ class Liveness:
             self._host.timers.set(timer_kinds.AskPlainly(key), min(later))
 
     def _asked(self, key: bytes) -> list[Connection]:
-        """Those that the kernel holds; of others TCP finds out by itself."""
+        """The connections to be asked: those that the kernel holds.  TCP itself asks on the others."""
         return [c for c in self._host.table.movable(key) if c.cid in self._since and c.blocked]
 
     def pause(self, now: float, key: bytes) -> float:
-        """Seconds until the next turn: a fixed part of the time without a path, however many peers there are."""
+        """Seconds until the next turn: a fixed part of the time without a path, more where there are many peers."""
         part = max((now - self.lost.get(key, now)) / constants.ASK_PART, len(self.lost) / constants.PROBES)
         return min(max(part, constants.ASK_PAUSE), constants.ASK_PAUSE_MAX)
 
     def let_out(self, sockets: Iterable[FourTuple]) -> dict[bytes, list[Connection]]:
-        """Those of these that are let out, by peer."""
+        """The connections among these that are let out, by peer."""
         of_peer: dict[bytes, list[Connection]] = defaultdict(list)
         for socket in sockets:
             connection = self._host.table.at(socket)
@@ -124,7 +124,7 @@ class Liveness:
         return of_peer
 
     def ask_more(self, now: float, key: bytes) -> None:
-        """One was answered: ask others at once, unless the daemon there talks to us."""
+        """One connection was answered: ask the others at once, unless the peer's daemon answers by itself."""
         peer, rest = self._host.peers.get(key), self._asked(key)
         talks = peer is not None and peer.last_contact is not None and now - peer.last_contact < constants.ASK_PAUSE
         if rest and not talks and now - self._more.get(key, float("-inf")) >= constants.ASK_MORE_PAUSE:
@@ -132,7 +132,7 @@ class Liveness:
             self._host.emit(commands.Ask(tuple(c.socket for c in rest[: constants.ASKED_MORE])))
 
     def refused(self, now: float, connection: Connection) -> None:
-        """A RST has come for it that is not believed: leave alone whoever sent it."""
+        """An RST has come that is not believed: leave this connection alone for a while, longer each time."""
         if connection.cid not in self._since:
             return
         times = self._refusals[connection.cid].times if connection.cid in self._refusals else 0
@@ -143,11 +143,11 @@ class Liveness:
             self._host.timers.set(timer_kinds.AskPlainly(connection.peer), now + pause)
 
     def network_changed(self) -> None:
-        """What has been refused may be let through now."""
+        """This host is elsewhere: what was refused there may get through here."""
         self._refusals.clear()
 
     def resumed(self, connections: Iterable[Connection]) -> None:
-        """These have a path again, or have ended."""
+        """These have a path again, or have ended: they are no longer let out."""
         gone = []
         for connection in connections:
             self._refusals.pop(connection.cid, None)

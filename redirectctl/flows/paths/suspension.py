@@ -1,4 +1,4 @@
-"""Connections without a path, and what the kernel does to keep them alive meanwhile (kernel/suspend.py).
+"""Connections without a path, and what the kernel does to keep them alive meanwhile (kernel/tcp/suspend.py).
 
     no address of ours, for HOLD_AFTER: most moves are over by then      the peer is silent, for suspend_after
             │                                                                    │
@@ -41,7 +41,7 @@ LOST_HERE: Final = ("no-path", "stays-on-device")  # why it is suspended: this h
 
 
 class Suspension:
-    """Suspended connections."""
+    """Suspends connections without a path, has the kernel keep them alive, and resumes them."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Suspension:
     def lose(
         self, now: float, connections: Iterable[Connection], reason: str, *, since: float, hold_after: float = 0.0
     ) -> None:
-        """There has been no path for these since some time."""
+        """These have had no path since ``since``: suspend them, and after ``hold_after`` seconds in the kernel too."""
         connections = list(connections)
         for connection in connections:
             if connection.state is State.SUSPENDED and connection.reason in LOST_HERE:
@@ -89,13 +89,13 @@ class Suspension:
             self._host.timers.set(timer_kinds.SuspendInKernel(key), now + hold_after)
 
     def question(self, now: float, key: bytes) -> None:
-        """The peer was told where we are, and is to answer."""
+        """The peer was told where this host is: expect its answer within suspend_after."""
         if self.silent_since(key) is None:
             self._asked[key] = now
             self._host.timers.set(timer_kinds.PeerSilent(key), now + self._host.policy.suspend_after)
 
     def woke(self, now: float) -> None:
-        """Nobody could answer while we slept."""
+        """This host has slept, when nobody could answer: peers have their whole time again."""
         self._changed = now
         for key in self._asked:
             self._asked[key] = now
@@ -114,12 +114,12 @@ class Suspension:
         return min(max(part, constants.PROBE_PAUSE), constants.PROBE_PAUSE_MAX)
 
     def unanswered(self, now: float, connections: Iterable[Connection]) -> None:
-        """The peers of these do not react to what their sockets send."""
+        """Note that the peers' sockets do not acknowledge what these send."""
         for connection in connections:
             self._unanswered[connection.cid] = now
 
     def heard(self, now: float, connections: Iterable[Connection]) -> None:
-        """Something has arrived on these."""
+        """Something has arrived on these: those that are let out have a path again."""
         for connection in connections:
             if connection.peer is not None:
                 self._heard[connection.peer] = now
@@ -133,12 +133,12 @@ class Suspension:
             self.carry(now, key, found)
 
     def left(self, now: float, key: bytes) -> None:
-        """The peer's daemon ends."""
+        """The peer's daemon says that it ends."""
         if self._host.table.movable(key):
             self._left[key] = now
 
     def departed(self, key: bytes) -> bool:
-        """The peer's daemon has said that it ends, and nothing since."""
+        """Whether the peer's daemon has said that it ends, and has not been heard since."""
         at = self._left.get(key)
         peer = self._host.peers.get(key)
         if at is not None and (peer is None or peer.last_contact is None or peer.last_contact > at):
@@ -147,7 +147,7 @@ class Suspension:
         return at is not None
 
     def network_changed(self, now: float, before: Network) -> None:
-        """Addresses or routes are others than before."""
+        """Addresses or routes have changed: find out what can be let out, and when the kernel has to hold it."""
         usable = self._host.network.usable
         if usable != before.usable and before.usable:
             self._changed = now
@@ -158,25 +158,25 @@ class Suspension:
                 self._host.timers.set(timer_kinds.SuspendInKernel(key), now + constants.patience(pause, count))
 
     def same_since_heard(self, key: bytes) -> bool:
-        """This host has been where it is, and awake, since something last came from the peer."""
+        """Whether this host has been awake and at the same addresses since it last heard from the peer."""
         peer = self._host.peers.get(key)
         contact = peer.last_contact if peer is not None else None
         heard = max(self._heard.get(key, float("-inf")), float("-inf") if contact is None else contact)
         return self._changed <= heard or self._changed == float("-inf")
 
     def questioned(self) -> set[bytes]:
-        """Peers that owe us an answer, or have lost their path: what arrives on connections with them says much."""
+        """Peers that owe an answer or have no path: an arrival on their connections tells something."""
         return {key for key in self._asked if self.silent_since(key) is not None} | self._liveness.lost.keys()
 
     def silent_since(self, key: bytes) -> float | None:
-        """When the peer's daemon was asked what it has not answered; None if it owes no answer."""
+        """When the peer's daemon was asked what it has not answered; None: it owes no answer."""
         asked = self._asked.get(key)
         peer = self._host.peers.get(key)
         last = peer.last_contact if peer is not None else None
         return None if asked is None or (last is not None and last > asked) else asked
 
     def silent(self, now: float, key: bytes) -> None:
-        """A peer has had its time to answer."""
+        """A peer has had suspend_after to answer: without an answer, suspend its connections."""
         asked = self.silent_since(key)
         self._asked.pop(key, None)
         if asked is None or self._heard.get(key, asked) > asked:
@@ -188,7 +188,7 @@ class Suspension:
             self._host.report(now, facts.ReviewPaths(connections))
 
     def unheard(self, now: float, connections: Iterable[Connection], since: float, *, refused: bool) -> None:
-        """Our announcement of these, made then, has not been answered where they may go.
+        """Our announcement of these at ``since`` has not been answered on an interface that they may use.
 
         ``refused``: it was where the peer does not want them to go.
         """
@@ -199,14 +199,14 @@ class Suspension:
         self.lose(now, there, "unusable-there", since=since)
 
     def _waits(self, now: float, c: Connection) -> bool:
-        """Something of it is unanswered, or it cannot be."""
+        """Whether something that this connection sent is unanswered, or cannot be answered."""
         recent = now - self._unanswered.get(c.cid, float("-inf")) < constants.UNANSWERED_FOR
         return recent or c.local_now not in self._host.network.usable
 
     # -- in the kernel ------------------------------------------------------------------------------------------------
 
     def suspend_in_kernel(self, now: float, key: bytes) -> None:
-        """There has been no path for long enough: the kernel holds back what is sent to a peer."""
+        """There has been no path for long enough: have the kernel hold back what is sent to a peer."""
         connections = []
         self._liveness.review(now, key)
         for c in self._host.table.movable(key):
@@ -225,14 +225,14 @@ class Suspension:
             self._kernel.reroute(commands.Suspending(key), changes, hold={c.cid for c in connections})
 
     def hold_again(self, now: float, connections: Iterable[Connection]) -> None:
-        """The rules of these are lifted, for a path that is not proven yet: it may come to nothing."""
+        """These send again, on a path that is not proven yet: hold them back again if it comes to nothing."""
         for key, count in by_peer(c for c in connections if c.state is State.SUSPENDED).items():
             self._host.timers.set(
                 timer_kinds.SuspendInKernel(key), now + constants.patience(constants.HOLD_AGAIN, count)
             )
 
     def rewritten(self, now: float, key: bytes, added: Iterable[Flow], error: str | None) -> None:
-        """The kernel holds these back, or does not."""
+        """The kernel holds these back, or has refused: prepare their sockets, or try again."""
         if error is not None:
             self._host.timers.set(timer_kinds.SuspendInKernel(key), now + constants.HOLD_AGAIN)
             return
@@ -242,7 +242,7 @@ class Suspension:
             self._host.emit(commands.Prepare(tuple(c.socket for c in held)))
 
     def prepared(self, now: float, found: Mapping[FourTuple, Before]) -> None:
-        """What these sockets have: store it, then suspend them."""
+        """Answer to Prepare: store what these sockets have, then suspend them."""
         before, late = {}, []
         stored = []
         for socket, has in found.items():
@@ -261,7 +261,7 @@ class Suspension:
             self._host.emit(commands.Resume(tuple(late)))
 
     def resume(self, connections: Iterable[Connection]) -> list[Connection]:
-        """Set going those of these that are suspended in the kernel; returns the others."""
+        """Resume those of these that are suspended in the kernel; returns the others."""
         resumed: list[Connection] = []
         others: list[Connection] = []
         for connection in connections:
@@ -283,7 +283,7 @@ class Suspension:
             self._host.emit(commands.RevertBackoff(tuple(c.socket for c in connections)))
 
     def restored(self, sockets: Iterable[FourTuple]) -> None:
-        """These have back what they had."""
+        """These sockets have back what they had: that need not be stored any more."""
         done = [c for s in sockets if (c := self._host.table.at(s)) is not None and c.cid not in self._resumable]
         for connection in done:
             connection.saved = None
@@ -292,14 +292,14 @@ class Suspension:
             self._host.emit(commands.SaveConnections(tuple(stored)))
 
     def clear(self, socket: FourTuple) -> None:
-        """A new connection has the tuple of one that has ended: what still rewrites the old one must not touch it."""
+        """A new connection has the tuple of one that has ended: remove the old one's rules."""
         old = self._host.table.ended(socket)
         if old is not None:
             self._host.timers.cancel(timer_kinds.Linger(old.cid))
             self.unguard([old])
 
     def unguard(self, connections: Iterable[Connection]) -> None:
-        """The kernel forgets these, and holds back nothing of them any more."""
+        """Have the kernel forget these, and resume them."""
         connections = self._kernel.unguard(connections)
         for connection in connections:
             connection.blocked = False
@@ -308,7 +308,7 @@ class Suspension:
         self.resume([c for c in connections if c.state is not State.CLOSED])
 
     def ended(self, connection: Connection) -> None:
-        """Its socket is gone."""
+        """A connection's socket is gone: forget what it had."""
         self._liveness.resumed([connection])
         self._unanswered.pop(connection.cid, None)
         if connection.cid in self._resumable or connection.saved is not None:
@@ -317,7 +317,7 @@ class Suspension:
             self._host.emit(commands.Forget((connection.socket,)))
 
     def lift(self, connections: Iterable[Connection]) -> None:
-        """The kernel is to let through what these send, by whatever way they have; resume() follows."""
+        """Have the kernel let through what these send; resume() has to follow."""
         held = [c for c in connections if c.blocked]
         if held:
             lift = {c.cid for c in held}
@@ -326,7 +326,7 @@ class Suspension:
     # -- the path is there again --------------------------------------------------------------------------------------
 
     def path_found(self, now: float, connection: Connection) -> None:
-        """It is proven."""
+        """The path of a suspended connection is proven: it is protected again."""
         lost, connection.lost_since = connection.lost_since, None
         reason = connection.reason
         change(connection, State.PROTECTED, now)
@@ -338,13 +338,13 @@ class Suspension:
         )
 
     def answered(self, now: float, sockets: Iterable[FourTuple]) -> None:
-        """The peers' kernels have acknowledged what was let out."""
+        """The peers' kernels have acknowledged what was let out on these sockets."""
         for key, connections in self._liveness.let_out(sockets).items():
             self.carry(now, key, connections)
             self._liveness.ask_more(now, key)
 
     def carry(self, now: float, key: bytes, connections: list[Connection]) -> None:
-        """These have shown that their packets get through as they are, whatever the daemon at the other end does."""
+        """Packets of these get through as they are, whatever the peer's daemon does: resume them."""
         self._heard[key] = now
         since = self._liveness.lost.get(key)
         held = [c for c in connections if c.blocked]
@@ -358,7 +358,7 @@ class Suspension:
             self._liveness.lost[key] = since
 
     def restore(self, now: float, connections: Iterable[Connection]) -> None:
-        """At start: those that an earlier run suspended, or had not given back yet what they had."""
+        """At start: go on with what an earlier run has suspended, or has not given back yet."""
         suspended = [c for c in connections if c.state is State.SUSPENDED]
         held = [c for c in suspended if c.blocked]
         self._resumable.update(c.cid for c in held)
@@ -380,7 +380,7 @@ class Suspension:
     # -- giving up ----------------------------------------------------------------------------------------------------
 
     def policy_changed(self, now: float) -> None:
-        """The configuration has been read again."""
+        """The configuration has been read again: give_up_after may be another."""
         self._schedule(now)
 
     def _suspended(self) -> list[Connection]:
@@ -392,7 +392,7 @@ class Suspension:
             self._host.timers.set(timer_kinds.GiveUp(), max(now, since + self._host.policy.give_up_after))
 
     def give_up(self, now: float) -> None:
-        """It has been too long for these."""
+        """Close the connections that have had no path for give_up_after."""
         limit = self._host.policy.give_up_after
         due = [c for c in self._suspended() if c.lost_since is not None and now >= c.lost_since + limit]
         of_peer: dict[bytes, list[bytes]] = defaultdict(list)

@@ -47,14 +47,14 @@ _LABEL: Final = b"rd meet"
 
 
 def tag_of(shared: bytes, server: bytes) -> bytes:
-    """Names the pair whose keys share this (StaticKey.shared) to the rendezvous with this key."""
+    """The tag that names the pair of hosts with this secret (StaticKey.shared) to the rendezvous with this key."""
     return hashlib.blake2s(server, key=shared, digest_size=wire.TAG_LEN, person=_LABEL).digest()
 
 
 class Standing(StrEnum):
     """How we stand with a rendezvous.  Names as in events."""
 
-    UNRESOLVED = "unresolved"  # its name leads to no address
+    UNRESOLVED = "unresolved"  # no address found for its name
     NO_ANSWER = "no-answer"
     PENDING_HERE = "approval-pending-here"
     REJECTED = "peer-rejected"
@@ -90,12 +90,12 @@ class Server:
 
     @property
     def usable(self) -> bool:
-        """It answers, and has us."""
+        """Whether it answers and this host is registered there."""
         return self.standing in (Standing.REGISTERED, Standing.FULL)
 
 
 class Client:
-    """Our registrations."""
+    """Registers this host at its rendezvous, finds peers there, and has it relay."""
 
     def __init__(
         self, host: Host, requests: Requests, kernel: KernelState, announcements: Announcements, places: Places
@@ -119,13 +119,13 @@ class Client:
 
     @property
     def servers(self) -> tuple[Server, ...]:
-        """As the configuration has them."""
+        """The rendezvous that the configuration names."""
         return tuple(self._servers.values())
 
     # -- registering --------------------------------------------------------------------------------------------------
 
     def configured(self, now: float, servers: Mapping[str, tuple[SockAddr, ...]]) -> None:
-        """The configuration names these; what their names lead to may have changed."""
+        """The configuration names these rendezvous, whose names have these addresses now."""
         for name in set(self._servers) - set(servers):
             self._leave(self._servers.pop(name))
         for name, addresses in servers.items():
@@ -139,7 +139,7 @@ class Client:
                 self._register_now(now, server)
 
     def _settle(self, server: Server, at: SockAddr) -> None:
-        """Try it at this address."""
+        """Use this address of a rendezvous from now on."""
         self._leave(server)
         server.at, server.local, server.reflexive = at, None, None
         server.standing = Standing.NO_ANSWER
@@ -167,11 +167,11 @@ class Client:
             peer.keep = self.keeps(peer.key) or bool(self._host.table.movable(peer.key))
 
     def keeps(self, key: bytes) -> bool:
-        """The session with this peer is needed: it is a rendezvous of ours."""
+        """Whether this peer is a rendezvous of ours: the session with it is needed."""
         return any(s.key == key for s in self._servers.values())
 
     def forget(self, now: float, key: bytes) -> None:
-        """A person wants it met anew, whatever key it has then."""
+        """A person has forgotten this peer: if it is a rendezvous, meet it again, whatever key it has then."""
         self._acted = {which: bucket for which, bucket in self._acted.items() if which[1] != key}
         for server in self._servers.values():
             if server.key == key and server.at is not None:
@@ -182,7 +182,7 @@ class Client:
                 self._register_now(now, server)
 
     def _note_unmet(self) -> None:
-        """Addresses and keys may be others than before."""
+        """Note the addresses of rendezvous whose key is not known: no peer is sought there."""
         self._host.unmet = frozenset(a for s in self._servers.values() if s.key is None for a in s.addresses)
 
     def _register_now(self, now: float, server: Server) -> None:
@@ -190,7 +190,7 @@ class Client:
         self._register_or_contact(now, server)
 
     def network_changed(self, now: float) -> None:
-        """It is to know at once where we are now."""
+        """Register again where the rendezvous knows an address of ours that is gone."""
         for server in self._servers.values():
             peer = self._peer(server)
             moved = server.local not in self._host.network.usable
@@ -199,19 +199,19 @@ class Client:
                 self._register_now(now, server)
 
     def trust(self, now: float, key: bytes) -> None:
-        """A person has said something about trust."""
+        """A person has decided about this peer: if it is a rendezvous, register there now."""
         for server in self._servers.values():
             if server.key == key and not server.usable:
                 self._register_now(now, server)
 
     def protected(self, now: float) -> None:
-        """There are connections with other peers than before: let those find us."""
+        """New connections are protected: register again, so that peers which are new can find this host."""
         for server in self._servers.values():
             if server.usable and set(self._tags(server)) - set(server.tags):
                 self._register_now(now, server)
 
     def register(self, now: float, name: str) -> None:
-        """Time for the next registration."""
+        """It is time for the next registration."""
         if name in self._servers:
             self._register_or_contact(now, self._servers[name])
 
@@ -219,7 +219,7 @@ class Client:
         return self._host.peers.get(server.key) if server.key is not None else None
 
     def _register_or_contact(self, now: float, server: Server) -> None:
-        """Register, or get to where that is possible; more slowly with each time that nothing comes of it."""
+        """Register, or begin a session for that.  Without an answer, more slowly each time."""
         if server.at is None:
             return
         if server.tries == constants.MEET_LOST and server.usable:
@@ -243,7 +243,7 @@ class Client:
             self._register(now, server, peer, source)
 
     def _source(self, server: Server) -> IPAddress | None:
-        """Our address that it is to see: that of relayed connections; else as the kernel routes, then others."""
+        """Our address that the rendezvous is to see: that of relayed connections, else routed ones in turn."""
         usable = self._host.network.usable
         relayed = (c.outer_local for c in self._host.table.movable() if c.tunnel and c.outer_remote == server.at)
         for local in (*relayed, server.local):
@@ -254,11 +254,11 @@ class Client:
         return choices[max(0, server.tries - 1) % len(choices)] if choices else None
 
     def hosts(self) -> Iterable[IPAddress]:
-        """Where they are, for the routing table to be asked."""
+        """The addresses of the rendezvous: the engine needs routes to them."""
         return (s.at.host for s in self._servers.values() if s.at is not None)
 
     def _tags(self, server: Server) -> dict[bytes, bytes]:
-        """Of the peers that there is something to save with."""
+        """The tags of the peers of protected connections."""
         peers = {c.peer for c in self._host.table.movable() if c.peer not in (None, server.key)}
         known = [p for key in sorted(filter(None, peers)) if (p := self._host.peers.get(key)) is not None]
         some = known[: constants.MAX_TAGS] if server.key is not None else []
@@ -284,7 +284,7 @@ class Client:
                 self._ask_relay(now, server, key, flows)
 
     def session_up(self, now: float, event: events.SessionUp) -> None:
-        """With a rendezvous, perhaps for the first time."""
+        """There is a session: if it is with a rendezvous, register there."""
         peer = self._host.peers[event.key]
         for server in self._servers.values():
             # Who is met by way of a rendezvous is not the rendezvous.
@@ -300,7 +300,7 @@ class Client:
                     self._register(now, server, peer, event.local)
 
     def failed(self, now: float, to: SockAddr, key: bytes | None, reason: str) -> None:
-        """It could not be contacted."""
+        """An address could not be contacted: if it is a rendezvous's, note how this host stands with it."""
         for server in self._servers.values():
             if server.at == to and key == server.key and not server.usable:
                 changed = reason == "key-changed"
@@ -318,7 +318,7 @@ class Client:
     # -- what a rendezvous says ---------------------------------------------------------------------------------------
 
     def received(self, now: float, event: events.Received) -> None:
-        """Registered, Found, Forwarded: of a rendezvous of ours."""
+        """Handle REGISTERED, FOUND or FORWARDED, if one of our rendezvous sent it."""
         server = next((s for s in self._servers.values() if s.key == event.key), None)
         if server is None:
             self._host.notice("packet.refused", peer=event.key, reason="not-our-rendezvous", source=str(event.source))
@@ -346,7 +346,7 @@ class Client:
         self._host.timers.set(timer_kinds.Register(server.name), now + beat)
 
     def _may_act(self, now: float, server: Server, key: bytes) -> bool:
-        """So much of what one says about a peer is acted upon: each time draws some datagrams to an address."""
+        """Whether to act on what a rendezvous says about a peer: each time this host sends datagrams to an address."""
         full = Bucket(constants.FOUND_RATE, constants.FOUND_BURST, constants.FOUND_BURST, now)
         return self._acted.setdefault((server.name, key), full).take(now)
 
@@ -376,7 +376,7 @@ class Client:
             self.punch(now, key, message.reflexive)
 
     def punch(self, now: float, key: bytes, to: SockAddr) -> None:
-        """Let a NAT before us see that we talk with there."""
+        """Send a keepalive to where a peer may be, so that a NAT on this side lets its datagrams in."""
         peer, number = self._host.peers.get(key), self._punches.get(key, 0)
         if peer is None or number >= len(constants.PUNCHES):
             self._punches.pop(key, None)
@@ -395,7 +395,7 @@ class Client:
     # -- asking for a peer --------------------------------------------------------------------------------------------
 
     def seek(self, now: float, key: bytes) -> None:
-        """It does not answer where we know it: tell us both of each other."""
+        """A peer does not answer: have each rendezvous tell both hosts where the other one is."""
         for server, tag in self._with(key):
             self._host.send(now, server.key or b"", wire.Lookup(tag), server.at, server.local)
 
@@ -409,11 +409,11 @@ class Client:
         return next((tag for tag, peer in server.tags.items() if peer == key), None)
 
     def ways(self, key: bytes) -> tuple[SockAddr, ...]:
-        """Rendezvous that hand datagrams over to this peer."""
+        """The rendezvous that forward datagrams to this peer."""
         return tuple(dict.fromkeys(server.at for server, _ in self._with(key) if server.at is not None))
 
     def seen_from(self, to: SockAddr) -> IPAddress | None:
-        """Our address that the rendezvous at ``to`` knows; None: there is none, or any will do."""
+        """Our address that the rendezvous at ``to`` knows; None: there is no rendezvous, or any address will do."""
         return next((s.local for s in self._servers.values() if s.at == to and s.usable), None)
 
     def _forward(self, now: float, key: bytes, source: IPAddress | None, to: SockAddr, data: bytes) -> None:
@@ -424,7 +424,7 @@ class Client:
     # -- the relay ----------------------------------------------------------------------------------------------------
 
     def flush(self, now: float) -> None:
-        """Let each rendezvous relay what goes to it, and try to do without."""
+        """Tell each rendezvous which flows it has to relay, and set timers to try without it."""
         changed, self._tunnel_changes = self._tunnel_changes != self._kernel.tunnel_changes, self._kernel.tunnel_changes
         if not (self._dirty or (changed and self._servers)):
             return
@@ -466,7 +466,7 @@ class Client:
             )
 
     def try_direct(self, now: float, key: bytes) -> None:
-        """Punch again: what could not be may be possible now."""
+        """Try to reach a peer of relayed connections without the rendezvous."""
         if not any(self._host.relayed(c) for c in self._host.table.movable(key)):
             self._direct.pop(key, None)
             return
@@ -478,7 +478,7 @@ class Client:
         self._host.report(now, facts.DirectWanted(key, relayed))
 
     def on_hello(self, now: float, event: events.Received, message: messages.Hello) -> None:
-        """Of a rendezvous: it trusts us now.  That it still does, it says in each session: that is no news."""
+        """A rendezvous where a person had to approve this host now trusts it: register."""
         for server in self._servers.values():
             if message.trust is Trust.APPROVED and (server.key, server.standing) == (event.key, Standing.PENDING_THERE):
                 self._register_now(now, server)

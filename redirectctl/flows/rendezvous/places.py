@@ -22,7 +22,7 @@ SEEN: Final = "seen"  # the peer itself, by an announcement that came from there
 
 
 class Places:
-    """By peer and by who said it."""
+    """Where each peer may be, by peer and by who said it."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -32,31 +32,31 @@ class Places:
         self._no_route: dict[bytes, int] = {}  # peers to which no address of ours has a route, and how often we asked
 
     def of(self, key: bytes) -> tuple[SockAddr, ...]:
-        """Control ports at which this peer may be tried."""
+        """The control ports at which this peer may be."""
         said = (s for origin, s in self._said.get(key, {}).items() if (key, origin) not in self._expired)
         return tuple(dict.fromkeys(place for places in said for place in places))
 
     def said(self, key: bytes, origin: str) -> tuple[SockAddr, ...]:
-        """What those whose name begins so have said of this peer, and still holds."""
+        """The places of this peer that are named by those whose names begin with ``origin``."""
         heard = self._said.get(key, {}).items()
         places = (s for who, s in heard if who.startswith(origin) and (key, who) not in self._expired)
         return tuple(dict.fromkeys(place for some in places for place in some))
 
     def seek(self, now: float, key: bytes) -> None:
-        """The peer does not answer, and there is something to save."""
+        """A peer of protected connections does not answer: ask all who may know where it is."""
         peer = self._host.peers.get(key)
         if peer is not None and peer.state is PeerState.APPROVED:
             self._host.emit(commands.Seek(key))
             self._host.report(now, facts.PeerSought(key))
 
     def no_route(self, now: float, key: bytes) -> None:
-        """We have addresses, but none with a route to where the peer was: it may be found where there is one."""
+        """No address of ours has a route to where the peer was: ask whether it is anywhere else."""
         if self._host.network.usable and key not in self._no_route:
             self._no_route[key] = 0
             self.look_again(now, key)
 
     def look_again(self, now: float, key: bytes) -> None:
-        """Ask, ever more slowly, for as long as that is so."""
+        """Ask again, more slowly each time, while a suspended connection has no route."""
         if not (self._host.network.usable and any(c.state is State.SUSPENDED for c in self._host.table.movable(key))):
             self._no_route.pop(key, None)
             return
@@ -66,7 +66,7 @@ class Places:
         self.seek(now, key)
 
     def add(self, now: float, key: bytes, origin: str, places: Iterable[SockAddr], lasts: float) -> None:
-        """``origin`` says that the peer may be at these; it knows for ``lasts`` seconds."""
+        """``origin`` says that the peer may be at these places, and will hold that for ``lasts`` seconds."""
         if key not in self._host.peers:
             return
         said = self._said.setdefault(key, {})
@@ -82,7 +82,7 @@ class Places:
             self._host.report(now, facts.PlacesLearnt(key, news=bool(fresh)))
 
     def learnt(self, now: float, hosts: Iterable[IPAddress]) -> None:
-        """A peer may be at these: look up the routes.
+        """A peer may be at these addresses: have the shell look up the routes.
 
         At once, and then not for a while: with them all connections are looked at, and anybody can name places.
         """
@@ -94,21 +94,21 @@ class Places:
             self._host.timers.set(timer_kinds.FindRoutes(), self._looked_at + constants.ROUTES_PAUSE)
 
     def find_routes(self, now: float) -> None:
-        """The pause is over."""
+        """The pause between two look-ups of routes is over."""
         self._looked_at = now
         self._host.emit(commands.FindRoutes())
 
     def _usable(self, host: IPAddress) -> bool:
-        """An address that another host can have."""
+        """Whether another host can have this address."""
         nobody = host.is_multicast or host.is_unspecified or host.is_loopback or host.is_link_local or host.is_reserved
         return not nobody and not self._host.network.is_ours(host)
 
     def expired(self, key: bytes, origin: str) -> None:
-        """What was said is too old to be tried; said again it will be no news."""
+        """What ``origin`` said is too old to be tried.  If it says the same again, that is no news."""
         self._expired.add((key, origin))
 
     def forget(self, key: bytes) -> None:
-        """The peer is forgotten."""
+        """Forget a peer."""
         self._no_route.pop(key, None)
         self._host.timers.cancel(timer_kinds.SeekAgain(key))
         for origin in self._said.pop(key, {}):

@@ -43,7 +43,7 @@ class Guest:
 
 
 class Server:
-    """Who is here."""
+    """Keeps the guests of this rendezvous, tells them of each other, and forwards and relays for them."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -64,7 +64,7 @@ class Server:
         return len(self._flows)
 
     def received(self, now: float, event: events.Received) -> None:
-        """Register, Lookup, Forward, Relay."""
+        """Handle REGISTER, LOOKUP, FORWARD or RELAY."""
         message = event.message
         if isinstance(message, wire.Register):
             self._register(now, event, message)
@@ -87,13 +87,13 @@ class Server:
         self._host.notice("packet.refused", peer=event.key, reason=reason, source=str(event.source))
 
     def policy_changed(self, now: float) -> None:
-        """The configuration has been read again."""
+        """The configuration has been read again: without [rendezvous] serve, drop all guests."""
         if not self._host.policy.serve:
             for guest in list(self._guests.values()):
                 self._drop(now, guest)
 
     def forget(self, now: float, key: bytes) -> None:
-        """This peer is not trusted any more."""
+        """This peer is no longer trusted: it is no guest any more."""
         self._asked.pop(key, None)
         if (guest := self._guests.get(key)) is not None:
             self._drop(now, guest)
@@ -142,7 +142,7 @@ class Server:
         return wire.Registration.OK if fits else wire.Registration.FULL
 
     def _proven(self, event: events.Received, proof: bytes) -> bool:
-        """The host receives where it sends from."""
+        """Whether the host receives at the address that it sends from.  If not known, the proof is asked for."""
         peer = self._host.peers[event.key]
         if event.source == peer.remote:
             return True
@@ -196,7 +196,7 @@ class Server:
             self._tell_shell(now, other)
 
     def expired(self, now: float, key: bytes) -> None:
-        """A registration has not been renewed."""
+        """A guest has not renewed its registration: drop it."""
         guest = self._guests.get(key)
         if guest is not None and guest.until <= now:
             self._drop(now, guest)
@@ -204,14 +204,14 @@ class Server:
     # -- between two --------------------------------------------------------------------------------------------------
 
     def _other(self, now: float, guest: Guest, tag: bytes) -> Guest | None:
-        """The other host with this tag; the asker must have registered it itself."""
+        """The other guest with this tag, which the asking guest must have registered itself."""
         if guest.tags.get(tag, 0.0) <= now:
             return None
         others = (self._guests[key] for key in self._pairs[tag] if key != guest.key)
         return next((o for o in others if o.until > now and o.tags.get(tag, 0.0) > now), None)
 
     def _introduce(self, now: float, guest: Guest, other: Guest, tag: bytes) -> None:
-        """Tell both: so both send to each other at once, and the NATs before them open."""
+        """Tell both guests where the other one is: both send at once, and so open the NATs on their sides."""
         if guest.founds.take(now):
             for to, about in ((guest, other), (other, guest)):
                 found = wire.Found(tag, about.reflexive, about.addresses)
@@ -256,7 +256,7 @@ class Server:
         return (guest.key, flow) in self._flows
 
     def _moved(self, now: float, guest: Guest) -> None:
-        """What it sends comes from elsewhere, and what goes to it goes elsewhere."""
+        """A guest has another address: the relay has to know, for what it sends and for what is sent to it."""
         self._tell_shell(now, guest)
         for tag in guest.tags:
             other = self._other(now, guest, tag)

@@ -300,7 +300,7 @@ class Carrier:
             return None
         sock = socket_for(remote.host, local, self._sockets.get(port, self._sockets[0]))
         if sock is None:
-            _log.warning("no socket for %s: its connections are held", remote)
+            _log.warning("no socket from which to send to %s: its connections wait", remote)
             return None
         key = local, remote
         path = self._paths.get(key)

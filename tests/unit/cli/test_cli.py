@@ -252,7 +252,7 @@ class TestCommands:
 
     def test_announce(self, daemon: Any, ctl: Runner):
         daemon.replies["announce"] = schema.AnnounceReply(1)
-        assert ctl("announce").out == "said our addresses to 1 peer\n"
+        assert ctl("announce").out == "announced this host's addresses to 1 peer\n"
         assert ctl("announce", "--json").json == {"peers": 1}
 
     def test_config_check(self, tmp_path: Path, ctl: Runner):

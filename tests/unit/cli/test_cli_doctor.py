@@ -117,7 +117,7 @@ class TestWithoutADaemon:
         assert out.endswith("2 checks: 1 ok, 1 failed\n")
         assert err == (
             f"redirectctl: doctor: {self.path}: no daemon listens there; start redirectd, or name its socket with"
-            " --socket; checked only what needs no daemon\n"
+            " --socket; only the checks that need no daemon were made\n"
         )
 
     def test_something_else_is_wrong(self):
@@ -142,7 +142,7 @@ class TestWithoutADaemon:
 
 def test_clean_while_the_daemon_runs(daemon: Any, capsys: pytest.CaptureFixture[str]):
     assert main(["doctor", "--clean"]) == 1
-    assert capsys.readouterr().err.startswith("redirectctl: doctor --clean: redirectd runs; ")
+    assert capsys.readouterr().err.startswith("redirectctl: doctor --clean: redirectd runs, ")
 
 
 def test_clean_is_not_about_a_peer(daemon: Any, capsys: pytest.CaptureFixture[str]):

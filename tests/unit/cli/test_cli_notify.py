@@ -136,7 +136,7 @@ def test_notices_are_shown_replaced_and_taken_away(
     daemon.record(EventName.CONNECTION_SUSPENDED, connection="c1", command="vi <b>", remote="192.0.2.9:22")
     shown = session.call("Notify")
     assert (shown[0], shown[1], shown[3]) == ("redirectctl", 0, "No path for one connection")
-    assert shown[4] == "Held until there is one: vi &lt;b&gt; to 192.0.2.9:22"
+    assert shown[4] == "Suspended until there is a path: vi &lt;b&gt; to 192.0.2.9:22"
     daemon.time += 5
     daemon.record(EventName.CONNECTION_RESUMED, connection="c1")
     again = session.call("Notify")
@@ -182,7 +182,7 @@ def test_it_waits_for_a_daemon_that_is_not_there(
     daemon.start()
     wait_follower(daemon)
     daemon.record(EventName.CONNECTION_SUSPENDED, connection="c1", command="vi <b>", remote="192.0.2.9:22")
-    assert session.call("Notify")[4] == "Held until there is one: vi <b> to 192.0.2.9:22"
+    assert session.call("Notify")[4] == "Suspended until there is a path: vi <b> to 192.0.2.9:22"
 
 
 def complaint(process: subprocess.Popen[str]) -> tuple[int, str]:

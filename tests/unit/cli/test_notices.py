@@ -28,13 +28,13 @@ def resumed(number: int, at: float) -> Event:
 
 def test_a_lost_path_is_told_once_for_all_its_connections() -> None:
     (notice,) = Notices().take([suspended(1), suspended(2)])
-    assert notice == Notice("path", "No path for 2 connections", "Held until there is one: 192.0.2.9:22")
+    assert notice == Notice("path", "No path for 2 connections", "Suspended until there is a path: 192.0.2.9:22")
 
 
 def test_the_command_and_the_name_of_the_peer_are_told() -> None:
     told = Notices().take([suspended(1, command="ssh server", peer=KEY)], [peer(PeerState.APPROVED, "server")])
     assert [(each.title, each.body) for each in told] == [
-        ("No path for one connection", "Held until there is one: ssh server to server")
+        ("No path for one connection", "Suspended until there is a path: ssh server to server")
     ]
 
 

@@ -160,8 +160,8 @@ def test_durations(text: str, seconds: float):
          'write a list of networks, as in ["192.0.2.0/24"]'),
         ('[path]\naccept_from = ["10.0.0.0/40"]', "f.toml:2: path.accept_from: '10.0.0.0/40' is not a network; "
          'write networks as in "192.0.2.0/24"'),
-        ('[path]\naccept_from = ["10.1.0.0/8"]', "f.toml:2: path.accept_from: '10.1.0.0/8' has bits set behind the "
-         'length of its prefix; write "10.0.0.0/8"'),
+        ('[path]\naccept_from = ["10.1.0.0/8"]', "f.toml:2: path.accept_from: '10.1.0.0/8' has bits set beyond its "
+         'prefix length; write "10.0.0.0/8"'),
         ('[path]\nleave_vpn = "no"', "f.toml:2: path.leave_vpn: 'no' is not a valid value; write true or false"),
         ('[rendezvous]\nservers = ["here"]', "f.toml:2: rendezvous.servers: 'here' is not HOST:PORT; "
          'write servers as in "rendezvous.example.net:7747"'),
@@ -270,7 +270,7 @@ def test_what_is_nested_without_end_is_an_error_of_its_line(deep: str):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[control]\nport = " + "9" * 5000, "f.toml:2: a number without end"),
+        ("[control]\nport = " + "9" * 5000, "f.toml:2: a number is too long"),
         ("[control]\nport = 0x" + "f" * 5000, "f.toml:2: control.port: this is not a valid value"),
         ('[rendezvous]\nservers = ["a:' + "9" * 5000 + '"]', "f.toml:2: rendezvous.servers: "),
         ('[path]\naccept_from = ["has host bits set"]', "f.toml:2: path.accept_from: 'has host bits set' is not a net"),

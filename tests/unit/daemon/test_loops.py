@@ -64,7 +64,7 @@ def test_a_loop_that_fails_is_begun_anew_and_said_once(caplog: pytest.LogCapture
         assert loops.dead() == []
 
     story(tell)
-    assert said(caplog) == ["finder failed; it goes on in 0.001 s"]
+    assert said(caplog) == ["finder failed; it starts again in 0.001 s"]
 
 
 @pytest.mark.usefixtures("quick")

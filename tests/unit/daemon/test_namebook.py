@@ -275,7 +275,7 @@ def test_one_look_that_fails_ends_no_other(world: World, monkeypatch: pytest.Mon
 
 def test_a_name_that_cannot_be_stored_is_known_for_now(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
-        raise StoreError("state.db", "database or disk is full", "see to disk and rights")
+        raise StoreError("state.db", "database or disk is full", "check the disk and the permissions")
 
     book = world.book()
     with monkeypatch.context() as patch:

@@ -43,7 +43,7 @@ class Disk:
         def call(*given: Any) -> Any:
             self.calls.append(name)
             if self.full:
-                raise StoreError("state.db", "database or disk is full", "see to disk and rights")
+                raise StoreError("state.db", "database or disk is full", "check the disk and the permissions")
             return real(*given)
 
         return call

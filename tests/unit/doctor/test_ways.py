@@ -102,7 +102,7 @@ def test_an_address_that_does_not_carry_is_named() -> None:
     check = ways.addresses(HERE, {OURS: Failure(2, 88.0, 148.0), PUBLIC: Failure(1, 99.0, 120.0)}, 100.0)
     assert check.status is CheckStatus.WARN
     assert check.found == f"{OURS} did not carry 12 s ago, 2 times in a row"  # the other one is gone
-    assert "connections go by another address" in (check.hint or "")
+    assert "connections use another address" in (check.hint or "")
 
 
 def test_paths_are_counted_with_the_reason() -> None:
@@ -113,7 +113,8 @@ def test_paths_are_counted_with_the_reason() -> None:
     )
     assert check.status is CheckStatus.OK
     assert check.found == (
-        "1 as ever; 2 through the tunnel: NAT changes plain packets on the way; 1 plain, with rewritten addresses"
+        "1 plain, unchanged; 2 through the tunnel: NAT changes plain packets on the way; "
+        "1 plain, with rewritten addresses"
     )
     assert ways.path_of_each([], lambda _: None).found == "no protected connection"
 
@@ -147,7 +148,7 @@ def test_integrity_that_both_want_or_neither() -> None:
     assert ways.integrity(HERE, [connection()], []).found == "off here and there"
     assert ways.integrity(HERE._replace(integrity=True), [tagged], []).found == "on here and there"
     assert ways.integrity(HERE, [tagged], []).found == "on here and there; off here for new ones"
-    assert ways.integrity(HERE, [], []).found.startswith("off here; what the peer wants shows with")
+    assert ways.integrity(HERE, [], []).found.startswith("off here; the peer's setting is known after")
 
 
 @pytest.mark.parametrize(("reason", "found"), [("required", "off here, on there"), ("refused", "on here, off there")])

@@ -350,7 +350,7 @@ class TestOpening:
 
     def test_not_a_directory(self, tmp_path: Path):
         (tmp_path / "file").touch()
-        with pytest.raises(StoreError, match="File exists; see to"):
+        with pytest.raises(StoreError, match="File exists; check the"):
             Store(tmp_path / "file")
 
 

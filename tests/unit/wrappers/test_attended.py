@@ -80,7 +80,7 @@ def test_first_contact(asking: FakeDaemon, start: Any, word: str, verb: str) -> 
     for text in ("first contact", "192.0.2.7", "cat", FINGERPRINT, "|     o+=+o       |", "approve, reject"):
         child.expect_exact(text)
     child.sendline("ls -l")  # somebody was typing
-    child.expect_exact("'ls -l' is no answer")
+    child.expect_exact("'ls -l' is not one of the answers")
     assert decisions(asking) == []
     child.sendline(word)
     child.expect_exact("\x1b[?1049l")
@@ -219,7 +219,7 @@ def test_changed_key(asking: FakeDaemon, start: Any) -> None:
     for text in ("WARNING", "HAS CHANGED", "SHA256:known", FINGERPRINT):
         child.expect_exact(text)
     child.sendline("approve")
-    child.expect_exact("is no answer")
+    child.expect_exact("is not one of the answers")
     child.sendline("reject")
     child.expect_exact("\x1b[?1049l")
     assert decisions(asking) == [{"type": "reject", "peer": FINGERPRINT}]
@@ -266,7 +266,7 @@ def test_lost_and_back_inline(daemon: FakeDaemon, start: Any) -> None:
     child = start("--notify", "inline", "sh", "-c", "printf 'name: '; read x; echo got $x")
     child.expect_exact("name: ")
     daemon.tell(LOST)
-    child.expect_exact("\r\nredirectctl: no path to 192.0.2.7; held until there is one\r\nname: ")
+    child.expect_exact("\r\nredirectctl: no path to 192.0.2.7; suspended until there is one\r\nname: ")
     child.send("ab")
     child.expect_exact("ab")
     daemon.tell(BACK)

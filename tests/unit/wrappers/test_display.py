@@ -59,7 +59,7 @@ def test_nothing_is_written_into_a_sequence_or_character(begun: bytes):
 def test_lines_show_the_current_one_again():
     shown = display("inline")
     shown.pass_on(b"before\r\n$ ls -")
-    text = b"redirectctl: no path to 192.0.2.7; held until there is one\r\n"
+    text = b"redirectctl: no path to 192.0.2.7; suspended until there is one\r\n"
     assert shown.update(0.0, reply(LOST)) == b"\r\n" + text + b"$ ls -"
     assert shown.tick(1.0) == b""
     shown.pass_on(b"\r\n")
@@ -73,7 +73,7 @@ def test_lines_become_titles_while_a_full_screen_program_runs():
     assert written == b"\x1b[22;2t\x1b]2;redirectctl: no path to 192.0.2.7 for 3.0s\x07"
     shown.pass_on(b"\x1b[?1049l$ ")
     assert shown.tick(2.0) == (
-        b"\r\nredirectctl: no path to 192.0.2.7; held until there is one\r\n$ \x1b]2;\x07\x1b[23;2t"
+        b"\r\nredirectctl: no path to 192.0.2.7; suspended until there is one\r\n$ \x1b]2;\x07\x1b[23;2t"
     )
 
 

@@ -120,7 +120,13 @@ def test_a_real_picture_fits_an_ordinary_terminal_also_after_a_wrong_answer():
     prompt.press(b"what\r")
     drawn = prompt.draw(24, 80).decode()
     assert drawn.count("[redirectctl]") == 11
-    for text in ("Ctrl-] puts this away", FINGERPRINT, "change of address.", "'what' is no answer.", "approve, reject"):
+    for text in (
+        "Ctrl-] puts this away",
+        FINGERPRINT,
+        "change of address.",
+        "'what' is not one of the answers.",
+        "approve, reject",
+    ):
         assert text in drawn
 
 

@@ -24,7 +24,7 @@ def test_lost_for_how_long_and_back():
     notices.update(100.0, reply(lost(seconds=2.0)))
     assert notices.title(100.0) == "no path to 192.0.2.7 for 2.0s"
     assert notices.title(163.0) == "no path to 192.0.2.7 for 1m 5s"
-    assert notices.lines(100.0) == ["no path to 192.0.2.7; held until there is one"]
+    assert notices.lines(100.0) == ["no path to 192.0.2.7; suspended until there is one"]
     notices.update(170.0, reply(back(lasted=72.0)))
     assert notices.title(170.0) == "path to 192.0.2.7 is back after 1m 12s"
     assert notices.lines(170.0) == ["path to 192.0.2.7 is back after 1m 12s"]
@@ -39,7 +39,7 @@ def test_lines_remind():
     notices.update(0.0, reply(lost()))
     told = [(second, line) for second in range(4000) for line in notices.lines(float(second))]
     assert told == [
-        (0, "no path to 192.0.2.7; held until there is one"),
+        (0, "no path to 192.0.2.7; suspended until there is one"),
         (60, "no path to 192.0.2.7 for 1m"),
         (600, "no path to 192.0.2.7 for 10m"),
         (3600, "no path to 192.0.2.7 for 1h"),
