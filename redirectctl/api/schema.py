@@ -221,6 +221,14 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     may_decide: bool  # whether who watches has the right to approve and reject
 
 
+class Meeting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """How a handshake with a host at one address ended."""
+
+    address: str
+    reason: str | None = None  # why there is no session; None: the key that was named has answered there
+    known: str | None = None  # fingerprint of another key, which is approved for this address: so it was not called
+
+
 class CheckStatus(StrEnum):
     """Outcome of one check of doctor."""
 
@@ -274,6 +282,23 @@ class PeerRequest(_Message, frozen=True, tag="peer"):
 
 class IdentityRequest(_Message, frozen=True, tag="identity"):
     """Answered by IdentityReply."""
+
+
+class ProveRequest(_Message, frozen=True, tag="prove"):
+    """Answered by ProofsReply: what the two hosts of a pairing show each other (proto/pairing.py)."""
+
+    key: bytes  # 32 bytes, the other host's public key
+    nonce_asks: bytes  # 32 bytes, of the host that began
+    nonce_answers: bytes  # 32 bytes, of the other
+    asks: bool  # whether this host has begun
+
+
+class MeetRequest(_Message, frozen=True, tag="meet"):
+    """Answered by MeetReply: for a minute the host with this key may be met, and it is called at these addresses."""
+
+    key: bytes  # 32 bytes, its public key
+    addresses: list[str]  # may be none
+    port: int  # its control port
 
 
 class ApproveRequest(_Message, frozen=True, tag="approve"):
@@ -355,6 +380,8 @@ Request: TypeAlias = (
     | PeersRequest
     | PeerRequest
     | IdentityRequest
+    | ProveRequest
+    | MeetRequest
     | ApproveRequest
     | RejectRequest
     | ForgetRequest
@@ -424,6 +451,21 @@ class IdentityReply(_Message, frozen=True, tag="identity"):
 
     fingerprint: str
     picture: str  # lines of text
+    public: bytes | UnsetType = UNSET  # 32 bytes, the key itself
+
+
+class ProofsReply(_Message, frozen=True, tag="proofs"):
+    """To ProveRequest."""
+
+    asks: bytes  # 32 bytes, what the host that began shows
+    answers: bytes  # 32 bytes, what the other shows
+
+
+class MeetReply(_Message, frozen=True, tag="met"):
+    """To MeetRequest."""
+
+    fingerprint: str  # of the key
+    meetings: list[Meeting]  # one for each address, in order
 
 
 class AnnounceReply(_Message, frozen=True, tag="announce"):
@@ -478,6 +520,8 @@ Reply: TypeAlias = (
     | PeersReply
     | PeerReply
     | IdentityReply
+    | ProofsReply
+    | MeetReply
     | AnnounceReply
     | OptedIn
     | WatchReply

@@ -32,6 +32,7 @@ class Entry(NamedTuple):
     help: str
     module: str
     aliases: tuple[str, ...] = ()
+    passes: bool = False  # what stands behind `--` is another program's: args.rest
 
 
 COMMANDS: Final = {
@@ -39,6 +40,7 @@ COMMANDS: Final = {
     "connections": Entry("connections and their states", "connections", ("conns",)),
     "peers": Entry("other hosts' daemons", "peers"),
     "identity": Entry("own fingerprint", "identity"),
+    "pair": Entry("approve each other's keys, over ssh", "pair", passes=True),
     "approve": Entry("trust a peer's key", "approve"),
     "reject": Entry("never trust a peer's key", "reject"),
     "forget": Entry("forget everything about a peer", "forget"),
@@ -86,7 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     name = _command_in(argv)
     parser = make_parser([name] if name else [])
-    args = parser.parse_args(argv)
+    rest: Sequence[str] = ()
+    if name is not None and COMMANDS[name].passes and "--" in argv:
+        end = list(argv).index("--")
+        argv, rest = argv[:end], argv[end + 1 :]
+    args = parser.parse_args(argv, argparse.Namespace(rest=list(rest)))
     if name is None:
         parser.error("no command given")
     return _module(name).run(args)

@@ -102,6 +102,14 @@ class Service(Protocol):
         """Own fingerprint."""
         ...
 
+    async def prove(self, request: schema.ProveRequest, caller: Caller) -> schema.ProofsReply:
+        """What the two hosts of a pairing show each other."""
+        ...
+
+    async def meet(self, request: schema.MeetRequest, caller: Caller) -> schema.MeetReply:
+        """Call a host whose key a person has named."""
+        ...
+
     async def approve(self, request: schema.ApproveRequest, caller: Caller) -> schema.PeerReply:
         """Trust a peer's key."""
         ...
@@ -170,6 +178,8 @@ ROUTES: Final[dict[type[schema.Request], Route]] = {
     schema.PeersRequest: Route("peers", Right.ADMIN),
     schema.PeerRequest: Route("peer", Right.ADMIN),
     schema.IdentityRequest: Route("identity", Right.ADMIN),
+    schema.ProveRequest: Route("prove", Right.ADMIN),
+    schema.MeetRequest: Route("meet", Right.ADMIN),
     schema.ApproveRequest: Route("approve", Right.ADMIN),
     schema.RejectRequest: Route("reject", Right.ADMIN),
     schema.ForgetRequest: Route("forget", Right.ADMIN),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from redirectctl.daemon.driver import Driver
+from redirectctl.proto.constants import HANDSHAKE_RETRIES
 from redirectctl.wire.addr import IPAddress, SockAddr
+
+PATIENCE = sum(HANDSHAKE_RETRIES) + 1.0  # seconds for a handshake
 
 
 class Contacts:
@@ -27,6 +30,14 @@ class Contacts:
             return await ended
         finally:
             del self._waiting[ended]
+
+    async def within(self, to: SockAddr, key: bytes, source: IPAddress | None = None) -> str | None:
+        """The same, but a handshake that never begins (others are under way) counts as not answered."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await self.make(to, key, source)
+        except TimeoutError:
+            return "no-answer"
 
     def ended(self, to: SockAddr, key: bytes | None, reason: str | None, source: IPAddress | None) -> None:
         """See commands.Contacted."""

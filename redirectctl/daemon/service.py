@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from ipaddress import ip_address
 
 import msgspec
 
@@ -20,11 +21,17 @@ from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.processes import procfs
 from redirectctl.kernel.sockets.bytecode import SocketFilter
 from redirectctl.kernel.sockets.diag import SocketInfo
+from redirectctl.proto import pairing
+from redirectctl.proto.constants import KEY_LEN
+from redirectctl.proto.errors import MisuseError
 from redirectctl.proto.fingerprint import fingerprint, matches, picture
+from redirectctl.proto.peer import PeerState as TrustState
 from redirectctl.store.records import PeerRecord, PeerState
 from redirectctl.wire.addr import FourTuple, SockAddr
 
 AT_ONCE = 250  # connections listed between two looks at what else there is to do
+MOST_CALLED = 8  # addresses of one host
+EXPECTED = 60.0  # seconds in which a host that a person has named may be met
 LONGEST_NAME = 64  # characters, of a peer
 MOST_LISTED = 4  # fingerprints in one message
 LONGEST_TARGET = 128  # characters; two IPv6 addresses with ports take 95
@@ -96,7 +103,36 @@ class DaemonService:
     async def identity(self, request: schema.IdentityRequest, caller: Caller) -> schema.IdentityReply:
         """Own fingerprint."""
         public = self._r.engine.endpoint.static.public
-        return schema.IdentityReply(fingerprint=fingerprint(public), picture=picture(public, "redirectctl"))
+        return schema.IdentityReply(
+            fingerprint=fingerprint(public), picture=picture(public, "redirectctl"), public=public
+        )
+
+    async def prove(self, request: schema.ProveRequest, caller: Caller) -> schema.ProofsReply:
+        """What the two hosts of a pairing show each other."""
+        self._check_key("prove", request.key)
+        static = self._r.engine.endpoint.static
+        try:
+            both = pairing.proofs(static, request.key, request.nonce_asks, request.nonce_answers, asks=request.asks)
+        except MisuseError as error:
+            raise RequestError("prove", str(error), "", schema.ErrorCode.USAGE) from None
+        return schema.ProofsReply(asks=both.asks, answers=both.answers)
+
+    async def meet(self, request: schema.MeetRequest, caller: Caller) -> schema.MeetReply:
+        """Call a host whose key a person has named: up to 10 s."""
+        self._check_key("meet", request.key)
+        if len(request.addresses) > MOST_CALLED or not 0 < request.port < 65536:
+            why = f"at most {MOST_CALLED} addresses, and a port from 1 to 65535"
+            raise RequestError("meet", why, "", schema.ErrorCode.USAGE)
+        try:
+            places = [SockAddr(ip_address(each), request.port) for each in request.addresses]
+        except ValueError as error:
+            raise RequestError("meet", str(error), "name addresses", schema.ErrorCode.USAGE) from None
+        engine = self._r.engine
+        engine.expect(self._r.now, request.key, EXPECTED)
+        self._r.wake()
+        meetings = await asyncio.gather(*(self._meet(request.key, to) for to in places))
+        self._r.wake()
+        return schema.MeetReply(fingerprint=fingerprint(request.key), meetings=list(meetings))
 
     async def approve(self, request: schema.ApproveRequest, caller: Caller) -> schema.PeerReply:
         """Trust a peer's key."""
@@ -108,6 +144,7 @@ class DaemonService:
                 "compare it with `redirectctl identity` there, `redirectctl forget` the old one, and connect again",
             )
         if request.name is not None:
+            self._check_name(f"approve {request.peer}", request.name, peer)
             self._r.peers.rename(peer.public, request.name)
         self._r.engine.approve(self._r.now, peer.public)
         return self._decided(peer.public)
@@ -129,12 +166,8 @@ class DaemonService:
     async def rename(self, request: schema.RenameRequest, caller: Caller) -> schema.PeerReply:
         """Call a peer something else."""
         peer = self._peer("rename", request.peer)
-        what = f"rename {request.peer}"
         if request.name is not None:
-            if not 0 < len(request.name) <= LONGEST_NAME or not request.name.isprintable():
-                raise RequestError(what, f"a name has 1 to {LONGEST_NAME} printable characters", "choose another")
-            if any(other.name == request.name for other in self._r.peers.records.values() if other is not peer):
-                raise RequestError(what, f"another peer is called {request.name}", "choose another name")
+            self._check_name(f"rename {request.peer}", request.name, peer)
         self._r.peers.rename(peer.public, request.name)
         return self._decided(peer.public)
 
@@ -201,6 +234,23 @@ class DaemonService:
         peer = self._peer("doctor", request.peer) if request.peer is not None else None
         return schema.DoctorReply(checks=await self._examine(self._r, peer.public if peer is not None else None))
 
+    async def _meet(self, key: bytes, to: SockAddr) -> schema.Meeting:
+        """At one address, unless another host is known there: as with ssh, that is for a person to settle."""
+        engine, address = self._r.engine, str(to.host)
+        for peer in engine.peers.values():
+            if peer.key != key and to.host in peer.identity and peer.state is TrustState.APPROVED:
+                return schema.Meeting(address=address, reason="key-changed", known=fingerprint(peer.key))
+        reason = await self._r.contacts.within(to, key)
+        if reason is None and not engine.answered_at(self._r.now, key, to.host):
+            reason = "no-answer"  # it has called us meanwhile, which says nothing about this address
+        return schema.Meeting(address=address, reason=reason)
+
+    def _check_key(self, what: str, key: bytes) -> None:
+        if len(key) != KEY_LEN:
+            raise RequestError(what, f"a key has {KEY_LEN} bytes", "", schema.ErrorCode.USAGE)
+        if key == self._r.engine.endpoint.static.public:
+            raise RequestError(what, "it is this host's own key", "name another host")
+
     # -- arguments ----------------------------------------------------------------------------------------------------
 
     def _peer(self, verb: str, text: str) -> PeerRecord:
@@ -227,6 +277,12 @@ class DaemonService:
             why = f"peers have only called from this address, none has answered there: {_listed_keys(seen)}"
             raise RequestError(what, why, "compare with `redirectctl identity` on that host, and name its fingerprint")
         raise RequestError(what, "no such peer", "see `redirectctl peers`")
+
+    def _check_name(self, what: str, name: str, peer: PeerRecord) -> None:
+        if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+            raise RequestError(what, f"a name has 1 to {LONGEST_NAME} printable characters", "choose another")
+        if any(other.name == name for other in self._r.peers.records.values() if other is not peer):
+            raise RequestError(what, f"another peer is called {name}", "choose another name")
 
     def _connection(self, verb: str, text: str) -> Connection:
         """By id, unique prefix of it, or LOCAL-REMOTE."""

@@ -18,12 +18,10 @@ from redirectctl.flows.connection import Connection
 from redirectctl.flows.rendezvous.client import ORIGIN
 from redirectctl.flows.state import State
 from redirectctl.kernel.errors import KernelError
-from redirectctl.proto.constants import HANDSHAKE_RETRIES
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.wire.addr import IPAddress, SockAddr
 from redirectctl.wire.message import Trust
 
-PATIENCE = sum(HANDSHAKE_RETRIES) + 1.0  # seconds for a handshake
 POLL = 0.05  # seconds between looks whether the peer has said what it thinks of us
 HELLO_LOOKS = 30
 MOST_WAYS = 3  # between addresses of connections that are tried, the most used first
@@ -173,11 +171,7 @@ class PeerCheck:
             return skip(name, "not tried: its key is not trusted here")
         began = self._r.now
         with IcmpWatch(to) as watch:
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    reason = await self._r.contacts.make(to, self._key, way.source)
-            except TimeoutError:
-                reason = "no-answer"
+            reason = await self._r.contacts.within(to, self._key, way.source)
             taken = self._r.now - began
         if reason is None:
             await self._hello(began)

@@ -95,6 +95,27 @@ class Contact:
         ):
             self.negotiate(now, [connection])
 
+    def expect(self, now: float, key: bytes, seconds: float) -> None:
+        """Admit a host with this key for so long, as one that waits for approval."""
+        self._host.expected.add(key)
+        self._host.timers.set(timer_kinds.ExpectNoMore(key), now + seconds)
+
+    def expect_no_more(self, key: bytes) -> None:
+        """The time for that is over."""
+        self._host.expected.discard(key)
+
+    def answered_at(self, now: float, key: bytes, address: IPAddress) -> bool:
+        """Count an address as one of the peer's own if we have called it there, and the session is still good."""
+        peer = self._host.peers.get(key)
+        if peer is None or not any(
+            s.initiator and not s.expired(now) and s.path[1].host == address for s in peer.sessions
+        ):
+            return False
+        if address not in peer.identity:
+            peer.identity.add(address)
+            self._host.emit(commands.SavePeer(peer))
+        return True
+
     def _peer_at(self, now: float, address: IPAddress) -> Peer | None:
         """The peer that answered at an address when we called there, or that is there now."""
         peers = self._host.peers.values()

@@ -163,6 +163,14 @@ class Engine:
         """Start a handshake with the host at an address, to find out who is there."""
         self.host.contact(now, to, source, key)
 
+    def expect(self, now: float, key: bytes, seconds: float) -> None:
+        """For so long a host with this key may be met, even where no new host may: a person has named the key."""
+        self.contacts.expect(now, key, seconds)
+
+    def answered_at(self, now: float, key: bytes, address: IPAddress) -> bool:
+        """Whether we have called an address that a person named, and this key has answered there; now that is known."""
+        return self.contacts.answered_at(now, key, address)
+
     def tick(self, now: float) -> None:
         """A timer is due."""
         self.host.endpoint.tick(now)
@@ -405,6 +413,8 @@ class Engine:
                 self.lifecycle.long_lived(now, cid)
             case timer_kinds.ClaimAgain(cid):
                 self.contacts.claim_again(now, cid)
+            case timer_kinds.ExpectNoMore(key):
+                self.contacts.expect_no_more(key)
             case timer_kinds.NegotiateAgain(host):
                 self.contacts.negotiate_again(now, host)
             case timer_kinds.Undecided(cid):

@@ -68,6 +68,7 @@ class Host:
         self.network = Network()
         self.timers: Timers[Timer] = Timers()
         self.report = report
+        self.expected: set[bytes] = set()  # keys that a person has named, whose hosts may be met whatever the policy
         self.unmet: frozenset[SockAddr] = frozenset()  # rendezvous whose key is not known: no peer is sought there
         self._out: list[Command] = []
         self._pending: list[events.Event] = []  # of the endpoint's, until take_events()
@@ -212,6 +213,6 @@ class Host:
                 # As with ssh: a new host is accepted, not another key where one is known.
                 known = any(at.host in p.identity for p in self.peers.values())
                 return PeerState.PENDING if known else PeerState.APPROVED
-            case "refuse":
+            case "refuse" if key not in self.expected:
                 return None
         return PeerState.PENDING

@@ -39,6 +39,10 @@ class ClaimAgain(_OfConnection):
     """A connection that was refused, or waits for approval, may be tried again."""
 
 
+class ExpectNoMore(_OfPeer):
+    """A person has not met the peer whose key was named, in the time for that."""
+
+
 @dataclass(frozen=True, slots=True)
 class NegotiateAgain:
     """A host that did not answer may be tried again."""
@@ -215,6 +219,7 @@ Timer: TypeAlias = (
     RetryRequest
     | LongLived
     | ClaimAgain
+    | ExpectNoMore
     | NegotiateAgain
     | Undecided
     | Linger

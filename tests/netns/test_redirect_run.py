@@ -184,7 +184,7 @@ def test_asked_and_told_on_a_terminal(lab: Lab) -> None:
         child.expect_exact(pair.server.ctl("identity")["fingerprint"])
         child.expect_exact("approve, reject")
         child.sendline("yes")  # what ssh is answered
-        child.expect_exact("'yes' is no answer")
+        child.expect_exact("'yes' is not one of the answers")
         child.sendline("approve")
         child.expect_exact("\x1b[?1049l")
         pair.wait_protected(1)
