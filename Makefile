@@ -9,6 +9,7 @@ UNITS := /etc/systemd/system
 SHARE := /usr/local/share
 ZSH := $(SHARE)/zsh/site-functions
 CONFIG := /etc/redirectctl
+START := yes
 PYTEST_ARGS :=
 # Tests on the real kernel mostly wait: more at a time than there are processors.
 JOBS := 4
@@ -88,8 +89,15 @@ install:
 	if [ -d $(dir $(UNITS)) ]; then \
 	    install -d $(UNITS) && \
 	    sed 's|/usr/local/bin|$(LINKS)|' systemd/redirectd.service >$(UNITS)/redirectd.service; fi
-	if [ -d /run/systemd/system ]; then \
-	    systemctl daemon-reload; echo 'start it with: systemctl enable --now redirectd'; fi
+	@if [ -n "$$SUDO_USER" ] && [ "$$SUDO_USER" != root ]; then \
+	    usermod -aG redirectctl "$$SUDO_USER"; \
+	    echo "$$SUDO_USER may control redirectd from now on: a member of the group redirectctl"; fi
+	@if [ -d /run/systemd/system ]; then \
+	    systemctl daemon-reload; \
+	    if [ $(START) = yes ]; then \
+	        systemctl enable redirectd; systemctl restart redirectd; echo 'redirectd runs, also after the next boot'; \
+	    else echo 'start it with: systemctl enable --now redirectd'; fi; \
+	else echo 'start it with: redirectd &'; fi
 
 uninstall:
 	if [ -d /run/systemd/system ]; then systemctl disable --now redirectd || true; fi

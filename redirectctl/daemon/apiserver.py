@@ -14,6 +14,7 @@ import contextlib
 import grp
 import logging
 import os
+import pwd
 import socket
 import stat
 import struct
@@ -326,7 +327,7 @@ class ApiServer:
                 self._refuse(writer, caller, Refusal.MALFORMED, error)
                 return
             try:
-                self._check_right(request, caller)
+                await self._check_right(request, caller)
             except RequestError as error:
                 self._refuse(writer, caller, Refusal.NO_RIGHT, error)
             else:
@@ -361,17 +362,21 @@ class ApiServer:
         for _, (caller, refusal, why), times in self._refused.due(at):
             _log_refused(caller, refusal, why, times)
 
-    def _check_right(self, request: schema.Request, caller: Caller) -> None:
+    async def _check_right(self, request: schema.Request, caller: Caller) -> None:
         route = ROUTES[type(request)]
         name = type(request).__struct_config__.tag
         if isinstance(request, (schema.OptInRequest, schema.WatchRequest)):
             _check_process(str(name), caller)
-        if route.right is Right.ADMIN and not self._is_admin(caller):
+        if route.right is Right.ADMIN and not await self._is_admin(caller):
             hint = f"ask as root or as a member of the group {ADMIN_GROUP}"
             raise RequestError(str(name), "not permitted", hint, ErrorCode.DENIED)
 
-    def _is_admin(self, caller: Caller) -> bool:
-        return caller.uid in {0, os.geteuid()} or self._admin_group in caller.groups
+    async def _is_admin(self, caller: Caller) -> bool:
+        """Whoever has joined the group since they logged in is a member too: their processes do not show it yet."""
+        if caller.uid in {0, os.geteuid()} or self._admin_group in caller.groups:
+            return True
+        # The names of users and groups may have to be asked for over a network: nobody else waits for that.
+        return self._admin_group is not None and await asyncio.to_thread(has_joined, caller.uid)
 
     async def _answer(self, request: schema.Request, caller: Caller) -> bytes:
         """The reply as a line."""
@@ -434,6 +439,7 @@ class ApiServer:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller, subscription: Subscription
     ) -> None:
         gone = asyncio.ensure_future(reader.read(1))
+        may_decide = await self._is_admin(caller)
         told: object = None
         try:
             while not gone.done():
@@ -443,7 +449,7 @@ class ApiServer:
                 except RequestError as error:
                     self._refuse(writer, caller, Refusal.NO_RIGHT, error)
                     return
-                reply = self._service.watched(caller, self._is_admin(caller))
+                reply = self._service.watched(caller, may_decide)
                 if (summary := _summary(reply)) != told:
                     told = summary
                     writer.write(schema.encode(reply))
@@ -487,6 +493,14 @@ def admin_group() -> int | None:
         return grp.getgrnam(ADMIN_GROUP).gr_gid
     except KeyError:
         return None
+
+
+def has_joined(uid: int) -> bool:
+    """Whether the group's list of members names a user."""
+    try:
+        return pwd.getpwuid(uid).pw_name in grp.getgrnam(ADMIN_GROUP).gr_mem
+    except KeyError:
+        return False
 
 
 def _write_events(writer: asyncio.StreamWriter, events: list[schema.Event]) -> None:

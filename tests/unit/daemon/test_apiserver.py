@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -403,6 +404,26 @@ with Client({str(bench.path)!r}) as client:
                 process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=subprocess.PIPE)
                 output, _ = await process.communicate()
                 assert output == b"2\n"
+
+        asyncio.run(check())
+
+    @needs_root
+    @pytest.mark.parametrize(("members", "code"), [(["nobody"], 0), (["anna"], 4)])
+    def test_whoever_has_joined_since_the_login(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, members: list[str], code: int
+    ):
+        """Their processes have the groups of before."""
+        monkeypatch.setattr(apiserver.grp, "getgrnam", lambda name: Mock(gr_gid=7747, gr_mem=members))
+
+        async def check() -> None:
+            async with bench.serving():
+                process = await asyncio.create_subprocess_exec(
+                    "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+                    sys.executable, "-m", "redirectctl.cli.main", "--socket", str(bench.path), "announce",
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                )  # fmt: skip
+                await process.communicate()
+                assert process.returncode == code
 
         asyncio.run(check())
 
