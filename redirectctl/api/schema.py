@@ -35,6 +35,7 @@ class ConnectionState(StrEnum):
     REFUSED = "refused"  # peer rejected, key changed, or claim refused; not protected; see `reason`
     PROTECTED = "protected"  # would survive a move
     SUSPENDED = "suspended"  # no path now; held
+    RELEASED = "released"  # a person ended its protection, here or there; lives on as any other
     CLOSED = "closed"  # ended (kept in listings for a minute)
 
 
@@ -68,6 +69,7 @@ class EventName(StrEnum):
     CONNECTION_PROTECTED = "connection.protected"
     CONNECTION_UNSUPPORTED = "connection.unsupported"
     CONNECTION_REFUSED = "connection.refused"
+    CONNECTION_RELEASED = "connection.released"
     CONNECTION_SUSPENDED = "connection.suspended"
     CONNECTION_RESUMED = "connection.resumed"
     CONNECTION_CLOSED = "connection.closed"

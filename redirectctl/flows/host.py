@@ -198,6 +198,12 @@ class Host:
             change(connection, State.REFUSED, now, reason)
             self.notice("connection.refused", connection, reason=reason)
 
+    def release(self, now: float, connection: Connection, reason: str) -> None:
+        """Set a connection whose protection a person ended to RELEASED, and log it."""
+        if connection.state not in (State.RELEASED, State.CLOSED):
+            change(connection, State.RELEASED, now, reason)
+            self.notice("connection.released", connection, reason=reason)
+
     def used(self, key: bytes | None) -> None:
         """Note that a peer is of use: where room is short, peers without use go before it."""
         peer = self.peers.get(key) if key is not None else None

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -225,7 +226,7 @@ class TestCommands:
             (("approve", "SHA256:a"), schema.ApproveRequest("SHA256:a"), "approved SHA256:abc (büro)\n"),
             (("approve", "a", "--name", "n"), schema.ApproveRequest("a", "n"), "approved SHA256:abc (büro)\n"),
             (("reject", "büro"), schema.RejectRequest("büro"), "rejected SHA256:abc (büro)\n"),
-            (("forget", "2001:db8::7"), schema.ForgetRequest("2001:db8::7"), "forgot SHA256:abc (büro)\n"),
+            (("forget", "büro", "--yes"), schema.ForgetRequest("büro"), "forgot SHA256:abc (büro)\n"),
         ],
     )
     def test_decisions(self, daemon: Any, ctl: Runner, arguments: tuple[str, ...], request_: Any, said: str):
@@ -233,6 +234,33 @@ class TestCommands:
         assert ctl(*arguments) == Outcome(0, said, "")
         assert daemon.asked == [request_]
         assert ctl(*arguments, "--json").json == msgspec.to_builtins(PEER)
+
+    def test_forget_says_how_many_connections_lose_protection(self, daemon: Any, ctl: Runner):
+        daemon.replies["peer"] = daemon.replies["forget"] = schema.PeerReply(PEER)
+        answer = ctl("forget", "2001:db8::7")  # no terminal: nobody can be asked
+        assert answer.code == 1
+        assert answer.err == (
+            "redirectctl: forget SHA256:abc (büro): 2 open connections with it will no longer be protected;"
+            " say --yes if that is meant\n"
+        )
+        assert daemon.asked == [schema.PeerRequest("2001:db8::7")], "nothing was forgotten"
+        idle = msgspec.structs.replace(PEER, connections=0)
+        daemon.replies["peer"] = daemon.replies["forget"] = schema.PeerReply(idle)
+        assert ctl("forget", "2001:db8::7") == Outcome(0, "forgot SHA256:abc (büro)\n", "")
+        assert daemon.asked[-1] == schema.ForgetRequest("SHA256:abc")
+
+    @pytest.mark.parametrize(("typed", "forgotten"), [("y", True), ("yes", True), ("n", False), ("", False)])
+    def test_forget_asks(self, daemon: Any, ctl: Runner, monkeypatch: pytest.MonkeyPatch, typed: str, forgotten: bool):
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        monkeypatch.setattr("sys.stdin", Terminal(typed + "\n"))
+        daemon.replies["peer"] = daemon.replies["forget"] = schema.PeerReply(PEER)
+        answer = ctl("forget", "büro")
+        assert answer.code == (0 if forgotten else 1)
+        assert "SHA256:abc (büro): 2 open connections with it will no longer be protected" in answer.err
+        assert (schema.ForgetRequest("SHA256:abc") in daemon.asked) == forgotten
 
     @pytest.mark.parametrize(
         ("name", "kind", "said"),
