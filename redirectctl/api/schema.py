@@ -188,7 +188,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     path: PathName | None = None
     address: str | None = None  # that came or went, or that a peer moved to
     interface: str | None = None
-    source: str | None = None  # "addr:port" that a refused datagram or packet came from
+    source: str | None = None  # "addr:port" that a refused datagram or packet came from, or where a moved peer is seen
     local: str | None = None  # socket tuple
     remote: str | None = None
     wire_local: str | None = None  # wire tuple
@@ -196,6 +196,8 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     command: str | None = None
     pid: int | None = None
     duration: float | None = None  # seconds; of a move: usable new address to the peer's confirmation
+    gap: float | None = None  # seconds; of a move: how long programs saw nothing (daemon/gaps.py); None: not known
+    previous: str | None = None  # of a move: the address before it; of a peer's: as it was seen
     connections: int | None = None  # how many took part
     epoch: int | None = None  # of the host that moved
     count: int | None = None  # how many times, where one event stands for several

@@ -112,6 +112,7 @@ class Host:
         peer: bytes | None = None,
         reason: str | None = None,
         address: IPAddress | None = None,
+        cids: tuple[bytes, ...] = (),
         **details: Any,
     ) -> None:
         """Queue an event for the log."""
@@ -120,7 +121,7 @@ class Host:
             details.setdefault("local", str(connection.socket.local))
             details.setdefault("remote", str(connection.socket.remote))
             details.setdefault("state", connection.state.value)
-        self.emit(Notice(name, connection.cid if connection else None, peer, reason, address, details))
+        self.emit(Notice(name, connection.cid if connection else None, peer, reason, address, details, cids))
 
     def send(
         self,
