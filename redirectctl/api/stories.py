@@ -491,7 +491,7 @@ def _what_here(story: _Story) -> str:
     moved = next((p for p in story.parts.values() if p.now is not None and p.previous not in (None, p.now)), None)
     if moved is not None and moved.now is not None:
         device = story.came.get(moved.now)
-        return f"moved from {moved.previous} to {moved.now}" + (f" ({clean(device)})" if device else "")
+        return f"moved to {_named(moved.now, device or '')} from {moved.previous}"
     if (theirs := _theirs(story.parts.values())) is not None:
         return theirs
     again = [a for a in story.went if a in story.came]
@@ -515,7 +515,7 @@ def _what_there(parts: list[_Part]) -> str:
         return theirs
     part = parts[0] if parts else _Part()
     if _moved(part):
-        return f"moved from {part.previous} to {part.now}"
+        return f"moved to {part.now} from {part.previous}"
     if part.rebound:
         return "the NAT in front of this host changed"
     if part.lost:
@@ -528,7 +528,7 @@ def _what_there(parts: list[_Part]) -> str:
 def _theirs(parts: Iterable[_Part]) -> str | None:
     for part in parts:
         if part.theirs is not None:
-            return f"the other host moved from {part.theirs[0]} to {part.theirs[1]}"
+            return f"the other host moved to {part.theirs[1]} from {part.theirs[0]}"
     return None
 
 

@@ -35,18 +35,18 @@ redirectd started
 first contact; server; this host called it; its key is accepted without a question (trust.first_contact)
 approved; server; trust.first_contact is accept-new
 protected; 4 connections with server
-moved from 192.0.2.10 to 198.51.100.20 (eth0); 4 connections with server; silent for 41ms
-moved from 198.51.100.20 to 203.0.113.21 (eth1); 4 connections with server
+moved to 198.51.100.20 (eth0) from 192.0.2.10; 4 connections with server; silent for 41ms
+moved to 203.0.113.21 (eth1) from 198.51.100.20; 4 connections with server
 203.0.113.21 went and came back; 4 connections with server; silent for 1.6s
 203.0.113.21 went and came back; 4 connections with server; silent for 1.6s
 the path was lost, and is back; 4 connections with server; silent for 18s
-moved from 203.0.113.21 to 198.51.100.22 (eth0); 4 connections with server; silent for 15s
-the other host moved from 198.18.1.10 to 198.18.2.30; 4 connections with server; silent for 69ms
-moved from 198.51.100.22 to 10.0.3.10 (eth0); 4 connections with server; silent for 48ms
+moved to 198.51.100.22 (eth0) from 203.0.113.21; 4 connections with server; silent for 15s
+the other host moved to 198.18.2.30 from 198.18.1.10; 4 connections with server; silent for 69ms
+moved to 10.0.3.10 (eth0) from 198.51.100.22; 4 connections with server; silent for 48ms
 the NAT in front of this host changed; 3 connections with server; silent for 1.6s
 the NAT in front of this host changed; 3 connections with server; silent for 747ms
-moved from 10.0.3.10 to 192.0.2.10 (eth0); 4 connections with server; silent for 132ms
-moved from 192.0.2.10 to 198.51.100.23 (eth0); 4 connections with server; silent for 45ms
+moved to 192.0.2.10 (eth0) from 10.0.3.10; 4 connections with server; silent for 132ms
+moved to 198.51.100.23 (eth0) from 192.0.2.10; 4 connections with server; silent for 45ms
 redirectd stopped
 """
 SERVER = """\
@@ -54,18 +54,18 @@ redirectd started
 first contact; laptop; it called this host; its key is accepted without a question (trust.first_contact)
 approved; laptop; trust.first_contact is accept-new
 protected; 4 connections with laptop
-the other host moved from 192.0.2.10 to 198.51.100.20; 4 connections with laptop
-the other host moved from 198.51.100.20 to 203.0.113.21; 4 connections with laptop
+the other host moved to 198.51.100.20 from 192.0.2.10; 4 connections with laptop
+the other host moved to 203.0.113.21 from 198.51.100.20; 4 connections with laptop
 packets were lost, another way was found; 4 connections with laptop; silent for 984ms
 the path was lost, and is back; 4 connections with laptop; silent for 17s
-the other host moved from 203.0.113.21 to 198.51.100.22; 4 connections with laptop; silent for 15s
-moved from 198.18.1.10 to 198.18.2.30 (eth0); 4 connections with laptop; silent for 67ms
-the other host moved from 198.51.100.22 to 192.0.2.200; 4 connections with laptop
-the other host moved from 192.0.2.200 to 192.0.2.201; 3 connections with laptop; silent for 851ms
-the other host moved from 192.0.2.201 to 192.0.2.10; 4 connections with laptop; silent for 50ms
+the other host moved to 198.51.100.22 from 203.0.113.21; 4 connections with laptop; silent for 15s
+moved to 198.18.2.30 (eth0) from 198.18.1.10; 4 connections with laptop; silent for 67ms
+the other host moved to 192.0.2.200 from 198.51.100.22; 4 connections with laptop
+the other host moved to 192.0.2.201 from 192.0.2.200; 3 connections with laptop; silent for 851ms
+the other host moved to 192.0.2.10 from 192.0.2.201; 4 connections with laptop; silent for 50ms
 redirectd stopped; 4 connections
 redirectd started; 4 connections
-the other host moved from 192.0.2.10 to 198.51.100.23; 4 connections with laptop; silent for 24ms
+the other host moved to 198.51.100.23 from 192.0.2.10; 4 connections with laptop; silent for 24ms
 redirectd stopped
 """
 
@@ -179,7 +179,7 @@ class TestStories:
         happens(
             EventName.MOVE_FINISHED, 5.0, peer=PEER, address="192.0.2.2", previous="192.0.2.1", gap=20.0, connections=3
         )
-        assert happens.over() == ["moved from 192.0.2.1 to 192.0.2.2 (wlan0); 3 connections with peer; silent for 20s"]
+        assert happens.over() == ["moved to 192.0.2.2 (wlan0) from 192.0.2.1; 3 connections with peer; silent for 20s"]
 
     def test_one_line_for_all_peers(self, happens: Log) -> None:
         happens(EventName.ADDRESS_REMOVED, address="192.0.2.1")
@@ -193,7 +193,7 @@ class TestStories:
                 EventName.MOVE_FINISHED, peer=peer, address="192.0.2.2", previous="192.0.2.1", gap=0.5, connections=1
             )
         assert happens.over() == [
-            "moved from 192.0.2.1 to 192.0.2.2 (wlan0); 2 connections with peer, peer; silent for 1.0s"
+            "moved to 192.0.2.2 (wlan0) from 192.0.2.1; 2 connections with peer, peer; silent for 1.0s"
         ]
 
     def test_silent_first_and_elsewhere_then(self, happens: Log) -> None:
@@ -203,7 +203,7 @@ class TestStories:
         happens(EventName.MOVE_STARTED, peer=PEER, reason="address-changed", address="192.0.2.2", epoch=2)
         happens.back("1", duration=40.0, reason="peer-silent")
         happens(EventName.MOVE_FINISHED, peer=PEER, address="192.0.2.2", previous="192.0.2.1", connections=1, epoch=2)
-        assert happens.over() == ["moved from 192.0.2.1 to 192.0.2.2 (wlan0); 1 connection with peer; silent for 40s"]
+        assert happens.over() == ["moved to 192.0.2.2 (wlan0) from 192.0.2.1; 1 connection with peer; silent for 40s"]
 
     def test_a_log_of_the_version_before(self, happens: Log) -> None:
         """It says where hosts are, not where they were."""
@@ -212,7 +212,7 @@ class TestStories:
         happens(EventName.MOVE_RECEIVED, peer=PEER, address="192.0.2.9", connections=1)
         assert happens.over() == []
         happens(EventName.MOVE_RECEIVED, peer=PEER, address="192.0.2.8", connections=1)
-        assert happens.over() == ["the other host moved from 192.0.2.9 to 192.0.2.8; 1 connection with peer"]
+        assert happens.over() == ["the other host moved to 192.0.2.8 from 192.0.2.9; 1 connection with peer"]
 
     def test_what_was_refused_and_is_protected_is_not_red(self, happens: Log) -> None:
         happens(EventName.CONNECTION_REFUSED, connection="1", peer=PEER, reason="peer-rejected")
