@@ -158,6 +158,7 @@ class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     pid: int
     long_lived_after: float | UnsetType = UNSET  # seconds after which a connection is taken on
     networks: list[Network] | UnsetType = UNSET  # of `addresses`
+    waiting: list[str] | UnsetType = UNSET  # fingerprints of peers that a person has to decide about
     desktop_notices: bool | UnsetType = UNSET  # whether desktop sessions are to be told what happens
 
 

@@ -144,6 +144,17 @@ class TestCommands:
             "pid": 99,
         }
 
+    def test_status_says_who_waits(self, daemon: Any, ctl: Runner):
+        waiting = [f"SHA256:{n}" for n in range(5)]
+        daemon.replies["status"] = schema.StatusReply(msgspec.structs.replace(STATUS, waiting=waiting))
+        lines = ctl("status").out.splitlines()
+        assert lines[-4] == (
+            "waiting       SHA256:0 waits for you: compare with `redirectctl identity` there,"
+            " then `redirectctl approve` or `reject` it"
+        )
+        assert lines[-1].strip() == "and 2 more: `redirectctl peers`"
+        assert ctl("status", "--json").json["waiting"] == waiting
+
     @pytest.mark.parametrize("name", ["connections", "conns"])
     def test_connections(self, daemon: Any, ctl: Runner, name: str):
         daemon.replies["connections"] = schema.ConnectionsReply([ONE, TWO])
