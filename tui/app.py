@@ -183,6 +183,7 @@ class RedirectApp(PeerActions):
             case "peers":
                 self.query_one(PeersPane).show(self.view)
             case "moves":
+                self._journal.tick(self._clock())
                 self.query_one(MovesPane).show(self.view, self._journal, tuple(self._throughput))
             case _:
                 self.query_one(NetworkPane).show(self.view, self._identity)

@@ -28,6 +28,7 @@ _ORDER: Final = {
             ConnectionState.SHORT,
             ConnectionState.PROTECTED,
             ConnectionState.REFUSED,
+            ConnectionState.RELEASED,
             ConnectionState.UNSUPPORTED,
             ConnectionState.CLOSED,
         )

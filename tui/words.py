@@ -38,6 +38,7 @@ STATES: Final = {
     ConnectionState.SUSPENDED: ("‖", Tone.WAITING, "kept alive until there is a path"),
     ConnectionState.UNSUPPORTED: ("–", Tone.DIM, "not protected: the other host does not answer"),
     ConnectionState.REFUSED: ("✗", Tone.BAD, "not protected; details say why"),
+    ConnectionState.RELEASED: ("◌", Tone.DIM, "a person ended its protection; it lives on as any other"),
     ConnectionState.CLOSED: ("·", Tone.DIM, "ended; listed for a minute"),
 }
 PEERS: Final = {

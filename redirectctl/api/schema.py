@@ -35,6 +35,7 @@ class ConnectionState(StrEnum):
     REFUSED = "refused"  # peer rejected, key changed, or claim refused; not protected; see `reason`
     PROTECTED = "protected"  # would survive a move
     SUSPENDED = "suspended"  # no path now; held
+    RELEASED = "released"  # a person ended its protection, here or there; lives on as any other
     CLOSED = "closed"  # ended (kept in listings for a minute)
 
 
@@ -68,6 +69,7 @@ class EventName(StrEnum):
     CONNECTION_PROTECTED = "connection.protected"
     CONNECTION_UNSUPPORTED = "connection.unsupported"
     CONNECTION_REFUSED = "connection.refused"
+    CONNECTION_RELEASED = "connection.released"
     CONNECTION_SUSPENDED = "connection.suspended"
     CONNECTION_RESUMED = "connection.resumed"
     CONNECTION_CLOSED = "connection.closed"
@@ -156,6 +158,7 @@ class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     pid: int
     long_lived_after: float | UnsetType = UNSET  # seconds after which a connection is taken on
     networks: list[Network] | UnsetType = UNSET  # of `addresses`
+    waiting: list[str] | UnsetType = UNSET  # fingerprints of peers that a person has to decide about
     desktop_notices: bool | UnsetType = UNSET  # whether desktop sessions are to be told what happens
 
 
@@ -186,7 +189,7 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     path: PathName | None = None
     address: str | None = None  # that came or went, or that a peer moved to
     interface: str | None = None
-    source: str | None = None  # "addr:port" that a refused datagram or packet came from
+    source: str | None = None  # "addr:port" that a refused datagram or packet came from, or where a moved peer is seen
     local: str | None = None  # socket tuple
     remote: str | None = None
     wire_local: str | None = None  # wire tuple
@@ -194,6 +197,8 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     command: str | None = None
     pid: int | None = None
     duration: float | None = None  # seconds; of a move: usable new address to the peer's confirmation
+    gap: float | None = None  # seconds; of a move: how long programs saw nothing (daemon/gaps.py); None: not known
+    previous: str | None = None  # of a move: the address before it; of a peer's: as it was seen
     connections: int | None = None  # how many took part
     epoch: int | None = None  # of the host that moved
     count: int | None = None  # how many times, where one event stands for several

@@ -135,7 +135,11 @@ def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
 
 def paint(text: str) -> str:
     """Text in the colour of the state that it names, where colour is wanted."""
-    colour = COLOUR_OF.get(text, Colour.PLAIN)
+    return tinted(text, COLOUR_OF.get(text, Colour.PLAIN))
+
+
+def tinted(text: str, colour: Colour) -> str:
+    """Text in a colour, where colour is wanted."""
     if colour is Colour.PLAIN or not _colours():
         return text
     return f"\x1b[{colour.value}m{text}\x1b[0m"

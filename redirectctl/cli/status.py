@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Final
 
 from msgspec import UnsetType
 
@@ -10,6 +11,8 @@ from redirectctl.api.schema import Status, StatusReply, StatusRequest
 from redirectctl.api.text import duration
 from redirectctl.cli.common import ExitCode, ask
 from redirectctl.cli.output import print_json, print_pairs
+
+FEW: Final = 3  # peers that wait, named one by one
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +47,15 @@ def run(args: argparse.Namespace) -> int:
             ("control port", f"UDP {status.control_port}"),
             ("connections", ", ".join(counts) or "none"),
             ("peers", str(status.peers)),
+            *_waiting(status),
         )
     )
     return ExitCode.DONE
+
+
+def _waiting(status: Status) -> list[tuple[str, str]]:
+    """Who waits for a decision, and how it is made."""
+    waiting = [] if isinstance(status.waiting, UnsetType) else status.waiting
+    what = "waits for you: compare with `redirectctl identity` there, then `redirectctl approve` or `reject`"
+    more = [("", f"and {len(waiting) - FEW} more: `redirectctl peers`")] if len(waiting) > FEW else []
+    return [("waiting", f"{fingerprint} {what} it") for fingerprint in waiting[:FEW]] + more

@@ -72,6 +72,8 @@ class EventFields(TypedDict, total=False):
     command: str | None
     pid: int | None
     duration: float
+    gap: float
+    previous: str | None
     connections: int
     epoch: int
     count: int

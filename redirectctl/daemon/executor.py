@@ -8,13 +8,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from redirectctl.daemon import notices, records
+from redirectctl.daemon import records
 from redirectctl.daemon.bindings import Bindings
 from redirectctl.daemon.candidates import Candidates
 from redirectctl.daemon.contacts import Contacts
 from redirectctl.daemon.driver import Driver
-from redirectctl.daemon.eventlog import EventLog
 from redirectctl.daemon.finder import Finder
+from redirectctl.daemon.gaps import Gaps
 from redirectctl.daemon.held import HeldResets
 from redirectctl.daemon.learning import Learning
 from redirectctl.daemon.namebook import NameBook
@@ -44,7 +44,7 @@ class Executor:
 
     driver: Driver
     tasks: Tasks
-    log: EventLog
+    gaps: Gaps
     booted_at: float  # as Store.booted() says
     port: ControlPort
     carrier: Callable[[], Carrier]
@@ -162,7 +162,7 @@ class Executor:
 
     def _record(self, notice: commands.Notice) -> None:
         table = self.driver.engine.table
-        notices.record(self.log, table, notice)
+        self.gaps.take(notice)
         connection = table.get(notice.connection) if notice.connection is not None else None
         if notice.name == "connection.protected" and connection is not None:
             self.learning.study(connection)

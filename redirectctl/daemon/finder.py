@@ -153,7 +153,7 @@ class Finder:
     async def opt_in_sockets(self, sockets: Iterable[SocketInfo]) -> list[FourTuple]:
         """Connections that are open already; those that cannot be protected are left out."""
         taken = [s for s in sockets if self._eligible(s.tuple)]
-        await self._tell(taken, age=self.settings.long_lived_after)  # somebody asked: no waiting for the threshold
+        await self._tell(taken, asked=True)
         return [s.tuple for s in taken]
 
     async def run(self, pulse: Pulse) -> None:
@@ -203,9 +203,10 @@ class Finder:
         if fresh:
             await self._tell(shared_out(fresh, self._engine.table))
 
-    async def _tell(self, fresh: list[SocketInfo], age: float = 0.0) -> None:
+    async def _tell(self, fresh: list[SocketInfo], *, asked: bool = False) -> None:
         if not fresh:
             return
+        age = self.settings.long_lived_after if asked else 0.0  # somebody asked: no waiting for the threshold
         owners = await self._owners([s.inode for s in fresh], likely=True)
         present = self.present(s.tuple for s in fresh)  # some may have ended meanwhile, and nobody would tell
         now = asyncio.get_running_loop().time()
@@ -216,7 +217,15 @@ class Finder:
             pid, command = (owner.pid, owner.command) if owner is not None else (None, None)
             device, unfit = fitness(self._interface(one.ifindex) if one.ifindex else None)
             self._engine.found(
-                now, one.tuple, age=age, pid=pid, command=command, uid=one.uid, device=device, unfit=unfit
+                now,
+                one.tuple,
+                age=age,
+                pid=pid,
+                command=command,
+                uid=one.uid,
+                device=device,
+                unfit=unfit,
+                asked=asked,
             )
         self._changed()
 

@@ -11,7 +11,10 @@ from redirectctl.proto.fingerprint import fingerprint
 
 def record(log: EventLog, table: Table, notice: Notice) -> None:
     """Write it down."""
-    fields: EventFields = dict(notice.details)  # type: ignore[assignment]
+    details = dict(notice.details)
+    if notice.name == "peer.first_contact":
+        details = {"detail": _met(initiator=details["initiator"], trust=details["trust"])}
+    fields: EventFields = details  # type: ignore[assignment]
     allowed = EventFields.__annotations__
     extra = {name: fields.pop(name) for name in list(fields) if name not in allowed}  # type: ignore[misc]
     if extra:
@@ -41,3 +44,11 @@ def _cause(table: Table, notice: Notice) -> Cause:
     if notice.name in AT_WILL and notice.reason != "kernel":
         return Cause(who=STRANGERS, where=network_of(notice.address))
     return Cause(who=None)
+
+
+def _met(*, initiator: bool, trust: str) -> str:
+    """How a host was met, and what becomes of it."""
+    how = "this host called it" if initiator else "it called this host"
+    if trust == "approved":
+        return f"{how}; its key is accepted without a question (trust.first_contact)"
+    return f"{how}; it waits until a person approves it: redirectctl approve"

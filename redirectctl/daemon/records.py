@@ -102,10 +102,10 @@ def restored_connection(record: ConnectionRecord, offset: float) -> Connection:
     saved = None
     if record.window is not None and record.user_timeout is not None:
         saved = Before(record.window, record.user_timeout)
-    if state is not State.REFUSED and not lost:
+    if state not in (State.REFUSED, State.RELEASED) and not lost:
         state = State.PROTECTED
     has = dict(zip(_STORED, _of_record(record), strict=True)) | {
-        "reason": record.reason or "released" if state is State.REFUSED else record.reason if lost else None,
+        "reason": None if state is State.PROTECTED else record.reason,
         "peer_tuple": record.there or record.socket.mirrored,
         "blocked": record.held and lost,
     }

@@ -27,6 +27,7 @@ from redirectctl.daemon.driver import Driver
 from redirectctl.daemon.eventlog import EventLog
 from redirectctl.daemon.executor import Executor
 from redirectctl.daemon.finder import Finder
+from redirectctl.daemon.gaps import Gaps
 from redirectctl.daemon.held import HeldResets
 from redirectctl.daemon.inputs import Inputs
 from redirectctl.daemon.learning import Learning
@@ -153,7 +154,14 @@ class Runtime:
         self._executor = Executor(
             driver=self._driver,
             tasks=self.tasks,
-            log=self.log,
+            gaps=Gaps(
+                engine.table,
+                self.finder.measured,
+                lambda: engine.host.network.usable,
+                lambda: self.now,
+                self.tasks,
+                lambda notice: notices.record(self.log, engine.table, notice),
+            ),
             booted_at=self._booted_at,
             port=self.port,
             carrier=lambda: self.carrier,

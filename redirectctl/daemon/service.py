@@ -34,6 +34,7 @@ MOST_CALLED = 8  # addresses of one host
 EXPECTED = 60.0  # seconds in which a host that a person has named may be met
 LONGEST_NAME = 64  # characters, of a peer
 MOST_LISTED = 4  # fingerprints in one message
+WAITING = (PeerState.PENDING, PeerState.CHANGED)
 LONGEST_TARGET = 128  # characters; two IPv6 addresses with ports take 95
 
 
@@ -66,6 +67,7 @@ class DaemonService:
             pid=r.pid,
             long_lived_after=r.config.protect.long_lived_after,
             networks=[schema.Network(address=str(a), prefix=n, interface=i) for a, n, i in r.network.places()],
+            waiting=[p.fingerprint for p in r.peers.records.values() if p.state in WAITING],
             desktop_notices=r.config.desktop.notices,
         )
         return schema.StatusReply(status=status)

@@ -266,7 +266,7 @@ class PeerCheck:
             return ok(name, text)
         lines = Counter(explain(c.reason) for c in left)
         text += "; not protected: " + several([f"{number}: {line}" for line, number in lines.items()])
-        if all(c.reason in ("released", "released-there") for c in left):
+        if all(c.state is State.RELEASED for c in left):
             return ok(name, text)
         return warn(name, text, _advice(left) or "see redirectctl connections")
 

@@ -144,7 +144,7 @@ def connections(r: Runtime) -> Check:
     """Those that are not protected although they are opted in."""
     alive = [c for c in r.engine.table if c.state is not State.CLOSED]
     states = (State.UNSUPPORTED, State.REFUSED, State.PENDING)
-    left = [c for c in alive if c.state in states and c.reason not in ("released", "released-there")]
+    left = [c for c in alive if c.state in states]
     if not left:
         return ok("connections", f"{sum(c.movable for c in alive)} of {len(alive)} protected")
     lines = Counter(f"{c.socket.remote.host}: {c.state.value}, {explain(c.reason)}" for c in left)

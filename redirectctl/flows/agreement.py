@@ -167,8 +167,10 @@ class Agreement:
 
     def on_sync(self, now: float, event: events.Received, message: messages.Sync) -> None:
         """Answer a peer that asks which of these connections this host still has."""
-        known = (self._host.table.get(cid) for cid in message.cids)
-        mine = {c.cid for c in known if c is not None and c.movable and c.peer == event.key}
+        known = [c for c in self._host.table.select(message.cids) if c.peer == event.key]
+        mine = {c.cid for c in known if c.movable}
         unknown = tuple(cid for cid in message.cids if cid not in mine)
         self.tell_again(now, event.key)
+        if released := tuple(c.cid for c in known if c.state is State.RELEASED):
+            self.tell_end(now, event.key, End.RELEASED, released)  # first: else the peer would claim them anew
         self._host.send(now, event.key, messages.SyncReply(message.request, unknown), event.source, event.local)

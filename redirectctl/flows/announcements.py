@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -176,3 +177,8 @@ class Announcements:
     def forget(self, key: bytes) -> None:
         """Forget a peer."""
         self._met.pop(key, None)
+
+
+def most(places: Iterable[IPAddress]) -> str | None:
+    """Where most connections of a move were before it."""
+    return str(max(counted, key=counted.__getitem__)) if (counted := Counter(places)) else None

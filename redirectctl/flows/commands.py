@@ -303,6 +303,7 @@ class Notice:
     reason: str | None = None
     address: IPAddress | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    cids: tuple[bytes, ...] = ()  # the connections of a move
 
 
 Command: TypeAlias = (

@@ -62,7 +62,7 @@ class Contact:
             if connection.movable or connection.state in (State.CLOSED, State.NEGOTIATING):
                 continue  # under way already
             change(connection, State.NEGOTIATING, now)
-            address = connection.socket.remote.host
+            address = connection.remote_now  # where it has moved to, if it was released since
             until, why = self._unsupported.get(address, (0.0, ""))
             if now < until:
                 self._unsupport(now, connection, why)
@@ -77,14 +77,14 @@ class Contact:
             key = peer.key if peer is not None else None
             self._waiting[address, key].add(connection.cid)
             to = SockAddr(address, self._host.policy.control_port)
-            self._host.contact(now, to, connection.socket.local.host, key)
+            self._host.contact(now, to, connection.local_now, key)
         for key, of_peer in ready.items():
             self.met(now, self._host.peers[key], of_peer)
 
     def negotiate_again(self, now: float, host: IPAddress) -> None:
         """A host did not answer: try its connections again."""
         left_alone = (c for c in self._host.table if c.state is State.UNSUPPORTED)
-        self.negotiate(now, [c for c in left_alone if c.socket.remote.host == host])
+        self.negotiate(now, [c for c in left_alone if c.remote_now == host])
 
     def claim_again(self, now: float, cid: bytes) -> None:
         """A connection was refused, or waits for approval: try it again."""
@@ -201,7 +201,7 @@ class Contact:
         for connection in self._host.table.select(cids):
             if connection.state is State.NEGOTIATING:
                 self._unsupport(now, connection, "no-answer")
-                again = timer_kinds.NegotiateAgain(connection.socket.remote.host)
+                again = timer_kinds.NegotiateAgain(connection.remote_now)
                 self._host.timers.set(again, now + constants.UNANSWERED_TIME)
                 if connection.peer is not None:
                     asked[connection.peer].append(connection.cid)
@@ -214,6 +214,11 @@ class Contact:
         if connection.state is not State.CLOSED:
             self._claims.end(now, connection.cid)
             self._host.refuse(now, connection, reason)
+
+    def release(self, now: float, connection: Connection, reason: str) -> None:
+        """Do not protect this connection any more: a person has said so."""
+        self._claims.end(now, connection.cid)
+        self._host.release(now, connection, reason)
 
     def _unsupport(self, now: float, connection: Connection, reason: str) -> None:
         change(connection, State.UNSUPPORTED, now, reason)

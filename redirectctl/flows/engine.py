@@ -211,12 +211,14 @@ class Engine:
         uid: int | None = None,
         device: str = "",
         unfit: str | None = None,
+        asked: bool = False,
     ) -> None:
         """An opted-in connection exists.
 
-        ``device``: the interface that its socket is bound to; ``unfit``: why it cannot be protected.
+        ``device``: the interface that its socket is bound to; ``unfit``: why it cannot be protected.  ``asked``: a
+        person names this connection, or its process, now.
         """
-        self.lifecycle.found(now, socket, age, pid, command, uid, device, unfit)
+        self.lifecycle.found(now, socket, age, pid, command, uid, device, unfit, asked)
         self._relay(now)
 
     def bound(self, sockets: Mapping[FourTuple, str]) -> None:

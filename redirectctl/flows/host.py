@@ -113,6 +113,7 @@ class Host:
         peer: bytes | None = None,
         reason: str | None = None,
         address: IPAddress | None = None,
+        cids: tuple[bytes, ...] = (),
         **details: Any,
     ) -> None:
         """Queue an event for the log."""
@@ -121,7 +122,7 @@ class Host:
             details.setdefault("local", str(connection.socket.local))
             details.setdefault("remote", str(connection.socket.remote))
             details.setdefault("state", connection.state.value)
-        self.emit(Notice(name, connection.cid if connection else None, peer, reason, address, details))
+        self.emit(Notice(name, connection.cid if connection else None, peer, reason, address, details, cids))
 
     def send(
         self,
@@ -198,6 +199,12 @@ class Host:
         if connection.state is not State.CLOSED:
             change(connection, State.REFUSED, now, reason)
             self.notice("connection.refused", connection, reason=reason)
+
+    def release(self, now: float, connection: Connection, reason: str) -> None:
+        """Set a connection whose protection a person ended to RELEASED, and log it."""
+        if connection.state not in (State.RELEASED, State.CLOSED):
+            change(connection, State.RELEASED, now, reason)
+            self.notice("connection.released", connection, reason=reason)
 
     def used(self, key: bytes | None) -> None:
         """Note that a peer is of use: where room is short, peers without use go before it."""

@@ -68,10 +68,13 @@ class Lifecycle:
         uid: int | None,
         device: str,
         unfit: str | None,
+        asked: bool,
     ) -> None:
         """An opted-in connection exists: it is short-lived until it is long_lived_after old."""
         known = self._host.table.at(socket)
         if known is not None:
+            if asked and known.state is State.RELEASED:
+                self._contact.negotiate(now, [known])
             known.pid, known.command = known.pid or pid, known.command or command
             known.uid = uid if known.uid is None else known.uid
             return
@@ -108,6 +111,8 @@ class Lifecycle:
         for connection in connections:
             if error is not None:
                 connection.guarded = False
+                if connection.state is State.RELEASED:  # meanwhile
+                    continue
                 self._contact.refuse(now, connection, f"kernel: {error}")
                 self._host.emit(commands.DropConnections((connection.cid,)))
                 if purpose.claim is None and connection.peer is not None:  # ours: the peer has taken it on already
@@ -135,10 +140,15 @@ class Lifecycle:
             self._choice.protected(now, protected)
             self._moves.reconsider(now, [c for c in protected if c.movable])
 
-    def unprotect(self, now: float, connection: Connection, reason: str) -> None:
-        """Stop protecting a connection.  The kernel's rules of one that has moved stay: without them it would die."""
+    def unprotect(self, now: float, connection: Connection, reason: str, *, released: bool = False) -> None:
+        """Stop protecting a connection.  The kernel's rules of one that has moved stay: without them it would die.
+
+        ``released``: a person has said so.  That is stored, so that after a restart it is not taken on again either.
+        """
         self._host.timers.cancel(timer_kinds.LongLived(connection.cid))
-        if connection.state is not State.REFUSED:
+        if released:
+            self._contact.release(now, connection, reason)
+        elif connection.state not in (State.REFUSED, State.RELEASED):
             self._contact.refuse(now, connection, reason)
         connection.lost_since = None
         if connection.guarded and connection.may_come_tunnelled:
@@ -147,15 +157,18 @@ class Lifecycle:
             self._host.emit(commands.SaveConnections((connection,)))
         else:
             self._suspension.unguard([connection])
-            self._host.emit(commands.DropConnections((connection.cid,)))
+            if connection.state is State.RELEASED:
+                self._host.emit(commands.SaveConnections((connection,)))
+            else:
+                self._host.emit(commands.DropConnections((connection.cid,)))
         self._contact.update_keep(now, connection.peer)
 
-    def leave(self, now: float, key: bytes, reason: str) -> None:
+    def leave(self, now: float, key: bytes, reason: str, *, released: bool = False) -> None:
         """Stop protecting all connections with this peer, and tell the peer."""
         movable = self._host.table.movable(key)
         for connection in self._host.table.of(key):
-            if connection.state not in (State.CLOSED, State.REFUSED):
-                self.unprotect(now, connection, reason)
+            if connection.state not in (State.CLOSED, State.REFUSED, State.RELEASED):
+                self.unprotect(now, connection, reason, released=released)
         for start in range(0, len(movable), messages.MAX_CIDS):
             some = tuple(c.cid for c in movable[start : start + messages.MAX_CIDS])
             self._agreement.tell_end(now, key, End.RELEASED, some)
@@ -208,7 +221,7 @@ class Lifecycle:
         if connection is None or connection.state is State.CLOSED:
             return
         was_movable = connection.movable
-        self.unprotect(now, connection, "released")
+        self.unprotect(now, connection, "released", released=True)
         if was_movable and connection.peer is not None:
             self._agreement.tell_end(now, connection.peer, End.RELEASED, (cid,))
 
@@ -236,7 +249,7 @@ class Lifecycle:
             elif message.what is End.KILL and connection.movable:
                 self.end(now, connection, "killed-there")
             elif message.what is End.RELEASED:
-                self.unprotect(now, connection, "released-there")
+                self.unprotect(now, connection, "released-there", released=connection.state is not State.REFUSED)
         self._host.send(now, event.key, messages.Done(message.request), event.source, event.local)
 
     # -- after a restart, of this daemon or the peer's ----------------------------------------------------------------
@@ -246,6 +259,9 @@ class Lifecycle:
         keys = set()
         restored = []
         for connection in connections:
+            if connection.state is State.RELEASED and not connection.may_come_tunnelled:  # only not to be taken on
+                self._host.table.add(connection)
+                continue
             if not connection.movable and not connection.may_come_tunnelled:  # stored, but the kernel was not asked yet
                 self._host.emit(commands.DropConnections((connection.cid,)))
                 continue

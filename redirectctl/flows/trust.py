@@ -50,7 +50,7 @@ class Trusting:
         self._host.emit(commands.SavePeer(peer))
         self._host.notice("peer.approved", peer=key)
         self._agreement.hello(now, peer)
-        again = (State.PENDING, State.REFUSED)
+        again = (State.PENDING, State.REFUSED, State.RELEASED)
         waiting = [c for c in self._host.table.of(key) if c.state in again and c.reason != "released"]
         self._contact.negotiate(now, waiting)
 
@@ -68,7 +68,7 @@ class Trusting:
     def forget(self, now: float, key: bytes) -> None:
         """A person forgets this peer: stop protecting its connections, and know nothing of it."""
         peer = self._host.peers.get(key)
-        self._lifecycle.leave(now, key, "peer-forgotten")
+        self._lifecycle.leave(now, key, "peer-forgotten", released=True)
         self._drop_peer(key)
         for other in list(self._host.peers.values()):  # nothing is known against it any more: it is met like any other
             if peer is not None and other.state is PeerState.CHANGED and other.identity & peer.identity:

@@ -87,7 +87,7 @@ def test_one_that_is_let_go_goes_on_as_each_host_sends_it(lab: Lab, who: str, ho
     pair, ticker = differ(lab, start_ticker)
     daemon, other = (pair.client, pair.server) if who == "client" else (pair.server, pair.client)
     (listed,) = daemon.ctl("connections")
-    daemon.ctl(how, listed["id"] if how == "release" else other.ctl("identity")["fingerprint"])
+    daemon.ctl(*([how, listed["id"]] if how == "release" else [how, other.ctl("identity")["fingerprint"], "--yes"]))
     wait_until(lambda: other.ctl("connections")[0]["reason"] == "released-there", PATIENCE, "it is told", poll=0.1)
     for _ in range(3):
         ticker.wait_both(time.monotonic(), PATIENCE)
@@ -100,7 +100,7 @@ def test_a_key_that_is_approved_again_takes_up_its_connections(lab: Lab, who: st
     pair, ticker = differ(lab, start_ticker, "ask")
     daemon, other = (pair.client, pair.server) if who == "client" else (pair.server, pair.client)
     fingerprint = other.ctl("identity")["fingerprint"]
-    daemon.ctl("forget", fingerprint)
+    daemon.ctl("forget", fingerprint, "--yes")
     another = start_ticker(lab.server, lab.client, port=5002, interval=0.05)
     daemon.wait_peer("pending", timeout=PATIENCE)
     daemon.ctl("approve", fingerprint)

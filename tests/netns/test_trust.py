@@ -66,7 +66,7 @@ def test_the_other_order_and_a_rejection(lab: Lab) -> None:
     pair.wait_protected(1)
 
     pair.server.ctl("reject", identity(pair.client))
-    wait_reason(pair.client, "refused", "released-there")
+    wait_reason(pair.client, "released", "released-there")
     wait_until(lambda: not held(lab.client) and not held(lab.server), PATIENCE, "nothing held", poll=0.1)
     another = start_ticker(lab.server, lab.client, wrap=pair.wrap)
     wait_reason(pair.client, "refused", "rejected-there")
@@ -83,11 +83,11 @@ def test_a_forgotten_peer_is_met_for_the_first_time_again(lab: Lab) -> None:
     fingerprint = pair.client.wait_peer("pending", timeout=PATIENCE)["fingerprint"]
     pair.client.ctl("approve", fingerprint)
     pair.wait_protected(1)
-    assert pair.client.ctl("forget", fingerprint)["fingerprint"] == fingerprint
+    assert pair.client.ctl("forget", fingerprint, "--yes")["fingerprint"] == fingerprint
     # The server's daemon may call at any moment: it has not forgotten anything, but it is a stranger here now.
     assert states(pair.client) in ({}, {fingerprint: "pending"})
-    wait_reason(pair.client, "refused", "peer-forgotten")
-    wait_reason(pair.server, "refused", "released-there")
+    wait_reason(pair.client, "released", "peer-forgotten")
+    wait_reason(pair.server, "released", "released-there")
     wait_until(lambda: not held(lab.client) and not held(lab.server), PATIENCE, "nothing held", poll=0.1)
     another = start_ticker(lab.server, lab.client, wrap=pair.wrap)
     wait_reason(pair.client, "pending", "approval-pending-here")
@@ -133,7 +133,7 @@ def test_changed_key(lab: Lab, first_contact: str) -> None:
     lab.client.move(lab.home, 10)  # the same address again, and still alive: nobody touched it
     after.wait_both(time.monotonic(), PATIENCE)
 
-    pair.client.ctl("forget", known)
+    pair.client.ctl("forget", known, "--yes")
     assert states(pair.client) in ({}, {new: "pending"}, {new: "approved"})  # the warning goes with what it was about
     again = start_ticker(lab.server, lab.client, wrap=pair.wrap)
     if first_contact == "ask":
@@ -153,15 +153,21 @@ def test_release_and_kill(lab: Lab, version: int) -> None:
     pair = Pair(lab)
     kept, released, killed = (start_idle(lab.server, lab.client, 1, version=version, wrap=pair.wrap) for _ in range(3))
     listed = {c["local"]: c for c in pair.wait_protected(3)}
-    assert pair.client.ctl("release", listed[released.locals[0]]["id"])["state"] == "refused"
-    wait_reason(pair.client, "refused", "released")
-    wait_reason(pair.server, "refused", "released-there")
+    assert pair.client.ctl("release", listed[released.locals[0]]["id"])["state"] == "released"
+    wait_reason(pair.client, "released", "released")
+    wait_reason(pair.server, "released", "released-there")
     assert released.ask(PATIENCE) == {}
+    pair.client.stop()
+    pair.client.start()
+    pair.wait_protected(2)
+    wait_reason(pair.client, "released", "released")  # found again, and not taken up again
+    pair.client.ctl("protect", f"{listed[released.locals[0]]['local']}-{listed[released.locals[0]]['remote']}")
+    pair.wait_protected(3)
     one = listed[killed.locals[0]]
     pair.server.ctl("kill", f"{one['remote']}-{one['local']}")  # as the server sees it
     wait_reason(pair.client, "closed", "killed-there")
     assert set(killed.ask(1).values()) <= {"ECONNABORTED", "ECONNRESET"}
-    pair.wait_protected(1)
+    pair.wait_protected(2)
     assert kept.ask(PATIENCE) == {}
     for command in ("release", "kill"):
         with pytest.raises(CommandError, match="no such connection") as refused:

@@ -160,7 +160,7 @@ class Host:
         for c in list(self.stored.values()):
             if c.socket in self.sockets:
                 restored.append(again := copied(c))
-                kept = c.state in (State.REFUSED, State.SUSPENDED)
+                kept = c.state in (State.REFUSED, State.RELEASED, State.SUSPENDED)
                 again.state = c.state if kept else State.PROTECTED  # as daemon/records.py has it
                 again.strict = c.integrity and c.tunnel
             else:

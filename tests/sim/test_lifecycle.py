@@ -126,11 +126,13 @@ def test_rejecting_ends_protection_on_both_hosts() -> None:
     decide(alice, "reject", bob)
     world.run(5)
     assert alice.connection(socket.mirrored).reason == "peer-rejected"
+    assert alice.connection(socket.mirrored).state is State.REFUSED
+    assert bob.connection(socket).state is State.RELEASED
     assert bob.connection(socket).reason == "released-there"
     assert not alice.flows
     assert not bob.flows
     assert not alice.stored
-    assert not bob.stored
+    assert [c.state for c in bob.stored.values()] == [State.RELEASED], "a restart does not take it up again"
     world.connect(bob, alice, 40001)
     world.run(60)
     assert not alice.flows
@@ -424,16 +426,64 @@ def test_release(moved: bool) -> None:
     world.run(5)
     assert bob.connection(socket).reason == "released"
     assert alice.connection(socket.mirrored).reason == "released-there"
+    assert bob.connection(socket).state is alice.connection(socket.mirrored).state is State.RELEASED
+    assert not bob.named("connection.refused")
+    assert not alice.named("connection.refused")
     assert (socket in bob.flows) == moved
     assert (socket.mirrored in alice.flows) == moved
     decide(alice, "approve", bob)
     world.run(120)
-    assert bob.connection(socket).state is State.REFUSED
+    assert bob.connection(socket).state is State.RELEASED
     bob.closed(socket)
     alice.closed(socket.mirrored)
     world.run(120)
-    assert not bob.flows
-    assert not alice.flows
+    for host in (alice, bob):
+        assert not host.flows
+        assert not host.stored
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("again", ["bob", "alice"])
+def test_what_was_released_is_taken_up_only_when_somebody_asks(moved: bool, again: str) -> None:
+    """Not by a restart of either daemon, nor by being found again; by `protect`, on either host."""
+    world, alice, bob, (socket,) = protected()
+    if moved:
+        bob.move(NEW)
+        world.run(2)
+    bob.engine.release(world.now, bob.connection(socket).cid)
+    bob.run()
+    world.run(2)
+    for host in (alice, bob):
+        host.crash()
+        host.start()
+        world.run(60)
+    bob.engine.found(world.now, socket)
+    bob.run()
+    world.run(60)
+    assert bob.connection(socket).state is State.RELEASED
+    assert alice.connection(socket.mirrored).state is State.RELEASED
+    asking, here = (bob, socket) if again == "bob" else (alice, socket.mirrored)
+    asking.engine.found(world.now, here, asked=True)
+    asking.run()
+    world.run(10)
+    assert bob.protects(socket)
+    assert alice.protects(socket.mirrored)
+    bob.move(LATER)
+    world.run(3)
+    assert agree(alice, bob, socket.mirrored)
+
+
+def test_forgetting_a_peer_releases_its_connections() -> None:
+    world, alice, bob, (socket,) = protected()
+    bob.engine.policy_changed(world.now, ASK)
+    decide(bob, "forget", alice)
+    world.run(5)
+    for host, here, reason in ((bob, socket, "peer-forgotten"), (alice, socket.mirrored, "released-there")):
+        assert (host.connection(here).state, host.connection(here).reason) == (State.RELEASED, reason)
+        assert host.named("connection.released", reason)
+        assert not host.named("connection.refused")
+    world.run(600)
+    assert bob.connection(socket).state is State.RELEASED
 
 
 @pytest.mark.parametrize("who", ["alice", "bob"])
@@ -452,7 +502,7 @@ def test_what_has_moved_is_heard_on_every_way_until_its_socket_is_gone(who: str,
         letting_go.start()
     world.run(300)
     for host, here in ((alice, socket.mirrored), (bob, socket)):
-        assert host.connection(here).state is State.REFUSED
+        assert host.connection(here).state is State.RELEASED
         assert here in host.carried
         assert host.flows[here] == here
     assert bob.carried[socket].sending == alice.carried[socket.mirrored].receiving
@@ -792,8 +842,9 @@ def test_our_own_kernel_refuses_the_guard_when_the_peer_has_it() -> None:
     world.run(10)
     assert bob.connection(socket).reason == "kernel: no space"
     assert alice.connection(mirrored).reason == "released-there"
+    assert not bob.stored
+    assert [c.state for c in alice.stored.values()] == [State.RELEASED]
     for host in (alice, bob):
-        assert not host.stored
         assert not host.flows
 
 

@@ -120,15 +120,17 @@ def test_what_could_not_be_told_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_released_while_the_peer_cannot_be_told() -> None:
-    world, _, bob, socket = suspended()
+    """The peer is told when it asks, and does not claim the connection again."""
+    world, alice, bob, socket = suspended()
     bob.engine.release(world.now, bob.connection(socket).cid)
     bob.run()
-    assert bob.connection(socket).state is State.REFUSED
+    assert bob.connection(socket).state is State.RELEASED
     assert bob.connection(socket).reason == "released"
     assert not bob.engine.table.movable()
     bob.move("198.51.100.2")
-    world.run(60)
+    world.run(200)
     assert not bob.protects(socket)
+    assert alice.connection(socket.mirrored).state is State.RELEASED
 
 
 def test_there_are_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:

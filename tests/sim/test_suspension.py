@@ -351,7 +351,7 @@ def test_kill_and_release_of_a_suspended_connection() -> None:
     assert socket in bob.sockets
     assert not bob.held
     assert not bob.altered
-    assert bob.connection(socket).state is State.REFUSED
+    assert bob.connection(socket).state is State.RELEASED
     assert bob.connection(socket).lost_since is None
 
 

@@ -169,7 +169,7 @@ def test_from_first_contact_to_the_end(lab: Lab, person: Person) -> None:
     ui.wait("● protected", "rewritten 1")
     person.says("moved")
     ui.press("3")
-    ui.wait("moved to 198.51.100.20", "suspended", "Recovery", "last ")
+    ui.wait("moved to 198.51.100.20", "Programs saw nothing", "last ")
     ui.press("1")
 
     lab.client.leave()

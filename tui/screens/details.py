@@ -39,6 +39,7 @@ _STATE_OF = {
     EventName.CONNECTION_PROTECTED: ConnectionState.PROTECTED,
     EventName.CONNECTION_UNSUPPORTED: ConnectionState.UNSUPPORTED,
     EventName.CONNECTION_REFUSED: ConnectionState.REFUSED,
+    EventName.CONNECTION_RELEASED: ConnectionState.RELEASED,
     EventName.CONNECTION_SUSPENDED: ConnectionState.SUSPENDED,
     EventName.CONNECTION_RESUMED: ConnectionState.PROTECTED,
     EventName.CONNECTION_CLOSED: ConnectionState.CLOSED,

@@ -1,4 +1,4 @@
-"""The timeline of address changes, and plots of how long recovery took and what is carried."""
+"""The timeline of moves and outages, and plots of how long programs saw nothing and of what is carried."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from redirectctl_tui.words import Cell, Tone, amount, explained_fully, in_short,
 COLUMNS: Final = (
     Column("time", "TIME", 8, below=110),
     Column("time", "TIME", 12, above=110),
-    Column("what", "WHAT", 26, grow=3),
+    Column("what", "WHAT", 32, grow=3),
     Column("peer", "PEER", 13, grow=2),
     Column("connections", "CONNS", 5, right=True),
-    Column("recovery", "TOOK", 6, right=True),
     Column("gap", "GAP", 6, right=True),
     Column("note", "NOTE", 7, grow=4, below=110),
     Column("note", "NOTE", 20, grow=5, above=110),
@@ -47,9 +46,9 @@ class MovesPane(Vertical):
         empty = "No address has changed yet."
         yield Lines[Entry](COLUMNS, lambda entry: str(entry.number), self._cells, empty=empty, id="timeline")
         with Horizontal(id="plots"):
-            recovery = Bars(took, logarithmic=True, id="recovery")
-            recovery.border_title = "Recovery, move by move"
-            yield recovery
+            gaps = Bars(took, logarithmic=True, id="gaps")
+            gaps.border_title = "Programs saw nothing (GAP), move by move"
+            yield gaps
             throughput = Bars(rate, id="throughput")
             throughput.border_title = "Throughput, second by second"
             yield throughput
@@ -63,12 +62,12 @@ class MovesPane(Vertical):
         """throughput: received and sent, bytes a second, oldest first."""
         self._view = view
         self.table.show(list(reversed(journal.entries)))
-        seconds = [r.seconds for r in journal.recoveries]
-        caption = "no move yet"
+        seconds = journal.gaps
+        caption = "no gap yet"
         if seconds:
             latest = seconds[-LATEST:]
             caption = f"last {took(seconds[-1])}  median {took(median(latest))}  max {took(max(latest))}"
-        self.query_one("#recovery", Bars).show(seconds, caption)
+        self.query_one("#gaps", Bars).show(seconds, caption)
         received, sent = throughput[-1] if throughput else (0.0, 0.0)
         caption = f"now {amount(received)}/s in, {amount(sent)}/s out"
         self.query_one("#throughput", Bars).show([a + b for a, b in throughput], caption)
@@ -83,21 +82,21 @@ class MovesPane(Vertical):
         if (entry := self.table.current) is not None:
             self.app.push_screen(Page("What happened", self._whole(entry)))
 
+    def _called(self, fingerprint: str) -> str:
+        return peer_name(self._view.peer(fingerprint) if self._view else None, fingerprint)
+
     def _whole(self, entry: Entry) -> Text:
-        peer = self._view.peer(entry.peer) if self._view and entry.peer else None
         return pairs_text(
             [
                 ("time", f"{moment(entry.time)}.{int(entry.time % 1 * 1000):03d}"),
                 ("what", entry.what),
-                ("peer", f"{peer_name(peer, entry.peer)}\n{entry.peer}" if entry.peer else ""),
+                ("peer", "\n".join(f"{self._called(peer)}\n{peer}" for peer in entry.peers)),
                 ("connections", str(entry.connections or "")),
+                ("gap", f"programs saw nothing for {took(entry.gap)}" if entry.gap is not None else ""),
                 (
                     "took",
-                    f"{took(entry.recovery)} from a usable address to the peer's confirmation"
-                    if entry.recovery
-                    else "",
+                    f"{took(entry.took)} from a usable address to the peer's confirmation" if entry.took else "",
                 ),
-                ("gap", f"{took(entry.gap)} without a path" if entry.gap is not None else ""),
                 ("because", explained_fully(entry.reason)),
                 ("detail", entry.detail),
             ]
@@ -105,15 +104,13 @@ class MovesPane(Vertical):
 
     def _cells(self, entry: Entry) -> tuple[Cell, ...]:
         at = time.localtime(entry.time)
-        peer = self._view.peer(entry.peer) if self._view and entry.peer else None
         today = self._view is None or time.localtime(self._view.at)[:3] == at[:3]
         return (
             Cell(time.strftime("%H:%M:%S" if today else "%b %d", at)),
             Cell(time.strftime("%H:%M:%S" if today else "%b %d %H:%M", at)),
             Cell(entry.what, entry.tone),
-            Cell(peer_name(peer, entry.peer) if entry.peer else ""),
+            Cell(", ".join(map(self._called, entry.peers))),
             Cell(str(entry.connections) if entry.connections else ""),
-            Cell(took(entry.recovery) if entry.recovery is not None else ""),
             Cell(took(entry.gap) if entry.gap is not None else ""),
             Cell(_note(clean(entry.reason or ""), entry), Tone.DIM),
             Cell(_note(in_short(entry.reason), entry), Tone.DIM),

@@ -238,6 +238,9 @@ class PeersClaims:
         if claimed is None:
             return False
         claimed.token = token
+        known = self._host.table.get(claimed.claim.cid)
+        if known is not None and known.peer == claimed.key and known.guarded and known.wire == arrived:
+            arrived = known.socket  # it was released after it had moved: the kernel goes on rewriting it
         if arrived in claimed.places:
             self._answer(claimed, arrived)
         elif claimed.looked < constants.MAX_PLACES:
@@ -372,9 +375,10 @@ class PeersClaims:
             self._complete(now, asked)
             return
         claimed, _ = asked.numbers[0]
-        self._host.emit(
-            commands.FindNumbers(commands.PeersClaim(number), claimed.claim.tuple.remote.port, claimed.source)
-        )
+        known, source = self._host.table.get(claimed.claim.cid), claimed.source
+        if known is not None and known.peer == claimed.key and known.guarded:  # as in token()
+            source = known.socket.remote.host
+        self._host.emit(commands.FindNumbers(commands.PeersClaim(number), claimed.claim.tuple.remote.port, source))
 
     def numbers(self, now: float, number: int, found: Mapping[FourTuple, Numbers]) -> None:
         """Answer to _compare(): the sequence number bases of those sockets.  The proof has to fit exactly one."""

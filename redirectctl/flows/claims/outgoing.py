@@ -93,7 +93,7 @@ class OwnClaims:
             if c is None or c.state is not State.NEGOTIATING or c.peer != key or cid in self._asking:
                 continue
             c.local_epoch = epoch
-            by_path[c.socket.local.host, c.socket.remote.host].append((c, times))
+            by_path[c.local_now, c.remote_now].append((c, times))
             free -= 1
         if not queue:
             del self._queued[key]
@@ -256,7 +256,7 @@ class OwnClaims:
     def token(self, now: float, arrived: FourTuple, token: bytes, numbers: Numbers) -> bool:
         """Take a token that answers a claim of ours.  False if it came on no connection that we claim."""
         c = self._host.table.at(arrived)
-        asking = self._asking.get(c.cid) if c is not None else None
+        asking = self._asking.get(c.cid) if c is not None else self._asking_on(arrived)
         if asking is None or not asking.proving:
             return False
         if asking.asked or asking.numbered or token in asking.heard or len(asking.heard) >= constants.MAX_PLACES:
@@ -268,6 +268,11 @@ class OwnClaims:
             self._host.timers.set(timer_kinds.SendBind(asking.key), now + constants.GATHER_TIME)
         self._gathered[asking.key].append(TokenArrival(asking.cid, token, *numbers))
         return True
+
+    def _asking_on(self, wire: FourTuple) -> Asking | None:
+        """Our claim of a connection that was released after it had moved: the kernel goes on rewriting it."""
+        claimed = self._host.table.select(self._asking)
+        return next((self._asking[c.cid] for c in claimed if c.guarded and c.wire == wire), None)
 
     def numbers(self, now: float, cid: bytes, found: Mapping[FourTuple, Numbers]) -> None:
         """Answer to AskNumbers: prove the claim by these numbers; without them it is refused."""

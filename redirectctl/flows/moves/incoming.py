@@ -13,7 +13,7 @@ from __future__ import annotations
 import hmac
 
 from redirectctl.flows import commands, constants, timer_kinds
-from redirectctl.flows.announcements import Announcements, Validation, Way
+from redirectctl.flows.announcements import Announcements, Validation, Way, most
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.devices import may_use
 from redirectctl.flows.host import Host
@@ -258,7 +258,11 @@ class PeersMoves:
         if error is not None or peer is None:
             return
         self._host.endpoint.locate(peer, way.source, way.local)
-        self._host.notice("move.received", peer=key, address=way.new, connections=len(connections), epoch=epoch)
+        self._host.notice(
+            "move.received", peer=key, address=way.new, connections=len(connections), epoch=epoch,
+            source=str(way.source), previous=most(validation.before[c.cid][1] for c in connections),
+            cids=tuple(c.cid for c in connections),
+        )  # fmt: skip
         elsewhere = {c.cid for c in connections if validation.before[c.cid][1] != way.source.host}
         if not self._host.by_way_of(key, way.source):
             for address in validation.left:

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping
 
 from redirectctl.flows import commands, constants, facts, timer_kinds
 from redirectctl.flows.agreement import Agreement
-from redirectctl.flows.announcements import Announcements, Move
+from redirectctl.flows.announcements import Announcements, Move, most
 from redirectctl.flows.connection import Connection, Pair
 from redirectctl.flows.host import Host
 from redirectctl.flows.kernel_state import KernelState
@@ -266,7 +266,7 @@ class OwnMoves:
             if not direct:  # every minute, and most come to nothing
                 self._host.notice(
                     "move.started", peer=key, address=candidates[0], reason=reason,
-                    connections=len(cids), epoch=move.epoch,
+                    connections=len(cids), epoch=move.epoch, cids=cids,
                 )  # fmt: skip
             self.announce_move(now, move)
 
@@ -426,7 +426,7 @@ class OwnMoves:
             if not move.direct and concerned.issuperset(move.cids):
                 self._host.notice(
                     "move.finished", peer=key, address=connections[0].local_now, duration=now - move.started,
-                    connections=len(move.cids), epoch=move.epoch,
+                    connections=len(move.cids), epoch=move.epoch, previous=most(move.origin.values()), cids=move.cids,
                 )  # fmt: skip
         return elsewhere, dropped
 
@@ -600,7 +600,8 @@ class OwnMoves:
             else:
                 self._host.notice(
                     "move.finished", peer=move.key, address=pair.local, duration=now - move.started,
-                    connections=len(connections), epoch=move.epoch,
+                    connections=len(connections), epoch=move.epoch, previous=most(move.origin.values()),
+                    cids=tuple(c.cid for c in connections),
                 )  # fmt: skip
             if message.connections < len(connections):
                 self._agreement.compare_soon(now, move.key)

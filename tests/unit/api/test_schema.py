@@ -67,6 +67,7 @@ def test_names_are_the_documented_ones():
         "refused",
         "protected",
         "suspended",
+        "released",
         "closed",
     }
     assert {path.value for path in PathName} == {"original", "rewritten", "tunnel", "settled"}
@@ -81,6 +82,7 @@ def test_names_are_the_documented_ones():
         "connection.protected",
         "connection.unsupported",
         "connection.refused",
+        "connection.released",
         "connection.suspended",
         "connection.resumed",
         "connection.closed",

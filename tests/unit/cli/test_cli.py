@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -143,6 +144,17 @@ class TestCommands:
             "pid": 99,
         }
 
+    def test_status_says_who_waits(self, daemon: Any, ctl: Runner):
+        waiting = [f"SHA256:{n}" for n in range(5)]
+        daemon.replies["status"] = schema.StatusReply(msgspec.structs.replace(STATUS, waiting=waiting))
+        lines = ctl("status").out.splitlines()
+        assert lines[-4] == (
+            "waiting       SHA256:0 waits for you: compare with `redirectctl identity` there,"
+            " then `redirectctl approve` or `reject` it"
+        )
+        assert lines[-1].strip() == "and 2 more: `redirectctl peers`"
+        assert ctl("status", "--json").json["waiting"] == waiting
+
     @pytest.mark.parametrize("name", ["connections", "conns"])
     def test_connections(self, daemon: Any, ctl: Runner, name: str):
         daemon.replies["connections"] = schema.ConnectionsReply([ONE, TWO])
@@ -225,7 +237,7 @@ class TestCommands:
             (("approve", "SHA256:a"), schema.ApproveRequest("SHA256:a"), "approved SHA256:abc (büro)\n"),
             (("approve", "a", "--name", "n"), schema.ApproveRequest("a", "n"), "approved SHA256:abc (büro)\n"),
             (("reject", "büro"), schema.RejectRequest("büro"), "rejected SHA256:abc (büro)\n"),
-            (("forget", "2001:db8::7"), schema.ForgetRequest("2001:db8::7"), "forgot SHA256:abc (büro)\n"),
+            (("forget", "büro", "--yes"), schema.ForgetRequest("büro"), "forgot SHA256:abc (büro)\n"),
         ],
     )
     def test_decisions(self, daemon: Any, ctl: Runner, arguments: tuple[str, ...], request_: Any, said: str):
@@ -233,6 +245,33 @@ class TestCommands:
         assert ctl(*arguments) == Outcome(0, said, "")
         assert daemon.asked == [request_]
         assert ctl(*arguments, "--json").json == msgspec.to_builtins(PEER)
+
+    def test_forget_says_how_many_connections_lose_protection(self, daemon: Any, ctl: Runner):
+        daemon.replies["peer"] = daemon.replies["forget"] = schema.PeerReply(PEER)
+        answer = ctl("forget", "2001:db8::7")  # no terminal: nobody can be asked
+        assert answer.code == 1
+        assert answer.err == (
+            "redirectctl: forget SHA256:abc (büro): 2 open connections with it will no longer be protected;"
+            " say --yes if that is meant\n"
+        )
+        assert daemon.asked == [schema.PeerRequest("2001:db8::7")], "nothing was forgotten"
+        idle = msgspec.structs.replace(PEER, connections=0)
+        daemon.replies["peer"] = daemon.replies["forget"] = schema.PeerReply(idle)
+        assert ctl("forget", "2001:db8::7") == Outcome(0, "forgot SHA256:abc (büro)\n", "")
+        assert daemon.asked[-1] == schema.ForgetRequest("SHA256:abc")
+
+    @pytest.mark.parametrize(("typed", "forgotten"), [("y", True), ("yes", True), ("n", False), ("", False)])
+    def test_forget_asks(self, daemon: Any, ctl: Runner, monkeypatch: pytest.MonkeyPatch, typed: str, forgotten: bool):
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        monkeypatch.setattr("sys.stdin", Terminal(typed + "\n"))
+        daemon.replies["peer"] = daemon.replies["forget"] = schema.PeerReply(PEER)
+        answer = ctl("forget", "büro")
+        assert answer.code == (0 if forgotten else 1)
+        assert "SHA256:abc (büro): 2 open connections with it will no longer be protected" in answer.err
+        assert (schema.ForgetRequest("SHA256:abc") in daemon.asked) == forgotten
 
     @pytest.mark.parametrize(
         ("name", "kind", "said"),
@@ -274,7 +313,7 @@ class TestEvents:
         daemon.record(EventName.DAEMON_STARTED)
         daemon.time += 10
         daemon.record(EventName.MOVE_FINISHED, peer="SHA256:abc", duration=0.0123, connections=3, detail="two words")
-        assert ctl("events").out == (
+        assert ctl("events", "--verbose").out == (
             "2023-11-14 22:13:20.250  daemon.started\n"
             "2023-11-14 22:13:30.250  move.finished           peer=SHA256:abc duration=12ms connections=3"
             ' detail="two words"\n'
@@ -296,7 +335,7 @@ class TestEvents:
         daemon.time = time.time() - 300
         daemon.record(EventName.DAEMON_STARTED)
         assert ctl("events", "--since", "4m").out == ""
-        assert ctl("events", "--since", "6m").out.endswith("daemon.started\n")
+        assert ctl("events", "--since", "6m").out.endswith("redirectd started\n")
 
     def test_following_outlives_the_daemon(self, daemon: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         daemon.time = 1000.0

@@ -294,6 +294,35 @@ class TestOpening:
         with Store(directory) as store:
             assert store.connections() == [carried(1)]
 
+    def test_what_was_released_has_had_no_state_of_its_own(self, directory: Path):
+        """And is no peer's refusal; the version that came before refuses the database, and says why."""
+        scripts = sorted(Path(redirectctl.store.database.__file__).with_name("schema").glob("*.sql"))
+        directory.mkdir(mode=0o700)
+        database = sqlite3.connect(directory / DATABASE)
+        database.executescript("".join(s.read_text() for s in scripts[:11]) + "PRAGMA user_version = 11;")
+        database.execute(
+            "INSERT INTO peers (public, fingerprint, state, first_seen, handshake_timestamp)"
+            " VALUES (?, 'SHA256:1', 'approved', 1.0, ?)",
+            (key(1), bytes(8)),
+        )
+        for number, reason in enumerate((None, "released", "released-there", "peer-forgotten", "lost-there")):
+            database.execute(
+                "INSERT INTO connections (cid, peer, local, remote, wire_local, wire_remote, initiator, local_epoch,"
+                " remote_epoch, opened_at, moves, state, reason) VALUES (?, ?, '192.0.2.1:1', '198.51.100.1:22',"
+                " '203.0.113.9:1', '198.51.100.1:22', 1, ?, ?, 1.0, 1, 'refused', ?)",
+                (number.to_bytes(8), key(1), bytes(8), bytes(8), reason),
+            )
+        database.commit()
+        database.close()
+        with Store(directory) as store:
+            found = {c.reason: c.state for c in store.connections()}
+        assert found == {
+            "released": "released",
+            "released-there": "released",
+            "peer-forgotten": "released",
+            "lost-there": "refused",
+        }
+
     def test_connections_of_an_earlier_boot_are_others(self, directory: Path):
         with Store(directory) as store:
             store.put_peer(peer(1))
