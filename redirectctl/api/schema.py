@@ -324,6 +324,12 @@ class AnnounceRequest(_Message, frozen=True, tag="announce"):
     """Answered by AnnounceReply."""
 
 
+class RetryRequest(_Message, frozen=True, tag="retry", omit_defaults=True):
+    """Answered by RetryReply: hosts that did not answer are asked again now."""
+
+    host: str | None = None  # a peer as in ApproveRequest, or any name or address; None: all
+
+
 class EventsRequest(_Message, frozen=True, tag="events"):
     """Answered by EventReply lines; see the top of this file."""
 
@@ -363,6 +369,7 @@ Request: TypeAlias = (
     | ReleaseRequest
     | KillRequest
     | AnnounceRequest
+    | RetryRequest
     | EventsRequest
     | OptInRequest
     | WatchRequest
@@ -432,6 +439,12 @@ class AnnounceReply(_Message, frozen=True, tag="announce"):
     peers: int  # told
 
 
+class RetryReply(_Message, frozen=True, tag="retry"):
+    """To RetryRequest."""
+
+    hosts: list[str]  # addresses that are being asked: unsupported connections wait for them
+
+
 class OptedIn(_Message, frozen=True, tag="opted-in", omit_defaults=True):
     """To OptInRequest: the process and the children it makes from now on are opted in."""
 
@@ -479,6 +492,7 @@ Reply: TypeAlias = (
     | PeerReply
     | IdentityReply
     | AnnounceReply
+    | RetryReply
     | OptedIn
     | WatchReply
     | DoctorReply

@@ -20,9 +20,10 @@ from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.processes import procfs
 from redirectctl.kernel.sockets.bytecode import SocketFilter
 from redirectctl.kernel.sockets.diag import SocketInfo
+from redirectctl.names import lookup
 from redirectctl.proto.fingerprint import fingerprint, matches, picture
 from redirectctl.store.records import PeerRecord, PeerState
-from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
 AT_ONCE = 250  # connections listed between two looks at what else there is to do
 LONGEST_NAME = 64  # characters, of a peer
@@ -159,6 +160,8 @@ class DaemonService:
             why = "both ends of the connection are on this host, or it uses link-local addresses"
             raise RequestError(what, why, "only connections to other hosts can move")
         listed = [c for s in taken if (c := r.engine.table.at(s)) is not None]
+        r.engine.retry(r.now, {c.socket.remote.host for c in listed})
+        r.wake()
         return schema.ConnectionsReply(connections=[self._listed_connection(c) for c in listed])
 
     async def release(self, request: schema.ReleaseRequest, caller: Caller) -> schema.ConnectionReply:
@@ -180,6 +183,16 @@ class DaemonService:
         peers = self._r.engine.announce(self._r.now)
         self._r.wake()
         return schema.AnnounceReply(peers=peers)
+
+    async def retry(self, request: schema.RetryRequest, caller: Caller) -> schema.RetryReply:
+        """Ask hosts that did not answer again."""
+        hosts = None if request.host is None else await self._addresses(f"retry {request.host}", request.host)
+        asked = self._r.engine.retry(self._r.now, hosts)
+        self._r.wake()
+        if hosts is not None and not asked:
+            why = f"no connection waits for an answer from {', '.join(sorted(map(str, hosts)))}"
+            raise RequestError(f"retry {request.host}", why, "see `redirectctl connections`")
+        return schema.RetryReply(hosts=sorted(map(str, asked)))
 
     async def opt_in(self, request: schema.OptInRequest, caller: Caller) -> schema.OptedIn:
         """Opt the calling process in: the kernel says which it is."""
@@ -227,6 +240,16 @@ class DaemonService:
             why = f"peers have only called from this address, none has answered there: {_listed_keys(seen)}"
             raise RequestError(what, why, "compare with `redirectctl identity` on that host, and name its fingerprint")
         raise RequestError(what, "no such peer", "see `redirectctl peers`")
+
+    async def _addresses(self, what: str, text: str) -> set[IPAddress]:
+        """Of a peer, by fingerprint, prefix of it or name; else of any host, by address or name."""
+        for peer in self._r.peers.records.values():
+            if text in (peer.fingerprint, peer.name) or matches(peer.fingerprint, text):
+                return {a.address for a in peer.addresses}
+        try:
+            return set(await lookup.addresses(text))
+        except lookup.UnknownNameError as error:
+            raise RequestError(what, str(error), error.hint) from error
 
     def _connection(self, verb: str, text: str) -> Connection:
         """By id, unique prefix of it, or LOCAL-REMOTE."""

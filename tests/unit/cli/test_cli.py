@@ -255,6 +255,14 @@ class TestCommands:
         assert ctl("announce").out == "announced this host's addresses to 1 peer\n"
         assert ctl("announce", "--json").json == {"peers": 1}
 
+    def test_retry(self, daemon: Any, ctl: Runner):
+        daemon.replies["retry"] = schema.RetryReply(["192.0.2.7", "198.51.100.7"])
+        assert ctl("retry").out == "asked again: 192.0.2.7, 198.51.100.7\n"
+        assert ctl("retry", "server", "--json").json == {"hosts": ["192.0.2.7", "198.51.100.7"]}
+        assert daemon.asked == [schema.RetryRequest(), schema.RetryRequest("server")]
+        daemon.replies["retry"] = schema.RetryReply([])
+        assert ctl("retry").out == "no connection waits for a host that did not answer\n"
+
     def test_config_check(self, tmp_path: Path, ctl: Runner):
         file = tmp_path / "r.toml"
         file.write_text("[control]\nport = 7000\n")
