@@ -351,7 +351,7 @@ class WatchRequest(_Message, frozen=True, tag="watch"):
 class DoctorRequest(_Message, frozen=True, tag="doctor"):
     """Answered by DoctorReply."""
 
-    peer: str | None = None
+    peer: str | None = None  # as in ApproveRequest, or any name or address; None: this host
 
 
 Request: TypeAlias = (

@@ -34,7 +34,7 @@ _WORDS: Final = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything, or one peer."""
     parser.add_argument(
-        "peer", metavar="PEER", nargs="?", help="check the way to this peer: fingerprint, prefix of it, name or address"
+        "peer", metavar="HOST", nargs="?", help="check the way to this host: a peer, or any name or address"
     )
     parser.add_argument(
         "--clean", action="store_true", help="remove what a redirectd that no longer runs has left in the kernel"
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     Exit code 1 if a check failed.  Without a daemon what needs none is checked: 3 if nothing else is wrong.
     """
     if args.clean and args.peer is not None:
-        raise Failure("doctor --clean: is about this host; leave PEER out", ExitCode.USAGE)
+        raise Failure("doctor --clean: is about this host; leave HOST out", ExitCode.USAGE)
     try:
         if args.clean:
             connect(args).close()

@@ -31,8 +31,8 @@ MOST_LISTED = 4  # fingerprints in one message
 LONGEST_TARGET = 128  # characters; two IPv6 addresses with ports take 95
 
 
-# All checks, or those about one peer (its public key): doctor/examine.py.
-Examine = Callable[[Runtime, bytes | None], Awaitable[list[schema.Check]]]
+# All checks, or those about a peer (its public key) or another host (its address or name): doctor/examine.py.
+Examine = Callable[[Runtime, bytes | str | None], Awaitable[list[schema.Check]]]
 
 
 class DaemonService:
@@ -211,8 +211,8 @@ class DaemonService:
 
     async def doctor(self, request: schema.DoctorRequest, caller: Caller) -> schema.DoctorReply:
         """Check what can be checked from inside the daemon."""
-        peer = self._peer("doctor", request.peer) if request.peer is not None else None
-        return schema.DoctorReply(checks=await self._examine(self._r, peer.public if peer is not None else None))
+        host = self._examined(request.peer) if request.peer is not None else None
+        return schema.DoctorReply(checks=await self._examine(self._r, host))
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 
@@ -235,11 +235,30 @@ class DaemonService:
                     what, f"{len(found)} peers match: {_listed_keys(found)}", "name one by its fingerprint"
                 )
         if seen := [p for p in peers if text in (str(a.address) for a in p.addresses)]:
-            if len(seen) == 1 and (verb == "doctor" or (seen[0].state is PeerState.APPROVED and verb != "approve")):
+            if len(seen) == 1 and seen[0].state is PeerState.APPROVED and verb != "approve":
                 return seen[0]  # nothing is trusted by that
             why = f"peers have only called from this address, none has answered there: {_listed_keys(seen)}"
             raise RequestError(what, why, "compare with `redirectctl identity` on that host, and name its fingerprint")
         raise RequestError(what, "no such peer", "see `redirectctl peers`")
+
+    def _examined(self, text: str) -> bytes | str:
+        """Whom doctor has to examine: a peer as elsewhere, and any other host.
+
+        Nothing is trusted by that.  Of those that were at one address it is the known key rather than a changed one,
+        and the one that was heard last.
+        """
+        peers = self._r.peers.records.values()
+        for found in (
+            [p for p in peers if text in (p.fingerprint, p.name)],
+            [p for p in peers if matches(p.fingerprint, text)],
+        ):
+            if found:
+                return found[0].public if len(found) == 1 else self._peer("doctor", text).public
+        at = [p for p in peers if text in (str(a.address) for a in p.addresses if a.identity)]
+        at = at or [p for p in peers if text in (str(a.address) for a in p.addresses)]
+        if not at:
+            return text
+        return max(at, key=lambda p: (p.state is not PeerState.CHANGED, p.last_contact or 0.0)).public
 
     async def _addresses(self, what: str, text: str) -> set[IPAddress]:
         """Of a peer, by fingerprint, prefix of it or name; else of any host, by address or name."""

@@ -147,7 +147,7 @@ def test_clean_while_the_daemon_runs(daemon: Any, capsys: pytest.CaptureFixture[
 
 def test_clean_is_not_about_a_peer(daemon: Any, capsys: pytest.CaptureFixture[str]):
     assert main(["doctor", "--clean", "x"]) == 2
-    assert "leave PEER out" in capsys.readouterr().err
+    assert "leave HOST out" in capsys.readouterr().err
 
 
 def test_clean_without_rights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any):
