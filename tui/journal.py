@@ -111,7 +111,7 @@ class Journal:
             case EventName.KERNEL_CONTESTED:
                 self._append(event, "removed by others again and again", Tone.BAD)
             case EventName.KERNEL_REFUSED:
-                self._append(event, "not permitted, see redirectctl doctor", Tone.BAD)
+                self._append(event, "not permitted, see `redirectctl doctor`", Tone.BAD)
             case EventName.DNS_UPDATED:
                 self._append(event, "own name updated", Tone.DIM)
             case EventName.DNS_FAILED:

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             connect(args).close()
             raise Failure(
                 "doctor --clean: redirectd runs, and removes by itself what no connection needs; "
-                "to remove everything, stop it first"
+                "to remove everything, `systemctl stop redirectd` first"
             )
         checks = ask(args, DoctorRequest(args.peer), DoctorReply).checks
     except RequestError as error:

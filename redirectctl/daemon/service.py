@@ -106,7 +106,8 @@ class DaemonService:
             raise RequestError(
                 f"approve {peer.fingerprint}",
                 "this key answered where another host's key is known",
-                "compare it with `redirectctl identity` there, `redirectctl forget` the old one, and connect again",
+                "compare it with `redirectctl identity` there; if it is right, `redirectctl forget PEER` with the old"
+                " one, and connect again",
             )
         if request.name is not None:
             self._r.peers.rename(peer.public, request.name)

@@ -48,14 +48,15 @@ async def clean(noted: Path | None, *, force: bool = False) -> list[Trace]:
     listening = host.bound_queues()
     if listening and not listening.isdisjoint(Queue):
         raise RefusedError(
-            "a redirectd runs in this network namespace; stop it first, or let it remove what no connection needs"
+            "a redirectd runs in this network namespace; `systemctl stop redirectd`, or let it remove what no"
+            " connection needs"
         )
     before = await present(noted)
     listed = (await ruleset.read()).nft
     alive = alone.living(flows_in(traces.own_table(listed)))
     if alive:
         who = f"{count(alive, 'connection')} still {'uses' if alive == 1 else 'use'} what a redirectd left"
-        raise RefusedError(f"{who}; start redirectd, which goes on with them, or end them first")
+        raise RefusedError(f"{who}; `systemctl start redirectd`, which goes on with them, or end them first")
     if not force:
         await _check_device()
     # Packets that still come are not rewritten any more before they are not routed any more.

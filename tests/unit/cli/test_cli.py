@@ -371,7 +371,10 @@ class TestErrors:
     def test_no_daemon(self, tmp_path: Path, ctl: Runner):
         path = tmp_path / "none"
         assert ctl("--socket", str(path), "status") == Outcome(
-            3, "", f"redirectctl: {path}: no daemon listens there; start redirectd, or name its socket with --socket\n"
+            3,
+            "",
+            f"redirectctl: {path}: no daemon listens there; `systemctl start redirectd`, or name its socket with"
+            " --socket\n",
         )
 
     @pytest.mark.parametrize(

@@ -115,8 +115,8 @@ class TestWithoutADaemon:
         assert out.startswith("fail  daemon      ")
         assert out.endswith("2 checks: 1 ok, 1 failed\n")
         assert err == (
-            f"redirectctl: doctor: {self.path}: no daemon listens there; start redirectd, or name its socket with"
-            " --socket; only the checks that need no daemon were made\n"
+            f"redirectctl: doctor: {self.path}: no daemon listens there; `systemctl start redirectd`, or name its"
+            " socket with --socket; only the checks that need no daemon were made\n"
         )
 
     def test_something_else_is_wrong(self):
