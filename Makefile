@@ -32,7 +32,7 @@ help:
 	@echo 'make lint       ruff, mypy --strict, import-linter'
 	@echo 'make install    into $(PREFIX), commands into $(LINKS), man pages and completion below $(SHARE),'
 	@echo '                systemd unit into $(UNITS), configuration into $(CONFIG) (as root)'
-	@echo 'make uninstall  removes that; state, and a configuration that was changed, stay'
+	@echo 'make uninstall  stops the daemon, cleans the kernel, removes all that, and says what stays'
 	@echo 'make wheel      dist/redirectctl-*.whl'
 	@echo 'make deb        dist/redirectctl_*.deb, for the Debian that this is'
 	@echo 'make pictures   the pictures of the terminal UI in docs/'
@@ -101,11 +101,13 @@ install:
 
 uninstall:
 	if [ -d /run/systemd/system ]; then systemctl disable --now redirectd || true; fi
+	if [ -x $(PREFIX)/bin/redirectctl ]; then $(PREFIX)/bin/redirectctl doctor --clean || true; fi
 	rm -f $(LINKS)/redirectd $(LINKS)/redirectctl $(LINKS)/redirect-run $(UNITS)/redirectd.service
 	scripts/share remove $(SHARE) $(ZSH)
 	if cmp -s etc/redirectd.toml $(CONFIG)/redirectd.toml; then \
 	    rm $(CONFIG)/redirectd.toml; rmdir --ignore-fail-on-non-empty $(CONFIG); fi
 	if [ -e $(PREFIX)/pyvenv.cfg ]; then rm -rf $(PREFIX); fi
+	@scripts/stays $(CONFIG)
 
 wheel: setup
 	rm -rf build/lib

@@ -96,7 +96,7 @@ class Client:
             self._socket.connect(self.path)
         except (FileNotFoundError, ConnectionRefusedError):
             raise UnreachableError(
-                self.path, "no daemon listens there", "start redirectd, or name its socket with --socket"
+                self.path, "no daemon listens there", "`systemctl start redirectd`, or name its socket with --socket"
             ) from None
         except PermissionError:
             raise UnreachableError(self.path, "permission denied", "allow access to the socket's directory") from None
@@ -111,7 +111,7 @@ class Client:
             raise UnreachableError(
                 self.path,
                 f"redirectd {hello.version} speaks version {hello.api} of the interface, this program {API_VERSION}",
-                "install the same version of both and restart redirectd",
+                "install the same version of both, and `systemctl restart redirectd`",
             )
 
     def _send(self, request: schema.Request) -> None:
@@ -159,7 +159,7 @@ class Client:
         return UnreachableError(
             self.path,
             f"the daemon's answer is not understood ({what})",
-            "install the same version of both and restart redirectd",
+            "install the same version of both, and `systemctl restart redirectd`",
         )
 
 

@@ -65,7 +65,7 @@ def _exchange(
         if isinstance(error, TimeoutError):
             raise OptInError(f"the daemon on {path} did not answer within {timeout:g} s") from None
         if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-            why = "no daemon listens there; start redirectd, or name its socket with --socket"
+            why = "no daemon listens there; `systemctl start redirectd`, or name its socket with --socket"
             raise OptInError(f"cannot reach the daemon on {path}: {why}") from None
         if isinstance(error, OSError):
             raise OptInError(f"cannot reach the daemon on {path}: {error.strerror or error}") from None
@@ -93,7 +93,9 @@ def _read_reply(sock: _socket.socket, deadline: float) -> dict[str, object]:
             if message.get("type") != "hello":
                 return message
             if message.get("api") != API_VERSION:
-                raise OptInError("the daemon is of another version: install the same version and restart redirectd")
+                raise OptInError(
+                    "the daemon is of another version: install the same version, and `systemctl restart redirectd`"
+                )
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             raise TimeoutError

@@ -23,11 +23,11 @@ _HANDSHAKE = Explanation(
 )
 _BUSY = Explanation("this host is under load, or somebody floods it")
 _REPLAY = Explanation("a message was sent again, or came very late")
-_STRANGERS = Explanation("too many hosts have called", "redirectctl peers; forget those that you do not know")
+_STRANGERS = Explanation("too many hosts have called", "`redirectctl peers`; forget those that you do not know")
 _NOT_THE_PEERS = Explanation("a tunnel datagram that was altered, or is not from the peer")
 _BAD_TUNNEL = Explanation("a tunnel datagram carries no segment of its connection")
 _ADDRESS = Explanation("this announcement alone is no reason to send traffic to the announced address")
-_REJECTED = Explanation("the other host's key was rejected here", "redirectctl approve PEER, if that was a mistake")
+_REJECTED = Explanation("the other host's key was rejected here", "`redirectctl approve PEER`, if that was a mistake")
 _WHO = "a reloaded firewall or a network manager may have done it: let it leave alone what redirectctl has made"
 
 _EXPLANATIONS: Final = {
@@ -35,14 +35,14 @@ _EXPLANATIONS: Final = {
     "no-answer": Explanation(
         "the other host's redirectd does not answer", "is redirectd running there, is its UDP port open?"
     ),
-    "approval-pending-here": Explanation("the other host's key waits for approval here", "redirectctl approve PEER"),
+    "approval-pending-here": Explanation("the other host's key waits for approval here", "`redirectctl approve PEER`"),
     "approval-pending-there": Explanation(
-        "this host's key waits for approval there", "redirectctl approve PEER on that host"
+        "this host's key waits for approval there", "`redirectctl approve PEER` on that host"
     ),
     "peer-rejected": _REJECTED,
     "first-contact-refused": Explanation("hosts that are not known are refused", "see trust.first_contact"),
     "rejected-there": Explanation("this host's key was rejected there", "ask whoever runs that host"),
-    "key-changed": Explanation("another key answers there", "compare fingerprints with redirectctl identity there"),
+    "key-changed": Explanation("another key answers there", "compare fingerprints with `redirectctl identity` there"),
     "no-such-connection-there": Explanation(
         "the other host does not have that connection", "is there a proxy between the hosts?"
     ),
@@ -54,12 +54,12 @@ _EXPLANATIONS: Final = {
     "too-many-claims": Explanation(
         "this host claims more connections at a time than the other host handles", "it tries the others again later"
     ),
-    "claimed-by-another": Explanation("another host claims that connection", "redirectctl events there"),
+    "claimed-by-another": Explanation("another host claims that connection", "`redirectctl events` there"),
     "sequence-numbers-changed": Explanation(
         "something between the hosts changes sequence numbers: after a move neither end would accept the other",
         "a SYN proxy or a firewall that makes sequence numbers random? Leave this connection out of it",
     ),
-    "kernel-refused-there": Explanation("the other host's kernel refused", "redirectctl doctor there"),
+    "kernel-refused-there": Explanation("the other host's kernel refused", "`redirectctl doctor` there"),
     "integrity-required-there": Explanation(
         "integrity is on there and off here", 'set mode = "on" in [integrity] here, or "off" there'
     ),
@@ -115,7 +115,7 @@ _EXPLANATIONS: Final = {
     "rate-limited": _BUSY,
     "not-approved": Explanation(
         "a host that nobody has approved here sent more than a greeting or a claim",
-        "redirectctl peers; redirectctl approve PEER",
+        "`redirectctl peers`; `redirectctl approve PEER`",
     ),
     "unknown-version": _VERSION,
     "no-common-version": _VERSION,
@@ -172,7 +172,7 @@ _EXPLANATIONS: Final = {
     # of what the kernel refuses
     "borrowing": Explanation(
         "redirectd gets no descriptors of programs' sockets (pidfd_getfd): suspended connections end when TCP gives up",
-        "redirectctl doctor",
+        "`redirectctl doctor`",
     ),
     # of moves
     "no-connection": Explanation("it names no connection that is protected with that host"),
@@ -198,13 +198,13 @@ _EXPLANATIONS: Final = {
         "another host has the address that the name led to", "is the name in DNS kept up to date?"
     ),
     "not-your-connection": Explanation("a question about another host's connection"),
-    "kernel": Explanation("the kernel refused the rules", "redirectctl doctor"),
+    "kernel": Explanation("the kernel refused the rules", "`redirectctl doctor`"),
     "no-connection-there": Explanation("the other host protects none of the connections that were announced"),
     "stale-there": Explanation("the other host has already applied a later announcement"),
     "unusable-there": Explanation(
         "the other host does not send to the announced address", "see path.leave_vpn, never and accept_from there"
     ),
-    "failed-there": Explanation("the other host's kernel refused the rules", "redirectctl doctor there"),
+    "failed-there": Explanation("the other host's kernel refused the rules", "`redirectctl doctor` there"),
     "address-changed": Explanation("this host's address has changed"),
     "better-address": Explanation("another address of this host is the better one for the way to the peer"),
     "not-confirmed": Explanation("it is not certain that the peer knows this host's address"),

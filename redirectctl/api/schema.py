@@ -354,6 +354,12 @@ class AnnounceRequest(_Message, frozen=True, tag="announce"):
     """Answered by AnnounceReply."""
 
 
+class RetryRequest(_Message, frozen=True, tag="retry", omit_defaults=True):
+    """Answered by RetryReply: hosts that did not answer are asked again now."""
+
+    host: str | None = None  # a peer as in ApproveRequest, or any name or address; None: all
+
+
 class EventsRequest(_Message, frozen=True, tag="events"):
     """Answered by EventReply lines; see the top of this file."""
 
@@ -375,7 +381,7 @@ class WatchRequest(_Message, frozen=True, tag="watch"):
 class DoctorRequest(_Message, frozen=True, tag="doctor"):
     """Answered by DoctorReply."""
 
-    peer: str | None = None
+    peer: str | None = None  # as in ApproveRequest, or any name or address; None: this host
 
 
 Request: TypeAlias = (
@@ -395,6 +401,7 @@ Request: TypeAlias = (
     | ReleaseRequest
     | KillRequest
     | AnnounceRequest
+    | RetryRequest
     | EventsRequest
     | OptInRequest
     | WatchRequest
@@ -479,6 +486,12 @@ class AnnounceReply(_Message, frozen=True, tag="announce"):
     peers: int  # told
 
 
+class RetryReply(_Message, frozen=True, tag="retry"):
+    """To RetryRequest."""
+
+    hosts: list[str]  # addresses that are being asked: unsupported connections wait for them
+
+
 class OptedIn(_Message, frozen=True, tag="opted-in", omit_defaults=True):
     """To OptInRequest: the process and the children it makes from now on are opted in."""
 
@@ -528,6 +541,7 @@ Reply: TypeAlias = (
     | ProofsReply
     | MeetReply
     | AnnounceReply
+    | RetryReply
     | OptedIn
     | WatchReply
     | DoctorReply

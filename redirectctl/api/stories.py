@@ -449,7 +449,7 @@ _SAID: Final[dict[EventName, tuple[str, Tone, bool]]] = {
     EventName.RENDEZVOUS_LOST: ("rendezvous lost", Tone.WAITING, False),
     EventName.KERNEL_REPAIRED: ("removed by others, put back", Tone.WAITING, False),
     EventName.KERNEL_CONTESTED: ("removed by others again and again", Tone.BAD, False),
-    EventName.KERNEL_REFUSED: ("not permitted, see redirectctl doctor", Tone.BAD, False),
+    EventName.KERNEL_REFUSED: ("not permitted, see `redirectctl doctor`", Tone.BAD, False),
     EventName.STORE_FAILED: ("nothing can be stored", Tone.BAD, False),
     EventName.STORE_RESTORED: ("everything is stored again", Tone.GOOD, False),
     EventName.EVENTS_MISSED: ("events not shown", Tone.DIM, False),

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Final
 
 from redirectctl.api.client import UnreachableError
-from redirectctl.api.schema import Check, CheckStatus, DoctorReply, DoctorRequest
+from redirectctl.api.schema import (
+    Check,
+    CheckStatus,
+    DoctorReply,
+    DoctorRequest,
+    ErrorCode,
+    RequestError,
+    StatusReply,
+    StatusRequest,
+)
 from redirectctl.api.text import clean
 from redirectctl.cli.common import ExitCode, Failure, ask, connect
 from redirectctl.cli.output import paint, print_json
@@ -34,10 +43,13 @@ _WORDS: Final = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything, or one peer."""
     parser.add_argument(
-        "peer", metavar="PEER", nargs="?", help="check the way to this peer: fingerprint, prefix of it, name or address"
+        "peer", metavar="HOST", nargs="?", help="check the way to this host: a peer, or any name or address"
     )
     parser.add_argument(
         "--clean", action="store_true", help="remove what a redirectd that no longer runs has left in the kernel"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="with --clean: also remove what may belong to another program"
     )
     parser.add_argument(
         "--state-dir", metavar="DIR", type=Path, help="of that redirectd (default /var/lib/redirectctl)"
@@ -47,18 +59,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check what could keep it from working.
 
-    Exit code 1 if a check failed.  Without a daemon what needs none is checked: 3 if nothing else is wrong.
+    Exit code 1 if a check failed.  Without a daemon what needs none is checked: 3 if nothing else is wrong.  Without
+    the right to ask it what needs none: 4 if nothing else is wrong.
     """
+    if args.force and not args.clean:
+        raise Failure("doctor --force: nothing is removed without --clean; add it", ExitCode.USAGE)
     if args.clean and args.peer is not None:
-        raise Failure("doctor --clean: is about this host; leave PEER out", ExitCode.USAGE)
+        raise Failure("doctor --clean: is about this host; leave HOST out", ExitCode.USAGE)
     try:
         if args.clean:
             connect(args).close()
             raise Failure(
                 "doctor --clean: redirectd runs, and removes by itself what no connection needs; "
-                "to remove everything, stop it first"
+                "to remove everything, `systemctl stop redirectd` first"
             )
         checks = ask(args, DoctorRequest(args.peer), DoctorReply).checks
+    except RequestError as error:
+        if error.error.code is not ErrorCode.DENIED:
+            raise
+        return _run_without_rights(args, error)
     except UnreachableError as error:
         if args.peer is not None:
             raise
@@ -82,6 +101,18 @@ def _run_alone(args: argparse.Namespace, unreachable: UnreachableError) -> int:
     return ExitCode.FAILED if _failed(checks) else ExitCode.UNREACHABLE
 
 
+def _run_without_rights(args: argparse.Namespace, denied: RequestError) -> int:
+    from redirectctl.doctor import limited
+
+    status = ask(args, StatusRequest(), StatusReply).status
+    host = args.peer
+    examined = limited.of_this_host(status) if host is None else limited.of_the_way(host, status.control_port)
+    checks = asyncio.run(examined)
+    show(checks, json=args.json)
+    print(f"redirectctl: {clean(str(denied))}; only the checks that need no rights were made", file=sys.stderr)
+    return ExitCode.FAILED if _failed(checks) else ExitCode.DENIED
+
+
 def _clean(args: argparse.Namespace, unreachable: UnreachableError) -> int:
     """Exit code 1 if anything of ours is still there."""
     from redirectctl.doctor import alone, clean
@@ -92,7 +123,7 @@ def _clean(args: argparse.Namespace, unreachable: UnreachableError) -> int:
         raise Failure("doctor --clean: changes the kernel's rules; run it as root", ExitCode.DENIED)
     noted = alone.noted_in(unreachable.path, args.state_dir)
     try:
-        removed = asyncio.run(clean.clean(noted))
+        removed = asyncio.run(clean.clean(noted, force=args.force))
         left = asyncio.run(clean.present(noted))
     except clean.RefusedError as error:
         raise Failure(f"doctor --clean: {error}") from error
@@ -107,7 +138,9 @@ def _clean(args: argparse.Namespace, unreachable: UnreachableError) -> int:
     ours = [trace for trace in left if not trace.is_cgroup]
     if ours:
         text = "\n".join(["left in place, because it may belong to another program:", *(trace.what for trace in ours)])
-        checks.append(fail("leftovers", text, "\n".join(dict.fromkeys(trace.remove for trace in ours))))
+        by_hand = "\n".join(dict.fromkeys(trace.remove for trace in ours))
+        hint = by_hand if args.force else f"`redirectctl doctor --clean --force` removes it too; by hand:\n{by_hand}"
+        checks.append(fail("leftovers", text, hint))
     show(checks, json=args.json)
     return ExitCode.FAILED if _failed(checks) else ExitCode.DONE
 

@@ -48,6 +48,7 @@ COMMANDS: Final = {
     "release": Entry("stop protecting a connection", "release"),
     "kill": Entry("close a connection on both hosts", "kill"),
     "announce": Entry("announce this host's addresses to all peers now", "announce"),
+    "retry": Entry("ask hosts that did not answer again now", "retry"),
     "events": Entry("the event log", "events"),
     "doctor": Entry("find what keeps redirectctl from working, here or on the way to a peer", "doctor"),
     "tui": Entry("the terminal UI", "tui"),

@@ -105,15 +105,16 @@ class Notices:
                     subject,
                     f"First contact with {where}",
                     f"Its key is {event.peer}. Compare that with what `redirectctl identity` says there, then "
-                    "`redirectctl approve` or `reject` it here. Until then nothing is protected.",
+                    "`redirectctl approve PEER` or `redirectctl reject PEER` here. Until then nothing is protected.",
                     Urgency.CRITICAL,
                 )
             case EventName.PEER_KEY_CHANGED:
                 yield Notice(
                     subject,
                     f"The key of {_name(event, peers)} has changed",
-                    f"Another key than the known one answered at {where}. Nothing is protected there. If that host was "
-                    "installed anew, `redirectctl forget` its known key; if not, somebody is answering in its place.",
+                    f"Another key than the known one answered at {where}. The connection goes on, but is not "
+                    "protected. If that host was installed anew, `redirectctl forget PEER` with its known key; if not, "
+                    "somebody is answering in its place.",
                     Urgency.CRITICAL,
                 )
             case EventName.PEER_APPROVED | EventName.PEER_REJECTED if event.peer in self._asked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 
 from redirectctl.api.schema import CheckStatus, IdentityReply, IdentityRequest, StatusReply, StatusRequest
@@ -18,7 +19,7 @@ LONGEST_SAID = 200  # characters of what ssh or doctor say, in one line with wha
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The other host, and how to get there."""
-    parser.usage = "redirectctl pair [-h] [--json] [--socket PATH] [--sudo] [USER@]HOST [-- SSH-ARGUMENT...]"
+    parser.usage = "%(prog)s [-h] [--json] [--socket PATH] [--sudo] [USER@]HOST [-- SSH-ARGUMENT...]"
     parser.epilog = "What stands behind -- is for ssh, such as -p 2222 or -i KEY."
     parser.add_argument("host", metavar="[USER@]HOST", nargs="?", help="as for ssh, which is used to get there")
     parser.add_argument("--sudo", action="store_true", help="run redirectctl there with sudo -n")
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if args.answer:
         return _answer(args)
     if args.host is None:
-        raise Failure("pair: which host?; redirectctl pair [USER@]HOST", ExitCode.USAGE)
+        raise Failure("pair: no host is named; name one as for ssh: `redirectctl pair HOST`", ExitCode.USAGE)
     if args.host.startswith("-") or not args.host:
         raise Failure(f"pair: {args.host!r} is no host; put what is for ssh behind --", ExitCode.USAGE)
     target = Target(args.host, args.rest, args.sudo)
@@ -64,7 +65,7 @@ def _show(args: argparse.Namespace, target: Target, paired: Paired, port: int) -
     called = f"; it calls this host {paired.called}" if paired.called else ""
     print(f"paired     {peer.name or target.name} has the key {peer.fingerprint}{at}{clean(called)}")
     print(f"UDP {port}   {_ways(target.name, paired, port)}")
-    print(f"try it     redirect-run {' '.join(['ssh', *target.arguments, target.text])}")
+    print(f"try it     {shlex.join(['redirect-run', 'ssh', *target.arguments, target.text])}")
 
 
 def _ways(host: str, paired: Paired, port: int) -> str:
@@ -76,7 +77,7 @@ def _ways(host: str, paired: Paired, port: int) -> str:
     )
     match paired.here:
         case CheckStatus.FAIL:
-            here = "this host's packet filter drops it: see redirectctl doctor"
+            here = "this host's packet filter drops it: see `redirectctl doctor`"
         case CheckStatus.WARN:
             here = "this host's packet filter lets answers in, not calls: enough where this host is the one that moves"
         case CheckStatus.OK:
@@ -91,7 +92,7 @@ def _answer(args: argparse.Namespace) -> int:
     if args.host is not None:
         raise Failure("pair --answer: takes no host", ExitCode.USAGE)
     if sys.stdin.isatty():
-        raise Failure("pair --answer: is run by redirectctl pair on the other host, over ssh", ExitCode.USAGE)
+        raise Failure("pair --answer: is run by `redirectctl pair HOST` on the other host, over ssh", ExitCode.USAGE)
     channel = exchange.Channel(sys.stdin.fileno(), sys.stdout.fileno())
     came_from = os.environ.get("SSH_CONNECTION", "").partition(" ")[0] or None
     try:

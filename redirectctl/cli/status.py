@@ -56,6 +56,6 @@ def run(args: argparse.Namespace) -> int:
 def _waiting(status: Status) -> list[tuple[str, str]]:
     """Who waits for a decision, and how it is made."""
     waiting = [] if isinstance(status.waiting, UnsetType) else status.waiting
-    what = "waits for you: compare with `redirectctl identity` there, then `redirectctl approve` or `reject`"
+    what = "waits for you: compare with `redirectctl identity` there, then `redirectctl approve PEER` (or reject)"
     more = [("", f"and {len(waiting) - FEW} more: `redirectctl peers`")] if len(waiting) > FEW else []
-    return [("waiting", f"{fingerprint} {what} it") for fingerprint in waiting[:FEW]] + more
+    return [("waiting", f"{fingerprint} {what}") for fingerprint in waiting[:FEW]] + more

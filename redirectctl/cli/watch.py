@@ -108,12 +108,12 @@ def _of_peers(before: Mapping[str, Peer], now: Mapping[str, Peer]) -> Iterator[s
             case PeerState.PENDING:
                 yield (
                     f"first contact: {name} waits for your decision; compare {clean(fingerprint)} with"
-                    " `redirectctl identity` there, then `redirectctl approve` or `redirectctl reject` it"
+                    " `redirectctl identity` there, then `redirectctl approve PEER` or `redirectctl reject PEER`"
                 )
             case PeerState.CHANGED:
                 yield (
-                    f"WARNING: the key of {name} has changed to {clean(fingerprint)}; nothing is protected with it"
-                    " until you have asked there which is right"
+                    f"WARNING: the key of {name} has changed to {clean(fingerprint)}; connections go on, but"
+                    " are not protected until you have asked there which is right"
                 )
             case _:
                 yield f"peer {name}: {peer.state.value}"

@@ -143,6 +143,10 @@ class Service(Protocol):
         """Say our addresses to all peers."""
         ...
 
+    async def retry(self, request: schema.RetryRequest, caller: Caller) -> schema.RetryReply:
+        """Ask hosts that did not answer again."""
+        ...
+
     async def opt_in(self, request: schema.OptInRequest, caller: Caller) -> schema.OptedIn:
         """Opt the calling process in."""
         ...
@@ -189,6 +193,7 @@ ROUTES: Final[dict[type[schema.Request], Route]] = {
     schema.ReleaseRequest: Route("release", Right.ADMIN),
     schema.KillRequest: Route("kill", Right.ADMIN),
     schema.AnnounceRequest: Route("announce", Right.ADMIN),
+    schema.RetryRequest: Route("retry", Right.ADMIN),
     schema.DoctorRequest: Route("doctor", Right.ADMIN),
     schema.EventsRequest: Route("", Right.ADMIN),  # answered here, by any number of replies
 }

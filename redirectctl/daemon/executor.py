@@ -174,7 +174,7 @@ class Executor:
         if isinstance(command.purpose, commands.Guarding):
             engine.bound(self.finder.bound(flow.socket for flow in add))
         if why := next((self._not_carried[f.socket] for f in add if f.tunnel and f.socket in self._not_carried), None):
-            raise KernelError("tunnel", why, "redirectctl doctor")  # it would be a black hole
+            raise KernelError("tunnel", why, "`redirectctl doctor`")  # it would be a black hole
         async with self.bindings.follow(add, command.remove):
             await self.rewriting.apply(add, command.remove)
         engine.rewritten(self.driver.now, command)

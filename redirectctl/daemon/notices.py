@@ -51,4 +51,4 @@ def _met(*, initiator: bool, trust: str) -> str:
     how = "this host called it" if initiator else "it called this host"
     if trust == "approved":
         return f"{how}; its key is accepted without a question (trust.first_contact)"
-    return f"{how}; it waits until a person approves it: redirectctl approve"
+    return f"{how}; it waits until a person approves it: `redirectctl approve PEER`"

@@ -21,13 +21,14 @@ from redirectctl.kernel.errors import KernelError
 from redirectctl.kernel.processes import procfs
 from redirectctl.kernel.sockets.bytecode import SocketFilter
 from redirectctl.kernel.sockets.diag import SocketInfo
+from redirectctl.names import lookup
 from redirectctl.proto import pairing
 from redirectctl.proto.constants import KEY_LEN
 from redirectctl.proto.errors import MisuseError
 from redirectctl.proto.fingerprint import fingerprint, matches, picture
 from redirectctl.proto.peer import PeerState as TrustState
 from redirectctl.store.records import PeerRecord, PeerState
-from redirectctl.wire.addr import FourTuple, SockAddr
+from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 
 AT_ONCE = 250  # connections listed between two looks at what else there is to do
 MOST_CALLED = 8  # addresses of one host
@@ -38,8 +39,8 @@ WAITING = (PeerState.PENDING, PeerState.CHANGED)
 LONGEST_TARGET = 128  # characters; two IPv6 addresses with ports take 95
 
 
-# All checks, or those about one peer (its public key): doctor/examine.py.
-Examine = Callable[[Runtime, bytes | None], Awaitable[list[schema.Check]]]
+# All checks, or those about a peer (its public key) or another host (its address or name): doctor/examine.py.
+Examine = Callable[[Runtime, bytes | str | None], Awaitable[list[schema.Check]]]
 
 
 class DaemonService:
@@ -143,7 +144,8 @@ class DaemonService:
             raise RequestError(
                 f"approve {peer.fingerprint}",
                 "this key answered where another host's key is known",
-                "compare it with `redirectctl identity` there, `redirectctl forget` the old one, and connect again",
+                "compare it with `redirectctl identity` there; if it is right, `redirectctl forget PEER` with the old"
+                " one, and connect again",
             )
         if request.name is not None:
             self._check_name(f"approve {request.peer}", request.name, peer)
@@ -194,6 +196,8 @@ class DaemonService:
             why = "both ends of the connection are on this host, or it uses link-local addresses"
             raise RequestError(what, why, "only connections to other hosts can move")
         listed = [c for s in taken if (c := r.engine.table.at(s)) is not None]
+        r.engine.retry(r.now, {c.socket.remote.host for c in listed})
+        r.wake()
         return schema.ConnectionsReply(connections=[self._listed_connection(c) for c in listed])
 
     async def release(self, request: schema.ReleaseRequest, caller: Caller) -> schema.ConnectionReply:
@@ -216,6 +220,16 @@ class DaemonService:
         self._r.wake()
         return schema.AnnounceReply(peers=peers)
 
+    async def retry(self, request: schema.RetryRequest, caller: Caller) -> schema.RetryReply:
+        """Ask hosts that did not answer again."""
+        hosts = None if request.host is None else await self._addresses(f"retry {request.host}", request.host)
+        asked = self._r.engine.retry(self._r.now, hosts)
+        self._r.wake()
+        if hosts is not None and not asked:
+            why = f"no connection waits for an answer from {', '.join(sorted(map(str, hosts)))}"
+            raise RequestError(f"retry {request.host}", why, "see `redirectctl connections`")
+        return schema.RetryReply(hosts=sorted(map(str, asked)))
+
     async def opt_in(self, request: schema.OptInRequest, caller: Caller) -> schema.OptedIn:
         """Opt the calling process in: the kernel says which it is."""
         what = "opt in"
@@ -233,8 +247,8 @@ class DaemonService:
 
     async def doctor(self, request: schema.DoctorRequest, caller: Caller) -> schema.DoctorReply:
         """Check what can be checked from inside the daemon."""
-        peer = self._peer("doctor", request.peer) if request.peer is not None else None
-        return schema.DoctorReply(checks=await self._examine(self._r, peer.public if peer is not None else None))
+        host = self._examined(request.peer) if request.peer is not None else None
+        return schema.DoctorReply(checks=await self._examine(self._r, host))
 
     async def _meet(self, key: bytes, to: SockAddr) -> schema.Meeting:
         """At one address, unless another host is known there: as with ssh, that is for a person to settle."""
@@ -274,7 +288,7 @@ class DaemonService:
                     what, f"{len(found)} peers match: {_listed_keys(found)}", "name one by its fingerprint"
                 )
         if seen := [p for p in peers if text in (str(a.address) for a in p.addresses)]:
-            if len(seen) == 1 and (verb == "doctor" or (seen[0].state is PeerState.APPROVED and verb != "approve")):
+            if len(seen) == 1 and seen[0].state is PeerState.APPROVED and verb != "approve":
                 return seen[0]  # nothing is trusted by that
             why = f"peers have only called from this address, none has answered there: {_listed_keys(seen)}"
             raise RequestError(what, why, "compare with `redirectctl identity` on that host, and name its fingerprint")
@@ -285,6 +299,35 @@ class DaemonService:
             raise RequestError(what, f"a name has 1 to {LONGEST_NAME} printable characters", "choose another")
         if any(other.name == name for other in self._r.peers.records.values() if other is not peer):
             raise RequestError(what, f"another peer is called {name}", "choose another name")
+
+    def _examined(self, text: str) -> bytes | str:
+        """Whom doctor has to examine: a peer as elsewhere, and any other host.
+
+        Nothing is trusted by that.  Of those that were at one address it is the known key rather than a changed one,
+        and the one that was heard last.
+        """
+        peers = self._r.peers.records.values()
+        for found in (
+            [p for p in peers if text in (p.fingerprint, p.name)],
+            [p for p in peers if matches(p.fingerprint, text)],
+        ):
+            if found:
+                return found[0].public if len(found) == 1 else self._peer("doctor", text).public
+        at = [p for p in peers if text in (str(a.address) for a in p.addresses if a.identity)]
+        at = at or [p for p in peers if text in (str(a.address) for a in p.addresses)]
+        if not at:
+            return text
+        return max(at, key=lambda p: (p.state is not PeerState.CHANGED, p.last_contact or 0.0)).public
+
+    async def _addresses(self, what: str, text: str) -> set[IPAddress]:
+        """Of a peer, by fingerprint, prefix of it or name; else of any host, by address or name."""
+        for peer in self._r.peers.records.values():
+            if text in (peer.fingerprint, peer.name) or matches(peer.fingerprint, text):
+                return {a.address for a in peer.addresses}
+        try:
+            return set(await lookup.addresses(text))
+        except lookup.UnknownNameError as error:
+            raise RequestError(what, str(error), error.hint) from error
 
     def _connection(self, verb: str, text: str) -> Connection:
         """By id, unique prefix of it, or LOCAL-REMOTE."""

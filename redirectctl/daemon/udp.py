@@ -183,7 +183,7 @@ def _why(port: int, error: OSError) -> str:
     if not holders:
         return f"{why}; is another redirectd running? else set control.port or control.listen"
     if any("redirectd" in one.command for one in holders):
-        hint = "stop it first"
+        hint = "`systemctl stop redirectd` first, or end that process"
     said = " and ".join(f"process {one.pid} of user {one.uid} ({shortened(one.command, 80)})" for one in holders)
     return f"{said} has it; {hint}"
 

@@ -54,8 +54,8 @@ def leftovers(found: list[Trace], alive: int) -> Check:
     text = traces.listed(found)
     if alive:
         use = f"{count(alive, 'connection')} still {'uses' if alive == 1 else 'use'} what a redirectd left:\n{text}"
-        return warn(name, use, "start redirectd; it goes on with these connections")
-    hint = "redirectctl doctor --clean removes it, and so does a redirectd that starts; by hand:"
+        return warn(name, use, "`systemctl start redirectd`; it goes on with these connections")
+    hint = "`redirectctl doctor --clean` removes it, and so does `systemctl start redirectd`; by hand:"
     return fail(name, f"no connection uses what a redirectd left:\n{text}", f"{hint}\n{traces.commands(found)}")
 
 

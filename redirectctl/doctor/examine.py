@@ -1,4 +1,4 @@
-"""`redirectctl doctor`, from inside the daemon: all checks, or those about one peer."""
+"""`redirectctl doctor`, from inside the daemon: all checks, or those about one host."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from redirectctl.doctor import host, names, rendezvous, state
 from redirectctl.doctor.firewall import control_port
 from redirectctl.doctor.outcome import skip
 from redirectctl.doctor.peer import PeerCheck
+from redirectctl.doctor.stranger import StrangerCheck
 
 
-async def examine(runtime: Runtime, peer: bytes | None) -> list[Check]:
-    """All checks, or those about one peer (its public key).  About a second; up to 10 s if the peer does not answer."""
-    if peer is not None:
-        return await PeerCheck(runtime, peer).examine()
+async def examine(runtime: Runtime, whom: bytes | str | None) -> list[Check]:
+    """All checks, or those about one host: a peer (its public key), or whoever is at an address or name.
+
+    About a second; up to 20 s if the host does not answer.
+    """
+    if isinstance(whom, bytes):
+        return await PeerCheck(runtime, whom).examine()
+    if whom is not None:
+        return await StrangerCheck(runtime, whom).examine()
     engine = runtime.engine
     kernel = state.KernelState(runtime)
     compared = await kernel.examine()

@@ -50,7 +50,7 @@ async def examine(privileges: bool) -> list[Check]:
         ("kernel.sock-diag", sock_diag),
         ("kernel.borrowing", borrowing),
     ]
-    checks = [capabilities() if privileges else skip("privileges", "not root", "run redirectctl doctor as root")]
+    checks = [capabilities() if privileges else skip("privileges", "not root", "run `redirectctl doctor` as root")]
     checks += [check() if privileges else skip(name, "only root can find out") for name, check in root]
     return [*checks, tun(), cgroups(), ipv6(), await policy_routing()]
 

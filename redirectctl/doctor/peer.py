@@ -5,39 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from typing import NamedTuple
 
 from redirectctl.api.reasons import advice, explain
-from redirectctl.api.schema import Check, CheckStatus, Event, EventName
+from redirectctl.api.schema import Check, Event, EventName
 from redirectctl.daemon.runtime import Runtime
-from redirectctl.doctor import host, names, rendezvous, route, ways
-from redirectctl.doctor.firewall import control_port, ruleset
+from redirectctl.doctor import keys, names, reached, rendezvous, ways
 from redirectctl.doctor.icmp import IcmpWatch
 from redirectctl.doctor.outcome import count, fail, merged, ok, several, skip, warn
+from redirectctl.doctor.reached import Way
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.rendezvous.client import ORIGIN
 from redirectctl.flows.state import State
-from redirectctl.kernel.errors import KernelError
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.wire.addr import IPAddress, SockAddr
-from redirectctl.wire.message import Trust
 
 POLL = 0.05  # seconds between looks whether the peer has said what it thinks of us
 HELLO_LOOKS = 30
 MOST_WAYS = 3  # between addresses of connections that are tried, the most used first
-SMALL_MTU = 1280  # bytes: what IPv6 asks of every link (RFC 8200, section 5); our datagrams stay below
 REFUSALS_SINCE = 600.0  # seconds
 LOG_EVENTS = 100_000  # read at most: those of a log that is rotated at its usual size
 
 _REFUSALS = {EventName.PACKET_REFUSED, EventName.REDIRECT_REFUSED, EventName.CONNECTION_REFUSED}
-
-
-class Way(NamedTuple):
-    """Between two addresses."""
-
-    to: SockAddr  # the peer's control port
-    source: IPAddress | None  # ours; None: as the kernel routes
-    lost: IPAddress | None = None  # that connections have, and this host has not
 
 
 class PeerCheck:
@@ -54,10 +42,10 @@ class PeerCheck:
         """In the order in which things can go wrong."""
         addresses = [a.address for a in self._record.addresses]
         tried = self._tried()
-        wall = await self._firewall()
+        wall = await reached.firewall(self._r.port.port)
         if not tried:
             return [self._addresses(addresses), self._trust(), wall, self._connections()]
-        routes = [await self._route(way) for way in tried]
+        routes = [await reached.routed(way) for way in tried]
         pairs = zip(tried, routes, strict=True)
         contacts = await asyncio.gather(*(self._contact(way, route, wall) for way, route in pairs))
         return [
@@ -141,32 +129,9 @@ class PeerCheck:
             return warn(name, f"{label}none known", "the next connection with that host makes contact again")
         return ok(name, f"{label}{several([str(a) for a in addresses], ', ')}")
 
-    async def _firewall(self) -> Check:
-        try:
-            rules = await ruleset.read()
-        except KernelError as error:
-            return skip(control_port.NAME, f"{error.what}: {error.why}", error.hint)
-        return control_port.check(rules, self._r.port.port, (4, 6) if host.has_ipv6() else (4,))
-
-    async def _route(self, way: Way) -> Check:
-        name, target = "peer.route", way.to.host
-        path = await route.look_up(target, way.source)
-        if isinstance(path, str):
-            origin = f" from {way.source}" if way.source else ""
-            return fail(name, f"none to {target}{origin}: {path}", "see `ip route`; is this host on a network?")
-        via = f" via {path.gateway}" if path.gateway else ""
-        text = f"to {target}{via} by {path.interface}, from {path.source}, MTU {path.mtu}"
-        if way.lost is not None:
-            text += f"; connections are still at {way.lost}, which this host does not have now"
-        if not path.up:
-            return fail(name, f"{text}; {path.interface} has no carrier", "plug it in, or wait for the network")
-        if path.mtu < SMALL_MTU:
-            return warn(name, text, f"below {SMALL_MTU} bytes announcements may not get through")
-        return ok(name, text)
-
     async def _contact(self, way: Way, route: Check, wall: Check) -> Check:
         """A handshake: datagrams get there, and answers come back."""
-        name, to = "peer.control-port", way.to
+        name, to = reached.CONTACT, way.to
         if self._peer is None or self._peer.state in (PeerState.REJECTED, PeerState.CHANGED):
             return skip(name, "not tried: its key is not trusted here")
         began = self._r.now
@@ -180,21 +145,8 @@ class PeerCheck:
                 return ok(name, f"{answered} by way of the rendezvous at {to}")
             return ok(name, f"UDP {to} {answered}: open in both directions")
         if reason != "no-answer":
-            return fail(name, f"UDP {to}: {explain(reason)}", advice(reason) or "see redirectctl events")
-        reports = [f"{who} says {said}" for said, who in watch.reports.items()]
-        silent = f"UDP {to} does not answer {way.source or 'us'}"
-        if wall.status in (CheckStatus.FAIL, CheckStatus.WARN):
-            return fail(name, f"{silent}; here, {wall.found}", wall.hint or "")
-        if reports:
-            hint = (
-                f"if {to.host} itself says port unreachable, redirectd does not run there; "
-                "if not, a firewall rejects the datagrams"
-            )
-            return fail(name, f"{silent}: {several(reports)}", hint)
-        if route.status is CheckStatus.FAIL:
-            return fail(name, f"UDP {to} cannot be reached: no route", route.hint or "")
-        hint = f"on that host: is redirectd running, does redirectctl doctor find its firewall open for UDP {to.port}?"
-        return fail(name, f"{silent}, without an ICMP error: something drops the datagrams or the answers", hint)
+            return fail(name, f"UDP {to}: {explain(reason)}", advice(reason) or "see `redirectctl events`")
+        return reached.silence(way, watch.reports, route, wall, known=True)
 
     async def _hello(self, began: float) -> None:
         """Wait until it has said where it is and what it thinks of us: the first thing that it says in a session."""
@@ -220,33 +172,10 @@ class PeerCheck:
         return ok(name, f"keys agreed {_ago(now - session.created)}{heard}{began}")
 
     def _trust(self) -> Check:
-        """Both persons must have said yes."""
-        name = "peer.trust"
         if self._peer is None:
-            return fail(name, "forgotten", "the next connection with that host makes contact again")
-        fingerprint = self._record.fingerprint
-        match self._peer.state:
-            case PeerState.PENDING:
-                return warn(name, f"{fingerprint} waits for approval here", f"redirectctl approve {fingerprint}")
-            case PeerState.REJECTED:
-                hint = f"redirectctl approve {fingerprint}, if that was a mistake"
-                return fail(name, f"{fingerprint} was rejected here", hint)
-            case PeerState.CHANGED:
-                hint = (
-                    "compare it with redirectctl identity there; if it is right, forget the old key: redirectctl forget"
-                )
-                return fail(name, f"{fingerprint} is another key than the one known for that host", hint)
-        match self._peer.trust_there:
-            case Trust.APPROVED:
-                return ok(name, f"{fingerprint} approved here, and we there")
-            case Trust.REJECTED:
-                return fail(name, f"{fingerprint} approved here, but our key was rejected there", "ask who runs it")
-            case Trust.PENDING:
-                return warn(
-                    name, f"{fingerprint} approved here, we wait for approval there", "redirectctl approve there"
-                )
-        why = "whether that host has approved this one is not known, because it does not answer"
-        return skip(name, f"{fingerprint} approved here; {why}")
+            return fail(keys.NAME, "forgotten", "the next connection with that host makes contact again")
+        own, everybody = self._r.engine.endpoint.static.public, self._r.peers.records.values()
+        return keys.check(own, self._r.peers.records[self._key], self._peer.trust_there, everybody)
 
     def _connections(self) -> Check:
         """Those with it, and why some are not protected."""
@@ -268,7 +197,7 @@ class PeerCheck:
         text += "; not protected: " + several([f"{number}: {line}" for line, number in lines.items()])
         if all(c.state is State.RELEASED for c in left):
             return ok(name, text)
-        return warn(name, text, _advice(left) or "see redirectctl connections")
+        return warn(name, text, _advice(left) or "see `redirectctl connections`")
 
     async def _refusals(self, addresses: list[IPAddress]) -> Check:
         """What was not accepted from it lately, by its named reason."""
@@ -279,7 +208,7 @@ class PeerCheck:
         lines = Counter(f"{event.event}, {explain(event.reason)}" for event in found)
         text = several([f"{number}x {line}" if number > 1 else line for line, number in lines.items()])
         hints = dict.fromkeys(hint for event in found if (hint := advice(event.reason)))
-        return warn(name, f"in the last 10 minutes: {text}", several([*hints, "see redirectctl events --since 10m"]))
+        return warn(name, f"in the last 10 minutes: {text}", several([*hints, "see `redirectctl events --since 10m`"]))
 
     def _read_refusals(self, addresses: list[str]) -> list[Event]:
         with self._r.log.history(time.time() - REFUSALS_SINCE) as history:

@@ -56,7 +56,7 @@ def with_peer(
         return ok(name, f"this host is registered at {at}; not for this peer, there is no protected connection with it")
     seen = [str(place) for place in places]
     if not seen:
-        hint = "does it name the same rendezvous, and is it registered there? redirectctl doctor on that host"
+        hint = "does it name the same rendezvous, and is it registered there? `redirectctl doctor` on that host"
         return warn(name, f"this host is registered at {at}, the peer has not been seen there", hint)
     return ok(name, f"both are registered at {at}; the peer is at {several(seen, ', ')}")
 
@@ -73,4 +73,4 @@ def _standing(server: Server) -> str:
 def _hint(server: Server) -> str:
     if server.standing is Standing.UNRESOLVED:
         return "is the name right, and does name resolution work?"
-    return advice(server.standing.value) or "see redirectctl events"
+    return advice(server.standing.value) or "see `redirectctl events`"

@@ -36,7 +36,7 @@ PAUSE = 0.3  # seconds between them
 STEP = 2.0  # seconds by which the clock may differ: NTP slews far less than that
 AHEAD = 60.0  # seconds by which a stored time may be in the future
 
-RESTART = "systemctl restart redirectd"
+RESTART = "`systemctl restart redirectd`"
 
 
 def daemon(r: Runtime) -> Check:
@@ -133,10 +133,16 @@ def peers(r: Runtime) -> Check:
     if changed:
         text = f"another host's key where one is known: {several(changed, ', ')}"
         return fail(
-            "peers", text, "somebody is answering in its place, or the host was installed anew: redirectctl doctor PEER"
+            "peers",
+            text,
+            "somebody is answering in its place, or the host was installed anew: `redirectctl doctor PEER`",
         )
     if waiting:
-        return warn("peers", f"waiting for a person: {several(waiting, ', ')}", "redirectctl approve PEER, or reject")
+        return warn(
+            "peers",
+            f"waiting for a person: {several(waiting, ', ')}",
+            "`redirectctl approve PEER`, or `redirectctl reject PEER`",
+        )
     return ok("peers", ", ".join(f"{number} {state}" for state, number in known.items()) or "none met yet")
 
 
@@ -149,7 +155,7 @@ def connections(r: Runtime) -> Check:
         return ok("connections", f"{sum(c.movable for c in alive)} of {len(alive)} protected")
     lines = Counter(f"{c.socket.remote.host}: {c.state.value}, {explain(c.reason)}" for c in left)
     text = several([f"{number}x {line}" if number > 1 else line for line, number in lines.items()])
-    return warn("connections", f"not protected: {text}", "redirectctl doctor PEER, or redirectctl connections")
+    return warn("connections", f"not protected: {text}", "`redirectctl doctor HOST`, or `redirectctl connections`")
 
 
 class KernelState:

@@ -123,8 +123,9 @@ INTRODUCE_BURST: Final = 256.0  # a server that moves, with as many clients
 FOUND_RATE: Final = 0.5  # a second: words of one rendezvous about one peer that we act upon
 FOUND_BURST: Final = 6.0
 
-UNSUPPORTED_TIME: Final = 600.0  # seconds that an address without redirectctl is left alone
-UNANSWERED_TIME: Final = 60.0  # the same for a known peer that does not answer
+UNSUPPORTED_TIME: Final = 25.0  # seconds until a host that did not answer is asked again, if connections wait; with the
+#                                wait of a handshake's last try below half a minute
+ASKED_AGAIN: Final = 32  # such hosts that are asked at a time, shared by user: 18 datagrams, 3 KB, a second at most
 PENDING_POLL: Final = 30.0  # seconds between questions whether the other side has approved us
 LINGER: Final = 65.0  # seconds that a moved connection's rewriting outlives its socket: TIME_WAIT is 60 s in Linux
 LINGER_BOTH: Final = 2.0  # the same when the peer's socket is gone too: only packets under way

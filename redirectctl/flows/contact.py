@@ -7,7 +7,7 @@ long-lived ─► contact: a handshake with the other end of the connection
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from redirectctl.flows import commands, constants, timer_kinds
@@ -19,6 +19,7 @@ from redirectctl.flows.moves.outgoing import OwnMoves
 from redirectctl.flows.reasons import REASONS
 from redirectctl.flows.rendezvous.client import Client
 from redirectctl.flows.rendezvous.places import Places
+from redirectctl.flows.silent import Silent
 from redirectctl.flows.state import State
 from redirectctl.proto import events
 from redirectctl.proto.peer import Peer, PeerState
@@ -53,7 +54,7 @@ class Contact:
         self._claims = claims
         # Connections, by the address that is being contacted and who must answer there.
         self._waiting: dict[tuple[IPAddress, bytes | None], set[bytes]] = defaultdict(set)
-        self._unsupported: dict[IPAddress, tuple[float, str]] = {}  # until when to leave an address alone, and why
+        self._silent = Silent(host.table)
 
     def negotiate(self, now: float, connections: Iterable[Connection]) -> None:
         """Contact the other ends of these connections, and have them claimed where a peer answers."""
@@ -63,10 +64,6 @@ class Contact:
                 continue  # under way already
             change(connection, State.NEGOTIATING, now)
             address = connection.remote_now  # where it has moved to, if it was released since
-            until, why = self._unsupported.get(address, (0.0, ""))
-            if now < until:
-                self._unsupport(now, connection, why)
-                continue
             peer = self._peer_at(now, address)
             if peer is not None and peer.state is PeerState.REJECTED:
                 self.refuse(now, connection, "peer-rejected")
@@ -82,9 +79,32 @@ class Contact:
             self.met(now, self._host.peers[key], of_peer)
 
     def negotiate_again(self, now: float, host: IPAddress) -> None:
-        """A host did not answer: try its connections again."""
-        left_alone = (c for c in self._host.table if c.state is State.UNSUPPORTED)
-        self.negotiate(now, [c for c in left_alone if c.remote_now == host])
+        """A host did not answer, some time ago: ask it again if there are still connections that wait for that."""
+        self._silent.left(host)  # if it was asked, nothing came of it
+        self._silent.want(host)
+        self._ask_again(now)
+
+    def retry(self, now: float, hosts: Collection[IPAddress] | None = None) -> list[IPAddress]:
+        """Ask hosts that did not answer at once, all or these.  Returns those for which connections wait."""
+        wanted = [host for host in self._silent.hosts() if hosts is None or host in hosts]
+        found = [host for host in wanted if self._silent.want(host)]
+        self._ask_again(now)
+        return found
+
+    def _ask_again(self, now: float) -> None:
+        """Ask as many as may be asked at a time.  Connections stay as they are: most often nothing comes of it."""
+        while (host := self._silent.next()) is not None:
+            waiting = self._silent.waiting(host)
+            peer = self._peer_at(now, host)
+            if peer is not None and (peer.state is PeerState.REJECTED or peer.session(now) is not None):
+                self._silent.left(host)
+                self.negotiate(now, waiting)
+                continue
+            # Should the handshake end without a word.
+            self._host.timers.set(timer_kinds.NegotiateAgain(host), now + 2 * constants.UNSUPPORTED_TIME)
+            sources = [c.local_now for c in waiting if c.local_now in self._host.network.usable]
+            to = SockAddr(host, self._host.policy.control_port)
+            self._host.contact(now, to, sources[0] if sources else None, peer.key if peer is not None else None)
 
     def claim_again(self, now: float, cid: bytes) -> None:
         """A connection was refused, or waits for approval: try it again."""
@@ -134,42 +154,44 @@ class Contact:
         self._agreement.hello(now, peer)
         self._agreement.tell_again(now, event.key)
         there = not self._host.by_way_of(event.key, event.remote)
-        if there:
-            self._unsupported.pop(event.remote.host, None)
         self._host.timers.cancel(timer_kinds.Reach(peer.key))
-        if event.initiator and there:
-            host = event.remote.host
-            cids = self._waiting.pop((host, event.key), set()) | self._waiting.pop((host, None), set())
-            waiting = self._host.table.select(cids)
-            if waiting:
-                peer.identity.add(event.remote.host)
-                self._host.emit(commands.SavePeer(peer))
-            self.met(now, peer, [c for c in waiting if c.state is State.NEGOTIATING])
+        if there:
+            self._answers(now, peer, event.remote.host, called=event.initiator)
         if event.first or event.initiator:
             # Also when it only renews keys: the peer may have lost something since, and does not know what.
             self._agreement.sync(now, peer.key)
 
+    def _answers(self, now: float, peer: Peer, host: IPAddress, *, called: bool) -> None:
+        """There is a daemon at that address: go on with what waits for it.  ``called``: we called it there."""
+        waiting = []
+        if called:
+            cids = self._waiting.pop((host, peer.key), set()) | self._waiting.pop((host, None), set())
+            waiting = self._host.table.select(cids)
+        silent = self._silent.waiting(host)
+        self._silent.answered(host)
+        if called and (waiting or silent):
+            peer.identity.add(host)
+            self._host.emit(commands.SavePeer(peer))
+        self.met(now, peer, [c for c in waiting if c.state is State.NEGOTIATING])
+        self.negotiate(now, silent)
+        self._ask_again(now)
+
     def failed(self, now: float, to: SockAddr, key: bytes | None, reason: str) -> None:
-        """No session with that address: the connections that waited for it are not protected, for a while."""
-        known = key is not None
-        lasting = constants.UNANSWERED_TIME if known else constants.UNSUPPORTED_TIME
+        """No session with that address: the connections that waited for it are not protected, for now."""
         waiting = self._host.table.select(self._waiting.pop((to.host, key), set()))
+        waiting = [c for c in waiting if c.state is State.NEGOTIATING]
+        if self._silent.left(to.host):
+            waiting += [c for c in self._silent.waiting(to.host) if c.reason != reason]
+            self._host.timers.set(timer_kinds.NegotiateAgain(to.host), now + constants.UNSUPPORTED_TIME)
         refusal = _REFUSALS.get(reason)
-        if waiting and refusal is None:
-            if len(self._unsupported) >= constants.MAX_CONNECTIONS:
-                self._unsupported.clear()
-            self._unsupported[to.host] = (now + lasting, reason)
-            if known:
-                self._host.timers.set(timer_kinds.NegotiateAgain(to.host), now + lasting)
         for connection in waiting:
-            if connection.state is not State.NEGOTIATING:
-                continue
             if refusal is not None:
                 self.refuse(now, connection, refusal)
                 if refusal == "key-changed":  # somebody may only have been quicker
                     self._host.timers.set(timer_kinds.ClaimAgain(connection.cid), now + constants.CHANGED_POLL)
             else:
                 self._unsupport(now, connection, reason)
+        self._ask_again(now)
         if key is not None and self._host.table.movable(key):
             self._host.timers.set(timer_kinds.Reach(key), now + constants.REACH_PAUSE)
 
@@ -201,8 +223,6 @@ class Contact:
         for connection in self._host.table.select(cids):
             if connection.state is State.NEGOTIATING:
                 self._unsupport(now, connection, "no-answer")
-                again = timer_kinds.NegotiateAgain(connection.remote_now)
-                self._host.timers.set(again, now + constants.UNANSWERED_TIME)
                 if connection.peer is not None:
                     asked[connection.peer].append(connection.cid)
         for key, unanswered in asked.items():
@@ -221,7 +241,12 @@ class Contact:
         self._host.release(now, connection, reason)
 
     def _unsupport(self, now: float, connection: Connection, reason: str) -> None:
+        host = connection.remote_now
+        if connection.state is State.UNSUPPORTED:  # for another reason than before
+            change(connection, State.NEGOTIATING, now)
         change(connection, State.UNSUPPORTED, now, reason)
+        self._silent.add(host, connection.cid)
+        self._host.timers.set(timer_kinds.NegotiateAgain(host), now + constants.UNSUPPORTED_TIME)
         self._host.notice("connection.unsupported", connection, reason=reason)
 
     # -- who it is ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ completion and fact finds the part whose it is.  The parts, each of which calls 
 
     trust.py         what people decide about peers
     lifecycle.py     connections from being found to being gone
-    contact.py       finding the peer of a connection, and keeping in touch with it
+    contact.py       finding the peer of a connection, and keeping in touch with it; silent.py those that do not answer
     claims/          how both ends prove that a connection is theirs: outgoing.py ours, incoming.py those of peers
     moves/           address changes: outgoing.py ours, incoming.py those of peers
     resets.py        RSTs that may not be the peer's
@@ -21,7 +21,7 @@ completion and fact finds the part whose it is.  The parts, each of which calls 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice, zip_longest
 from typing import Final
 
@@ -244,6 +244,8 @@ class Engine:
         self.choice.network_changed(now, before)
         if network.usable:
             self.agreement.tell_again(now)
+        if network.usable and (network.usable, network.interfaces) != (before.usable, before.interfaces):
+            self.contacts.retry(now)
         self._relay(now)
 
     def rewritten(self, now: float, rewrite: Rewrite, error: str | None = None) -> None:
@@ -387,10 +389,17 @@ class Engine:
         self._relay(now)
         return count
 
+    def retry(self, now: float, hosts: Collection[IPAddress] | None = None) -> list[IPAddress]:
+        """Ask hosts that did not answer again, all or these.  Returns those for which connections wait."""
+        found = self.contacts.retry(now, hosts)
+        self._relay(now)
+        return found
+
     def woke(self, now: float) -> None:
         """The machine has slept: paths may be gone, and peers may have given this host up."""
         self.suspension.woke(now)
         self.own_moves.announce(now, "woke")
+        self.contacts.retry(now)
         self._relay(now)
 
     def stopping(self, now: float) -> None:

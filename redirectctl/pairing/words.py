@@ -94,14 +94,14 @@ def explain(error: TroubleError, there: There, own: str, port: int) -> tuple[str
     host, again = there.name, there.again
     match error.trouble:
         case Trouble.OLDER_HERE:
-            return "the redirectd that runs here is older than this program", "systemctl restart redirectd"
+            return "the redirectd that runs here is older than this program", "`systemctl restart redirectd`"
         case Trouble.NO_SSH:
-            return "there is no ssh on this host", "apt-get install openssh-client"
+            return "there is no ssh on this host", "`apt-get install openssh-client`"
         case Trouble.SSH_ARGUMENTS:
-            return "ssh does not take these arguments", f"see which it takes: {there.over_ssh()}"
+            return "ssh does not take these arguments", f"see which it takes: `{there.over_ssh()}`"
         case Trouble.SSH_FAILED:
             said = f'ssh could not log in: "{error.said}"' if error.said else "ssh could not log in"
-            return said, f"pair again when this works: {there.over_ssh('true')}"
+            return said, f"pair again when this works: `{there.over_ssh('true')}`"
         case Trouble.NOT_INSTALLED:
             return f"{host} has no redirectctl that commands over ssh find", "install it there as here, then pair again"
         case Trouble.OLDER_THERE:
@@ -112,14 +112,14 @@ def explain(error: TroubleError, there: There, own: str, port: int) -> tuple[str
         case Trouble.SUDO_REFUSED:
             return (
                 f"sudo on {host} asks for a password, or does not allow redirectctl",
-                f"join the group there, and pair without --sudo: {_join_group(there, error)}",
+                f"join the group there, and pair without --sudo: `{_join_group(there, error)}`",
             )
         case Trouble.SILENT:
-            return f"{host} did not answer in time", f"try once more: {again}"
+            return f"{host} did not answer in time", f"try once more: `{again}`"
         case Trouble.NOT_UNDERSTOOD:
             return f"what {host} answered is not understood", "install the same version on both hosts, then pair again"
         case Trouble.ENDED:
-            return f"the connection to {host} ended before both had approved", f"try once more: {again}"
+            return f"the connection to {host} ended before both had approved", f"try once more: `{again}`"
         case Trouble.NO_DAEMON:
             return f"redirectd does not run on {host}", there.over_ssh(
                 "sudo", "systemctl", "enable", "--now", "redirectd"
@@ -128,12 +128,12 @@ def explain(error: TroubleError, there: There, own: str, port: int) -> tuple[str
             user = f"user {error.user}" if error.user else "the user"
             return (
                 f"{user} may not approve keys on {host}",
-                f"let sudo do it: {_with_sudo(again)}; or join the group there: {_join_group(there, error)}",
+                f"let sudo do it: `{_with_sudo(again)}`; or join the group there: `{_join_group(there, error)}`",
             )
         case Trouble.DAEMON_FAILED:
             return (
                 f"redirectd on {host} failed",
-                f"see its log: {there.over_ssh('sudo', 'journalctl', '-u', 'redirectd')}",
+                f"see its log: `{there.over_ssh('sudo', 'journalctl', '-u', 'redirectd')}`",
             )
         case Trouble.OWN_KEY:
             return (
@@ -146,7 +146,7 @@ def explain(error: TroubleError, there: There, own: str, port: int) -> tuple[str
                 "find out who runs that host before you pair again",
             )
         case Trouble.OUR_PROOF:
-            return f"{host} did not accept the proof of this host's key", f"try once more: {again}"
+            return f"{host} did not accept the proof of this host's key", f"try once more: `{again}`"
         case Trouble.OTHER_KEY_ANSWERS:
             return (
                 f"another host's key answers at the address of {host}: nothing was approved",
@@ -155,23 +155,23 @@ def explain(error: TroubleError, there: There, own: str, port: int) -> tuple[str
         case Trouble.OTHER_KEY_KNOWN:
             return (
                 f"another key is known for {host}: {error.known}",
-                f"if {host} was set up anew: redirectctl forget {error.known}; then pair again",
+                f"if {host} was set up anew: `redirectctl forget {error.known}`; then pair again",
             )
         case Trouble.REJECTED_HERE:
             return (
                 f"the key of {host} was rejected on this host",
-                f"if that was a mistake: redirectctl approve {error.known}",
+                f"if that was a mistake: `redirectctl approve {error.known}`",
             )
         case Trouble.REJECTED_THERE:
             return (
                 f"this host's key was rejected on {host}",
-                f"if that was a mistake: {there.over_ssh('sudo', 'redirectctl', 'approve', own)}",
+                f"if that was a mistake: `{there.over_ssh('sudo', 'redirectctl', 'approve', own)}`",
             )
         case Trouble.CHANGED_THERE:
             return (
                 f"{host} knows another key for this host",
-                f"if this host was set up anew, find that key: {there.over_ssh('sudo', 'redirectctl', 'peers')};"
-                f" and have it forgotten: {there.over_ssh('sudo', 'redirectctl', 'forget', 'KEY')}",
+                f"if this host was set up anew, find that key: `{there.over_ssh('sudo', 'redirectctl', 'peers')}`;"
+                f" and have it forgotten: `{there.over_ssh('sudo', 'redirectctl', 'forget', 'KEY')}`",
             )
         case Trouble.NO_ADDRESS:
             return f"the name {host} leads to no address here", "name it by an address, or correct its name in DNS"
@@ -188,7 +188,7 @@ def explain(error: TroubleError, there: There, own: str, port: int) -> tuple[str
         case Trouble.CLOSED_THERE:
             return (
                 f"the packet filter of {host} does not let UDP {port} in",
-                f"see which rule and what to do: {there.over_ssh('sudo', 'redirectctl', 'doctor')}",
+                f"see which rule and what to do: `{there.over_ssh('sudo', 'redirectctl', 'doctor')}`",
             )
         case Trouble.CLOSED:
             found = f" ({error.said})" if error.said else ""

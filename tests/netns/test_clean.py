@@ -171,3 +171,35 @@ def test_not_by_somebody_else(lab: Lab) -> None:
     assert done.returncode == 4, done.stderr
     assert "run it as root" in done.stderr
     assert everything(lab.client) == there
+
+
+def test_force_also_removes_what_may_be_somebody_elses(lab: Lab) -> None:
+    """A rule of another priority that leads to one of our tables, a rule to one of our queues, and the device."""
+    host = lab.client
+    before = everything(host)
+    host.ip("rule add fwmark 1 priority 99 table 7747")
+    host.ip("link add redirect0 type bridge")
+    daemon = Daemon(host, FAST)
+    kept = clean(daemon)
+    assert kept.returncode == 1
+    assert "--force" in kept.stderr
+    host.ip("link del redirect0")
+    host.ip("link add redirect0 type bridge")
+    done = clean(daemon, "--force")
+    assert (done.returncode, done.stderr) == (0, "")
+    for what in ("IPv4 rule 99 to table 7747", "device redirect0"):
+        assert what in done.stdout
+    assert everything(host) == before
+
+
+def test_force_is_refused_while_a_daemon_runs(lab: Lab) -> None:
+    daemon = Daemon(lab.client, FAST)
+    daemon.start()
+    lab.client.ip("rule add fwmark 1 priority 99 table 7747")
+    there = everything(lab.client)
+    for socket in (daemon.socket, daemon.directory / "none.sock"):
+        argv = [program("redirectctl"), "--socket", str(socket), "doctor", "--clean", "--force"]
+        done = lab.client.run(argv, check=False)
+        assert done.returncode == 1
+        assert "redirectd runs" in done.stderr
+    assert everything(lab.client) == there

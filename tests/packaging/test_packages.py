@@ -110,6 +110,19 @@ def check_use(root: Root, unit: str, python: str) -> None:
     assert not (root.path / "run/redirectctl/redirectd.sock").exists()
 
 
+def check_told(root: Root, said: str, *, configuration: bool) -> None:
+    """Who uninstalls is told what stays, if it does."""
+    lines = [line.removeprefix("Stays: ") for line in said.splitlines() if line.startswith("Stays: ")]
+    there = {
+        "/var/lib/redirectctl,": (root.path / STATE.removeprefix("/")).exists(),
+        "/etc/redirectctl/redirectd.toml,": configuration,
+        "the group redirectctl.": "redirectctl:" in root.run("getent", "group"),
+    }
+    assert {start: any(line.startswith(start) for line in lines) for start in there} == there
+    assert len(lines) == sum(there.values())
+    assert all("To remove it: " in line for line in lines)
+
+
 def test_the_wheel(sources: Path, tmp_path: Path) -> None:
     venv, wheels = tmp_path / "venv", tmp_path / "wheels"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
@@ -142,7 +155,9 @@ def test_make_install_and_uninstall(machine: Root, sources: Path) -> None:
     machine.run(*make, "install")
     check_files(machine, "/usr/local/share", "/usr/local/share/zsh/site-functions")
     check_use(machine, "/etc/systemd/system/redirectd.service", "/opt/redirectctl/bin/python")
-    machine.run(*make, "uninstall")
+    said = machine.run(*make, "uninstall", network=False)
+    assert "nothing to remove" in said  # what a daemon has left in the kernel: it removed that itself
+    check_told(machine, said, configuration=False)
     assert machine.left("/root", STATE, *GROUPS) == []
 
 
@@ -152,7 +167,8 @@ def test_make_install_keeps_a_configuration_that_is_there(machine: Root, sources
     mine = machine.path / "etc/redirectctl/redirectd.toml"
     mine.parent.mkdir(exist_ok=True)
     mine.write_text("[protect]\nports = [22]\n")
-    machine.run("make", "--silent", "-C", f"/{SOURCES}", "uninstall")
+    said = machine.run("make", "--silent", "-C", f"/{SOURCES}", "uninstall", network=False)
+    check_told(machine, said, configuration=True)
     assert mine.read_text() == "[protect]\nports = [22]\n"
 
 
@@ -173,7 +189,9 @@ def test_the_debian_package(debian: Root, sources: Path) -> None:
     check_files(debian, "/usr/share", "/usr/share/zsh/vendor-completions", compressed=".gz")
     check_use(debian, "/lib/systemd/system/redirectd.service", "/usr/bin/python3")
     debian.run("dpkg", "--verify", "redirectctl")
-    debian.run("dpkg", "--remove", "redirectctl")
+    said = debian.run("dpkg", "--remove", "redirectctl", network=False)
+    assert "nothing to remove" in said
+    check_told(debian, said, configuration=True)
     left = set(debian.left(*CACHES)) - before
     assert {name for name in left if "redirect" in name and not name.startswith((STATE, "/var/lib/dpkg"))} == {
         "/etc/redirectctl/redirectd.toml"

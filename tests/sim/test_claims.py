@@ -293,7 +293,7 @@ def test_a_peer_that_restarts_again_and_again_while_claims_are_proven_is_left_al
     world.run(10)
     assert (bob.connection(socket).state, bob.connection(socket).reason) == (State.UNSUPPORTED, "no-answer")
     assert asked() == constants.CLAIM_TRIES
-    world.run(constants.UNANSWERED_TIME + 20)
+    world.run(constants.UNSUPPORTED_TIME + 20)
     assert bob.protects(socket)
     assert alice.protects(there)
 

@@ -21,14 +21,14 @@ from redirectctl_tui.words import plural
 FEW = 3  # commands that are named
 ASKING = frozenset({ConnectionState.NEGOTIATING, ConnectionState.PENDING})
 COMPARE = (
-    "Run  redirectctl identity  on the other host, or have somebody there read it to you. "
+    "Run `redirectctl identity` on the other host, or have somebody there read it to you. "
     "Approve only if the whole fingerprint is the same; the picture helps the eye."
 )
 CHANGED = (
     "Somebody may be answering in that host's place. Or it was installed\n"
-    "anew. No connection with it is protected until you decide:\n\n"
+    "anew. The connection goes on, but is not protected:\n\n"
     "1. Ask its administrator, not over this network, which key it has\n"
-    "   (redirectctl identity). Not the new one? Reject that here.\n"
+    "   (`redirectctl identity`). Not the new one? Reject that here.\n"
     "2. Really the new one? Forget the known key under Peers and connect\n"
     "   again: you will be asked as at first contact."
 )

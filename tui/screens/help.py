@@ -51,5 +51,5 @@ def _text() -> Text:
         for name, what in lines:
             text.append(f"  {name:<15}{what}\n")
         text.append("\n")
-    text.append("A program is opted in by starting it with  redirect-run PROGRAM…")
+    text.append("A program is opted in by starting it with `redirect-run PROGRAM`")
     return text

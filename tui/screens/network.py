@@ -56,7 +56,7 @@ class NetworkPane(VerticalScroll, can_focus=True):
             ("control port", f"UDP {s.control_port}"),
             ("taken on after", duration(view.threshold)),
             ("peers", plural(s.peers, "host")),
-            ("own key", "as redirectctl identity shows it:"),
+            ("own key", "as `redirectctl identity` shows it:"),
         ):
             first, *others = value.split("\n")
             text.append(f"{name:<16}", "dim")

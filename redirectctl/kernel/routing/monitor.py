@@ -186,7 +186,7 @@ class NetWatch:
     async def routes(self, questions: Sequence[Question]) -> list[Route | None]:
         """The same for many: some 15 microseconds each, and others on the event loop have their turn."""
         if self._table is None:
-            raise KernelError("look up routes", "nobody watches the network", "start redirectd")
+            raise KernelError("look up routes", "nobody watches the network", "`systemctl start redirectd`")
         found: list[Route | None] = []
         for start in range(0, len(questions), AT_ONCE):
             if start:

@@ -65,7 +65,7 @@ def test_an_endless_line(scripted: Callable[..., str], monkeypatch: pytest.Monke
 
 
 def test_no_daemon(tmp_path: Path):
-    with pytest.raises(UnreachableError, match=r"none: no daemon listens there; start redirectd, or name its socket"):
+    with pytest.raises(UnreachableError, match=r"none: no daemon listens there; `systemctl start redirectd`, or name"):
         Client(str(tmp_path / "none"))
     with pytest.raises(UnreachableError, match="AF_UNIX path too long"):
         Client("x" * 200)

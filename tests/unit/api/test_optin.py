@@ -49,7 +49,7 @@ def test_a_daemon_that_hangs(scripted: Callable[..., str], before: bytes):
 
 
 def test_no_daemon(tmp_path: Path):
-    with pytest.raises(OptInError, match=r"cannot reach the daemon on .*/none: no daemon listens there; start"):
+    with pytest.raises(OptInError, match=r"cannot reach the daemon on .*/none: no daemon listens there; `systemctl "):
         opt_in(str(tmp_path / "none"))
     with pytest.raises(OptInError, match="AF_UNIX path too long"):
         opt_in("x" * 200)

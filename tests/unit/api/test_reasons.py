@@ -51,4 +51,4 @@ def test_an_integrity_that_only_one_end_has_on_is_told_with_the_way_out() -> Non
 
 def test_what_the_kernel_said_is_told_too() -> None:
     assert explain("kernel: out of memory") == "the kernel refused the rules: out of memory (kernel)"
-    assert advice("kernel: out of memory") == "redirectctl doctor"
+    assert advice("kernel: out of memory") == "`redirectctl doctor`"

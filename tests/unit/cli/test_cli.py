@@ -150,7 +150,7 @@ class TestCommands:
         lines = ctl("status").out.splitlines()
         assert lines[-4] == (
             "waiting       SHA256:0 waits for you: compare with `redirectctl identity` there,"
-            " then `redirectctl approve` or `reject` it"
+            " then `redirectctl approve PEER` (or reject)"
         )
         assert lines[-1].strip() == "and 2 more: `redirectctl peers`"
         assert ctl("status", "--json").json["waiting"] == waiting
@@ -294,6 +294,14 @@ class TestCommands:
         assert ctl("announce").out == "announced this host's addresses to 1 peer\n"
         assert ctl("announce", "--json").json == {"peers": 1}
 
+    def test_retry(self, daemon: Any, ctl: Runner):
+        daemon.replies["retry"] = schema.RetryReply(["192.0.2.7", "198.51.100.7"])
+        assert ctl("retry").out == "asked again: 192.0.2.7, 198.51.100.7\n"
+        assert ctl("retry", "server", "--json").json == {"hosts": ["192.0.2.7", "198.51.100.7"]}
+        assert daemon.asked == [schema.RetryRequest(), schema.RetryRequest("server")]
+        daemon.replies["retry"] = schema.RetryReply([])
+        assert ctl("retry").out == "no connection waits for a host that did not answer\n"
+
     def test_config_check(self, tmp_path: Path, ctl: Runner):
         file = tmp_path / "r.toml"
         file.write_text("[control]\nport = 7000\n")
@@ -402,7 +410,10 @@ class TestErrors:
     def test_no_daemon(self, tmp_path: Path, ctl: Runner):
         path = tmp_path / "none"
         assert ctl("--socket", str(path), "status") == Outcome(
-            3, "", f"redirectctl: {path}: no daemon listens there; start redirectd, or name its socket with --socket\n"
+            3,
+            "",
+            f"redirectctl: {path}: no daemon listens there; `systemctl start redirectd`, or name its socket with"
+            " --socket\n",
         )
 
     @pytest.mark.parametrize(

@@ -91,10 +91,9 @@ def test_long_words_stay_whole(daemon: Any, capsys: pytest.CaptureFixture[str], 
     assert path in capsys.readouterr().out.split()
 
 
-@pytest.mark.parametrize(("code", "status"), [(ErrorCode.FAILED, 1), (ErrorCode.DENIED, 4)])
-def test_the_daemon_says_no(daemon: Any, code: ErrorCode, status: int):
-    daemon.replies["doctor"] = RequestError("doctor x", "no such peer", "see redirectctl peers", code)
-    assert main(["doctor", "x"]) == status
+def test_the_daemon_says_no(daemon: Any):
+    daemon.replies["doctor"] = RequestError("doctor x", "2 peers match", "name one by its fingerprint")
+    assert main(["doctor", "x"]) == 1
 
 
 class TestWithoutADaemon:
@@ -116,8 +115,8 @@ class TestWithoutADaemon:
         assert out.startswith("fail  daemon      ")
         assert out.endswith("2 checks: 1 ok, 1 failed\n")
         assert err == (
-            f"redirectctl: doctor: {self.path}: no daemon listens there; start redirectd, or name its socket with"
-            " --socket; only the checks that need no daemon were made\n"
+            f"redirectctl: doctor: {self.path}: no daemon listens there; `systemctl start redirectd`, or name its"
+            " socket with --socket; only the checks that need no daemon were made\n"
         )
 
     def test_something_else_is_wrong(self):
@@ -147,13 +146,64 @@ def test_clean_while_the_daemon_runs(daemon: Any, capsys: pytest.CaptureFixture[
 
 def test_clean_is_not_about_a_peer(daemon: Any, capsys: pytest.CaptureFixture[str]):
     assert main(["doctor", "--clean", "x"]) == 2
-    assert "leave PEER out" in capsys.readouterr().err
+    assert "leave HOST out" in capsys.readouterr().err
 
 
 def test_clean_without_rights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert main(["doctor", "--clean", "--socket", str(tmp_path / "none")]) == 4
     assert "run it as root" in capsys.readouterr().err
+
+
+def test_force_belongs_to_clean(capsys: Any):
+    assert main(["doctor", "--force"]) == 2
+    assert capsys.readouterr().err == "redirectctl: doctor --force: nothing is removed without --clean; add it\n"
+
+
+class TestWithoutRights:
+    """There is a daemon, but who asks may only see its status."""
+
+    @pytest.fixture(autouse=True)
+    def _denied(self, daemon: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("os.geteuid", lambda: 1000)
+        hint = "ask as root or as a member of the group redirectctl"
+        daemon.replies["doctor"] = RequestError("doctor", "not permitted", hint, ErrorCode.DENIED)
+        counts = {schema.ConnectionState.PROTECTED: 2, schema.ConnectionState.UNSUPPORTED: 1}
+        daemon.replies["status"] = schema.StatusReply(
+            schema.Status(
+                version="1.2", uptime=5.0, identity="SHA256:own", addresses=["192.0.2.1"], control_port=7747,
+                connections=counts, peers=1, pid=77,
+            )
+        )  # fmt: skip
+
+    def test_half_is_checked(self, capsys: pytest.CaptureFixture[str]):
+        assert main(["doctor", "--json"]) in (1, 4)
+        out, err = capsys.readouterr()
+        found = {each["name"]: each for each in msgspec.json.decode(out)}
+        assert found["daemon"]["found"] == "redirectd 1.2, process 77"
+        assert found["control.port"]["found"] == "UDP 7747"
+        assert found["connections"]["status"] == "warn"
+        assert found["connections"]["found"] == "2 protected, 1 unsupported"
+        assert found["kernel.policy-routing"]["status"] == "ok"
+        assert found["kernel.nftables"]["status"] == "skip"
+        assert err == (
+            "redirectctl: doctor: not permitted; ask as root or as a member of the group redirectctl;"
+            " only the checks that need no rights were made\n"
+        )
+
+    def test_half_of_a_host(self, capsys: pytest.CaptureFixture[str]):
+        assert main(["doctor", "192.0.2.99", "--json"]) in (1, 4)
+        out, err = capsys.readouterr()
+        found = {each["name"]: each for each in msgspec.json.decode(out)}
+        assert found["peer.name"]["found"] == "192.0.2.99"
+        assert found["peer.route"]["status"] in ("ok", "warn", "fail")
+        assert found["peer.control-port"]["status"] == "skip"
+        assert "only the checks that need no rights" in err
+
+    def test_a_name_that_leads_nowhere(self, capsys: pytest.CaptureFixture[str]):
+        assert main(["doctor", "not a host", "--json"]) == 1
+        (check,) = [c for c in msgspec.json.decode(capsys.readouterr().out) if c["name"] == "peer.name"]
+        assert check["status"] == "fail"
 
 
 def test_without_rights_or_daemon_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any):

@@ -87,7 +87,7 @@ def test_each_change_is_said_once(watched: Watched):
     assert [line.split("  ", 1)[1] for line in lines if line[2] == line[5] == ":"] == [
         "addresses: 192.0.2.1",
         "first contact: 198.51.100.7 waits for your decision; compare SHA256:abc with `redirectctl identity` there, "
-        "then `redirectctl approve` or `redirectctl reject` it",
+        "then `redirectctl approve PEER` or `redirectctl reject PEER`",
         "ssh host with 198.51.100.7:22: short",
         "peer 198.51.100.7: approved",
         "ssh host with 198.51.100.7:22: protected",
@@ -145,7 +145,7 @@ def test_the_terminal_ui_wants_a_terminal(daemon: Any, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     ("term", "code", "said"),
-    [("xterm", 3, "none: no daemon listens there; start redirectd"), ("dumb", 1, "cannot move its cursor")],
+    [("xterm", 3, "none: no daemon listens there; `systemctl start redirectd`"), ("dumb", 1, "cannot move its cursor")],
 )
 def test_the_terminal_ui_wants_a_daemon(tmp_path: Any, term: str, code: int, said: str):
     environment = os.environ | {"REDIRECTCTL_SOCKET": str(tmp_path / "none"), "TERM": term}

@@ -28,6 +28,7 @@ COMMANDS = {
     "release": ["CONN"],
     "kill": ["CONN"],
     "announce": [],
+    "retry": ["HOST"],
     "events": ["--follow", "--since", "1h"],
     "doctor": ["PEER"],
     "demo": [],
