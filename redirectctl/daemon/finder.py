@@ -142,13 +142,21 @@ class Finder:
 
         All of them if the cgroup was made for this very process; in somebody else's (`redirect-run su`) the user's own.
         """
-        cgroup = self._tree.group_of(pid) if self._tree is not None else None
-        group = self._groups.get(cgroup.id) if cgroup is not None else None
-        if cgroup is None or group is None:
+        group = self._group_of(pid)
+        if group is None:
             return []
-        made_for = cgroup.path.name == f"{CGROUP_PREFIX}{pid}" and group.made_for is not None
+        made_for = group.cgroup.path.name == f"{CGROUP_PREFIX}{pid}" and group.made_for is not None
         whole = uid == 0 or (made_for and group.made_for == procfs.start_time(pid))
         return [socket for socket, owner in group.sockets.items() if whole or owner == uid]
+
+    def opted_in(self, pid: int, uid: int) -> bool:
+        """Whether some process was opted in with which this user has open sockets."""
+        group = self._group_of(pid)
+        return group is not None and any(uid in (0, owner) for owner in group.sockets.values())
+
+    def _group_of(self, pid: int) -> _Group | None:
+        cgroup = self._tree.group_of(pid) if self._tree is not None else None
+        return self._groups.get(cgroup.id) if cgroup is not None else None
 
     async def opt_in_sockets(self, sockets: Iterable[SocketInfo]) -> list[FourTuple]:
         """Connections that are open already; those that cannot be protected are left out."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from redirectctl_wrappers.display import HELD, Display
+from redirectctl_wrappers.display import HELD, Display, wrapped
 
 LOST = {"id": "c", "remote": "192.0.2.7:22", "state": "suspended", "lost_for": 3.0}
 BACK = {"id": "c", "remote": "192.0.2.7:22", "state": "protected", "lasted": 4.0}
@@ -29,7 +29,7 @@ def ask(shown: Display, now: float = 0.0) -> bytes:
 
 
 def display(notify: str = "title", simple: bool = False) -> Display:
-    made = Display(notify, "ssh server", "/nowhere/redirectd.sock", simple)
+    made = Display(notify, ["ssh", "server"], "/nowhere/redirectd.sock", simple)
     made.resize(WINSIZE)
     return made
 
@@ -183,9 +183,9 @@ def test_answer_that_the_daemon_does_not_take():
 def test_the_daemon_goes_away():
     shown = display()
     ask(shown)
-    assert shown.forget() == b"\x1b[?1049l"
+    assert shown.forget(1.0) == b"\x1b[?1049l"
     shown.update(1.0, reply(LOST))
-    assert shown.forget() == b"\x1b]2;\x07\x1b[23;2t"
+    assert shown.forget(1.0) == b"\x1b]2;\x07\x1b[23;2t"
     assert shown.tick(3.0) == b""
 
 
@@ -200,6 +200,49 @@ def test_a_terminal_without_titles_and_screens():
     assert b"SHA256:new" in asked
     assert b"\x1b[?" not in asked + shown.press(2.0, b"la")
     assert shown.press(3.0, b"ter\r") == b"\r\n$ ls"
+
+
+def test_a_long_line_goes_on_in_the_next_and_a_command_is_whole():
+    shown = display("inline")
+    key = "SHA256:Zmh6rfhivXdsj8GLjp+OIAiXFIVu4jOzkCpZHQ1fKSU"
+    waits = {"id": "c", "remote": "192.0.2.7:22", "state": "pending", "reason": "approval-pending-there"}
+    shown.pass_on(b"$ ")
+    written = shown.update(0.0, reply(waits) | {"identity": key}).decode()
+    assert written == (
+        "\r\nredirectctl: not protected yet: 192.0.2.7 must approve this host; run there:\r\n"
+        f"  sudo redirectctl approve {key}\r\n$ "
+    )
+    assert wrapped("a word of " + key, 30) == ["a word of", f"  {key}"]
+
+
+def test_the_daemon_stops():
+    shown = display("inline")
+    shown.pass_on(b"$ ")
+    assert shown.forget(0.0) == b""
+    assert shown.next_at(0.0) == 1.0
+    assert shown.tick(1.0) == b""
+    assert b"redirectd has stopped" in shown.tick(6.0)
+    assert shown.next_at(6.0) is not None  # a title may end
+    assert shown.last_words(7.0, 0) != []
+    shown.pass_on(b"\r\n")
+    assert b"redirectd runs again" in shown.update(8.0, reply())
+
+
+def test_what_is_learnt_of_ssh_before_anything_is_told():
+    shown = display("inline")
+    assert shown.learn(0.0, ends_after=45, master=0) == b""
+    assert b"ssh gives up after 45s" in shown.update(1.0, reply(LOST))
+    shown = display("inline")
+    assert shown.learn(0.0, ends_after=0, master=4711) == b""
+    assert b"redirectctl protect 4711" in shown.update(1.0, reply())
+
+
+def test_last_words_are_none_when_none_are_wanted():
+    for notify, lines in (("none", 0), ("title", 1), ("inline", 1)):
+        shown = display(notify)
+        shown.update(0.0, reply({"id": "c", "remote": "192.0.2.7:22", "state": "unsupported", "reason": "no-answer"}))
+        assert len(shown.last_words(1.0, 0)) == lines
+    assert display().last_words(0.0, 0) == []
 
 
 def test_redrawn_at_another_size():
