@@ -41,6 +41,7 @@ BURST: Final = 16  # reads of output between two looks at everything else
 MAX_TYPED: Final = 4096  # bytes that the command has not taken yet, as many as a terminal holds
 REMEMBERED: Final = 4096  # bytes of what was typed last
 LOOK: Final = 0.25  # seconds between looks for what nothing announces: `fg` of a running job, a terminal opened again
+BY_HAND: Final = b"~."  # typed to ssh, to end it
 IN: Final = select.POLLIN | select.POLLHUP | select.POLLERR
 
 # Signals that would end the command, or that it may be waiting for: whoever sends them to us means the command.
@@ -520,7 +521,8 @@ class Attended:
         """Once the terminal is as it was: on stderr, wherever that leads."""
         status = self._status or 0
         exit_status = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        lines = self._display.last_words(time.monotonic(), exit_status)
+        by_hand = self._last_typed.endswith(BY_HAND)
+        lines = self._display.last_words(time.monotonic(), exit_status, by_hand=by_hand)
         text = "".join(f"redirect-run: {line}\n" for line in lines)
         if lines and self._display.within_a_line and _terminal_behind(2) is not None:
             text = "\n" + text

@@ -195,11 +195,11 @@ class Display:
         """The command has ended."""
         return self.withdraw() + self._end_title()
 
-    def last_words(self, now: float, status: int) -> list[str]:
-        """Lines for stderr after the command has ended with this exit status, negative for a signal."""
+    def last_words(self, now: float, status: int, *, by_hand: bool = False) -> list[str]:
+        """Lines for stderr after the command has ended; as Notices.ended."""
         if self._notify == "none" or self._notices is None:
             return []
-        return self._notices.ended(now, status)
+        return self._notices.ended(now, status, by_hand=by_hand)
 
     @property
     def within_a_line(self) -> bool:

@@ -30,8 +30,7 @@ class Notices:
         """command: its name."""
         self._program = clean(os.path.basename(command))
         self._lost: dict[str, tuple[str, float]] = {}  # by connection: host, since when
-        self._ended_lost: tuple[str, float, float] | None = None  # host, since when, until it ended
-        self._back: tuple[str, float] | None = None  # host, when
+        self._over: tuple[str, float, float, bool] | None = None  # the last outage: host, from, to, closed in it
         self._known: dict[str, float | None] = {}  # by connection: how long its last time without a path took
         self._first = True
         self._passing = ("", 0.0)  # a text for the title, and until when
@@ -40,7 +39,7 @@ class Notices:
         self._standings: dict[str, Standing] = {}  # by host
         self._stood: tuple[dict[str, Standing], float] = ({}, 0.0)  # the same before, and until when
         self._told: dict[str, str] = {}  # by host: the kind of what was told last
-        self._ends_after = 0.0
+        self._ends_after = 0
         self._master = 0
         self._gone: float | None = None  # since when there has been no daemon
         self._told_gone = False
@@ -54,7 +53,7 @@ class Notices:
         if stopped and self._gone is None:
             self._gone = now
 
-    def limit(self, now: float, seconds: float) -> None:
+    def limit(self, now: float, seconds: int) -> None:
         """The command ends by itself after so long without an answer."""
         self._ends_after = seconds
         if PROTECTED in self._told.values():  # else it is told together with that
@@ -77,8 +76,8 @@ class Notices:
                 lost[name] = (host, now - one["lost_for"])
             elif lasted is not None and not self._first and lasted != self._known.get(name):
                 back.append((lasted, host))
-        for host, since in (before[name] for name in before.keys() - known.keys()):
-            self._ended_lost = (host, since, now)
+        for name in before.keys() - lost.keys():
+            self._over = (*before[name], now, name not in known)
         self._lost, self._known, self._first = lost, known, False
         self._stand(now, reply)
         if lost and not before:
@@ -87,7 +86,6 @@ class Notices:
             self._lines.append(f"{self._where()}; {held}")
         elif back and not lost:
             longest, host = max(back)
-            self._back = (host, now)
             self._say(now, SHOW_BACK, f"path to {host} is back after {duration(longest)}")
 
     def _daemon_is_there(self, now: float) -> None:
@@ -161,15 +159,15 @@ class Notices:
         if self._passing[0] and now >= self._passing[1]:
             self._passing = ("", 0.0)
 
-    def ended(self, now: float, status: int) -> list[str]:
-        """For stderr, after the command has ended with this exit status, negative for a signal: what went wrong."""
-        if (outage := self._outage_at(now)) is not None:
-            return self._ended_in_outage(*outage, status)
+    def ended(self, now: float, status: int, *, by_hand: bool = False) -> list[str]:
+        """For stderr, after the command has ended with this exit status, negative for a signal: what went wrong.
+
+        by_hand: somebody told ssh to end.
+        """
+        if (outage := self._outage_at(now, status)) is not None:
+            return [] if by_hand or status <= 0 else [self._ended_in_outage(*outage, status)]
         if self._gone is not None and now - self._gone >= STOPPED_AFTER:
             return [f"{self._program} ended unprotected: {_STOPPED}; {_START}"]
-        if self._back is not None and now - self._back[1] < JUST_NOW and self._gave_up(status):
-            why = f"{self._program} ended right after the outage: the other host had ended the session"
-            return [f"{why}; is ClientAliveInterval set there? (sudo redirectctl doctor on {self._back[0]})"]
         before, until = self._stood
         stands = (before if now - until < LATELY else {}) | self._standings
         unprotected = [each.ended for each in stands.values() if each.ended]
@@ -178,24 +176,25 @@ class Notices:
             lines.append(f"{more} more hosts were not protected; see redirectctl connections")
         return lines
 
-    def _outage_at(self, now: float) -> tuple[str, float] | None:
-        """The outage in which the command has ended: the host and how long it took."""
+    def _outage_at(self, now: float, status: int) -> tuple[str, float] | None:
+        """The outage in which the command has ended, or to which its end is due: the host and how long it took."""
         if self._lost:
             host, since = min(self._lost.values(), key=lambda each: each[1])
             return host, now - since
-        if self._ended_lost is not None and now - self._ended_lost[2] < JUST_NOW:
-            host, since, until = self._ended_lost
-            return host, until - since
-        return None
+        if self._over is None:
+            return None
+        host, since, until, closed = self._over
+        due = now - until < JUST_NOW and (closed or self._gave_up(status))
+        return (host, until - since) if due else None
 
-    def _ended_in_outage(self, host: str, seconds: float, status: int) -> list[str]:
-        if status <= 0:  # as it wanted, or by somebody's signal
-            return []
-        took = f"after {duration(seconds)} without a path to {host}"
-        if self._ends_after and self._gave_up(status) and seconds >= self._ends_after - SLACK:
-            why = f"ServerAliveInterval ends it after {duration(self._ends_after)} without an answer"
-            return [f"{self._program} ended by itself {took}: {why}; redirect-run --keep {self._program} prevents that"]
-        return [f"{self._program} ended {took}; the connection had been kept for it"]
+    def _ended_in_outage(self, host: str, seconds: float, status: int) -> str:
+        """ssh says that it could not go on, and not why: it has given up, or the other host had."""
+        ended = f"{self._program} ended after {duration(seconds)} without a path to {host}"
+        if not self._gave_up(status) or self._master:
+            return f"{ended}; its connection had been kept for it"
+        if self._ends_after and seconds >= self._ends_after - SLACK:
+            return f"{ended}, by itself (ServerAliveInterval); redirect-run --keep {self._program} prevents it"
+        return f"{ended}: that host had ended the session; ClientAliveInterval? There: sudo redirectctl doctor"
 
     def _gave_up(self, status: int) -> bool:
         return self._program == "ssh" and status == _GAVE_UP
@@ -203,17 +202,15 @@ class Notices:
     def _look_for_daemon(self, now: float) -> None:
         if self._gone is not None and not self._told_gone and now - self._gone >= STOPPED_AFTER:
             self._told_gone = True
-            self._passing = (f"{_STOPPED}: {_START}", now + SHOW_HINT)
-            self._lines += [f"{_STOPPED}: nothing survives an address change until it runs again", f"  {_START}"]
+            self._passing = (f"{_STOPPED}; nothing is protected: {_START}", now + SHOW_HINT)
+            self._lines += [f"{_STOPPED}; nothing is protected until it runs again:", f"  {_START}"]
 
     def _gives_up(self) -> str:
-        return (
-            f"{self._program} itself gives up after {duration(self._ends_after)} without an answer"
-            " (ServerAliveInterval); redirect-run --keep prevents that"
-        )
+        return f"{self._gives_up_after()} of silence; redirect-run --keep prevents it"
 
     def _gives_up_after(self) -> str:
-        return f"{self._program} gives up after {duration(self._ends_after)}"
+        seconds = f"{self._ends_after}s" if self._ends_after < 60 else duration(self._ends_after)
+        return f"{self._program} gives up after {seconds}"
 
     def _say(self, now: float, seconds: float, text: str) -> None:
         self._passing = (text, now + seconds)

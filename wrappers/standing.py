@@ -55,8 +55,8 @@ def standing(one: Mapping[str, Any], identity: object) -> Standing | None:
 
 def through_master(program: str, process: int) -> Standing:
     """The command uses the connection of a process that nobody opted in."""
-    why, what = f"{program} uses the connection of a ControlMaster", f"sudo redirectctl protect {process}"
-    why += f" that was opened without redirect-run (process {process})"
+    why = f"{program} uses a ControlMaster that was opened without redirect-run"
+    what = f"sudo redirectctl protect {process}"
     return Standing("master", (f"not protected: {why}", COMMAND + what), f"not protected: {why}", f"{why}; {what}")
 
 

@@ -92,7 +92,7 @@ BARE: dict[str, Any] = {"id": "c1", "remote": "192.0.2.7:22", "state": "unsuppor
 PROTECTED = "protected: 192.0.2.7 (server, SHA256:Zmh6rfhivXds…)"
 UNPROTECTED = "not protected: 192.0.2.7: the other host's redirectd does not answer"
 DOCTOR = "sudo redirectctl doctor 192.0.2.7"
-LIMITED = "ssh itself gives up after 45s without an answer (ServerAliveInterval); redirect-run --keep prevents that"
+LIMITED = "ssh gives up after 45s of silence; redirect-run --keep prevents it"
 
 
 def test_protected_is_told_once():
@@ -206,16 +206,17 @@ def test_ssh_gives_up_in_an_outage(seen: bool):
     if seen:  # the daemon was quicker than the end of the command
         notices.update(47.0, reply())
     assert notices.ended(47.0, 255) == [
-        "ssh ended by itself after 47s without a path to 192.0.2.7: ServerAliveInterval ends it after 45s without an "
-        "answer; redirect-run --keep ssh prevents that"
+        "ssh ended after 47s without a path to 192.0.2.7, by itself (ServerAliveInterval); redirect-run --keep ssh "
+        "prevents it"
     ]
 
 
 @pytest.mark.parametrize(
     ("program", "limit", "seconds", "status", "said"),
     [
-        ("ssh", 45, 10.0, 255, "ssh ended after 10s without a path"),  # a person, as a rule: ~.
-        ("ssh", 0, 100.0, 255, "ssh ended after 1m 40s without a path"),
+        ("ssh", 45, 10.0, 255, "ssh ended after 10s without a path to 192.0.2.7: that host had ended the session;"),
+        ("ssh", 0, 100.0, 255, "ssh ended after 1m 40s without a path to 192.0.2.7: that host had ended the session;"),
+        ("ssh", 0, 100.0, 1, "ssh ended after 1m 40s without a path to 192.0.2.7; its connection had been kept"),
         ("rsync", 0, 30.0, 30, "rsync ended after 30s without a path"),  # --timeout
         ("ssh", 45, 60.0, -2, None),
         ("ssh", 45, 60.0, 0, None),
@@ -227,12 +228,14 @@ def test_ends_in_an_outage(program: str, limit: int, seconds: float, status: int
     notices.update(0.0, reply(lost()))
     lines = notices.ended(seconds, status)
     assert [line.startswith(str(said)) for line in lines] == [True] * (said is not None)
+    assert notices.ended(seconds, status, by_hand=True) == []
 
 
-def test_the_other_host_had_ended_the_session():
+@pytest.mark.parametrize("after", [[], [back()]])
+def test_the_other_host_had_ended_the_session(after: list[dict[str, Any]]):
     notices = Notices("ssh")
     notices.update(0.0, reply(lost()))
-    notices.update(60.0, reply(back()))
+    notices.update(60.0, reply(*after))
     (line,) = notices.ended(61.0, 255)
     assert "ClientAliveInterval" in line
     assert "192.0.2.7" in line
@@ -244,7 +247,7 @@ def test_a_master_that_was_opened_plainly():
     notices.master(4711)
     notices.update(0.0, reply())
     assert notices.lines(0.0) == [
-        "not protected: ssh uses the connection of a ControlMaster that was opened without redirect-run (process 4711)",
+        "not protected: ssh uses a ControlMaster that was opened without redirect-run",
         "  sudo redirectctl protect 4711",
     ]
     assert len(notices.ended(1.0, 0)) == 1
@@ -262,9 +265,9 @@ def test_the_daemon_has_stopped():
     assert notices.waiting()
     assert notices.lines(10.0 + STOPPED_AFTER - 0.1) == []
     at = 10.0 + STOPPED_AFTER
-    assert notices.title(at) == "redirectd has stopped: sudo systemctl start redirectd"
+    assert notices.title(at) == "redirectd has stopped; nothing is protected: sudo systemctl start redirectd"
     assert notices.lines(at) == [
-        "redirectd has stopped: nothing survives an address change until it runs again",
+        "redirectd has stopped; nothing is protected until it runs again:",
         "  sudo systemctl start redirectd",
     ]
     assert notices.lines(at + 1) == []
