@@ -16,6 +16,7 @@ SHOW_BACK: Final = 5.0  # seconds for which a title says that all is well
 SHOW_HINT: Final = 20.0  # seconds for which a title says what has to be done
 REMIND_AFTER: Final = (60.0, 600.0, 3600.0, 21600.0, 86400.0)  # seconds without a path, for lines that stay
 STOPPED_AFTER: Final = 5.0  # seconds without a daemon; one that is restarted is back before
+MASTER_AFTER: Final = 10.0  # seconds through a master that nobody opted in: what takes less is not worth a word
 MOST_TOLD: Final = 4  # hosts of which it is told how they stand: a browser has hundreds
 JUST_NOW: Final = 3.0  # seconds between what ends a command and its end
 LATELY: Final = 10.0  # seconds for which it is remembered how a connection stood that is gone, or negotiated anew
@@ -41,6 +42,7 @@ class Notices:
         self._told: dict[str, str] = {}  # by host: the kind of what was told last
         self._ends_after = 0
         self._master = 0
+        self._plain: float | None = None  # since when the master is known not to be opted in
         self._gone: float | None = None  # since when there has been no daemon
         self._told_gone = False
 
@@ -105,8 +107,10 @@ class Notices:
                 found[host] = stands
             if one.get("lost_for") is not None or one.get("lasted") is not None:
                 silent.add(host)  # it has been protected for long, and more is told about it
-        if self._master and not reply.get("process"):
-            found[""] = through_master(self._program, self._master)
+        plain = self._master and not reply.get("process")
+        self._plain = (now if self._plain is None else self._plain) if plain else None
+        if "" in self._standings and plain:
+            found[""] = self._standings[""]
         if found != self._standings:
             self._standings, self._stood = found, (self._standings, now)
         for host, stands in found.items():
@@ -131,7 +135,7 @@ class Notices:
 
     def title(self, now: float) -> str | None:
         """For a title at this moment; None: nothing."""
-        self._look_for_daemon(now)
+        self._look(now)
         if self._lost:
             limit = f"; {self._gives_up_after()}" if self._ends_after else ""
             return f"{self._where()} for {duration(max(0.0, now - self._since()))}{limit}"
@@ -140,7 +144,7 @@ class Notices:
 
     def lines(self, now: float) -> list[str]:
         """For lines that stay: what has not been told yet.  One that begins with a space is a command to type."""
-        self._look_for_daemon(now)
+        self._look(now)
         lines, self._lines = self._lines, []
         if self._lost:
             due = self._due(now)
@@ -152,7 +156,8 @@ class Notices:
     def waiting(self) -> bool:
         """Whether a line waits to be written or the time alone changes what is told."""
         stopping = self._gone is not None and not self._told_gone
-        return bool(self._lost or self._lines or self._passing[0] or stopping)
+        through = self._plain is not None and "" not in self._standings
+        return bool(self._lost or self._lines or self._passing[0] or stopping or through)
 
     def expire(self, now: float) -> None:
         """A passing text whose time is over is gone."""
@@ -199,11 +204,15 @@ class Notices:
     def _gave_up(self, status: int) -> bool:
         return self._program == "ssh" and status == _GAVE_UP
 
-    def _look_for_daemon(self, now: float) -> None:
+    def _look(self, now: float) -> None:
+        """For what time alone makes worth telling."""
         if self._gone is not None and not self._told_gone and now - self._gone >= STOPPED_AFTER:
             self._told_gone = True
             self._passing = (f"{_STOPPED}; nothing is protected: {_START}", now + SHOW_HINT)
             self._lines += [f"{_STOPPED}; nothing is protected until it runs again:", f"  {_START}"]
+        if self._plain is not None and "" not in self._standings and now - self._plain >= MASTER_AFTER:
+            self._standings[""] = through_master(self._program, self._master)
+            self._tell(now, "", self._standings[""], silent=False)
 
     def _gives_up(self) -> str:
         return f"{self._gives_up_after()} of silence; redirect-run --keep prevents it"

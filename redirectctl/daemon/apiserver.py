@@ -147,6 +147,10 @@ class Service(Protocol):
         """Opt the calling process in."""
         ...
 
+    async def begin_watch(self, request: schema.WatchRequest, caller: Caller) -> None:
+        """Somebody begins to watch; watched() says what there is."""
+        ...
+
     def watched(self, request: schema.WatchRequest, caller: Caller, may_decide: bool) -> schema.WatchReply:
         """What there is to tell about the caller's command.  may_decide: whether the caller may approve peers."""
         ...
@@ -435,6 +439,7 @@ class ApiServer:
             return
         self._slots.leave(slot)  # counted there instead
         try:
+            await self._service.begin_watch(request, caller)
             with self._events.subscribe() as subscription:
                 await self._follow(request, reader, writer, caller, subscription)
         finally:

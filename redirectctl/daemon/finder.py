@@ -273,6 +273,23 @@ class Finder:
             return False
         return remote not in self._own_addresses()
 
+    async def take_over(self, process: int, uid: int) -> None:
+        """A user's connections whose program has ended may be this process's: of an ssh that went into the background.
+
+        Looks at no other process, and at this one only if it is the user's.
+        """
+        if uid not in {0, *procfs.users(process)}:
+            return
+        open_ones = [c for c in self._engine.table if uid in (0, c.uid) and c.state is not State.CLOSED]
+        left = [c for c in open_ones if c.pid not in (None, process) and procfs.start_time(c.pid) is None]
+        if not left:
+            return
+        inodes = await asyncio.get_running_loop().run_in_executor(self._walks, procfs.sockets_of, process)
+        infos = self.look_up(c.socket for c in left)
+        for connection in left:
+            if (info := infos.get(connection.socket)) is not None and info.inode in inodes:
+                connection.pid = process
+
     def present(self, sockets: Iterable[FourTuple]) -> frozenset[FourTuple]:
         """Those of them that exist and are not closed altogether."""
         wanted = list(sockets)

@@ -227,6 +227,11 @@ class DaemonService:
             raise RequestError(what, f"{error.what}: {error.why}", error.hint) from error
         return schema.OptedIn(asks=self._r.config.trust.first_contact == "ask")
 
+    async def begin_watch(self, request: schema.WatchRequest, caller: Caller) -> None:
+        """Somebody begins to watch."""
+        if request.process > 0:
+            await self._r.finder.take_over(request.process, caller.uid)
+
     def watched(self, request: schema.WatchRequest, caller: Caller, may_decide: bool) -> schema.WatchReply:
         """What there is to tell about the caller's command."""
         return watching.watched(self._r, caller.pid, caller.uid, may_decide, request.process)

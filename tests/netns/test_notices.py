@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from daemon_pair import FAST, PATIENCE, Pair
@@ -249,6 +250,27 @@ def test_through_a_master_that_was_opened_plainly(lab: Lab, screen: Screen) -> N
     assert screen.text().count("without\n") == before
     assert leave(screen) == ""
     end_master()
+
+
+def test_through_a_master_that_is_protected_by_its_port(lab: Lab, screen: Screen) -> None:
+    """Also one that went into the background after the daemon had found its connection: another process has it."""
+    pair = Pair(lab, client=f"{FAST}ports = [22]\n")
+    sshd = SshServer(lab.server)
+    *ssh, name = sshd.ssh()
+    control = lab.sandbox.directory / "control"
+    shared = ("-o", "ControlMaster=auto", "-o", f"ControlPath={control}", "-o", "ControlPersist=600")
+    # The first session of a master is long enough for the daemon to see who has the connection.
+    first = lab.client.popen([*ssh, *shared, *SILENT, name, "sleep 5"], stdout=subprocess.DEVNULL)
+    (found,) = pair.wait_protected(1)
+    assert first.wait(PATIENCE) == 0
+    shown = lab.client.run(["ssh", "-S", control, "-O", "check", *sshd.options(), name]).stderr
+    if found["pid"] != int(re.findall(r"pid=(\d+)", shown)[0]):
+        wait_until(lambda: not Path(f"/proc/{found['pid']}").exists(), PATIENCE, "the first ssh ends")
+    connect(screen, pair, sshd, *INLINE, ssh=(*shared, *SILENT))
+    screen.wait("redirectctl: protected: ")
+    assert "not protected" not in screen.text()
+    assert leave(screen) == ""
+    lab.client.run(["ssh", "-S", control, "-O", "exit", *sshd.options(), name])
 
 
 def test_the_daemon_stops_and_runs_again(lab: Lab, screen: Screen) -> None:

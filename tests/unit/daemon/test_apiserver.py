@@ -53,6 +53,9 @@ class FakeService:
         self.watch = schema.WatchReply(connections=[], questions=[])
         self.watchers: list[tuple[Caller, bool]] = []
 
+    async def begin_watch(self, request: schema.WatchRequest, caller: Caller) -> None:
+        pass
+
     def watched(self, request: schema.WatchRequest, caller: Caller, may_decide: bool) -> schema.WatchReply:
         self.watchers.append((caller, may_decide))
         return self.watch

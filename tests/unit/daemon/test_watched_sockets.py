@@ -1,5 +1,6 @@
 """Whose connections somebody who watches is told about."""
 
+import asyncio
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,3 +76,21 @@ def test_of_another_process(uid: int, ports: list[int]):
 
 def connection(port: int, pid: int, uid: int) -> Connection:
     return Connection(bytes([port] * 8), socket(port), socket(port), 0.0, pid=pid, uid=uid)
+
+
+def test_a_connection_goes_over_to_the_process_that_has_it(monkeypatch: pytest.MonkeyPatch):
+    """As of a ControlMaster that went into the background; nothing of another user's, or of a process that runs."""
+    gone, running, master = 1, 2, 3
+    theirs = {ANNA: [connection(1, gone, ANNA), connection(2, gone, ANNA), connection(3, running, ANNA)]}
+    theirs[BERT] = [connection(4, gone, BERT)]
+    monkeypatch.setattr(procfs, "start_time", lambda pid: None if pid == gone else BEGAN)
+    monkeypatch.setattr(procfs, "users", lambda pid: frozenset({ANNA}))
+    monkeypatch.setattr(procfs, "sockets_of", lambda pid: frozenset({101, 103, 104}))
+    finder = Finder.__new__(Finder)
+    finder._engine = SimpleNamespace(table=[c for each in theirs.values() for c in each])  # type: ignore[assignment]
+    finder._walks = None  # type: ignore[assignment]
+    finder.look_up = lambda sockets: {s: SimpleNamespace(inode=100 + s.local.port) for s in sockets}  # type: ignore
+    asyncio.run(finder.take_over(master, BERT))
+    assert [c.pid for c in finder._engine.table] == [gone, gone, running, gone]
+    asyncio.run(finder.take_over(master, ANNA))
+    assert [c.pid for c in finder._engine.table] == [master, gone, running, gone]

@@ -234,7 +234,9 @@ def test_what_is_learnt_of_ssh_before_anything_is_told():
     assert b"ssh gives up after 45s" in shown.update(1.0, reply(LOST))
     shown = display("inline")
     assert shown.learn(0.0, ends_after=0, master=4711) == b""
-    assert b"redirectctl protect 4711" in shown.update(1.0, reply())
+    assert shown.update(1.0, reply()) == b""
+    assert shown.next_at(1.0) == 2.0
+    assert b"redirectctl protect 4711" in shown.tick(11.0)
 
 
 def test_last_words_are_none_when_none_are_wanted():

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from redirectctl_wrappers.notices import MOST_TOLD, SHOW_BACK, STOPPED_AFTER, Notices
+from redirectctl_wrappers.notices import MASTER_AFTER, MOST_TOLD, SHOW_BACK, STOPPED_AFTER, Notices
 
 
 def lost(name: str = "c1", host: str = "192.0.2.7", seconds: float = 0.0) -> dict[str, Any]:
@@ -246,14 +246,28 @@ def test_a_master_that_was_opened_plainly():
     notices = Notices("ssh")
     notices.master(4711)
     notices.update(0.0, reply())
-    assert notices.lines(0.0) == [
+    assert notices.waiting()
+    assert notices.lines(MASTER_AFTER - 0.1) == notices.ended(MASTER_AFTER - 0.1, 0) == []
+    assert notices.lines(MASTER_AFTER) == [
         "not protected: ssh uses a ControlMaster that was opened without redirect-run",
         "  sudo redirectctl protect 4711",
     ]
-    assert len(notices.ended(1.0, 0)) == 1
-    notices.update(2.0, reply(SAFE) | {"process": True})
-    assert notices.lines(2.0) == [PROTECTED]
-    assert notices.ended(20.0, 0) == []
+    assert len(notices.ended(11.0, 0)) == 1
+    notices.update(12.0, reply(SAFE | {"remote": "192.0.2.8:22", "state": "short"}))
+    assert notices.lines(12.0) == []
+    assert len(notices.ended(12.0, 0)) == 1
+    notices.update(13.0, reply(SAFE) | {"process": True})
+    assert notices.lines(13.0) == [PROTECTED]
+    assert notices.ended(30.0, 0) == []
+
+
+def test_a_master_that_is_found_opted_in_a_moment_later():
+    notices = Notices("ssh")
+    notices.master(4711)
+    notices.update(0.0, reply())
+    notices.update(1.0, reply() | {"process": True})
+    assert notices.lines(100.0) == []
+    assert not notices.waiting()
 
 
 def test_the_daemon_has_stopped():
