@@ -297,10 +297,17 @@ class Attended:
         if not data:
             self._hang_up()
         elif display.asking:
-            self._write(display.press(time.monotonic(), data))
+            written, left = display.press(time.monotonic(), data)
+            self._write(written)
+            self._pass_on(left)
         elif display.waiting and not secret and data in KEYS:  # alone: not as a part of what is pasted
             self._write(display.open())
         else:
+            self._pass_on(data)
+
+    def _pass_on(self, data: bytes) -> None:
+        """To the command."""
+        if data:
             self._typed += data
             self._last_typed = (self._last_typed + data)[-REMEMBERED:]
             self._give_typed()

@@ -167,11 +167,15 @@ class Display:
         self._scanner.feed(held)
         return shown + held
 
-    def press(self, now: float, keys: bytes) -> bytes:
-        """What was typed while a question is open."""
-        prompt = self._prompt
-        if prompt is None:
-            return b""
+    def press(self, now: float, keys: bytes) -> tuple[bytes, bytes]:
+        """What was typed while a question is open.  Also what of it came behind an answer: that is the command's."""
+        written = b""
+        lines = keys.splitlines(keepends=True)
+        while lines and self._prompt is not None:
+            written += self._pressed(now, self._prompt, lines.pop(0))
+        return written, b"".join(lines)
+
+    def _pressed(self, now: float, prompt: Prompt, keys: bytes) -> bytes:
         from redirectctl_wrappers.prompt import BACK, LATER
 
         answer = prompt.press(keys)

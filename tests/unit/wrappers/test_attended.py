@@ -90,6 +90,17 @@ def test_first_contact(asking: FakeDaemon, start: Any, word: str, verb: str) -> 
     assert decisions(asking) == [{"type": verb, "peer": FINGERPRINT}]
 
 
+def test_typed_ahead_of_an_answer(asking: FakeDaemon, start: Any) -> None:
+    """What comes in one piece with the answer is the command's from there on."""
+    child = start("cat")
+    cat(child)
+    asking.tell(questions=[NEW])
+    opened(child)
+    child.send("later\rgoes on\r")
+    child.expect_exact("goes on\r\ngoes on\r\n")
+    assert decisions(asking) == []
+
+
 def test_later(asking: FakeDaemon, start: Any) -> None:
     child = start("cat")
     cat(child)

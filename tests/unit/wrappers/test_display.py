@@ -100,7 +100,7 @@ def test_a_question_is_a_line_that_names_a_key_until_that_is_pressed():
     assert b"\x1b[?1049h" in opened
     assert b"SHA256:new" in opened
     assert shown.asking
-    assert shown.press(2.0, KEY) == b"\x1b[?1049l"  # away again, and not answered
+    assert shown.press(2.0, KEY) == (b"\x1b[?1049l", b"")  # away again, and not answered
     assert shown.waiting
     assert b"\x1b[?1049h" in shown.open()
 
@@ -132,7 +132,7 @@ def test_question_and_what_is_written_meanwhile():
     assert shown.asking
     assert shown.pass_on(b"output") == b""
     assert shown.next_at(0.0) is None
-    assert shown.press(1.0, b"later\r").startswith(b"\x1b[?1049l\x1b[?25loutput")
+    assert shown.press(1.0, b"later\r")[0].startswith(b"\x1b[?1049l\x1b[?25loutput")
     assert not shown.asking
     assert shown.pass_on(b"more") == b"more"
     assert shown.update(2.0, reply(questions=[NEW])) == b""  # not asked again
@@ -176,8 +176,18 @@ def test_a_command_with_much_to_say_does_not_wait_for_an_answer():
 def test_answer_that_the_daemon_does_not_take():
     shown = display()
     ask(shown)
-    assert b"cannot reach the daemon" in shown.press(1.0, b"approve\r")
+    assert b"cannot reach the daemon" in shown.press(1.0, b"approve\r")[0]
     assert shown.asking
+
+
+def test_what_is_typed_behind_an_answer_is_the_commands():
+    shown = display()
+    ask(shown)
+    written, left = shown.press(1.0, b"no\rlater\recho on\r")
+    assert left == b"echo on\r"
+    assert b"'no' is not one of the answers" in written
+    assert not shown.asking
+    assert shown.press(2.0, b"x") == (b"", b"x")
 
 
 def test_the_daemon_goes_away():
@@ -198,8 +208,8 @@ def test_a_terminal_without_titles_and_screens():
     assert b"\x1b" not in asked
     asked = shown.open()
     assert b"SHA256:new" in asked
-    assert b"\x1b[?" not in asked + shown.press(2.0, b"la")
-    assert shown.press(3.0, b"ter\r") == b"\r\n$ ls"
+    assert b"\x1b[?" not in asked + shown.press(2.0, b"la")[0]
+    assert shown.press(3.0, b"ter\r") == (b"\r\n$ ls", b"")
 
 
 def test_a_long_line_goes_on_in_the_next_and_a_command_is_whole():
