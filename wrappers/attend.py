@@ -26,6 +26,7 @@ import time
 
 from redirectctl_wrappers import leader, terminal
 from redirectctl_wrappers.display import Display
+from redirectctl_wrappers.limits import Inquiry
 from redirectctl_wrappers.link import Link
 from redirectctl_wrappers.terminal import KEYS
 
@@ -40,6 +41,7 @@ BURST: Final = 16  # reads of output between two looks at everything else
 MAX_TYPED: Final = 4096  # bytes that the command has not taken yet, as many as a terminal holds
 REMEMBERED: Final = 4096  # bytes of what was typed last
 LOOK: Final = 0.25  # seconds between looks for what nothing announces: `fg` of a running job, a terminal opened again
+BY_HAND: Final = b"~."  # typed to ssh, to end it
 IN: Final = select.POLLIN | select.POLLHUP | select.POLLERR
 
 # Signals that would end the command, or that it may be waiting for: whoever sends them to us means the command.
@@ -105,7 +107,7 @@ class Attended:
         termios.tcsetattr(master, termios.TCSANOW, modes)
         terminal.set_size(master, winsize)
         os.set_blocking(master, False)
-        self._command = " ".join(command)
+        self._command = command
         self._notify = notify
         self._foreground = True
         self._typed = b""  # for the command
@@ -142,6 +144,7 @@ class Attended:
         self._link = Link(path, sock)
         self._display = Display(self._notify, self._command, path, terminal.is_simple())
         self._display.resize(self._winsize)
+        self._inquiry = Inquiry(self._command if self._notify != "none" else [""])
         self._take_over()
         if terminal.size(self._outer) != self._winsize:
             self._resize()  # it was changed before there was a handler
@@ -175,6 +178,8 @@ class Attended:
                 self._on_signals(os.read(self._woken, 4096))
             elif fd == self._control.fileno():
                 self._on_told()
+            elif fd == self._inquiry.fd:
+                self._on_answer(time.monotonic())
             else:
                 self._on_daemon(time.monotonic())
         self._look_around(time.monotonic())
@@ -184,6 +189,8 @@ class Attended:
         wanted = {self._control.fileno(): select.POLLIN, self._woken: select.POLLIN}
         if self._link.fd is not None:
             wanted[self._link.fd] = select.POLLIN
+        if self._inquiry.fd is not None:
+            wanted[self._inquiry.fd] = select.POLLIN
         if not self._hung_up:
             reading = self._foreground and self._pid and len(self._typed) < MAX_TYPED
             outer = (select.POLLIN if reading else 0) | (select.POLLOUT if self._output else 0)
@@ -203,7 +210,8 @@ class Attended:
 
     def _timeout(self, now: float) -> float | None:
         """Milliseconds."""
-        moments = [at for at in (self._link.retry_at, self._display.next_at(now)) if at is not None]
+        possible = (self._link.retry_at, self._inquiry.deadline, self._display.next_at(now))
+        moments = [at for at in possible if at is not None]
         if not self._foreground or self._master_silent:
             moments.append(now + LOOK)
         return max(0.0, min(moments) - now) * 1000 + 1 if moments else None
@@ -211,6 +219,8 @@ class Attended:
     def _look_around(self, now: float) -> None:
         if self._link.retry_at is not None and now >= self._link.retry_at:
             self._link.retry(now)
+        if self._inquiry.deadline is not None and now >= self._inquiry.deadline:
+            self._on_answer(now)
         if self._master_silent:
             self._master_silent = not self._readable()
         if not self._foreground and not self._hung_up and self._in_front():
@@ -224,7 +234,16 @@ class Attended:
         if reply is not None:
             self._write(self._display.update(now, reply, secret=self._reads_secret()))
         elif not alive:
-            self._write(self._display.forget())
+            self._write(self._display.forget(now, stopped=self._link.retry_at is not None))
+
+    def _on_answer(self, now: float) -> None:
+        """ssh has said something about itself."""
+        inquiry = self._inquiry
+        if not inquiry.read():
+            return
+        self._write(self._display.learn(now, ends_after=inquiry.ends_after, master=inquiry.master))
+        if inquiry.master:
+            self._link.ask_about(now, inquiry.master)
 
     # -- bytes --------------------------------------------------------------------------------------------------------
 
@@ -278,10 +297,17 @@ class Attended:
         if not data:
             self._hang_up()
         elif display.asking:
-            self._write(display.press(time.monotonic(), data))
+            written, left = display.press(time.monotonic(), data)
+            self._write(written)
+            self._pass_on(left)
         elif display.waiting and not secret and data in KEYS:  # alone: not as a part of what is pasted
             self._write(display.open())
         else:
+            self._pass_on(data)
+
+    def _pass_on(self, data: bytes) -> None:
+        """To the command."""
+        if data:
             self._typed += data
             self._last_typed = (self._last_typed + data)[-REMEMBERED:]
             self._give_typed()
@@ -489,10 +515,28 @@ class Attended:
         lingering = not self._hung_up and not self._master_silent
         if not lingering:
             self._give_back()
+        in_front = self._foreground and not self._hung_up
         self._leave()
         self._link.close()
+        self._inquiry.close()
+        if in_front and not lingering:
+            self._say_last_words()
         if lingering and os.fork() == 0:
             self._linger()
+
+    def _say_last_words(self) -> None:
+        """Once the terminal is as it was: on stderr, wherever that leads."""
+        status = self._status or 0
+        exit_status = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        by_hand = self._last_typed.endswith(BY_HAND)
+        lines = self._display.last_words(time.monotonic(), exit_status, by_hand=by_hand)
+        text = "".join(f"redirect-run: {line}\n" for line in lines)
+        if lines and self._display.within_a_line and _terminal_behind(2) is not None:
+            text = "\n" + text
+        try:
+            os.write(2, text.encode(errors="replace"))
+        except OSError:
+            return  # it is closed: nobody can be told
 
     def _give_back(self) -> None:
         """What was typed ahead and the command has not read is for whoever reads the terminal next, as a rule a shell.

@@ -32,11 +32,13 @@ _FROM_ALTERNATE: Final = b"\x1b[?1049l"
 class Display:
     """Knows what the terminal shows.  Methods return the bytes to send to it."""
 
-    def __init__(self, notify: str, command: str, path: str | None, simple: bool) -> None:
+    def __init__(self, notify: str, command: list[str], path: str | None, simple: bool) -> None:
         """notify: as --notify says.  path: of the daemon's socket.  simple: no titles, no alternate screen."""
         self._notify = "inline" if simple and notify == "title" else notify
         self._simple = simple
         self._command = command
+        self._ends_after = 0
+        self._master = 0
         self._path = path
         self._scanner = Scanner()
         self._notices: Notices | None = None
@@ -92,13 +94,10 @@ class Display:
 
     def update(self, now: float, reply: Mapping[str, Any], *, secret: bool = False) -> bytes:
         """What the daemon says.  secret: a password is being typed."""
-        if self._notices is None:
-            if not reply["connections"] and not reply["questions"]:
-                return b""
-            from redirectctl_wrappers.notices import Notices
-
-            self._notices = Notices()
-        self._notices.update(now, reply)
+        nothing = not reply["connections"] and not reply["questions"]
+        if self._notices is None and nothing and not self._master:
+            return b""
+        self._remembered(now).update(now, reply)
         self._questions = [each for each in reply["questions"] if str(each["fingerprint"]) not in self._answered]
         if self._prompt is not None and not any(
             each["fingerprint"] == self._prompt.fingerprint for each in self._questions
@@ -106,12 +105,32 @@ class Display:
             return self.withdraw() + self.tick(now, secret=secret)  # somebody else has answered
         return self.tick(now, secret=secret)
 
-    def forget(self) -> bytes:
-        """The daemon is gone."""
+    def forget(self, now: float, *, stopped: bool = True) -> bytes:
+        """The daemon is gone.  stopped: as far as can be seen it does not run."""
         self._questions = []
-        if self._notices is not None:
-            self._notices.forget()
+        if stopped or self._notices is not None:
+            self._remembered(now).forget(now, stopped=stopped)
         return self.withdraw() + self._end_title()
+
+    def learn(self, now: float, *, ends_after: int, master: int) -> bytes:
+        """What ssh does in an outage, and whose connection it uses (limits.py)."""
+        self._master = master
+        if ends_after != self._ends_after:
+            self._ends_after = ends_after
+            if self._notices is not None:
+                self._notices.limit(now, ends_after)
+        if self._notices is not None:
+            self._notices.master(master)
+        return self.tick(now) if self._notices is not None else b""
+
+    def _remembered(self, now: float) -> Notices:
+        if self._notices is None:
+            from redirectctl_wrappers.notices import Notices
+
+            self._notices = Notices(self._command[0])
+            self._notices.limit(now, self._ends_after)
+            self._notices.master(self._master)
+        return self._notices
 
     def next_at(self, now: float) -> float | None:
         """When to call tick() at the latest."""
@@ -148,11 +167,15 @@ class Display:
         self._scanner.feed(held)
         return shown + held
 
-    def press(self, now: float, keys: bytes) -> bytes:
-        """What was typed while a question is open."""
-        prompt = self._prompt
-        if prompt is None:
-            return b""
+    def press(self, now: float, keys: bytes) -> tuple[bytes, bytes]:
+        """What was typed while a question is open.  Also what of it came behind an answer: that is the command's."""
+        written = b""
+        lines = keys.splitlines(keepends=True)
+        while lines and self._prompt is not None:
+            written += self._pressed(now, self._prompt, lines.pop(0))
+        return written, b"".join(lines)
+
+    def _pressed(self, now: float, prompt: Prompt, keys: bytes) -> bytes:
         from redirectctl_wrappers.prompt import BACK, LATER
 
         answer = prompt.press(keys)
@@ -176,6 +199,17 @@ class Display:
         """The command has ended."""
         return self.withdraw() + self._end_title()
 
+    def last_words(self, now: float, status: int, *, by_hand: bool = False) -> list[str]:
+        """Lines for stderr after the command has ended; as Notices.ended."""
+        if self._notify == "none" or self._notices is None:
+            return []
+        return self._notices.ended(now, status, by_hand=by_hand)
+
+    @property
+    def within_a_line(self) -> bool:
+        """Whether the cursor stands behind some text of the command's."""
+        return self._scanner.line() != b""
+
     # -- questions ----------------------------------------------------------------------------------------------------
 
     def _announce(self) -> bytes:
@@ -190,7 +224,7 @@ class Display:
     def _ask(self, question: Mapping[str, Any]) -> bytes:
         from redirectctl_wrappers.prompt import Prompt
 
-        self._prompt = Prompt(question, self._command)
+        self._prompt = Prompt(question, " ".join(self._command))
         ended = self._end_title()
         if self._simple:
             return ended + b"\r\n" + self._prompt.plain()
@@ -211,8 +245,9 @@ class Display:
         line = self._scanner.line() or b""
         if not texts:
             return b""
-        cut = [f"{NAME}: {text}"[: self._columns - 1] for text in texts]
-        written = "".join(f"{text}\r\n" for text in cut).encode(errors="replace")
+        named = [text if text.startswith(" ") else f"{NAME}: {text}" for text in texts]
+        shown = [part for text in named for part in wrapped(text, self._columns - 1)]
+        written = "".join(f"{text}\r\n" for text in shown).encode(errors="replace")
         return (b"\r\n" if line else b"\r") + written + line
 
     def _titled(self, now: float, plain: bool) -> bytes:
@@ -241,3 +276,17 @@ class Display:
         self._title = ""
         own = b"" if self._scanner.title is None else b"\x1b]2;" + self._scanner.title + b"\x07"
         return b"\x1b]2;\x07" + _POP_TITLE + own
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """At words, with the further lines indented.  A word that is longer is cut by nobody: it may be a fingerprint."""
+    if len(text) <= width:
+        return [text]
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] or not word else word
+        if len(longer) > width and lines[-1].strip():
+            lines.append(f"  {word}")
+        else:
+            lines[-1] = longer
+    return lines

@@ -24,6 +24,7 @@ class Link:
         self._path = socket_path(path)
         self._sock: _socket.socket | None = sock
         self._received = b""
+        self._request = WATCH
         self._tries = 0
         self.retry_at: float | None = None  # when to call retry(); None while it is connected, or for ever
         self._ask(0.0)
@@ -32,6 +33,13 @@ class Link:
     def fd(self) -> int | None:
         """To wait for."""
         return self._sock.fileno() if self._sock is not None else None
+
+    def ask_about(self, now: float, process: int) -> None:
+        """Also about the connections of this process from now on, over another connection."""
+        self._request = b'{"type":"watch","process":%d}\n' % process
+        if self._sock is not None:
+            self.close()
+            self.retry(now)
 
     def close(self) -> None:
         """Ask no more."""
@@ -86,7 +94,7 @@ class Link:
             return
         try:
             self._sock.setblocking(False)
-            self._sock.send(WATCH, _socket.MSG_NOSIGNAL)
+            self._sock.send(self._request, _socket.MSG_NOSIGNAL)
         except OSError:
             self._lost(now)
 

@@ -28,9 +28,10 @@ OPTIONS: Final = (
         ("--notify",),
         "HOW",
         ("title", "inline", "none"),
-        "how to report a lost path on a terminal: title, inline or none",
+        "how to tell on a terminal what is protected and what is not: title, inline or none",
     ),
     (("--plain",), "", (), "no notices, no questions: COMMAND gets this terminal itself"),
+    (("--keep",), "", (), "ssh, scp, sftp: no time limit of their own in an outage (ServerAliveInterval=0)"),
     (("--socket",), "PATH", (), "the daemon's socket (else $REDIRECTCTL_SOCKET, else the default)"),
     (("--version",), "", (), "print the version and exit"),
     (("--help", "-h"), "", (), "print this and exit"),
@@ -45,7 +46,7 @@ def _described() -> str:
 
 
 USAGE: Final = f"""\
-usage: redirect-run [--require] [--notify title|inline|none] [--plain] [--socket PATH] [--] COMMAND [ARG...]
+usage: redirect-run [--require] [--notify title|inline|none] [--plain] [--keep] [--socket PATH] [--] COMMAND [ARG...]
 
 Runs COMMAND so that its TCP connections, and those of its children, survive address changes.
 
@@ -72,6 +73,7 @@ class Options:
     def __init__(self) -> None:
         self.require = False
         self.plain = False
+        self.keep = False
         self.notify = "title"
         self.socket: str | None = None
         self.command: list[str] = []
@@ -93,6 +95,8 @@ def parse(arguments: list[str]) -> Options:
             options.require = True
         elif argument == "--plain":
             options.plain = True
+        elif argument == "--keep":
+            options.keep = True
         elif name in TAKE_A_VALUE:
             if not equals and (value := next(rest, "")) == "":
                 raise UsageError(f"{name} needs a value")
@@ -122,6 +126,8 @@ def main() -> int:
     except UsageError as error:
         _complain(f"{error}; see redirect-run --help")
         return EXIT_USAGE
+    if options.keep:
+        _keep(options)
     why, status = _run(options)
     if why is not None and options.require:
         _complain(f"nothing was run: {why}")
@@ -129,6 +135,16 @@ def main() -> int:
     if why is not None:
         _complain(f"{options.command[0]} runs unprotected: {why}")
     return status if status is not None else _become(options.command)
+
+
+def _keep(options: Options) -> None:
+    from redirectctl_wrappers.limits import kept
+
+    command = kept(options.command)
+    if command is not None:
+        options.command = command
+    else:
+        _complain(f"--keep cannot change time limits of {options.command[0]}: only of ssh, scp and sftp")
 
 
 def _become(command: list[str]) -> int:

@@ -206,12 +206,14 @@ class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Watched(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """A connection that there is something to tell about: it has no path or had none, or cannot be protected yet."""
+    """A connection that there is something to tell about: whether it is protected has been decided."""
 
     id: str
     remote: str  # "addr:port"
     state: ConnectionState
     reason: str | None = None  # as of Connection
+    peer: str | None = None  # fingerprint of the other host's key
+    name: str | None = None  # what people call that host
     lost_for: float | None = None  # seconds without a path until now
     lasted: float | None = None  # seconds that the last time without a path took; it is over
 
@@ -371,11 +373,13 @@ class OptInRequest(_Message, frozen=True, tag="opt-in"):
     """Answered by OptedIn.  Anybody may ask, for the process that asks."""
 
 
-class WatchRequest(_Message, frozen=True, tag="watch"):
+class WatchRequest(_Message, frozen=True, tag="watch", omit_defaults=True):
     """Answered by a WatchReply at once and at every change, until the client sends something or goes away.
 
     Anybody may ask, for the command that was opted in together with the process that asks.
     """
+
+    process: int = 0  # also about the connections that this process of the same user has
 
 
 class DoctorRequest(_Message, frozen=True, tag="doctor"):
@@ -498,11 +502,13 @@ class OptedIn(_Message, frozen=True, tag="opted-in", omit_defaults=True):
     asks: bool = False  # whether a person is asked about hosts that are met for the first time
 
 
-class WatchReply(_Message, frozen=True, tag="watch"):
+class WatchReply(_Message, frozen=True, tag="watch", omit_defaults=True):
     """To WatchRequest, any number of times: all that there is to tell at this moment."""
 
     connections: list[Watched]
     questions: list[Question]
+    identity: str | None = None  # fingerprint of this host's own key, where another host has to approve it
+    process: bool = False  # whether connections of the process that was named are opted in
 
 
 class DoctorReply(_Message, frozen=True, tag="doctor"):

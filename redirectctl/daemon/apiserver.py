@@ -151,7 +151,11 @@ class Service(Protocol):
         """Opt the calling process in."""
         ...
 
-    def watched(self, caller: Caller, may_decide: bool) -> schema.WatchReply:
+    async def begin_watch(self, request: schema.WatchRequest, caller: Caller) -> None:
+        """Somebody begins to watch; watched() says what there is."""
+        ...
+
+    def watched(self, request: schema.WatchRequest, caller: Caller, may_decide: bool) -> schema.WatchReply:
         """What there is to tell about the caller's command.  may_decide: whether the caller may approve peers."""
         ...
 
@@ -341,7 +345,7 @@ class ApiServer:
                     if request.follow:
                         return
                 elif isinstance(request, schema.WatchRequest):
-                    await self._watch(reader, writer, caller, slot)
+                    await self._watch(request, reader, writer, caller, slot)
                     return
                 else:
                     writer.write(await self._answer(request, caller))
@@ -425,7 +429,12 @@ class ApiServer:
                 _write_events(writer, subscription.take())  # at shutdown: that it stops
 
     async def _watch(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller, slot: Slot
+        self,
+        request: schema.WatchRequest,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        caller: Caller,
+        slot: Slot,
     ) -> None:
         """What there is to tell about the caller's command, whenever that changes."""
         watching, _ = self._watching.enter(caller.uid)
@@ -435,13 +444,19 @@ class ApiServer:
             return
         self._slots.leave(slot)  # counted there instead
         try:
+            await self._service.begin_watch(request, caller)
             with self._events.subscribe() as subscription:
-                await self._follow(reader, writer, caller, subscription)
+                await self._follow(request, reader, writer, caller, subscription)
         finally:
             self._watching.leave(watching)
 
     async def _follow(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, caller: Caller, subscription: Subscription
+        self,
+        request: schema.WatchRequest,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        caller: Caller,
+        subscription: Subscription,
     ) -> None:
         gone = asyncio.ensure_future(reader.read(1))
         may_decide = await self._is_admin(caller)
@@ -454,7 +469,7 @@ class ApiServer:
                 except RequestError as error:
                     self._refuse(writer, caller, Refusal.NO_RIGHT, error)
                     return
-                reply = self._service.watched(caller, may_decide)
+                reply = self._service.watched(request, caller, may_decide)
                 if (summary := _summary(reply)) != told:
                     told = summary
                     writer.write(schema.encode(reply))
@@ -488,8 +503,11 @@ def _check_process(what: str, caller: Caller) -> None:
 
 def _summary(reply: schema.WatchReply) -> object:
     """Equal when nothing has changed but the time."""
-    connections = [(each.id, each.state, each.reason, each.lost_for is None, each.lasted) for each in reply.connections]
-    return connections, [(each.fingerprint, each.known) for each in reply.questions]
+    connections = [
+        (each.id, each.state, each.reason, each.lost_for is None, each.lasted, each.peer, each.name)
+        for each in reply.connections
+    ]
+    return connections, [(each.fingerprint, each.known) for each in reply.questions], reply.identity, reply.process
 
 
 def admin_group() -> int | None:

@@ -142,13 +142,21 @@ class Finder:
 
         All of them if the cgroup was made for this very process; in somebody else's (`redirect-run su`) the user's own.
         """
-        cgroup = self._tree.group_of(pid) if self._tree is not None else None
-        group = self._groups.get(cgroup.id) if cgroup is not None else None
-        if cgroup is None or group is None:
+        group = self._group_of(pid)
+        if group is None:
             return []
-        made_for = cgroup.path.name == f"{CGROUP_PREFIX}{pid}" and group.made_for is not None
+        made_for = group.cgroup.path.name == f"{CGROUP_PREFIX}{pid}" and group.made_for is not None
         whole = uid == 0 or (made_for and group.made_for == procfs.start_time(pid))
         return [socket for socket, owner in group.sockets.items() if whole or owner == uid]
+
+    def opted_in(self, pid: int, uid: int) -> bool:
+        """Whether some process was opted in with which this user has open sockets."""
+        group = self._group_of(pid)
+        return group is not None and any(uid in (0, owner) for owner in group.sockets.values())
+
+    def _group_of(self, pid: int) -> _Group | None:
+        cgroup = self._tree.group_of(pid) if self._tree is not None else None
+        return self._groups.get(cgroup.id) if cgroup is not None else None
 
     async def opt_in_sockets(self, sockets: Iterable[SocketInfo]) -> list[FourTuple]:
         """Connections that are open already; those that cannot be protected are left out."""
@@ -264,6 +272,23 @@ class Finder:
         if remote.is_loopback or remote.is_link_local or socket.local.host.is_link_local:
             return False
         return remote not in self._own_addresses()
+
+    async def take_over(self, process: int, uid: int) -> None:
+        """A user's connections whose program has ended may be this process's: of an ssh that went into the background.
+
+        Looks at no other process, and at this one only if it is the user's.
+        """
+        if uid not in {0, *procfs.users(process)}:
+            return
+        open_ones = [c for c in self._engine.table if uid in (0, c.uid) and c.state is not State.CLOSED]
+        left = [c for c in open_ones if c.pid not in (None, process) and procfs.start_time(c.pid) is None]
+        if not left:
+            return
+        inodes = await asyncio.get_running_loop().run_in_executor(self._walks, procfs.sockets_of, process)
+        infos = self.look_up(c.socket for c in left)
+        for connection in left:
+            if (info := infos.get(connection.socket)) is not None and info.inode in inodes:
+                connection.pid = process
 
     def present(self, sockets: Iterable[FourTuple]) -> frozenset[FourTuple]:
         """Those of them that exist and are not closed altogether."""

@@ -241,9 +241,14 @@ class DaemonService:
             raise RequestError(what, f"{error.what}: {error.why}", error.hint) from error
         return schema.OptedIn(asks=self._r.config.trust.first_contact == "ask")
 
-    def watched(self, caller: Caller, may_decide: bool) -> schema.WatchReply:
+    async def begin_watch(self, request: schema.WatchRequest, caller: Caller) -> None:
+        """Somebody begins to watch."""
+        if request.process > 0:
+            await self._r.finder.take_over(request.process, caller.uid)
+
+    def watched(self, request: schema.WatchRequest, caller: Caller, may_decide: bool) -> schema.WatchReply:
         """What there is to tell about the caller's command."""
-        return watching.watched(self._r, caller.pid, caller.uid, may_decide)
+        return watching.watched(self._r, caller.pid, caller.uid, may_decide, request.process)
 
     async def doctor(self, request: schema.DoctorRequest, caller: Caller) -> schema.DoctorReply:
         """Check what can be checked from inside the daemon."""

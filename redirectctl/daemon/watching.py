@@ -1,4 +1,5 @@
-"""What a command's owner is told about its connections: lost and regained paths, and peers that wait for a decision.
+"""What a command's owner is told about its connections: whether they are protected, lost and regained paths, and peers
+that wait for a decision.
 
 Anybody may watch the command that was opted in together with the process that asks, so this gives no more than that
 command's owner may know: of its own connections, and the key of the hosts that they go to.
@@ -13,36 +14,51 @@ from redirectctl.api import schema
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.state import State
-from redirectctl.proto.fingerprint import picture
+from redirectctl.proto.fingerprint import fingerprint, picture
 from redirectctl.store.records import PeerRecord, PeerState
 from redirectctl.wire.addr import IPAddress
 
-MAX_WATCHED: Final = 64  # connections in one reply; what has no path now comes first
+MAX_WATCHED: Final = 64  # connections in one reply; what has no path now comes first, then what is not protected
 MAX_QUESTIONS: Final = 8
-WAITING: Final = (State.PENDING, State.REFUSED)
+UNDECIDED: Final = (State.SHORT, State.NEGOTIATING, State.CLOSED)
+WAITS_THERE: Final = "approval-pending-there"
 
 
-def watched(runtime: Runtime, pid: int, uid: int, may_decide: bool) -> schema.WatchReply:
-    """For a process and its user.  may_decide: whether that user may approve peers."""
-    table = runtime.engine.table
-    own = [c for s in runtime.finder.sockets_with(pid, uid) if (c := table.at(s)) is not None]
-    told = [each for c in own if (each := _watched(c, runtime.now)) is not None]
-    told.sort(key=lambda each: (each.lost_for is None, each.id))
+def watched(runtime: Runtime, pid: int, uid: int, may_decide: bool, process: int = 0) -> schema.WatchReply:
+    """For a process and its user.  may_decide: whether that user may approve peers.  process: as of WatchRequest."""
+    table, finder, peers = runtime.engine.table, runtime.finder, runtime.peers.records
+    own = [c for s in finder.sockets_with(pid, uid) if (c := table.at(s)) is not None]
+    theirs = connections_of(table, process, uid) if process else []
+    own += [c for c in theirs if c not in own]
+    told = [each for c in own if (each := _watched(c, runtime.now, peers)) is not None]
+    told.sort(key=lambda each: (each.lost_for is None, each.state is schema.ConnectionState.PROTECTED, each.id))
+    waits = any(each.reason == WAITS_THERE for each in told)
     return schema.WatchReply(
-        connections=told[:MAX_WATCHED], questions=_questions(own, runtime.peers.records, may_decide)[:MAX_QUESTIONS]
+        connections=told[:MAX_WATCHED],
+        questions=_questions(own, peers, may_decide)[:MAX_QUESTIONS],
+        identity=fingerprint(runtime.engine.endpoint.static.public) if waits else None,
+        process=bool(theirs) or (process > 0 and finder.opted_in(process, uid)),
     )
 
 
-def _watched(c: Connection, now: float) -> schema.Watched | None:
+def connections_of(table: Iterable[Connection], process: int, uid: int) -> list[Connection]:
+    """What a process has, of which a user may be told: the user's own connections only."""
+    return [c for c in table if c.pid == process and uid in (0, c.uid) and c.state is not State.CLOSED]
+
+
+def _watched(c: Connection, now: float, peers: dict[bytes, PeerRecord]) -> schema.Watched | None:
     lasted = last_outage(c)
     lost_for = round(max(0.0, now - c.lost_since), 3) if c.lost_since is not None else None
-    if lasted is None and lost_for is None and c.state not in WAITING:
+    if lasted is None and lost_for is None and c.state in UNDECIDED:
         return None
+    peer = peers.get(c.peer) if c.peer is not None else None
     return schema.Watched(
         id=c.cid.hex(),
         remote=str(c.socket.remote),
         state=schema.ConnectionState(c.state.value),
         reason=c.reason,
+        peer=peer.fingerprint if peer is not None else None,
+        name=peer.name if peer is not None else None,
         lost_for=lost_for,
         lasted=lasted,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from redirectctl.api.optin import DEFAULT_SOCKET
 from redirectctl.api.schema import Check
-from redirectctl.doctor import host, traces
+from redirectctl.doctor import host, sshd, traces
 from redirectctl.doctor.firewall import ruleset
 from redirectctl.doctor.outcome import count, fail, ok, refused, several, skip, warn
 from redirectctl.doctor.traces import Trace
@@ -33,6 +33,7 @@ async def examine(noted: Path | None) -> list[Check]:
     """All checks that need no daemon."""
     root = os.geteuid() == 0
     checks = await host.examine(privileges=root)
+    checks.append(await sshd.examine() if root else skip(sshd.NAME, "only root can find out"))
     if not root:
         return [*checks, skip("leftovers", "only root can find out"), cgroups(traces.empty_cgroups())]
     try:

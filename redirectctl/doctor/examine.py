@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from redirectctl.api.schema import Check
 from redirectctl.daemon.runtime import Runtime
-from redirectctl.doctor import host, names, rendezvous, state
+from redirectctl.doctor import host, names, rendezvous, sshd, state
 from redirectctl.doctor.firewall import control_port
 from redirectctl.doctor.outcome import skip
 from redirectctl.doctor.peer import PeerCheck
@@ -41,6 +41,7 @@ async def examine(runtime: Runtime, whom: bytes | str | None) -> list[Check]:
         rendezvous.rendezvous(engine.rendezvous.servers),
         rendezvous.serving(engine.policy.serve, engine.rendezvous_server.guests, engine.rendezvous_server.relayed),
         state.connections(runtime),
+        await sshd.examine(),
         *compared,
         await state.cgroup_leftovers(),
     ]

@@ -22,6 +22,7 @@ from redirectctl.kernel.netfilter.queue_rules import QUEUE_RULES
 from redirectctl.lab.daemons import Daemon
 from redirectctl.lab.middlebox import Gateway
 from redirectctl.lab.namespaces import Namespace, program
+from redirectctl.lab.sshd import SshServer
 from redirectctl.lab.streams import Ticker, start_ticker, wait_until
 from redirectctl.lab.topology import Host, Lab, Network
 from tests.netns.daemon_pair import PATIENCE, Pair, held, traces
@@ -44,7 +45,9 @@ def _run(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def not_ok(checks: dict[str, dict[str, Any]]) -> dict[str, str]:
-    return {name: each["found"] for name, each in checks.items() if each["status"] not in ("ok", "skip")}
+    """But for what the machine's own programs are set to."""
+    found = {name: each["found"] for name, each in checks.items() if each["status"] not in ("ok", "skip")}
+    return {name: text for name, text in found.items() if not name.startswith("programs.")}
 
 
 def move(pair: Pair, daemon: Daemon, network: Network) -> None:
@@ -122,6 +125,31 @@ class TestHealthy:
         assert re.fullmatch(r"\d+ checks: \d+ ok(, \d+ skipped)?", done.stdout.splitlines()[-1])
         tall = [line for line in done.stdout.splitlines() if len(line) > 80 and " " in line.strip()]
         assert [line for line in tall if str(pair.client.directory) not in line] == []
+
+
+WITH_ITS_SSHD = """
+mount -n -t tmpfs -o mode=755 lab /run
+mkdir -m 755 /run/sshd
+mount -n --bind "$1/sshd_config" /etc/ssh/sshd_config
+shift
+exec "$@"
+"""
+
+
+class TestPrograms:
+    @pytest.mark.parametrize(
+        ("extra", "status"),
+        [("ClientAliveInterval 15", "warn"), ("ClientAliveInterval 0", "ok"), ("Match User a\nX11Forwarding no", "ok")],
+    )
+    def test_a_real_sshd(self, lab: Lab, extra: str, status: str):
+        """Without a daemon, in the mount namespace of a host with that sshd."""
+        sshd = SshServer(lab.server, extra=extra)
+        argv = [program("redirectctl"), "--socket", "/nonexistent", "--json", "doctor"]
+        enter = ["unshare", "--mount", "--propagation", "private", "sh", "-e", "-c", WITH_ITS_SSHD, "sh"]
+        done = lab.server.run([*enter, sshd.directory, *argv], check=False)
+        (check,) = [each for each in json.loads(done.stdout) if each["name"] == "programs.sshd"]
+        assert check["status"] == status, check
+        assert ("after 45s without an answer" in check["found"]) is (status == "warn")
 
 
 class TestWithoutAPath:

@@ -53,7 +53,10 @@ class FakeService:
         self.watch = schema.WatchReply(connections=[], questions=[])
         self.watchers: list[tuple[Caller, bool]] = []
 
-    def watched(self, caller: Caller, may_decide: bool) -> schema.WatchReply:
+    async def begin_watch(self, request: schema.WatchRequest, caller: Caller) -> None:
+        pass
+
+    def watched(self, request: schema.WatchRequest, caller: Caller, may_decide: bool) -> schema.WatchReply:
         self.watchers.append((caller, may_decide))
         return self.watch
 

@@ -63,6 +63,8 @@ class FakeDaemon:
         self.watchers.clear()
 
     def close(self) -> None:
+        if self.stopping.is_set():
+            return
         self.stopping.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()

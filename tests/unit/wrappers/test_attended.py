@@ -90,6 +90,17 @@ def test_first_contact(asking: FakeDaemon, start: Any, word: str, verb: str) -> 
     assert decisions(asking) == [{"type": verb, "peer": FINGERPRINT}]
 
 
+def test_typed_ahead_of_an_answer(asking: FakeDaemon, start: Any) -> None:
+    """What comes in one piece with the answer is the command's from there on."""
+    child = start("cat")
+    cat(child)
+    asking.tell(questions=[NEW])
+    opened(child)
+    child.send("later\rgoes on\r")
+    child.expect_exact("goes on\r\ngoes on\r\n")
+    assert decisions(asking) == []
+
+
 def test_later(asking: FakeDaemon, start: Any) -> None:
     child = start("cat")
     cat(child)
@@ -273,6 +284,71 @@ def test_lost_and_back_inline(daemon: FakeDaemon, start: Any) -> None:
     child.expect_exact("\r\nredirectctl: path to 192.0.2.7 is back after 1m 15s\r\nname: ab")
     child.sendline("c")
     child.expect_exact("got abc\r\n")
+
+
+BARE: dict[str, object] = {"id": "c", "remote": "192.0.2.7:22", "state": "unsupported", "reason": "no-answer"}
+SAFE: dict[str, object] = {"id": "c", "remote": "192.0.2.7:22", "state": "protected", "peer": FINGERPRINT}
+UNPROTECTED = (
+    "redirect-run: sh was not protected: 192.0.2.7: the other host's redirectd does not answer; "
+    "sudo redirectctl doctor 192.0.2.7"
+)
+
+
+def test_protected_in_the_title(daemon: FakeDaemon, start: Any) -> None:
+    child = start("cat")
+    cat(child)
+    daemon.tell(SAFE)
+    child.expect_exact("\x1b]2;redirectctl: protected: 192.0.2.7 (SHA256:Zmh6rfhivXds…)\x07")
+    child.expect_exact("\x1b]2;\x07")
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    assert "redirect-run" not in child.before
+
+
+@pytest.mark.parametrize(
+    ("last", "shown", "status"),
+    [
+        ("printf half; exit 3", f"half\r\n{UNPROTECTED}\r\n", (3, None)),
+        ("echo whole", f"whole\r\n{UNPROTECTED}\r\n", (0, None)),
+        ("printf half; kill -KILL $$", f"half\r\n{UNPROTECTED}\r\n", (None, 9)),
+    ],
+)
+def test_it_ended_unprotected(daemon: FakeDaemon, start: Any, last: str, shown: str, status: tuple[Any, Any]) -> None:
+    child = start("--notify", "inline", "sh", "-c", f"read x; {last}")
+    daemon.tell(BARE)
+    child.expect_exact("  sudo redirectctl doctor 192.0.2.7\r\n")
+    child.sendline("")
+    child.expect_exact(shown)
+    child.expect(pexpect.EOF)
+    assert child.before == ""
+    child.close()
+    assert (child.exitstatus, child.signalstatus) == status
+
+
+def test_it_ended_unprotected_and_stderr_is_a_file(redirect_run: str, daemon: FakeDaemon, tmp_path: Path) -> None:
+    script = f"{redirect_run} --notify inline sh -c 'echo go; read x; printf half; echo own >&2' 2> {tmp_path}/errors"
+    child = pexpect.spawn("sh", ["-c", script], env=os.environ | {"TERM": "xterm"}, timeout=PATIENCE, encoding="utf-8")
+    try:
+        child.expect_exact("go\r\n")
+        daemon.tell(BARE)
+        child.expect_exact("sudo redirectctl doctor")
+        child.sendline("")
+        child.expect(pexpect.EOF)
+    finally:
+        child.close(force=True)
+    assert child.before.endswith("half")
+    assert (tmp_path / "errors").read_text() == f"own\n{UNPROTECTED}\n"
+
+
+def test_a_daemon_that_has_stopped(daemon: FakeDaemon, start: Any) -> None:
+    child = start("--notify", "inline", "cat")
+    cat(child)
+    daemon.tell(SAFE)
+    child.expect_exact("redirectctl: protected: ")
+    daemon.close()
+    child.expect_exact("redirectctl: redirectd has stopped; nothing is protected until it runs again:\r\n")
+    child.sendeof()
+    child.expect_exact("redirect-run: cat ended unprotected: redirectd has stopped; sudo systemctl start redirectd\r\n")
 
 
 @pytest.mark.parametrize("options", [["--plain"], ["--notify", "none"]])

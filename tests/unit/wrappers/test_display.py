@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from redirectctl_wrappers.display import HELD, Display
+from redirectctl_wrappers.display import HELD, Display, wrapped
 
 LOST = {"id": "c", "remote": "192.0.2.7:22", "state": "suspended", "lost_for": 3.0}
 BACK = {"id": "c", "remote": "192.0.2.7:22", "state": "protected", "lasted": 4.0}
@@ -29,7 +29,7 @@ def ask(shown: Display, now: float = 0.0) -> bytes:
 
 
 def display(notify: str = "title", simple: bool = False) -> Display:
-    made = Display(notify, "ssh server", "/nowhere/redirectd.sock", simple)
+    made = Display(notify, ["ssh", "server"], "/nowhere/redirectd.sock", simple)
     made.resize(WINSIZE)
     return made
 
@@ -100,7 +100,7 @@ def test_a_question_is_a_line_that_names_a_key_until_that_is_pressed():
     assert b"\x1b[?1049h" in opened
     assert b"SHA256:new" in opened
     assert shown.asking
-    assert shown.press(2.0, KEY) == b"\x1b[?1049l"  # away again, and not answered
+    assert shown.press(2.0, KEY) == (b"\x1b[?1049l", b"")  # away again, and not answered
     assert shown.waiting
     assert b"\x1b[?1049h" in shown.open()
 
@@ -132,7 +132,7 @@ def test_question_and_what_is_written_meanwhile():
     assert shown.asking
     assert shown.pass_on(b"output") == b""
     assert shown.next_at(0.0) is None
-    assert shown.press(1.0, b"later\r").startswith(b"\x1b[?1049l\x1b[?25loutput")
+    assert shown.press(1.0, b"later\r")[0].startswith(b"\x1b[?1049l\x1b[?25loutput")
     assert not shown.asking
     assert shown.pass_on(b"more") == b"more"
     assert shown.update(2.0, reply(questions=[NEW])) == b""  # not asked again
@@ -176,16 +176,26 @@ def test_a_command_with_much_to_say_does_not_wait_for_an_answer():
 def test_answer_that_the_daemon_does_not_take():
     shown = display()
     ask(shown)
-    assert b"cannot reach the daemon" in shown.press(1.0, b"approve\r")
+    assert b"cannot reach the daemon" in shown.press(1.0, b"approve\r")[0]
     assert shown.asking
+
+
+def test_what_is_typed_behind_an_answer_is_the_commands():
+    shown = display()
+    ask(shown)
+    written, left = shown.press(1.0, b"no\rlater\recho on\r")
+    assert left == b"echo on\r"
+    assert b"'no' is not one of the answers" in written
+    assert not shown.asking
+    assert shown.press(2.0, b"x") == (b"", b"x")
 
 
 def test_the_daemon_goes_away():
     shown = display()
     ask(shown)
-    assert shown.forget() == b"\x1b[?1049l"
+    assert shown.forget(1.0) == b"\x1b[?1049l"
     shown.update(1.0, reply(LOST))
-    assert shown.forget() == b"\x1b]2;\x07\x1b[23;2t"
+    assert shown.forget(1.0) == b"\x1b]2;\x07\x1b[23;2t"
     assert shown.tick(3.0) == b""
 
 
@@ -198,8 +208,53 @@ def test_a_terminal_without_titles_and_screens():
     assert b"\x1b" not in asked
     asked = shown.open()
     assert b"SHA256:new" in asked
-    assert b"\x1b[?" not in asked + shown.press(2.0, b"la")
-    assert shown.press(3.0, b"ter\r") == b"\r\n$ ls"
+    assert b"\x1b[?" not in asked + shown.press(2.0, b"la")[0]
+    assert shown.press(3.0, b"ter\r") == (b"\r\n$ ls", b"")
+
+
+def test_a_long_line_goes_on_in_the_next_and_a_command_is_whole():
+    shown = display("inline")
+    key = "SHA256:Zmh6rfhivXdsj8GLjp+OIAiXFIVu4jOzkCpZHQ1fKSU"
+    waits = {"id": "c", "remote": "192.0.2.7:22", "state": "pending", "reason": "approval-pending-there"}
+    shown.pass_on(b"$ ")
+    written = shown.update(0.0, reply(waits) | {"identity": key}).decode()
+    assert written == (
+        "\r\nredirectctl: not protected yet: 192.0.2.7 must approve this host; run there:\r\n"
+        f"  sudo redirectctl approve {key}\r\n$ "
+    )
+    assert wrapped("a word of " + key, 30) == ["a word of", f"  {key}"]
+
+
+def test_the_daemon_stops():
+    shown = display("inline")
+    shown.pass_on(b"$ ")
+    assert shown.forget(0.0) == b""
+    assert shown.next_at(0.0) == 1.0
+    assert shown.tick(1.0) == b""
+    assert b"redirectd has stopped" in shown.tick(6.0)
+    assert shown.next_at(6.0) is not None  # a title may end
+    assert shown.last_words(7.0, 0) != []
+    shown.pass_on(b"\r\n")
+    assert b"redirectd runs again" in shown.update(8.0, reply())
+
+
+def test_what_is_learnt_of_ssh_before_anything_is_told():
+    shown = display("inline")
+    assert shown.learn(0.0, ends_after=45, master=0) == b""
+    assert b"ssh gives up after 45s" in shown.update(1.0, reply(LOST))
+    shown = display("inline")
+    assert shown.learn(0.0, ends_after=0, master=4711) == b""
+    assert shown.update(1.0, reply()) == b""
+    assert shown.next_at(1.0) == 2.0
+    assert b"redirectctl protect 4711" in shown.tick(11.0)
+
+
+def test_last_words_are_none_when_none_are_wanted():
+    for notify, lines in (("none", 0), ("title", 1), ("inline", 1)):
+        shown = display(notify)
+        shown.update(0.0, reply({"id": "c", "remote": "192.0.2.7:22", "state": "unsupported", "reason": "no-answer"}))
+        assert len(shown.last_words(1.0, 0)) == lines
+    assert display().last_words(0.0, 0) == []
 
 
 def test_redrawn_at_another_size():

@@ -450,13 +450,28 @@ def test_options_end_at_the_command(redirect_run: str, daemon: FakeDaemon, argum
     assert (result.returncode, result.stdout, result.stderr) == (0, output, b"")
 
 
+def test_keep_tells_ssh_and_nobody_else(redirect_run: str, daemon: FakeDaemon, tmp_path: Path) -> None:
+    for name in ("ssh", "scp", "git"):
+        (tmp_path / name).write_text('#!/bin/sh\nfor each; do printf "<%s>" "$each"; done\n')
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for name in ("ssh", "scp", str(tmp_path / "ssh")):
+        result = run(redirect_run, "--keep", name, "server", "a b", env=environment)
+        assert (result.stdout, result.stderr) == (b"<-o><ServerAliveInterval=0><server><a b>", b"")
+        assert run(redirect_run, name, "server", env=environment).stdout == b"<server>"
+    result = run(redirect_run, "--keep", "git", "fetch", env=environment)
+    assert result.stdout == b"<fetch>"
+    assert result.stderr == b"redirect-run: --keep cannot change time limits of git: only of ssh, scp and sftp\n"
+
+
 def test_every_option_of_the_table_is_understood(redirect_run: str, daemon: FakeDaemon) -> None:
     for names, value, choices, _ in OPTIONS:
         for name in names:
             values = choices or (daemon.path,) if value else ()
             for words in [[name, v] for v in values] + [[f"{name}={v}"] for v in values] or [[name]]:
                 result = run(redirect_run, *words, "true")
-                assert (result.returncode, result.stderr) == (0, b""), words
+                told = b"--keep cannot change time limits of true" if name == "--keep" else b""
+                assert (result.returncode, told in result.stderr, bool(told)) == (0, True, bool(result.stderr)), words
 
 
 def test_help_and_version(redirect_run: str) -> None:
