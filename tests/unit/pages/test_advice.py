@@ -139,7 +139,7 @@ def test_commands_are_named_in_backticks() -> None:
 
 
 def test_who_is_to_start_or_stop_the_daemon_is_told_how() -> None:
-    vague = re.compile(r"\b(?:start|restart|stop|reload) (?:redirectd|the daemon|it first)\b")
+    vague = re.compile(r"(?<!systemctl )\b(?:start|restart|stop|reload) (?:redirectd|the daemon|it first)\b")
     assert [each for each in TEXTS if vague.search(re.sub(r"`[^`\n]*`", "", each.text))] == []
 
 
