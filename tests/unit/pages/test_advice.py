@@ -148,6 +148,12 @@ def test_advice_about_a_reason_works(reason: str) -> None:
     assert [(c, why) for c in named(reasons.advice(reason)) if (why := why_not(c))] == []
 
 
+def test_nobody_is_warned_of_what_needs_nothing() -> None:
+    """What works, and always will, is `ok`."""
+    hints = [t for t in TEXTS if t.where.startswith("redirectctl/doctor")]
+    assert [each for each in hints if re.match(r"nothing\b(?! (?:to|of) )[:;]?", each.text) and " " in each.text] == []
+
+
 def test_options_that_are_named_exist() -> None:
     known = {name for names, *_ in run.OPTIONS for name in names} | {"--"}
     for parser in (PARSER, redirectd.make_parser(), *_subparsers(PARSER)):
