@@ -5,10 +5,12 @@ Every error is one line, ``FILE:LINE: key: why; what to do``.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import stat
 import tomllib
+from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NewType
@@ -188,6 +190,18 @@ def parse(text: str, file: str = "redirectd.toml") -> Config:
         raise ConfigError(file, longest + 1, "", "a number is too long", "correct the line") from None
 
 
+_KEYS: Final = {
+    section.name: frozenset(field.name for field in msgspec.structs.fields(section.type))
+    for section in msgspec.structs.fields(Config)
+}
+
+
+def _instead(name: str, known: Iterable[str], every: str) -> str:
+    """What to write: what somebody may have meant, or what there is."""
+    meant = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {meant[0]}? {every}" if meant else every
+
+
 class _Reader:
     """Checks a parsed document, and collects what is wrong with it."""
 
@@ -201,7 +215,9 @@ class _Reader:
         values = {}
         for name, content in document.items():
             if name not in sections:
-                self._wrong(name, None, "unknown section", f"sections are {', '.join(sections)}")
+                self._wrong(
+                    name, None, "unknown section", _instead(name, sections, f"sections are {', '.join(sections)}")
+                )
             elif not isinstance(content, dict):
                 self._wrong(name, None, "is a section, not a key", f"write [{name}] on a line")
             else:
@@ -227,7 +243,10 @@ class _Reader:
         values = {}
         for key, raw in content.items():
             if key not in fields:
-                self._wrong(section, key, "unknown key", f"keys of [{section}] are {', '.join(fields)}")
+                every = f"keys of [{section}] are {', '.join(fields)}"
+                elsewhere = [name for name, kind in _KEYS.items() if key in kind]
+                meant = f"it belongs in [{elsewhere[0]}]" if elsewhere else _instead(key, fields, every)
+                self._wrong(section, key, "unknown key", meant)
                 continue
             try:
                 value = _value(fields[key].type, raw, zero=(section, key) in _MAY_BE_ZERO)

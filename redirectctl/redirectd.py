@@ -81,7 +81,7 @@ async def _run(settings: Config, args: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     runtime = Runtime(settings, args.state_dir)
-    server = ApiServer(DaemonService(runtime, examine), runtime.log, __version__)
+    server = ApiServer(DaemonService(runtime, examine, args.config), runtime.log, __version__)
     loop.add_signal_handler(signal.SIGHUP, _reload, runtime, args.config)
     await runtime.start()
     await server.start(Path(socket_path(args.socket)))

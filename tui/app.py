@@ -109,6 +109,10 @@ class RedirectApp(PeerActions):
         self._show_top()
         self._source.start(self)
 
+    def action_help_quit(self) -> None:
+        """Ctrl-C where nothing is selected that it could copy."""
+        self.exit()
+
     def on_ready(self) -> None:
         """What is there now stays: the garbage collector need not look at it again (0.1 s each time, measured)."""
         gc.freeze()

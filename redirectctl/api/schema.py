@@ -159,6 +159,7 @@ class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     long_lived_after: float | UnsetType = UNSET  # seconds after which a connection is taken on
     networks: list[Network] | UnsetType = UNSET  # of `addresses`
     waiting: list[str] | UnsetType = UNSET  # fingerprints of peers that a person has to decide about
+    config: str | UnsetType = UNSET  # path of the configuration that was named at the start; unset: the default one
     desktop_notices: bool | UnsetType = UNSET  # whether desktop sessions are to be told what happens
 
 
@@ -288,7 +289,7 @@ class PeerRequest(_Message, frozen=True, tag="peer"):
 
 
 class IdentityRequest(_Message, frozen=True, tag="identity"):
-    """Answered by IdentityReply."""
+    """Answered by IdentityReply.  Anybody may ask: StatusReply has the same fingerprint."""
 
 
 class ProveRequest(_Message, frozen=True, tag="prove"):

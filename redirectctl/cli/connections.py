@@ -20,7 +20,7 @@ COLUMNS = (
     Column("AGE", right=True),
     Column("MOVES", right=True),
     Column("PID", right=True, optional=True),
-    Column("COMMAND", shorten=True, optional=True),
+    Column("COMMAND", shorten=True, middle=True, optional=True),
     Column("NOTE", shorten=True, optional=True, below=True),
 )
 

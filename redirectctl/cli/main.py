@@ -95,7 +95,8 @@ def _run(argv: Sequence[str]) -> int:
         argv, rest = argv[:end], argv[end + 1 :]
     args = parser.parse_args(argv, argparse.Namespace(rest=list(rest)))
     if name is None:
-        parser.error("no command given")
+        parser.print_help(sys.stderr)
+        return ExitCode.USAGE
     return _module(name).run(args)
 
 

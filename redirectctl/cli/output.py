@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 from enum import Enum
@@ -52,6 +53,7 @@ class Column(NamedTuple):
 
     title: str
     shorten: bool = False  # when the terminal is narrow
+    middle: bool = False  # and then in the middle: the end tells most, as in `ssh -o ... host`
     right: bool = False
     optional: bool = False  # left out when no row has anything there
     below: bool = False  # in lines below its row, with its title, when the terminal is too narrow for all
@@ -88,7 +90,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     for number, row in enumerate([titles, *cells]):
         parts = []
         for n, width in zip(shown, widths, strict=True):
-            short = _shortened(row[n], width)
+            short = _shortened(row[n], width, middle=columns[n].middle)
             padding = " " * (width - _width(short))
             coloured = paint(short) if number else short
             parts.append(padding + coloured if columns[n].right else coloured + padding)
@@ -114,14 +116,16 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _titled(values: Sequence[tuple[str, str]], limit: int | None) -> list[str]:
-    """Lines of titles and values, as many to a line as go in; one that is too long has a line of its own."""
+    """Lines of titles and values, as many to a line as go in; one that is too long has lines of its own."""
     lines: list[str] = []
     for title, value in values:
         text = f"{title} {value}"
         if lines and limit is not None and _width(lines[-1]) + len(GAP) + _width(text) <= limit:
             lines[-1] += GAP + text
-        else:
+        elif limit is None:
             lines.append(INDENT + text)
+        else:
+            lines += textwrap.wrap(text, max(limit, MIN_WIDTH), initial_indent=INDENT, subsequent_indent=2 * INDENT)
     return lines
 
 
@@ -185,12 +189,23 @@ def _width(text: str) -> int:
     )
 
 
-def _shortened(text: str, width: int) -> str:
+def _shortened(text: str, width: int, *, middle: bool = False) -> str:
     if _width(text) <= width:
         return text
-    while _width(text) > width - 1:
+    end = _last(text, (width - 1) // 2) if middle else ""
+    return _first(text, width - 1 - _width(end)) + ELLIPSIS + end
+
+
+def _first(text: str, width: int) -> str:
+    while _width(text) > width:
         text = text[:-1]
-    return text + ELLIPSIS
+    return text
+
+
+def _last(text: str, width: int) -> str:
+    while _width(text) > width:
+        text = text[1:]
+    return text
 
 
 def _json_escape(character: str) -> str:

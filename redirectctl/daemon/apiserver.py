@@ -1,10 +1,10 @@
 """The Unix socket: who asks, whether they may, and which handler answers.
 
-Everybody may connect.  `status`, `opt-in` (of the process that asks) and `watch` (of its own command) are for all;
-everything else is for root, the user that the daemon runs as, and the group `redirectctl`.  Callers are known from the
-kernel (SO_PEERCRED, SO_PEERGROUPS, SO_PEERPIDFD), not from what they say.  A connection outlives the process that made
-it, whose number goes to another one then: what is about the process is done only while it runs, as its user.  Refusals
-are logged with a named reason.
+Everybody may connect.  `status`, `identity`, `opt-in` (of the process that asks) and `watch` (of its own command) are
+for all; everything else is for root, the user that the daemon runs as, and the group `redirectctl`.  Callers are known
+from the kernel (SO_PEERCRED, SO_PEERGROUPS, SO_PEERPIDFD), not from what they say.  A connection outlives the process
+that made it, whose number goes to another one then: what is about the process is done only while it runs, as its user.
+Refusals are logged with a named reason.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ ROUTES: Final[dict[type[schema.Request], Route]] = {
     schema.ConnectionRequest: Route("connection", Right.ADMIN),
     schema.PeersRequest: Route("peers", Right.ADMIN),
     schema.PeerRequest: Route("peer", Right.ADMIN),
-    schema.IdentityRequest: Route("identity", Right.ADMIN),
+    schema.IdentityRequest: Route("identity", Right.ANYBODY),
     schema.ProveRequest: Route("prove", Right.ADMIN),
     schema.MeetRequest: Route("meet", Right.ADMIN),
     schema.ApproveRequest: Route("approve", Right.ADMIN),

@@ -6,8 +6,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from ipaddress import ip_address
+from pathlib import Path
 
 import msgspec
+from msgspec import UNSET
 
 from redirectctl import __version__
 from redirectctl.api import schema
@@ -25,7 +27,7 @@ from redirectctl.names import lookup
 from redirectctl.proto import pairing
 from redirectctl.proto.constants import KEY_LEN
 from redirectctl.proto.errors import MisuseError
-from redirectctl.proto.fingerprint import fingerprint, matches, picture
+from redirectctl.proto.fingerprint import fingerprint, is_like_fingerprint, matches, picture
 from redirectctl.proto.peer import PeerState as TrustState
 from redirectctl.store.records import PeerRecord, PeerState
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
@@ -46,9 +48,11 @@ Examine = Callable[[Runtime, bytes | str | None], Awaitable[list[schema.Check]]]
 class DaemonService:
     """The Service of apiserver.py."""
 
-    def __init__(self, runtime: Runtime, examine: Examine) -> None:
+    def __init__(self, runtime: Runtime, examine: Examine, config: Path | None = None) -> None:
+        """config: the file that was named when the daemon was started."""
         self._r = runtime
         self._examine = examine
+        self._config = config
 
     async def status(self, request: schema.StatusRequest, caller: Caller) -> schema.StatusReply:
         """The daemon in a few numbers."""
@@ -69,6 +73,7 @@ class DaemonService:
             long_lived_after=r.config.protect.long_lived_after,
             networks=[schema.Network(address=str(a), prefix=n, interface=i) for a, n, i in r.network.places()],
             waiting=[p.fingerprint for p in r.peers.records.values() if p.state in WAITING],
+            config=str(self._config.absolute()) if self._config is not None else UNSET,
             desktop_notices=r.config.desktop.notices,
         )
         return schema.StatusReply(status=status)
@@ -297,6 +302,9 @@ class DaemonService:
                 return seen[0]  # nothing is trusted by that
             why = f"peers have only called from this address, none has answered there: {_listed_keys(seen)}"
             raise RequestError(what, why, "compare with `redirectctl identity` on that host, and name its fingerprint")
+        if is_like_fingerprint(text):
+            why = f"does not match: no peer's fingerprint is this, nor begins so{_waiting(peers)}"
+            raise RequestError(what, why, "compare it again with `redirectctl identity` on that host")
         raise RequestError(what, "no such peer", "see `redirectctl peers`")
 
     def _check_name(self, what: str, name: str, peer: PeerRecord) -> None:
@@ -378,6 +386,11 @@ class DaemonService:
         self._r.peers.save(public)
         self._r.wake()
         return schema.PeerReply(peer=self._listed(self._r.peers.records[public]))
+
+
+def _waiting(peers: list[PeerRecord]) -> str:
+    pending = [p for p in peers if p.state is PeerState.PENDING]
+    return f"; waiting for approval: {_listed_keys(pending)}" if pending else ""
 
 
 def _listed_keys(peers: list[PeerRecord]) -> str:

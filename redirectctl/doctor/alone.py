@@ -68,7 +68,7 @@ def cgroups(found: list[Trace]) -> Check:
     return warn(
         name,
         several([trace.what for trace in found], "\n"),
-        "harmless; a running redirectd removes them within half a minute",
+        "harmless; `redirectctl doctor --clean` removes them, and so does a redirectd that runs, within half a minute",
     )
 
 

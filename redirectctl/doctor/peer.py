@@ -81,7 +81,7 @@ class PeerCheck:
             else skip(ways.NAT, "the hosts do not reach each other: see peer.rendezvous"),
             ways.families(here, [*addresses, *self._peer.addresses, *seen]),
             ways.addresses(here, engine.addresses.failed(self._peer.key), self._r.now),
-            ways.path_of_each(protected, engine.choice.why_tunnel),
+            ways.path_of_each(protected, engine.choice.why_tunnel, behind_nat=ways.behind_nat(here, self._peer)),
             ways.tunnel_size(protected, self._r.carrier.mtu),
             ways.integrity(here, protected, others),
         ]

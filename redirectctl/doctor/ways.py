@@ -69,6 +69,12 @@ def nat(here: Here, peer: Peer, connections: Collection[Connection], now: float,
     return ok(name, f"{text}; after a move connections go through the tunnel")
 
 
+def behind_nat(here: Here, peer: Peer) -> bool:
+    """Whether one of the hosts is, as far as is known."""
+    ours = peer.reflexive is not None and _here_seen_elsewhere(here, peer.reflexive)
+    return ours or _there_seen_elsewhere(peer, here.port)
+
+
 def _here_seen_elsewhere(here: Here, observed: SockAddr) -> bool:
     return observed.host not in here.addresses or observed.port != here.port
 
@@ -117,8 +123,13 @@ def _named(versions: Collection[int]) -> str:
     return " and ".join(f"IPv{version}" for version in sorted(versions))
 
 
-def path_of_each(connections: Collection[Connection], why: Callable[[Connection], TunnelReason | None]) -> Check:
-    """Which way what is sent from here takes; for the other direction the peer's doctor knows."""
+def path_of_each(
+    connections: Collection[Connection], why: Callable[[Connection], TunnelReason | None], *, behind_nat: bool = False
+) -> Check:
+    """Which way what is sent from here takes; for the other direction the peer's doctor knows.
+
+    ``behind_nat``: one of the hosts is.  A NAT lets no plain packets of moved connections through, and has no need to.
+    """
     name = "peer.paths"
     if not connections:
         return ok(name, "no protected connection")
@@ -134,12 +145,14 @@ def path_of_each(connections: Collection[Connection], why: Callable[[Connection]
     ]
     if not blocked:
         return ok(name, text)
+    if behind_nat:
+        return ok(name, f"{text}; behind a NAT that is as it has to be")
     where = Counter(f"{c.wire.local.host} to {c.wire.remote.host}, {_port(c)}" for c in blocked)
     text += f"; blocked: TCP from {several(list(where))}"
     hint = (
-        "nothing: the tunnel only costs more CPU; or configure the firewall on the way to accept segments of "
-        "connections whose beginning it has not seen (Linux: net.netfilter.nf_conntrack_tcp_loose=1); "
-        'or set path.prefer = "tunnel"'
+        "connections go on through the tunnel, which costs more CPU. To have them go without it, let the firewall on "
+        "the way accept segments of connections whose beginning it has not seen (Linux: "
+        'net.netfilter.nf_conntrack_tcp_loose=1). To have it no longer tried, set prefer = "tunnel" in [path]'
     )
     return warn(name, text, hint)
 

@@ -345,12 +345,18 @@ class Engine:
         self.choice.policy_changed(now)
         self.suspension.policy_changed(now)
         self.own_moves.reconsider(now)
+        self._accept_waiting(now)
         self._relay(now)
 
     def restore(self, now: float, connections: Iterable[Connection]) -> None:
         """At start: what an earlier run protected and whose sockets still exist, with its rules in the kernel."""
         self.lifecycle.restore(now, connections)
+        self._accept_waiting(now)
         self._relay(now)
+
+    def _accept_waiting(self, now: float) -> None:
+        for key in self.trust.accept_waiting(now):
+            self.rendezvous.trust(now, key)
 
     # -- what a person decided ----------------------------------------------------------------------------------------
 

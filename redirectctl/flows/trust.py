@@ -44,14 +44,34 @@ class Trusting:
         if peer.accepted:  # as everybody: from now on it stays
             peer.accepted = Accepted.NO
             self._host.emit(commands.SavePeer(peer))
-        if peer.state is PeerState.APPROVED:
-            return
+        if peer.state is not PeerState.APPROVED:
+            self._approved(now, peer)
+
+    def accept_waiting(self, now: float) -> list[bytes]:
+        """The policy is to accept every new host: do so with those that wait for a person.  Returns their keys.
+
+        As with those that are met (Host._admit), not with another key where one is known.
+        """
+        if self._host.policy.first_contact != "accept-new":
+            return []
+        waiting = [p for p in self._host.peers.values() if p.state is PeerState.PENDING and not self._replaces(p)]
+        for peer in waiting:
+            peer.accepted = Accepted.NO if peer.identity else Accepted.UNUSED
+            self._approved(now, peer, "accept-new")
+        return [peer.key for peer in waiting]
+
+    def _replaces(self, peer: Peer) -> bool:
+        """Whether another key is known where this one is."""
+        places = {*peer.identity, *([peer.seen_at] if peer.seen_at is not None else [])}
+        return any(not places.isdisjoint(p.identity) for p in self._host.peers.values() if p is not peer)
+
+    def _approved(self, now: float, peer: Peer, reason: str | None = None) -> None:
         peer.state = PeerState.APPROVED
         self._host.emit(commands.SavePeer(peer))
-        self._host.notice("peer.approved", peer=key)
+        self._host.notice("peer.approved", peer=peer.key, reason=reason)
         self._agreement.hello(now, peer)
         again = (State.PENDING, State.REFUSED, State.RELEASED)
-        waiting = [c for c in self._host.table.of(key) if c.state in again and c.reason != "released"]
+        waiting = [c for c in self._host.table.of(peer.key) if c.state in again and c.reason != "released"]
         self._contact.negotiate(now, waiting)
 
     def reject(self, now: float, key: bytes) -> None:

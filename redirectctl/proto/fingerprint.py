@@ -7,6 +7,7 @@ diagonally by two bits of the digest at a time, and each field shows how often i
 from __future__ import annotations
 
 import hashlib
+import re
 from base64 import b64decode, b64encode
 
 PREFIX = "SHA256:"
@@ -38,6 +39,11 @@ def matches(full: str, prefix: str) -> bool:
     """Whether `prefix`, with or without ``SHA256:``, begins the fingerprint `full`.  Nothing at all begins none."""
     wanted = prefix.removeprefix(PREFIX)
     return wanted != "" and full.removeprefix(PREFIX).startswith(wanted)
+
+
+def is_like_fingerprint(text: str) -> bool:
+    """Whether a person meant a fingerprint, or the beginning of one, and no name or address."""
+    return text.startswith(PREFIX) or re.fullmatch(r"[A-Za-z0-9+/]{20,}", text) is not None
 
 
 def picture(public: bytes, title: str) -> str:

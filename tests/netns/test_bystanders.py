@@ -6,6 +6,7 @@ import errno
 import json
 import sys
 import time
+from collections.abc import Sequence
 
 import pytest
 from daemon_pair import FAST, PATIENCE, Pair, held
@@ -72,34 +73,58 @@ def test_without_redirectctl_there_the_connection_is_left_alone(lab: Lab, versio
         assert verdict.ok, verdict
 
 
+# redirectd that does not ask again by itself.
+PATIENT = """
+import sys
+from redirectctl.flows import constants
+constants.UNSUPPORTED_TIME = 3600.0
+from redirectctl.redirectd import main
+sys.exit(main())
+"""
+
+
+class Closed:
+    """Both hosts have a daemon, and the server's firewall drops what comes to the control port; a connection waits."""
+
+    def __init__(self, lab: Lab, command: Sequence[str] = ()) -> None:
+        """command: instead of the client's redirectd."""
+        self.lab = lab
+        self.pair = Pair(lab, daemons=(Daemon(lab.client, FAST, command=command), Daemon(lab.server, FAST)))
+        wall = "table inet guard { chain input { type filter hook input priority 0; udp dport 7747 drop; }\n}\n"
+        lab.server.run(["nft", "-f", "-"], stdin=wall)
+        self.ticker = start_ticker(lab.server, lab.client, wrap=self.pair.wrap)
+        self.pair.client.wait_connections("unsupported", timeout=PATIENCE)
+
+    def open(self) -> None:
+        """Somebody lets UDP 7747 through."""
+        self.lab.server.run(["nft", "delete", "table", "inet", "guard"])
+
+
 def test_a_port_that_is_opened_later_protects_what_waits_without_a_word(lab: Lab) -> None:
-    """The server's firewall drops what comes to the control port.  Somebody opens it: nobody does anything here."""
-    pair = Pair(lab)
-    wall = "table inet guard { chain input { type filter hook input priority 0; udp dport 7747 drop; }\n}\n"
-    lab.server.run(["nft", "-f", "-"], stdin=wall)
-    ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
-    pair.client.wait_connections("unsupported", timeout=PATIENCE)
-    lab.server.run(["nft", "delete", "table", "inet", "guard"])
-    pair.wait_protected(1)
-    pair.end(ticker)
+    closed = Closed(lab)
+    closed.open()
+    closed.pair.wait_protected(1)
+    closed.pair.end(closed.ticker)
 
 
-def test_a_person_need_not_wait(lab: Lab) -> None:
-    """The server has no daemon until somebody starts one.  Then `retry` is all that it takes."""
-    client, server = Daemon(lab.client, FAST), Daemon(lab.server, FAST)
-    client.start()
-    ticker = start_ticker(lab.server, lab.client, wrap=client.opted_in())
-    client.wait_connections("unsupported", timeout=PATIENCE)
-    server.start()
-    there = str(lab.server.address())
-    assert client.ctl("retry", there) == {"hosts": [there]}
-    (protected,) = client.wait_connections("protected", timeout=PATIENCE)
-    assert protected["remote"].startswith(there)
+@pytest.mark.parametrize("how", ["retry", "protect", "doctor"])
+def test_a_person_need_not_wait(lab: Lab, how: str) -> None:
+    closed = Closed(lab, [sys.executable, "-c", PATIENT])
+    client, there = closed.pair.client, str(lab.server.address())
+    closed.open()
+    match how:
+        case "retry":
+            assert client.ctl("retry", there) == {"hosts": [there]}
+        case "protect":
+            client.ctl("protect", str(closed.ticker.ends["client"].process.pid))
+        case "doctor":
+            assert client.ctl("doctor", there)
+    closed.pair.wait_protected(1)
     with pytest.raises(CommandError, match="no connection waits") as told:
         client.ctl("retry", there)
     assert told.value.status == 1
     assert client.ctl("retry") == {"hosts": []}
-    assert ticker.stop().ok
+    assert closed.ticker.stop().ok
 
 
 @BOTH_FAMILIES

@@ -326,10 +326,11 @@ def test_a_user_without_rights(open_to_all: Lab) -> None:
         return done.returncode, done.stderr
 
     assert ctl("status") == (0, "")
+    assert ctl("identity") == (0, "")
     for arguments in (
         ("connections",),
         ("peers",),
-        ("identity",),
+        ("retry",),
         ("approve", peer),
         ("reject", peer),
         ("forget", peer),

@@ -213,3 +213,18 @@ def test_announce(lab: Lab) -> None:
         assert finished["address"] == str(daemon.host.address())
     assert {c["path"] for c in pair.wait_protected(2)} == {"original"}
     assert connections.ask(PATIENCE) == {}
+
+
+def test_a_switch_to_accept_new_approves_who_waits(lab: Lab) -> None:
+    """By SIGHUP here, by a restart there."""
+    pair = Pair(lab, ASK, ASK)
+    ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
+    for daemon in pair.daemons:
+        daemon.wait_peer("pending", timeout=PATIENCE)
+        daemon.config.write_text(FAST)
+    pair.client.reload()
+    pair.client.wait_event("peer.approved", reason="accept-new", timeout=PATIENCE)
+    pair.server.restart()
+    pair.server.wait_event("peer.approved", reason="accept-new", timeout=PATIENCE)
+    pair.wait_protected(1)
+    pair.end(ticker)

@@ -521,6 +521,18 @@ class TestTheRest:
             await s.press("question_mark", "q")
         assert s.app.return_code == 0
 
+    @pytest.mark.parametrize("where", [(), ("4",), ("k",), ("question_mark",), ("slash",), ("p",)])
+    async def test_ctrl_c_quits(self, where: tuple[str, ...]):
+        """From every pane, dialog and line that is typed in."""
+        async with session("protected") as s:
+            await s.press(*where)
+            asked = list(s.asked)
+            await s.pilot.press("ctrl+c")
+            await s.pilot.pause()
+            assert s.app._exit
+        assert s.app.return_code == 0
+        assert s.asked == asked
+
     async def test_text_of_others_does_not_steer_the_terminal(self):
         shown = scene("protected")
         evil = "\x1b]0;owned\x07[bold red]x[/]"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
 
 from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.text import Text
+from textual.actions import SkipAction
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -19,7 +20,21 @@ WIDTH: Final = 70  # cells inside a box, without the scroll bar; redirect.tcss h
 INDENT: Final = 13  # where values begin
 
 
-class Dialog(ModalScreen[str]):
+ResultT = TypeVar("ResultT")
+
+
+class Modal(ModalScreen[ResultT]):
+    """Over a pane.  Ctrl-C quits from here too: what the app itself does by a key does not work below a dialog."""
+
+    def action_copy_text(self) -> None:
+        """Ctrl-C: copy what is selected, if something is."""
+        try:
+            super().action_copy_text()
+        except SkipAction:
+            self.app.exit()
+
+
+class Dialog(Modal[str]):
     """A box with buttons.  Dismissed with the pressed button's id, or "" by Escape; arrows go from button to button."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -97,7 +112,7 @@ class Confirm(Dialog):
                 yield Button(Text(self._yes), id="yes", variant="error", compact=True)
 
 
-class Ask(ModalScreen[str | None]):
+class Ask(Modal[str | None]):
     """A line of text; None by Escape."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Close")]

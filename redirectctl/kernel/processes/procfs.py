@@ -82,8 +82,15 @@ def arguments(pid: int, *, proc: Path = PROC) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """``text`` without what could steer a terminal: control, format (bidirectional) and undecodable characters."""
+    """``text`` without what could steer a terminal: control, format (bidirectional) and undecodable characters.
+
+    Line breaks and tabs, as scripts have them that are given as an argument, become blanks.
+    """
+    text = text.translate(_BLANKS)
     return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in _UNSAFE else c for c in text)
+
+
+_BLANKS = dict.fromkeys(map(ord, "\t\n\v\f\r\u2028\u2029"), " ")
 
 
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})

@@ -311,9 +311,40 @@ class TestCommands:
         assert answer["config"]["control"]["port"] == 7000
         file.write_text("[control]\nprot = 7000\n")
         assert ctl("config", "check", str(file)) == Outcome(
-            1, "", f"redirectctl: {file}:2: control.prot: unknown key; keys of [control] are port, listen\n"
+            1,
+            "",
+            f"redirectctl: {file}:2: control.prot: unknown key; did you mean port?"
+            " keys of [control] are port, listen\n",
         )
         assert ctl("config", "check", str(tmp_path / "none")).code == 1
+
+    def test_config_check_of_the_one_in_use(self, daemon: Any, tmp_path: Path, ctl: Runner, monkeypatch: Any):
+        status = schema.Status(
+            version="1",
+            uptime=1.0,
+            identity="SHA256:x",
+            addresses=[],
+            control_port=7747,
+            connections={},
+            peers=0,
+            pid=1,
+        )
+        used, usual = tmp_path / "used.toml", tmp_path / "usual.toml"
+        used.write_text("[control]\nport = 7000\n")
+        monkeypatch.setattr("redirectctl.config.DEFAULT_FILE", usual)
+        monkeypatch.setattr("redirectctl.cli.config.DEFAULT_FILE", usual)
+        daemon.replies["status"] = schema.StatusReply(msgspec.structs.replace(status, config=str(used)))
+        assert ctl("config", "check").out == f"{used}: valid\n"
+        daemon.replies["status"] = schema.StatusReply(status)
+        assert ctl("config", "check").out == f"{usual}: there is none, so the defaults apply\n"
+        usual.write_text("[protect]\nforget_after = '1d'\n")
+        assert ctl("config", "check").err == (
+            f"redirectctl: {usual}:2: protect.forget_after: unknown key; it belongs in [trust]\n"
+        )
+        monkeypatch.setenv("REDIRECTCTL_SOCKET", str(tmp_path / "none"))
+        assert ctl("config", "check", "--json").code == 1
+        usual.write_text("")
+        assert ctl("config", "check", "--json").json["file"] == str(usual)
 
 
 class TestEvents:
@@ -416,10 +447,16 @@ class TestErrors:
             " --socket\n",
         )
 
+    @pytest.mark.parametrize("arguments", [(), ("--json",), ("--socket", "/nowhere")])
+    def test_alone_it_shows_help(self, ctl: Runner, arguments: tuple[str, ...]):
+        done = ctl(*arguments)
+        assert (done.code, done.out) == (2, "")
+        assert done.err == ctl("--help").out
+        assert all(f"\n    {name} " in done.err for name in COMMANDS)
+
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            ((), "redirectctl: no command given; see redirectctl --help\n"),
             (("--socket",), "redirectctl: argument --socket: expected one argument; see redirectctl --help\n"),
             (("approve",), "redirectctl: approve: the following arguments are required: PEER; "
              "see redirectctl approve --help\n"),
@@ -533,13 +570,29 @@ class TestTerminal:
         assert "\x1b" not in "".join(self.show("conns", "--json"))
 
     def test_tables_fit_the_terminal(self, daemon: Any):
-        long = msgspec.structs.replace(ONE, command="ssh 漢字 " + "x" * 300)
+        long = msgspec.structs.replace(ONE, command="ssh 漢字 " + "x" * 300 + " server")
         daemon.replies["connections"] = schema.ConnectionsReply([long])
         for columns, variables in ((110, {}), (300, {"COLUMNS": "110"})):
             head, row = self.show("conns", columns=columns, NO_COLOR="1", **variables)
-            assert row.endswith("x…")
+            assert row.endswith("x server")
+            assert "ssh 漢字 x" in row
+            assert "x…x" in row
             assert len(row) + 2 == 110  # two of its characters are two cells wide
             assert head.index("COMMAND") == row.index("ssh")
+
+    def test_nothing_is_wider_than_the_terminal(self, daemon: Any):
+        """Whatever a program is called, however much there is to note."""
+        for state, reason in ((ConnectionState.REFUSED, "kernel: " + "no " * 60), (ConnectionState.PROTECTED, None)):
+            for address in ("192.0.2.1:40000", "[2001:db8:1234:5678:9abc:def0:1234:5678]:40000"):
+                wire = address.replace("4", "5")
+                one = msgspec.structs.replace(
+                    ONE, state=state, reason=reason, local=address, remote=address, wire_local=wire, wire_remote=wire,
+                    command="python3 -c " + "import this; " * 30, moves=100_000, pid=4_194_304, integrity=True,
+                )  # fmt: skip
+                daemon.replies["connections"] = schema.ConnectionsReply([one])
+                for columns in (80, 100, 160, 198):
+                    lines = self.show("conns", columns=columns, NO_COLOR="1")
+                    assert max(len(line) for line in lines) <= columns
 
     def test_what_does_not_fit_is_below_its_row(self, daemon: Any):
         moved = msgspec.structs.replace(ONE, wire_local="203.0.113.30:40000", moves=2, reason="no-path")

@@ -158,11 +158,12 @@ print(lines.readline().strip())
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
-def test_every_request_has_a_route_and_only_three_are_for_anybody():
+def test_every_request_has_a_route_and_only_four_are_for_anybody():
     requests = set(schema.Request.__args__)
     assert set(ROUTES) == requests
     assert {kind for kind, route in ROUTES.items() if route.right is Right.ANYBODY} == {
         schema.StatusRequest,
+        schema.IdentityRequest,
         schema.OptInRequest,
         schema.WatchRequest,
     }
@@ -359,8 +360,9 @@ class TestRights:
 with Client(sys.argv[1]) as client:
     print(client.call(StatusRequest(), StatusReply).status.version)
     client.call(OptInRequest(), OptedIn)
-    for request in (ConnectionsRequest(), PeersRequest(), IdentityRequest(), ApproveRequest("x"), RejectRequest("x"),
-                    ForgetRequest("x"), ProtectRequest("1"), ReleaseRequest("x"), KillRequest("x"), AnnounceRequest(),
+    print(client.call(IdentityRequest(), IdentityReply).fingerprint)
+    for request in (ConnectionsRequest(), PeersRequest(), ApproveRequest("x"), RejectRequest("x"), ForgetRequest("x"),
+                    RetryRequest(), ProtectRequest("1"), ReleaseRequest("x"), KillRequest("x"), AnnounceRequest(),
                     EventsRequest(), EventsRequest(follow=True), DoctorRequest()):
         try:
             client.call(request, Error)
@@ -370,10 +372,11 @@ opt_in(sys.argv[1])
 """
 
         async def check() -> None:
+            bench.service.replies["identity"] = schema.IdentityReply("SHA256:x", "")
             async with bench.serving():
                 status, output = await as_nobody(program, str(bench.path))
-            first, *others = output.splitlines()
-            assert (status, first) == (0, "1")
+            first, second, *others = output.splitlines()
+            assert (status, first, second) == (0, "1", "SHA256:x")
             assert len(others) == 13
             for line in others:
                 assert line.startswith("denied ")
@@ -385,6 +388,7 @@ opt_in(sys.argv[1])
         assert [(name, caller.uid) for name, _, caller in bench.service.asked] == [
             ("status", NOBODY),
             ("opt_in", NOBODY),
+            ("identity", NOBODY),
             ("opt_in", NOBODY),
         ]
 

@@ -128,9 +128,13 @@ def test_durations(text: str, seconds: float):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[control]\n\nprot = 1", "f.toml:3: control.prot: unknown key; keys of [control] are port, listen"),
-        ("# c\n[contrl]\nport = 1", "f.toml:2: contrl: unknown section; sections are control, trust, protect, "
-         "integrity, path, outage, rendezvous, dns, desktop"),
+        ("[control]\n\nprot = 1", "f.toml:3: control.prot: unknown key; did you mean port? "
+         "keys of [control] are port, listen"),
+        ("# c\n[contrl]\nport = 1", "f.toml:2: contrl: unknown section; did you mean control? "
+         "sections are control, trust, protect, integrity, path, outage, rendezvous, dns, desktop"),
+        ("[path]\nsuspend_after = 1", "f.toml:2: path.suspend_after: unknown key; it belongs in [outage]"),
+        ("[xyz]", "f.toml:1: xyz: unknown section; "
+         "sections are control, trust, protect, integrity, path, outage, rendezvous, dns, desktop"),
         ("control = 3", "f.toml:1: control: is a section, not a key; write [control] on a line"),
         ("[control]\nport = 0", "f.toml:2: control.port: 0 is not a valid value; write a number from 1 to 65535"),
         ("[control]\nport = true", "f.toml:2: control.port: true is not a valid value; "
@@ -179,8 +183,8 @@ def test_durations(text: str, seconds: float):
          "write zone too"),
         ('[dns]\nname = "h.example.net"\nzone = "ample.net"\nserver = "ns:53"\nkey_file = "k"',
          "f.toml:2: dns.name: 'h.example.net' is not in zone 'ample.net'; write the whole name"),
-        ("protect.prots = 1", "f.toml:1: protect.prots: unknown key; keys of [protect] are scope, ports, "
-         "long_lived_after, close_short_lived, accept_ports"),
+        ("protect.prots = 1", "f.toml:1: protect.prots: unknown key; did you mean ports? "
+         "keys of [protect] are scope, ports, long_lived_after, close_short_lived, accept_ports"),
         ("[control]\nport = 1\nport = 2", "f.toml:3: not TOML: cannot overwrite a value; correct the line"),
     ],
 )  # fmt: skip

@@ -33,6 +33,20 @@ def service(*peers: PeerRecord) -> DaemonService:
     return DaemonService(runtime, examine=None)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("typed", [fingerprint(OTHER), fingerprint(SERVER)[:-1] + "x", "SHA256:AAAA", "a" * 43])
+def test_a_fingerprint_that_was_typed_wrongly_does_not_match(typed: str) -> None:
+    with pytest.raises(RequestError, match="does not match") as caught:
+        service(peer(SERVER), peer(STRANGER, state=PeerState.APPROVED))._peer("approve", typed)
+    assert f"waiting for approval: {fingerprint(SERVER)}" in str(caught.value)
+    assert fingerprint(STRANGER) not in str(caught.value)
+
+
+@pytest.mark.parametrize("typed", ["server", "server.example.net", "198.51.100.9", "", "SHA256"])
+def test_a_name_that_nobody_has_is_no_fingerprint(typed: str) -> None:
+    with pytest.raises(RequestError, match="no such peer"):
+        service(peer(SERVER))._peer("approve", typed)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_an_address_is_the_host_that_answered_there(order: int) -> None:
     """A stranger's first contact came from it too, forged or not."""

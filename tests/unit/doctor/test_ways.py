@@ -117,6 +117,9 @@ def test_paths_are_counted_with_the_reason() -> None:
         "1 plain, with rewritten addresses"
     )
     assert ways.path_of_each([], lambda _: None).found == "no protected connection"
+    blocked = ways.path_of_each([tunnelled()], lambda _: TunnelReason.NOT_SEEN, behind_nat=True)
+    assert blocked.status is CheckStatus.OK  # there is nothing to do about it
+    assert "plain TCP from here did not arrive" in blocked.found
 
 
 @pytest.mark.parametrize("why", list(TunnelReason))

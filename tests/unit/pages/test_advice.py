@@ -78,7 +78,9 @@ def named(text: str) -> list[str]:
     """The commands in a text."""
     lines = re.findall(rf"^\s+((?:sudo )?(?:{OWN}) .+)$", text, re.MULTILINE)  # one on a line of its own needs none
     quoted = [each for each in re.findall(r"`([^`\n]+)`", text) if re.match(r"[a-z][a-z-]*( |$)", each)]
-    return [*quoted, *lines]
+    # What is shown on a line of its own is one text, or the end of one.
+    last = re.findall(rf"(?:^|: )((?:sudo )?redirectctl (?:{'|'.join(ctl.COMMANDS)})(?: [^;|]+)?)(?:;|$)", text)
+    return [*quoted, *lines, *(command for command in last if "[-h]" not in command)]
 
 
 def why_not(command: str) -> str | None:
@@ -139,13 +141,20 @@ def test_commands_are_named_in_backticks() -> None:
 
 
 def test_who_is_to_start_or_stop_the_daemon_is_told_how() -> None:
-    vague = re.compile(r"(?<!systemctl )\b(?:start|restart|stop|reload) (?:redirectd|the daemon|it first)\b")
-    assert [each for each in TEXTS if vague.search(re.sub(r"`[^`\n]*`", "", each.text))] == []
+    vague = re.compile(r"\b(?:start|restart|stop|reload) (?:redirectd|the daemon|it first)\b")
+    told = [each for each in TEXTS if not re.fullmatch(r"(?:sudo )?systemctl [a-z]+ redirectd", each.text)]
+    assert [each for each in told if vague.search(re.sub(r"`[^`\n]*`", "", each.text))] == []
 
 
 @pytest.mark.parametrize("reason", sorted(reasons._EXPLANATIONS))
 def test_advice_about_a_reason_works(reason: str) -> None:
     assert [(c, why) for c in named(reasons.advice(reason)) if (why := why_not(c))] == []
+
+
+def test_nobody_is_warned_of_what_needs_nothing() -> None:
+    """What works, and always will, is `ok`."""
+    hints = [t for t in TEXTS if t.where.startswith("redirectctl/doctor")]
+    assert [each for each in hints if re.match(r"nothing\b(?! (?:to|of) )[:;]?", each.text) and " " in each.text] == []
 
 
 def test_options_that_are_named_exist() -> None:
