@@ -88,12 +88,14 @@ class DaemonService:
     async def peers(self, request: schema.PeersRequest, caller: Caller) -> schema.PeersReply:
         """All peers."""
         movable = Counter(c.peer for c in self._r.engine.table if c.movable)
-        return schema.PeersReply(peers=[self._listed(p, movable[p.public]) for p in self._r.peers.records.values()])
+        self._read_commands()
+        known = list(self._r.peers.records.values())
+        return schema.PeersReply(peers=[self._listed(p, caller, movable[p.public]) for p in known])
 
     async def peer(self, request: schema.PeerRequest, caller: Caller) -> schema.PeerReply:
         """One peer, with the picture of its key."""
-        peer = self._peer("peer", request.peer)
-        return schema.PeerReply(peer=self._listed(peer), picture=picture(peer.public, "redirectctl"))
+        peer = self._peer("peer", request.peer, caller)
+        return schema.PeerReply(peer=self._listed(peer, caller), picture=picture(peer.public, "redirectctl"))
 
     async def identity(self, request: schema.IdentityRequest, caller: Caller) -> schema.IdentityReply:
         """Own fingerprint."""
@@ -102,7 +104,7 @@ class DaemonService:
 
     async def approve(self, request: schema.ApproveRequest, caller: Caller) -> schema.PeerReply:
         """Trust a peer's key."""
-        peer = self._peer("approve", request.peer)
+        peer = self._peer("approve", request.peer, caller)
         if peer.state is PeerState.CHANGED:
             raise RequestError(
                 f"approve {peer.fingerprint}",
@@ -112,25 +114,25 @@ class DaemonService:
         if request.name is not None:
             self._r.peers.rename(peer.public, request.name)
         self._r.engine.approve(self._r.now, peer.public)
-        return self._decided(peer.public)
+        return self._decided(peer.public, caller)
 
     async def reject(self, request: schema.RejectRequest, caller: Caller) -> schema.PeerReply:
         """Never trust a peer's key."""
-        peer = self._peer("reject", request.peer)
+        peer = self._peer("reject", request.peer, caller)
         self._r.engine.reject(self._r.now, peer.public)
-        return self._decided(peer.public)
+        return self._decided(peer.public, caller)
 
     async def forget(self, request: schema.ForgetRequest, caller: Caller) -> schema.PeerReply:
         """Know nothing of a peer."""
-        peer = self._peer("forget", request.peer)
-        listed = self._listed(peer)
+        peer = self._peer("forget", request.peer, caller)
+        listed = self._listed(peer, caller)
         self._r.engine.forget(self._r.now, peer.public)
         self._r.wake()
         return schema.PeerReply(peer=listed)
 
     async def rename(self, request: schema.RenameRequest, caller: Caller) -> schema.PeerReply:
         """Call a peer something else."""
-        peer = self._peer("rename", request.peer)
+        peer = self._peer("rename", request.peer, caller)
         what = f"rename {request.peer}"
         if request.name is not None:
             if not 0 < len(request.name) <= LONGEST_NAME or not request.name.isprintable():
@@ -138,7 +140,7 @@ class DaemonService:
             if any(other.name == request.name for other in self._r.peers.records.values() if other is not peer):
                 raise RequestError(what, f"another peer is called {request.name}", "choose another name")
         self._r.peers.rename(peer.public, request.name)
-        return self._decided(peer.public)
+        return self._decided(peer.public, caller)
 
     async def protect(self, request: schema.ProtectRequest, caller: Caller) -> schema.ConnectionsReply:
         """Opt a running process or one connection in."""
@@ -200,21 +202,23 @@ class DaemonService:
 
     async def doctor(self, request: schema.DoctorRequest, caller: Caller) -> schema.DoctorReply:
         """Check what can be checked from inside the daemon."""
-        peer = self._peer("doctor", request.peer) if request.peer is not None else None
+        peer = self._peer("doctor", request.peer, caller) if request.peer is not None else None
         return schema.DoctorReply(checks=await self._examine(self._r, peer.public if peer is not None else None))
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 
-    def _peer(self, verb: str, text: str) -> PeerRecord:
+    def _peer(self, verb: str, text: str, caller: Caller | None = None) -> PeerRecord:
         """By fingerprint, unique prefix of it, name, or an address at which we called it and its key answered.
 
-        Who calls us may have chosen the address that we saw, so that does not say whose key is meant.
+        Who calls us may have chosen the address that we saw, so that does not say whose key is meant; nor does what a
+        peer calls itself.
         """
         peers = list(self._r.peers.records.values())
         what = f"{verb} {text}"
         for found in (
             [p for p in peers if text in (p.fingerprint, p.name)],
             [p for p in peers if matches(p.fingerprint, text)],
+            self._called(text, caller),
             [p for p in peers if text in (str(a.address) for a in p.addresses if a.identity)],
         ):
             if len(found) == 1:
@@ -229,6 +233,18 @@ class DaemonService:
             why = f"peers have only called from this address, none has answered there: {_listed_keys(seen)}"
             raise RequestError(what, why, "compare with `redirectctl identity` on that host, and name its fingerprint")
         raise RequestError(what, "no such peer", "see `redirectctl peers`")
+
+    def _called(self, word: str, caller: Caller | None) -> list[PeerRecord]:
+        """Peers that nobody has named, and that the caller's commands call so."""
+        if caller is None:
+            return []
+        self._read_commands()
+        found = [self._r.peers.records[key] for key in self._r.names.meaning(word, caller.uid)]
+        return [p for p in found if p.name is None]
+
+    def _read_commands(self) -> None:
+        """A peer that waits for a person has a name as soon as a command has one for it."""
+        self._r.names.hear([c for c in self._r.engine.table if c.state is State.PENDING])
 
     def _connection(self, verb: str, text: str) -> Connection:
         """By id, unique prefix of it, or LOCAL-REMOTE."""
@@ -262,18 +278,19 @@ class DaemonService:
         relayed = self._r.engine.host.relayed(c)
         return records.listed_connection(c, self._r.now, self._r.port.port, counters, relayed=relayed)
 
-    def _listed(self, peer: PeerRecord, connections: int | None = None) -> schema.Peer:
+    def _listed(self, peer: PeerRecord, caller: Caller, connections: int | None = None) -> schema.Peer:
         if connections is None:
             connections = len(self._r.engine.table.movable(peer.public))
         known = self._r.engine.peers.get(peer.public)
         observed = known.reflexive if known is not None else None
-        return records.listed_peer(peer, connections, observed, self._r.names.names(peer.public))
+        called = self._r.names.called(peer.public, caller.uid)
+        return records.listed_peer(peer, connections, observed, self._r.names.names(peer.public), called)
 
-    def _decided(self, public: bytes) -> schema.PeerReply:
+    def _decided(self, public: bytes, caller: Caller) -> schema.PeerReply:
         """The engine has changed the peer; the store follows before the answer goes out."""
         self._r.peers.save(public)
         self._r.wake()
-        return schema.PeerReply(peer=self._listed(self._r.peers.records[public]))
+        return schema.PeerReply(peer=self._listed(self._r.peers.records[public], caller))
 
 
 def _listed_keys(peers: list[PeerRecord]) -> str:

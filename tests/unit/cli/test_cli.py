@@ -226,6 +226,16 @@ class TestCommands:
         daemon.replies["peers"] = schema.PeersReply([])
         assert ctl("peers").out == "no peers\n"
 
+    def test_peers_are_called_what_commands_call_them_or_in_quotes_what_they_say(self, daemon: Any, ctl: Runner):
+        says = msgspec.structs.replace(PEER, name=None, fingerprint="SHA256:other", says="lap\x1btop")
+        blank = msgspec.structs.replace(PEER, name="my box", fingerprint="SHA256:third")
+        daemon.replies["peers"] = schema.PeersReply([PEER, says, blank])
+        lines = ctl("peers").out.splitlines()
+        assert 'SHA256:other  "lap\\x1btop"  approved' in lines[2]
+        assert ctl("peers", "--words").out.split("\n") == ["abc", "other", "third", "büro", ""]
+        daemon.replies["approve"] = schema.PeerReply(says)
+        assert ctl("approve", "other").out == 'approved SHA256:other ("lap\\x1btop" at 198.51.100.7)\n'
+
     def test_identity(self, daemon: Any, ctl: Runner):
         daemon.replies["identity"] = schema.IdentityReply("SHA256:own", "+--+\n|.o|\n+--+\n")
         assert ctl("identity").out == "SHA256:own\n+--+\n|.o|\n+--+\n"
