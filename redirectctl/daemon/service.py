@@ -295,7 +295,13 @@ class DaemonService:
 
 def _listed_keys(peers: list[PeerRecord]) -> str:
     more = f" and {len(peers) - MOST_LISTED} more" if len(peers) > MOST_LISTED else ""
-    return ", ".join(p.fingerprint for p in peers[:MOST_LISTED]) + more
+    return ", ".join(_told_apart(p) for p in peers[:MOST_LISTED]) + more
+
+
+def _told_apart(peer: PeerRecord) -> str:
+    """Its key, and what it is called; in quotes what it calls itself."""
+    label = peer.name or (f'"{peer.says}"' if peer.says else "")
+    return f"{peer.fingerprint} ({label})" if label else peer.fingerprint
 
 
 def _connection(what: str, text: str) -> FourTuple:

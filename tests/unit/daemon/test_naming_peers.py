@@ -117,3 +117,11 @@ def test_what_a_peer_calls_itself_is_no_name() -> None:
     for text in ("server", '"server"'):
         with pytest.raises(RequestError, match="no such peer"):
             listed._peer("approve", text, ROOT)
+
+
+def test_two_behind_one_nat_are_told_apart_where_their_address_is_named() -> None:
+    both = service(peer(SERVER, (ADDRESS, False), says="red"), peer(OTHER, (ADDRESS, False), says="blue"))
+    with pytest.raises(RequestError) as caught:
+        both._peer("approve", ADDRESS, ROOT)
+    for key, name in ((SERVER, "red"), (OTHER, "blue")):
+        assert f'{fingerprint(key)} ("{name}")' in str(caught.value)
