@@ -59,6 +59,7 @@ class Trust(msgspec.Struct, frozen=True):
 
     first_contact: Literal["ask", "accept-new", "refuse"] = "ask"
     forget_after: Duration = Duration(365 * _DAY)
+    own_name: str = ""  # what peers are told that this host is called; empty: its host name, "-": nothing
 
 
 class Protect(msgspec.Struct, frozen=True):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 import msgspec
 from msgspec import UnsetType
 
+from redirectctl.api.naming import labels
 from redirectctl.api.reasons import in_words
 from redirectctl.api.schema import Connection, ConnectionState, Counters, Peer, PeerState, Status
-from redirectctl.api.text import clean
 
 NO_RATES: Final = (0.0, 0.0)
 WAITING: Final = frozenset({PeerState.PENDING, PeerState.CHANGED})
@@ -56,6 +57,11 @@ class View:
         """The peer with that key."""
         return next((p for p in self.peers if p.fingerprint == fingerprint), None)
 
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """What peers are called, by fingerprint; no two alike."""
+        return labels(self.peers)
+
     def waiting(self) -> list[Peer]:
         """Peers that a person has to decide about, changed keys first."""
         found = [p for p in self.peers if p.state in WAITING]
@@ -63,13 +69,13 @@ class View:
 
     def rows(self) -> list[Row]:
         """Of all connections."""
-        names = {p.fingerprint: p.name for p in self.peers if p.name}
+        names = {p.fingerprint: name for p in self.peers if (name := self.labels[p.fingerprint]) not in p.addresses}
         return [Row(c, self._host(c, names), self.rates.get(c.id, NO_RATES)) for c in self.connections]
 
     @staticmethod
     def _host(connection: Connection, names: Mapping[str, str]) -> str:
         name = names.get(connection.peer) if connection.peer is not None else None
-        return clean(name) if name else host_of(connection.remote)
+        return name or host_of(connection.remote)
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):  # as Connection: thousands of them every second

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec import UnsetType
 from rich.text import Text
 
 from redirectctl.api import schema
@@ -132,7 +133,7 @@ class PeerActions(AskingApp):
 
         title = f"Rename {name}"
         self.push_screen(
-            Ask(title, "What to call this host; nothing: its address.", peer.name or "", _wrong_name), named
+            Ask(title, "What to call this host; nothing: its address.", peer.name or _says(peer), _wrong_name), named
         )
 
     def action_waiting(self) -> None:
@@ -143,6 +144,11 @@ class PeerActions(AskingApp):
             self.contact(waiting[0])
         else:
             self.notify("no host is waiting for a decision")
+
+
+def _says(peer: Peer) -> str:
+    """What it calls itself, for a person to confirm."""
+    return "" if isinstance(peer.says, UnsetType) else clean(peer.says)
 
 
 def _of_peer(check: Check) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from redirectctl.api.naming import called, short_fingerprint
 from redirectctl.api.reasons import advice, in_words
 from redirectctl.api.schema import CheckStatus, Connection, ConnectionState, Peer, PeerState
 from redirectctl.api.text import clean, duration
 
 BAR: Final = 5  # cells of the bar that shows how far a short connection is
-SHORT_FINGERPRINT: Final = 12  # characters of the base64
 
 
 class Tone(StrEnum):
@@ -98,17 +98,10 @@ def progress(part: float, width: int = BAR) -> str:
 
 
 def peer_name(peer: Peer | None, fingerprint: str | None) -> str:
-    """What a person calls it, else its latest address, else the beginning of its key."""
-    if peer is not None and peer.name:
-        return clean(peer.name)
-    if peer is not None and peer.addresses:
-        return clean(peer.addresses[0])
+    """What a person calls it, else what it calls itself, its latest address, the beginning of its key."""
+    if peer is not None:
+        return called(peer)
     return short_fingerprint(fingerprint) if fingerprint else "?"
-
-
-def short_fingerprint(fingerprint: str) -> str:
-    """Enough to tell keys apart in a list; comparing takes the whole."""
-    return clean(fingerprint).removeprefix("SHA256:")[:SHORT_FINGERPRINT] + "…"
 
 
 def brief(seconds: float) -> str:

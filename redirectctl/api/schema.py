@@ -175,6 +175,7 @@ class Peer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     connections: int
     names: list[str] | UnsetType = UNSET  # under which it is looked for in DNS when it does not answer
     observed: str | UnsetType = UNSET  # "addr:port" where it sees this host: another address than ours means NAT
+    says: str | UnsetType = UNSET  # what it calls itself; nobody has confirmed that, and it is no name for requests
     contacted: bool | UnsetType = UNSET  # this host has called it, for a connection; False: only it called this host
 
 

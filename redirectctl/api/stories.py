@@ -17,7 +17,8 @@ Pure: events in, lines out, in the order of the log.  Shared by the command line
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -28,6 +29,7 @@ from redirectctl.api.text import clean
 SETTLED: Final = 1.5  # seconds without anything new after which a story is over
 STALE: Final = 60.0  # seconds after which an announcement that nobody has answered is no part of a story any more
 TOGETHER: Final = 1.0  # seconds within which the same thing, happening to many connections, is one line
+OFTEN: Final = 0.2  # seconds of the log after which it is found out again what is over
 KEPT: Final = 5000  # lines
 PLACES: Final = 4096  # peers whose place is known
 OWN_DEVICE: Final = "redirect0"
@@ -121,22 +123,23 @@ class Stories:
     """Takes events in, oldest first; keeps a bounded list of lines, and says which are complete."""
 
     def __init__(self) -> None:
-        self.lines: deque[Line] = deque(maxlen=KEPT)
+        self._lines: deque[Line] = deque(maxlen=KEPT)
         self._number = 0
-        self._open: list[_Story] = []
+        self._ours_now: _Story | None = None  # what is going on at this host
+        self._theirs_now: dict[str, _Story] = {}  # with each peer
+        self._looked = 0.0  # when it was last found out what is over
         self._done: list[Line] = []
         self._of_refused: dict[str, Line] = {}  # connections, and the line that says that they are not protected
         self._places: dict[str, str] = {}  # of peers
         self._ours: dict[str, str] = {}  # of this host, as each peer knows it
         self._unanswered: set[tuple[str, str | None]] = set()  # hosts of which it was said, and why
-        self._latest = 0.0
 
     # -- in -----------------------------------------------------------------------------------------------------------
 
     def add(self, event: Event) -> None:
         """The next event of the log."""
-        self._latest = max(self._latest, event.time)
-        self.tick(event.time)
+        if not 0 <= event.time - self._looked < OFTEN:
+            self.tick(event.time)
         match event.event:
             case EventName.ADDRESS_ADDED | EventName.ADDRESS_REMOVED:
                 self._address(event)
@@ -153,8 +156,21 @@ class Stories:
             case _:
                 self._other(event)
 
+    @property
+    def lines(self) -> Sequence[Line]:
+        """The latest, complete or not, in the order in which they began."""
+        for story in self._open:
+            self._write(story)
+        return self._lines
+
+    @property
+    def _open(self) -> list[_Story]:
+        """The stories that go on."""
+        return [*([self._ours_now] if self._ours_now is not None else []), *self._theirs_now.values()]
+
     def tick(self, now: float) -> None:
         """Time passes.  now: epoch seconds."""
+        self._looked = now
         for story in [s for s in self._open if now - s.last >= SETTLED and self._is_over(s, now)]:
             self._close(story)
 
@@ -168,6 +184,7 @@ class Stories:
         found = [s for s in self._open if not s.said and now - s.line.time >= after and any(_held(s))]
         for story in found:
             story.said = True
+            self._write(story)
         return [story.line for story in found]
 
     def flush(self) -> None:
@@ -185,37 +202,33 @@ class Stories:
             story.went.append(event.address)
         else:
             story.came[event.address] = event.interface or ""
-        self._write(story)
 
     def _suspended(self, event: Event) -> None:
-        story, part = self._part(event, here=event.reason in _LOST_HERE)
+        _, part = self._part(event, here=event.reason in _LOST_HERE)
         part.lost = True
         part.reason = part.reason or event.reason
         if event.connection is not None:
             part.held.add(event.connection)
             part.concerned.add(event.connection)
-        self._write(story)
 
     def _resumed(self, event: Event) -> None:
-        story, part = self._part(event, here=event.reason in _LOST_HERE)
+        _, part = self._part(event, here=event.reason in _LOST_HERE)
         if event.connection is not None:
             part.held.discard(event.connection)
             part.concerned.add(event.connection)
         part.lost = True
         part.good = event.time
         part.gap = _longest(part.gap, event.duration)
-        self._write(story)
 
     def _started(self, event: Event) -> None:
-        story, part = self._part(event, here=event.reason in _HERE)
+        _, part = self._part(event, here=event.reason in _HERE)
         part.began = event.time
         part.reason = part.reason or event.reason
         part.rebound = part.rebound or event.reason == "observed-address-changed"
         part.most = max(part.most, event.connections or 0)
-        self._write(story)
 
     def _finished(self, event: Event) -> None:
-        story, part = self._part(event, here=False)
+        _, part = self._part(event, here=False)
         part.good = event.time
         part.gap, part.took = _longest(part.gap, event.gap), event.duration
         part.most = max(part.most, event.connections or 0)
@@ -224,10 +237,9 @@ class Stories:
             part.now = event.address
             if event.address is not None:
                 self._keep(self._ours, event.peer, event.address)
-        self._write(story)
 
     def _received(self, event: Event) -> None:
-        story, part = self._part(event, here=False)
+        _, part = self._part(event, here=False)
         part.good = event.time
         part.gap = _longest(part.gap, event.gap)
         part.most = max(part.most, event.connections or 0)
@@ -237,7 +249,6 @@ class Stories:
             if before is not None and before != at:
                 part.theirs = (part.theirs[0] if part.theirs is not None else before), at
             self._keep(self._places, event.peer, at)
-        self._write(story)
 
     def _path_changed(self, event: Event) -> None:
         """It says where the peer is: the answer to an announcement of ours may have come from a new place of it."""
@@ -245,52 +256,56 @@ class Stories:
         if event.peer is None or at is None or event.reason == "relayed":
             return
         before = self._places.get(event.peer)
-        story = next((s for s in self._open if event.peer in s.parts), None)
+        story = self._story_of(event.peer)
         if story is not None and before is not None and before != at:
             part = story.parts[event.peer]
             part.theirs = (part.theirs[0] if part.theirs is not None else before), at
-            self._write(story)
         self._keep(self._places, event.peer, at)
 
     def _here(self, now: float) -> _Story:
         """The story of this host that is going on, or a new one."""
-        found = next((s for s in self._open if s.here), None)
-        if found is None:
-            found = self._begin(now, here=True)
-        found.last = now
-        return found
+        if self._ours_now is None:
+            self._ours_now = self._begin(now, here=True)
+        self._ours_now.last = now
+        return self._ours_now
+
+    def _story_of(self, key: str) -> _Story | None:
+        """What is going on that a peer has a part in."""
+        if self._ours_now is not None and key in self._ours_now.parts:
+            return self._ours_now
+        return self._theirs_now.get(key)
 
     def _part(self, event: Event, *, here: bool) -> tuple[_Story, _Part]:
         """Where an event of a peer belongs."""
         key = event.peer or ""
-        ours = next((s for s in self._open if s.here), None)
-        theirs = next((s for s in self._open if not s.here and key in s.parts), None)
-        if ours is not None and (here or key in ours.parts):
-            story = ours
-        elif here and theirs is None:
+        ours, theirs = self._ours_now, self._theirs_now.get(key)
+        if (ours is not None and (here or key in ours.parts)) or (here and theirs is None):
             story = self._here(event.time)
-        elif theirs is not None and not (here and ours is not None):
+        elif theirs is not None:
             story = theirs
         else:
-            story = self._begin(event.time, here=here)
+            story = self._theirs_now[key] = self._begin(event.time, here=False)
         if theirs is not None and story is not theirs:  # it was silent, and then this host went elsewhere
             story.parts.setdefault(key, _Part()).absorb(theirs.parts[key])
             story.line.time = min(story.line.time, theirs.line.time)
             self._drop(theirs)
+            with suppress(ValueError):  # of the time before those that are kept
+                self._lines.remove(theirs.line)
         story.last = event.time
         return story, story.parts.setdefault(key, _Part())
 
     def _begin(self, now: float, *, here: bool) -> _Story:
-        story = _Story(self._line(Line(0, now, "", move=True, over=False)), now, here)
-        self._open.append(story)
-        return story
+        return _Story(self._line(Line(0, now, "", move=True, over=False)), now, here)
 
     def _drop(self, story: _Story) -> None:
-        self._open.remove(story)
-        self.lines.remove(story.line)
+        if story is self._ours_now:
+            self._ours_now = None
+        for key in story.parts:
+            if self._theirs_now.get(key) is story:
+                del self._theirs_now[key]
 
     def _close(self, story: _Story) -> None:
-        self._open.remove(story)
+        self._drop(story)
         story.line.over = True
         self._write(story)
         self._done.append(story.line)
@@ -365,13 +380,10 @@ class Stories:
 
     def _closed(self, event: Event) -> None:
         self._of_refused.pop(event.connection or "", None)
-        for story in self._open:
-            for part in story.parts.values():
-                if event.connection in part.held:
-                    part.held.discard(event.connection or "")
-                    part.good = event.time
-                    story.last = event.time
-                    self._write(story)
+        story = self._story_of(event.peer or "")
+        if story is not None and event.connection in (held := story.parts[event.peer or ""].held):
+            held.discard(event.connection or "")
+            story.parts[event.peer or ""].good = story.last = event.time
         match event.reason:
             case "given-up":
                 self._gathered(event, "connection given up: no path for too long", Tone.BAD)
@@ -396,14 +408,14 @@ class Stories:
         """What is mended is not red any more."""
         broken = {EventName.STORE_RESTORED: EventName.STORE_FAILED, EventName.DNS_UPDATED: EventName.DNS_FAILED}.get(by)
         what = _SAID[broken][0] if broken is not None else None
-        for line in self.lines:
+        for line in self._lines:
             if line.what == what and line.tone in (Tone.BAD, Tone.WAITING):
                 line.tone = Tone.DIM
 
     def _gathered(self, event: Event, what: str, tone: Tone) -> Line:
         """One line for the same thing happening to many connections."""
         peers = (event.peer,) if event.peer is not None else ()
-        last = self.lines[-1] if self.lines else None
+        last = self._lines[-1] if self._lines else None
         if (
             last is not None
             and event.connection is not None
@@ -421,7 +433,7 @@ class Stories:
     def _line(self, line: Line) -> Line:
         self._number += 1
         line.number = self._number
-        self.lines.append(line)
+        self._lines.append(line)
         return line
 
     @staticmethod

@@ -13,8 +13,8 @@ PROGRAMS: Final = ("redirectctl", "redirectd", "redirect-run")
 
 # By metavar.  Words without `SHA256:`: bash takes a colon as the end of a word.
 _WORDS: Final = {
-    "PEER": "redirectctl peers 2>/dev/null | sed 1d | cut -c8-50",
-    "HOST": "redirectctl peers 2>/dev/null | sed 1d | cut -c8-50",  # or any other
+    "PEER": "redirectctl peers --words 2>/dev/null",
+    "HOST": "redirectctl peers --words 2>/dev/null",  # or any other
     "CONN": "redirectctl connections 2>/dev/null | sed 1d | cut -c1-16",
 }
 _FILES: Final = frozenset({"FILE", "PATH"})

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from redirectctl.api.client import UnreachableError, Unseen
+from redirectctl.api.naming import labels
 from redirectctl.api.reasons import in_words
 from redirectctl.api.schema import Event, PeersReply, PeersRequest, RequestError
 from redirectctl.api.stories import Line, Stories, Tone
@@ -140,8 +141,7 @@ class _Names(dict[str, str]):
             peers = ask(self._args, PeersRequest(), PeersReply).peers
         except (UnreachableError, RequestError):
             peers = []
-        for peer in peers:
-            self[peer.fingerprint] = clean(peer.name or (peer.addresses or [peer.fingerprint])[0])
+        self.update(labels(peers))
         return self.setdefault(fingerprint, clean(fingerprint))
 
 

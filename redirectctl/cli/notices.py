@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+from redirectctl.api.naming import named, said
 from redirectctl.api.schema import Event, EventName, Peer, PeerState
 from redirectctl.api.text import clean, duration
 
@@ -104,8 +105,9 @@ class Notices:
                 yield Notice(
                     subject,
                     f"First contact with {where}",
-                    f"Its key is {event.peer}. Compare that with what `redirectctl identity` says there, then "
-                    "`redirectctl approve PEER` or `redirectctl reject PEER` here. Until then nothing is protected.",
+                    f"{_calling(peer)}Its key is {event.peer}. Compare that with what `redirectctl identity` says "
+                    "there, then `redirectctl approve PEER` or `redirectctl reject PEER` here. Until then nothing is "
+                    "protected.",
                     Urgency.CRITICAL,
                 )
             case EventName.PEER_KEY_CHANGED:
@@ -129,9 +131,14 @@ def _where(event: Event, peers: Mapping[str, Peer]) -> str:
 
 def _name(event: Event, peers: Mapping[str, Peer]) -> str:
     peer = peers.get(event.peer) if event.peer is not None else None
-    if peer is not None and peer.name:
-        return _short(peer.name)
+    if peer is not None and (name := named(peer)):
+        return _short(name)
     return _short(event.address or event.remote or (peer.addresses[0] if peer and peer.addresses else "another host"))
+
+
+def _calling(peer: Peer | None) -> str:
+    name = said(peer) if peer is not None else None
+    return f"It calls itself {_short(name)}. " if name is not None else ""
 
 
 def _short(text: str) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
+from typing import Final
 
+from redirectctl.api.naming import named
 from redirectctl.api.schema import Peer, PeerReply, PeersReply, PeersRequest
-from redirectctl.api.text import moment
+from redirectctl.api.text import clean, moment
 from redirectctl.cli.common import ExitCode, ask
 from redirectctl.cli.output import Column, print_done, print_json, print_table
 
+WORD: Final = re.compile(r"[\w.-]+")  # what no shell does anything with
 COLUMNS = (
     Column("FINGERPRINT"),
     Column("NAME", shorten=True, optional=True),
@@ -20,13 +24,23 @@ COLUMNS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None."""
+    """All, or only what names them."""
+    parser.add_argument(
+        "--words",
+        action="store_true",
+        help="only what commands take for PEER, a line each: fingerprints without SHA256:, names without blanks",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """List all peers."""
     peers = ask(args, PeersRequest(), PeersReply).peers
-    if args.json:
+    if args.words:
+        for peer in peers:
+            print(clean(peer.fingerprint.removeprefix("SHA256:")))
+        for name in sorted({peer.name for peer in peers if peer.name and WORD.fullmatch(peer.name)}):
+            print(name)
+    elif args.json:
         print_json(peers)
     elif peers:
         print_table(COLUMNS, [_row(peer) for peer in peers])
@@ -48,14 +62,16 @@ def show_decision(args: argparse.Namespace, verb: str, reply: PeerReply) -> int:
 
 def describe(peer: Peer) -> str:
     """Fingerprint, and in brackets the name or an address."""
-    label = peer.name or (peer.addresses[0] if peer.addresses else "")
+    label = named(peer)
+    if not peer.name and peer.addresses:
+        label = f"{label} at {peer.addresses[0]}" if label else peer.addresses[0]
     return f"{peer.fingerprint} ({label})" if label else peer.fingerprint
 
 
 def _row(peer: Peer) -> tuple[str, ...]:
     return (
         peer.fingerprint,
-        peer.name or "",
+        named(peer),
         peer.state,
         str(peer.connections),
         moment(peer.last_contact),

@@ -15,6 +15,7 @@ from typing import Final
 
 from redirectctl.api import schema
 from redirectctl.api.client import Client, UnreachableError
+from redirectctl.api.naming import labels
 from redirectctl.api.reasons import in_words
 from redirectctl.api.schema import Connection, ConnectionState, Peer, PeerState
 from redirectctl.api.text import clean, duration
@@ -100,10 +101,11 @@ def changes(before: Seen | None, now: Seen) -> Iterator[str]:
 
 
 def _of_peers(before: Mapping[str, Peer], now: Mapping[str, Peer]) -> Iterator[str]:
+    names = labels(now.values())
     for fingerprint, peer in now.items():
         if fingerprint in before and before[fingerprint].state is peer.state:
             continue
-        name = clean(peer.name or (peer.addresses[0] if peer.addresses else "a host"))
+        name = names[fingerprint]
         match peer.state:
             case PeerState.PENDING:
                 yield (

@@ -21,9 +21,9 @@ from redirectctl.flows.rendezvous.places import DNS
 from redirectctl.kernel.processes import procfs
 from redirectctl.names import resolver
 from redirectctl.names.resolver import Found, NoAnswerError
-from redirectctl.names.words import host_words
+from redirectctl.names.words import destination, host_words
 from redirectctl.proto.fingerprint import fingerprint, matches
-from redirectctl.store.records import PeerRecord
+from redirectctl.store.records import PeerRecord, StoreError
 from redirectctl.store.store import MAX_NAMES as MAX_LEARNT
 from redirectctl.store.store import Store
 from redirectctl.wire.addr import IPAddress, SockAddr
@@ -65,6 +65,8 @@ class NameBook:
         self._tasks = tasks
         self._changed = changed
         self._learnt: dict[bytes, list[str]] = store.names()
+        self._words: dict[bytes, dict[int, str]] = store.words()  # what each user's ssh calls a peer
+        self._heard: set[tuple[bytes, bytes]] = set()  # peers and connections whose command was read
         self._looking: set[bytes] = set()
         self._studied: set[Sight] = set()
         self._waiting: list[Sight] = []
@@ -84,6 +86,47 @@ class NameBook:
     def forget(self, key: bytes) -> None:
         """The peer is forgotten; the store has done so."""
         self._learnt.pop(key, None)
+        self._words.pop(key, None)
+
+    # -- what people call a peer --------------------------------------------------------------------------------------
+
+    def called(self, key: bytes, uid: int = 0) -> str | None:
+        """What a user's commands call a peer, until a person names it; root is told what anybody's do."""
+        return next(iter(self._callings(key, uid)), None)
+
+    def meaning(self, word: str, uid: int) -> list[bytes]:
+        """The peers that a user means by a word of his command line."""
+        known = {**self._words, **self._learnt}
+        return [key for key in known if key in self._records and word.lower() in self._callings(key, uid)]
+
+    def _callings(self, key: bytes, uid: int) -> list[str]:
+        """The user's own word first, then root's, for root anybody's, the latest first; then names that DNS has."""
+        words = self._words.get(key, {})
+        wanted = [uid, 0, *(reversed(words) if uid == 0 else ())]
+        learnt = [name.rstrip(".") for name in self._learnt.get(key, [])]
+        return list(dict.fromkeys([*(words[each] for each in wanted if each in words), *learnt]))
+
+    def hear(self, connections: Iterable[Connection]) -> None:
+        """Read what commands of these call their peers, also of peers that nobody has approved yet."""
+        for c in connections:
+            if c.peer is None or c.pid is None or not c.initiator or (c.peer, c.cid) in self._heard:
+                continue
+            if len(self._heard) >= MAX_STUDIED:
+                self._heard.clear()
+            self._heard.add((c.peer, c.cid))
+            if (word := destination(procfs.arguments(c.pid))) is not None:
+                self._call(c.peer, c.uid if c.uid is not None else UNKNOWN_USER, word)
+
+    def _call(self, key: bytes, uid: int, word: str) -> None:
+        words = self._words.setdefault(key, {})
+        words.pop(uid, None)  # the latest comes last
+        words[uid] = word
+        while len(words) > MAX_LEARNT:
+            del words[next(iter(words))]
+        try:
+            self._store.put_word(key, word, time.time(), uid)
+        except StoreError as error:  # one that waits for a person may not be stored yet: later, when it is protected
+            _log.debug("%s is called %s: %s", fingerprint(key), word, error)
 
     # -- looking up ---------------------------------------------------------------------------------------------------
 
@@ -118,6 +161,10 @@ class NameBook:
 
     def study(self, connections: Iterable[Connection]) -> None:
         """These have become protected: by which names did their commands find the peers?"""
+        connections = list(connections)
+        for c in connections:
+            self._heard.discard((c.peer or b"", c.cid))  # by now the peer is stored
+        self.hear(connections)
         if not self.settings.lookup:
             return
         for connection in connections:

@@ -51,6 +51,7 @@ def peer_record(peer: Peer, before: PeerRecord | None, now: float, ran: float, *
         accepted=peer.accepted,
         met=ran if met or before is None else before.met,
         told=peer.addresses,
+        says=peer.says,
     )
 
 
@@ -65,6 +66,7 @@ def restored_peer(record: PeerRecord, port: int) -> Peer:
         greatest_counter=record.handshake_timestamp - 1,
         accepted=Accepted(record.accepted),
         addresses=record.told,
+        says=record.says,
         remote=SockAddr(latest, port) if latest is not None else None,
     )
 
@@ -162,12 +164,14 @@ def listed_history(c: Connection, offset: float) -> list[schema.Step]:
     ]
 
 
-def listed_peer(record: PeerRecord, connections: int, observed: SockAddr | None, names: list[str]) -> schema.Peer:
-    """For `peers`."""
+def listed_peer(
+    record: PeerRecord, connections: int, observed: SockAddr | None, names: list[str], called: str | None = None
+) -> schema.Peer:
+    """For `peers`.  ``called``: what commands call it; that is its name until a person gives it one."""
     latest = sorted(record.addresses, key=lambda a: a.last_seen, reverse=True)
     return schema.Peer(
         fingerprint=record.fingerprint,
-        name=record.name,
+        name=record.name or called,
         state=schema.PeerState(record.state.value),
         addresses=[str(a.address) for a in latest],
         first_seen=record.first_seen,
@@ -176,4 +180,5 @@ def listed_peer(record: PeerRecord, connections: int, observed: SockAddr | None,
         names=names or UNSET,
         observed=str(observed) if observed is not None else UNSET,
         contacted=any(a.identity for a in record.addresses),
+        says=record.says if record.says is not None else UNSET,
     )

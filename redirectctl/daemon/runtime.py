@@ -12,6 +12,7 @@ import asyncio
 import functools
 import logging
 import os
+import socket
 import time
 from contextlib import suppress
 from ipaddress import ip_network
@@ -382,6 +383,7 @@ class Runtime:
 def policy(config: Config) -> Policy:
     """The part of the configuration that the engine needs."""
     return Policy(
+        own_name=own_name(config.trust.own_name),
         control_port=config.control.port,
         first_contact=config.trust.first_contact,
         long_lived_after=config.protect.long_lived_after,
@@ -399,3 +401,8 @@ def policy(config: Config) -> Policy:
         never=config.path.never,
         accept_from=tuple(map(ip_network, config.path.accept_from)),
     )
+
+
+def own_name(configured: str) -> str:
+    """What peers are told that this host is called; empty: nothing."""
+    return {"": socket.gethostname(), "-": ""}.get(configured, configured)

@@ -101,12 +101,14 @@ class DaemonService:
     async def peers(self, request: schema.PeersRequest, caller: Caller) -> schema.PeersReply:
         """All peers."""
         movable = Counter(c.peer for c in self._r.engine.table if c.movable)
-        return schema.PeersReply(peers=[self._listed(p, movable[p.public]) for p in self._r.peers.records.values()])
+        self._read_commands()
+        known = list(self._r.peers.records.values())
+        return schema.PeersReply(peers=[self._listed(p, caller, movable[p.public]) for p in known])
 
     async def peer(self, request: schema.PeerRequest, caller: Caller) -> schema.PeerReply:
         """One peer, with the picture of its key."""
-        peer = self._peer("peer", request.peer)
-        return schema.PeerReply(peer=self._listed(peer), picture=picture(peer.public, "redirectctl"))
+        peer = self._peer("peer", request.peer, caller)
+        return schema.PeerReply(peer=self._listed(peer, caller), picture=picture(peer.public, "redirectctl"))
 
     async def identity(self, request: schema.IdentityRequest, caller: Caller) -> schema.IdentityReply:
         """Own fingerprint."""
@@ -144,7 +146,7 @@ class DaemonService:
 
     async def approve(self, request: schema.ApproveRequest, caller: Caller) -> schema.PeerReply:
         """Trust a peer's key."""
-        peer = self._peer("approve", request.peer)
+        peer = self._peer("approve", request.peer, caller)
         if peer.state is PeerState.CHANGED:
             raise RequestError(
                 f"approve {peer.fingerprint}",
@@ -156,29 +158,29 @@ class DaemonService:
             self._check_name(f"approve {request.peer}", request.name, peer)
             self._r.peers.rename(peer.public, request.name)
         self._r.engine.approve(self._r.now, peer.public)
-        return self._decided(peer.public)
+        return self._decided(peer.public, caller)
 
     async def reject(self, request: schema.RejectRequest, caller: Caller) -> schema.PeerReply:
         """Never trust a peer's key."""
-        peer = self._peer("reject", request.peer)
+        peer = self._peer("reject", request.peer, caller)
         self._r.engine.reject(self._r.now, peer.public)
-        return self._decided(peer.public)
+        return self._decided(peer.public, caller)
 
     async def forget(self, request: schema.ForgetRequest, caller: Caller) -> schema.PeerReply:
         """Know nothing of a peer."""
-        peer = self._peer("forget", request.peer)
-        listed = self._listed(peer)
+        peer = self._peer("forget", request.peer, caller)
+        listed = self._listed(peer, caller)
         self._r.engine.forget(self._r.now, peer.public)
         self._r.wake()
         return schema.PeerReply(peer=listed)
 
     async def rename(self, request: schema.RenameRequest, caller: Caller) -> schema.PeerReply:
         """Call a peer something else."""
-        peer = self._peer("rename", request.peer)
+        peer = self._peer("rename", request.peer, caller)
         if request.name is not None:
             self._check_name(f"rename {request.peer}", request.name, peer)
         self._r.peers.rename(peer.public, request.name)
-        return self._decided(peer.public)
+        return self._decided(peer.public, caller)
 
     async def protect(self, request: schema.ProtectRequest, caller: Caller) -> schema.ConnectionsReply:
         """Opt a running process or one connection in."""
@@ -227,7 +229,7 @@ class DaemonService:
 
     async def retry(self, request: schema.RetryRequest, caller: Caller) -> schema.RetryReply:
         """Ask hosts that did not answer again."""
-        hosts = None if request.host is None else await self._addresses(f"retry {request.host}", request.host)
+        hosts = None if request.host is None else await self._addresses(f"retry {request.host}", request.host, caller)
         asked = self._r.engine.retry(self._r.now, hosts)
         self._r.wake()
         if hosts is not None and not asked:
@@ -257,7 +259,7 @@ class DaemonService:
 
     async def doctor(self, request: schema.DoctorRequest, caller: Caller) -> schema.DoctorReply:
         """Check what can be checked from inside the daemon."""
-        host = self._examined(request.peer) if request.peer is not None else None
+        host = self._examined(request.peer, caller) if request.peer is not None else None
         return schema.DoctorReply(checks=await self._examine(self._r, host))
 
     async def _meet(self, key: bytes, to: SockAddr) -> schema.Meeting:
@@ -279,25 +281,19 @@ class DaemonService:
 
     # -- arguments ----------------------------------------------------------------------------------------------------
 
-    def _peer(self, verb: str, text: str) -> PeerRecord:
+    def _peer(self, verb: str, text: str, caller: Caller | None = None) -> PeerRecord:
         """By fingerprint, unique prefix of it, name, or an address at which we called it and its key answered.
 
-        Who calls us may have chosen the address that we saw, so that does not say whose key is meant.
+        Who calls us may have chosen the address that we saw, so that does not say whose key is meant; nor does what a
+        peer calls itself.
         """
         peers = list(self._r.peers.records.values())
         what = f"{verb} {text}"
-        for found in (
-            [p for p in peers if text in (p.fingerprint, p.name)],
-            [p for p in peers if matches(p.fingerprint, text)],
-            [p for p in peers if text in (str(a.address) for a in p.addresses if a.identity)],
-        ):
+        if found := self._named(text, caller) or [p for p in peers if _is_at(p, text, called=True)]:
             if len(found) == 1:
                 return found[0]
-            if found:
-                raise RequestError(
-                    what, f"{len(found)} peers match: {_listed_keys(found)}", "name one by its fingerprint"
-                )
-        if seen := [p for p in peers if text in (str(a.address) for a in p.addresses)]:
+            raise RequestError(what, f"{len(found)} peers match: {_listed_keys(found)}", "name one by its fingerprint")
+        if seen := [p for p in peers if _is_at(p, text)]:
             if len(seen) == 1 and seen[0].state is PeerState.APPROVED and verb != "approve":
                 return seen[0]  # nothing is trusted by that
             why = f"peers have only called from this address, none has answered there: {_listed_keys(seen)}"
@@ -313,34 +309,49 @@ class DaemonService:
         if any(other.name == name for other in self._r.peers.records.values() if other is not peer):
             raise RequestError(what, f"another peer is called {name}", "choose another name")
 
-    def _examined(self, text: str) -> bytes | str:
+    def _named(self, text: str, caller: Caller | None) -> list[PeerRecord]:
+        """By fingerprint or name, unique prefix of a fingerprint, or what the caller's commands call it."""
+        peers = self._r.peers.records.values()
+        return (
+            [p for p in peers if text in (p.fingerprint, p.name)]
+            or [p for p in peers if matches(p.fingerprint, text)]
+            or self._called(text, caller)
+        )
+
+    def _examined(self, text: str, caller: Caller) -> bytes | str:
         """Whom doctor has to examine: a peer as elsewhere, and any other host.
 
         Nothing is trusted by that.  Of those that were at one address it is the known key rather than a changed one,
         and the one that was heard last.
         """
+        if found := self._named(text, caller):
+            return found[0].public if len(found) == 1 else self._peer("doctor", text, caller).public
         peers = self._r.peers.records.values()
-        for found in (
-            [p for p in peers if text in (p.fingerprint, p.name)],
-            [p for p in peers if matches(p.fingerprint, text)],
-        ):
-            if found:
-                return found[0].public if len(found) == 1 else self._peer("doctor", text).public
-        at = [p for p in peers if text in (str(a.address) for a in p.addresses if a.identity)]
-        at = at or [p for p in peers if text in (str(a.address) for a in p.addresses)]
+        at = [p for p in peers if _is_at(p, text, called=True)] or [p for p in peers if _is_at(p, text)]
         if not at:
             return text
         return max(at, key=lambda p: (p.state is not PeerState.CHANGED, p.last_contact or 0.0)).public
 
-    async def _addresses(self, what: str, text: str) -> set[IPAddress]:
+    async def _addresses(self, what: str, text: str, caller: Caller) -> set[IPAddress]:
         """Of a peer, by fingerprint, prefix of it or name; else of any host, by address or name."""
-        for peer in self._r.peers.records.values():
-            if text in (peer.fingerprint, peer.name) or matches(peer.fingerprint, text):
-                return {a.address for a in peer.addresses}
+        if found := self._named(text, caller):
+            return {a.address for peer in found for a in peer.addresses}
         try:
             return set(await lookup.addresses(text))
         except lookup.UnknownNameError as error:
             raise RequestError(what, str(error), error.hint) from error
+
+    def _called(self, word: str, caller: Caller | None) -> list[PeerRecord]:
+        """Peers that nobody has named, and that the caller's commands call so."""
+        if caller is None:
+            return []
+        self._read_commands()
+        found = [self._r.peers.records[key] for key in self._r.names.meaning(word, caller.uid)]
+        return [p for p in found if p.name is None]
+
+    def _read_commands(self) -> None:
+        """A peer that waits for a person has a name as soon as a command has one for it."""
+        self._r.names.hear([c for c in self._r.engine.table if c.state is State.PENDING])
 
     def _connection(self, verb: str, text: str) -> Connection:
         """By id, unique prefix of it, or LOCAL-REMOTE."""
@@ -374,18 +385,24 @@ class DaemonService:
         relayed = self._r.engine.host.relayed(c)
         return records.listed_connection(c, self._r.now, self._r.port.port, counters, relayed=relayed)
 
-    def _listed(self, peer: PeerRecord, connections: int | None = None) -> schema.Peer:
+    def _listed(self, peer: PeerRecord, caller: Caller, connections: int | None = None) -> schema.Peer:
         if connections is None:
             connections = len(self._r.engine.table.movable(peer.public))
         known = self._r.engine.peers.get(peer.public)
         observed = known.reflexive if known is not None else None
-        return records.listed_peer(peer, connections, observed, self._r.names.names(peer.public))
+        called = self._r.names.called(peer.public, caller.uid)
+        return records.listed_peer(peer, connections, observed, self._r.names.names(peer.public), called)
 
-    def _decided(self, public: bytes) -> schema.PeerReply:
+    def _decided(self, public: bytes, caller: Caller) -> schema.PeerReply:
         """The engine has changed the peer; the store follows before the answer goes out."""
         self._r.peers.save(public)
         self._r.wake()
-        return schema.PeerReply(peer=self._listed(self._r.peers.records[public]))
+        return schema.PeerReply(peer=self._listed(self._r.peers.records[public], caller))
+
+
+def _is_at(peer: PeerRecord, address: str, *, called: bool = False) -> bool:
+    """Whether a peer was at an address; ``called``: we called it there, and its key answered."""
+    return any(str(a.address) == address and (a.identity or not called) for a in peer.addresses)
 
 
 def _waiting(peers: list[PeerRecord]) -> str:
@@ -395,7 +412,13 @@ def _waiting(peers: list[PeerRecord]) -> str:
 
 def _listed_keys(peers: list[PeerRecord]) -> str:
     more = f" and {len(peers) - MOST_LISTED} more" if len(peers) > MOST_LISTED else ""
-    return ", ".join(p.fingerprint for p in peers[:MOST_LISTED]) + more
+    return ", ".join(_told_apart(p) for p in peers[:MOST_LISTED]) + more
+
+
+def _told_apart(peer: PeerRecord) -> str:
+    """Its key, and what it is called; in quotes what it calls itself."""
+    label = peer.name or (f'"{peer.says}"' if peer.says else "")
+    return f"{peer.fingerprint} ({label})" if label else peer.fingerprint
 
 
 def _connection(what: str, text: str) -> FourTuple:

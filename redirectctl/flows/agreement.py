@@ -1,6 +1,7 @@
 """What is said to peers besides announcements and claims: who and where we are, what has ended, what is still there.
 
 HELLO  what we think of the peer, where we see it, what addresses we have
+NAME   what this host calls itself
 END    these connections are not protected here any more; closed, released, or to be killed there too
 SYNC   which of these connections does the peer still have?
 """
@@ -14,6 +15,7 @@ from redirectctl.flows.host import Host
 from redirectctl.flows.requests import Requests
 from redirectctl.flows.state import State
 from redirectctl.proto import events
+from redirectctl.proto.constants import NAMES_SINCE
 from redirectctl.proto.peer import Peer, PeerState
 from redirectctl.proto.shares import Shared
 from redirectctl.wire import message as messages
@@ -46,11 +48,19 @@ class Agreement:
 
     # -- HELLO --------------------------------------------------------------------------------------------------------
 
-    def hello(self, now: float, peer: Peer, to: SockAddr | None = None, source: IPAddress | None = None) -> None:
+    def hello(
+        self,
+        now: float,
+        peer: Peer,
+        to: SockAddr | None = None,
+        source: IPAddress | None = None,
+        *,
+        called: bool = False,
+    ) -> None:
         """Tell a peer what we think of it, where we see it and what other addresses we have.
 
         To an address that the peer has not been proven to have (``to``), the HELLO names no addresses: it is to be no
-        longer than the datagram that it answers.
+        longer than the datagram that it answers.  ``called``: this host has called the peer just now.
         """
         at = to or peer.remote
         if at is not None:
@@ -59,6 +69,22 @@ class Agreement:
                 self._said[peer.key] = addresses
             message = messages.Hello(_TRUST.get(peer.state, Trust.PENDING), at, addresses)
             self._host.send(now, peer.key, message, to, source)
+            if to is None:
+                self._say_name(now, peer, called=called or bool(peer.identity))
+
+    def _say_name(self, now: float, peer: Peer, *, called: bool) -> None:
+        """Tell a peer what this host is called: not to strangers, who may have called only to find out."""
+        session, name = peer.session(now), self._host.policy.own_name
+        known = called or peer.state is PeerState.APPROVED
+        if session is not None and session.version >= NAMES_SINCE and known and name:
+            self._host.send(now, peer.key, messages.Name.of(name))
+
+    def named(self, now: float, key: bytes, name: str) -> None:
+        """A peer says what it is called: listings show it in quotes."""
+        peer = self._host.peers.get(key)
+        if peer is not None and name and peer.says != name:
+            peer.says = name
+            self.store_addresses(now, key)
 
     def moved(self, now: float, peer: Peer) -> None:
         """The peer has confirmed a move: tell it our other addresses, if they are others than it knows."""
@@ -73,7 +99,7 @@ class Agreement:
             self.hello(now, peer, event.source, event.local)
 
     def store_addresses(self, now: float, key: bytes) -> None:
-        """Store the addresses that a peer has named: once in KEEP_PAUSE, however often it names them."""
+        """Store what a peer says of itself, once in KEEP_PAUSE, however often it says that."""
         peer, next_at = self._host.peers.get(key), self._kept.get(key, float("-inf")) + constants.KEEP_PAUSE
         if peer is not None and now >= next_at:
             self._kept[key] = now

@@ -151,7 +151,7 @@ class Contact:
         peer = self._host.peers.get(event.key)
         if peer is None:
             return
-        self._agreement.hello(now, peer)
+        self._agreement.hello(now, peer, called=event.initiator)
         self._agreement.tell_again(now, event.key)
         there = not self._host.by_way_of(event.key, event.remote)
         self._host.timers.cancel(timer_kinds.Reach(peer.key))

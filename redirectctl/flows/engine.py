@@ -68,6 +68,7 @@ from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
 # Answers count only if we have asked.
 _OF_STRANGERS: Final = (
     messages.Hello,
+    messages.Name,
     messages.Protect,
     messages.Protected,
     messages.Done,
@@ -602,6 +603,8 @@ class Engine:
             case messages.Hello():
                 self.contacts.on_hello(now, event, message)
                 self.rendezvous.on_hello(now, event, message)
+            case messages.Name():
+                self.agreement.named(now, key, message.name)
             case messages.EndOf():
                 self.lifecycle.on_end(now, event, message)
             case messages.Sync():

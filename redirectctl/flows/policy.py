@@ -12,6 +12,7 @@ from redirectctl.wire.addr import IPNetwork
 class Policy:
     """The configuration's values, with durations in seconds."""
 
+    own_name: str = ""  # what this host calls itself; empty: it does not say
     control_port: int = constants.CONTROL_PORT
     first_contact: str = "ask"  # ask | accept-new | refuse
     long_lived_after: float = 10.0

@@ -91,6 +91,7 @@ class Peer:
     reflexive: SockAddr | None = None  # where it said it sees us
     addresses: tuple[IPAddress, ...] = ()  # what it last said it has: where it may be tried
     told: float | None = None  # when it last said so
+    says: str | None = None  # what it calls itself: nobody has confirmed that
     sessions: list[Session] = field(default_factory=list)  # newest first
     keep: bool = False  # renew sessions before they end
     accepted: Accepted = Accepted.NO

@@ -62,6 +62,7 @@ class PeerRecord:
     accepted: int = 0  # approved only because everybody is: 1, and never of use; 2, and of use before; 0: not so
     met: float = 0.0  # seconds that the daemon had run, all its lives together, when it was met last
     told: tuple[IPAddress, ...] = ()  # addresses that it said it has
+    says: str | None = None  # what it calls itself
 
 
 @dataclass(frozen=True, slots=True)

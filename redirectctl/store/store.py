@@ -118,7 +118,7 @@ class Store:
                 addresses.setdefault(public, []).append(entry)
             rows = self._database.execute(
                 "SELECT public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp, met,"
-                " accepted, told FROM peers ORDER BY first_seen"
+                " accepted, told, says FROM peers ORDER BY first_seen"
             ).fetchall()
         return [
             PeerRecord(
@@ -134,8 +134,22 @@ class Store:
                 met=met,
                 accepted=accepted,
                 told=tuple(map(ip_address, told.split())),
+                says=says,
             )
-            for public, fingerprint, state, first_seen, name, secret, last_contact, counter, met, accepted, told in rows
+            for (
+                public,
+                fingerprint,
+                state,
+                first_seen,
+                name,
+                secret,
+                last_contact,
+                counter,
+                met,
+                accepted,
+                told,
+                says,
+            ) in rows
         ]
 
     def put_peer(self, peer: PeerRecord) -> list[bytes]:
@@ -216,6 +230,30 @@ class Store:
             )
         return self.names().get(public, [])
 
+    def words(self) -> dict[bytes, dict[int, str]]:
+        """What users' commands call peers, by user; the latest last.  Raises StoreError."""
+        found: dict[bytes, dict[int, str]] = {}
+        with explained(self.path):
+            for public, uid, word in self._database.execute(
+                "SELECT public, uid, word FROM peer_words ORDER BY last_used"
+            ):
+                found.setdefault(public, {})[uid] = word
+        return found
+
+    def put_word(self, public: bytes, word: str, now: float, uid: int) -> None:
+        """What a user's command calls a stored peer.  The latest MAX_NAMES users' are kept.  Raises StoreError."""
+        with self._transaction():
+            self._database.execute(
+                "INSERT INTO peer_words (public, uid, word, last_used) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (public, uid) DO UPDATE SET word = excluded.word, last_used = excluded.last_used",
+                (public, uid, word, now),
+            )
+            self._database.execute(
+                "DELETE FROM peer_words WHERE public = ?1 AND uid IN"
+                " (SELECT uid FROM peer_words WHERE public = ?1 ORDER BY last_used DESC LIMIT -1 OFFSET ?2)",
+                (public, MAX_NAMES),
+            )
+
     def record_handshake_timestamp(self, public: bytes, timestamp: int) -> bool:
         """Keep a peer's latest handshake timestamp.  False, and nothing kept, if one as great was seen: a replay.
 
@@ -295,11 +333,11 @@ class Store:
         self._database.execute(
             "INSERT INTO peers"
             " (public, fingerprint, name, state, secret, first_seen, last_contact, handshake_timestamp, met, accepted,"
-            " told) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
+            " told, says) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
             " fingerprint = excluded.fingerprint, name = excluded.name, state = excluded.state,"
             " secret = excluded.secret, first_seen = excluded.first_seen, last_contact = excluded.last_contact,"
             " handshake_timestamp = max(handshake_timestamp, excluded.handshake_timestamp), met = excluded.met,"
-            " accepted = excluded.accepted, told = excluded.told",
+            " accepted = excluded.accepted, told = excluded.told, says = excluded.says",
             (
                 peer.public,
                 peer.fingerprint,
@@ -312,6 +350,7 @@ class Store:
                 peer.met,
                 peer.accepted,
                 " ".join(map(str, peer.told)),
+                peer.says,
             ),
         )
         self._put_addresses(peer)

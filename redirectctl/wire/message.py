@@ -26,6 +26,7 @@
     BYE (17)            |
     PATH_PROBE (18)     | nonce (8) |
     PATH_PROBED (19)    | nonce (8) |
+    NAME (20)           | n (1) | n x byte |
     from 32 on          meeting.py
 
 Each starts with its type (1).  The ACM has what the paper's figure 2 has, but names connections by the ids that both
@@ -38,7 +39,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias
 
 from redirectctl.wire import meeting
 from redirectctl.wire.addr import FourTuple, IPAddress, SockAddr
@@ -54,6 +55,7 @@ MAX_OLD: Final = 8  # addresses of which an ACM moves all connections
 MAX_MOVED: Final = 100  # connections that an ACM names one by one
 MAX_CIDS: Final = 128
 MAX_TOKENS: Final = 64
+MAX_NAME: Final = 64  # bytes
 MAX_START: Final = 2**62  # of the counters of an offer
 
 
@@ -399,6 +401,26 @@ class PathProbed(_WithNonce):
 
 
 @dataclass(frozen=True, slots=True)
+class Name(Body):
+    """What the sender calls itself: UTF-8, and not to be believed.  In sessions of version 3 and later."""
+
+    TYPE: ClassVar[int] = 20
+    LAYOUT: ClassVar[Layout] = Layout(text=Many(plain("B"), MAX_NAME))
+    text: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """For a name, of which what is too long is left out."""
+        return cls(tuple(name.encode(errors="replace")[:MAX_NAME]))
+
+    @property
+    def name(self) -> str:
+        """As people can be shown it: printable, without quotes, as they are put around it."""
+        shown = bytes(self.text).decode(errors="ignore")
+        return "".join(c for c in shown if c.isprintable() and c not in "\"'`\\").strip()
+
+
+@dataclass(frozen=True, slots=True)
 class Bye(Body):
     """The sender's daemon ends now."""
 
@@ -426,6 +448,7 @@ Message: TypeAlias = (
     | PathProbe
     | PathProbed
     | Bye
+    | Name
     | meeting.Message
 )
 
@@ -451,6 +474,7 @@ _TYPES: Final = {
         PathProbe,
         PathProbed,
         Bye,
+        Name,
         *meeting.MESSAGES,
     )
 }

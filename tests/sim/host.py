@@ -388,7 +388,7 @@ class Host:
             case commands.SavePeer(peer):
                 copy = Peer(peer.key, peer.state, peer.secret, identity=set(peer.identity),
                             greatest_counter=peer.greatest_counter, remote=peer.remote, local=peer.local,
-                            accepted=peer.accepted, addresses=peer.addresses)  # fmt: skip
+                            accepted=peer.accepted, addresses=peer.addresses, says=peer.says)  # fmt: skip
                 self.peers_saved += 1
                 if peer.key in self.engine.peers:
                     self.stored_peers[peer.key] = copy

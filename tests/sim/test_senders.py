@@ -273,6 +273,7 @@ SAY: Final[dict[type, Build]] = {
     messages.PathProbe: lambda s, h: messages.PathProbe(bytes(8)),
     messages.PathProbed: lambda s, h: probed(s),
     messages.Bye: lambda s, h: messages.Bye(),
+    messages.Name: lambda s, h: messages.Name.of("bob"),
     wire.Register: lambda s, h: wire.Register(1, (ip(VICTIM),), (s.theirs,)),
     wire.Registered: lambda s, h: wire.Registered(
         s.alice.engine.rendezvous.servers[0].request, wire.Registration.NOT_SERVING, SockAddr(ip(VICTIM), 9)

@@ -110,6 +110,7 @@ SAY: Final[dict[type, Callable[[Flood, int], Message]]] = {
     messages.PathProbe: lambda f, n: messages.PathProbe(n.to_bytes(8)),
     messages.PathProbed: lambda f, n: messages.PathProbed(n.to_bytes(8)),
     messages.Bye: lambda f, n: messages.Bye(),
+    messages.Name: lambda f, n: messages.Name.of(f"name-{n}"),
     wire.Register: lambda f, n: wire.Register(
         n, (ip(MALLORY),), tuple((n * 100 + m).to_bytes(wire.TAG_LEN) for m in range(wire.MAX_TAGS))
     ),

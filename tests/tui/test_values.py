@@ -9,9 +9,11 @@ import msgspec
 import pytest
 from msgspec import UNSET, UnsetType
 
+from redirectctl.api.naming import labels
 from redirectctl.api.schema import ConnectionState, Counters, Event, EventName
 from redirectctl_tui.journal import KEPT, Journal, median
 from redirectctl_tui.model import SORTS, Rates, Selection, target_error
+from redirectctl_tui.screens.contact import who
 from redirectctl_tui.screens.details import timeline
 from redirectctl_tui.screens.network import addresses, observations
 from redirectctl_tui.widgets.lines import fitted
@@ -274,3 +276,14 @@ class TestDrawing:
 
     def test_logarithmic_bars_begin_at_a_hundredth(self):
         assert bars([1.0, 10.0, 100.0], 1, logarithmic=True) == ["▁▄█"]
+
+
+def test_two_that_call_from_behind_one_nat_are_told_apart():
+    (one, *_) = scene("protected").view.peers
+    red = msgspec.structs.replace(one, fingerprint="SHA256:red", name=None, says="red", addresses=["203.0.113.5"])
+    blue = msgspec.structs.replace(red, fingerprint="SHA256:blue", says="bl\x1bue")
+    text = who(blue, [], [red, blue]).plain
+    assert 'It calls itself "bl\\x1bue"; nobody has confirmed that.' in text
+    assert "1 other host known at this address: compare the fingerprint." in text
+    assert "known at this address" not in who(blue, [], [blue]).plain
+    assert labels([red, blue]) == {"SHA256:red": '"red"', "SHA256:blue": '"bl\\x1bue"'}

@@ -12,6 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Button, Label, Static
 
+from redirectctl.api.naming import said
 from redirectctl.api.schema import Connection, ConnectionState, Peer, PeerState
 from redirectctl.api.text import clean
 from redirectctl_tui.model import View, host_of
@@ -63,7 +64,7 @@ class Contact(Dialog):
             box.border_title = "First contact with another host"
             with Horizontal(classes="sides"):
                 yield Static("", id="picture")
-                yield Static(who(self.peer, self._view.connections), id="who", classes="side")
+                yield Static(who(self.peer, self._view.connections, self._view.peers), id="who", classes="side")
             yield Label(Text("Its key's fingerprint:"), classes="above")
             yield Label(Text(clean(self.peer.fingerprint)), classes="key")
             with Horizontal(classes="buttons"):
@@ -93,7 +94,7 @@ class Contact(Dialog):
         """What is known now: who wants it, and where it is, may come after the dialog."""
         self.peer, self._view = peer, view
         for side in self.query("#who").results(Static):
-            side.update(who(peer, view.connections))
+            side.update(who(peer, view.connections, view.peers))
         for box in self.query(".changed").results(Vertical):
             box.border_title = self._warning()
 
@@ -108,13 +109,18 @@ class Contact(Dialog):
             self.set_focus(found)  # at once: `focus()` would let an Enter that follows quickly press another button
 
 
-def who(peer: Peer, connections: Sequence[Connection]) -> Text:
+def who(peer: Peer, connections: Sequence[Connection], peers: Sequence[Peer] = ()) -> Text:
     """Address, what wants it, and how to compare."""
     text = Text()
     text.append(", ".join(clean(address) for address in peer.addresses[:FEW]) or "unknown address", "bold")
     wanting = [c for c in connections if c.peer == peer.fingerprint and c.state is not ConnectionState.CLOSED] or [
         c for c in connections if host_of(c.remote) in peer.addresses and c.state in ASKING
     ]
+    if (name := said(peer)) is not None:
+        text.append(f"\nIt calls itself {name}; nobody has confirmed that.")
+    beside = [p for p in peers if p is not peer and p.fingerprint != peer.fingerprint and _alike(p, peer)]
+    if beside:
+        text.append(f"\n{plural(len(beside), 'other host')} known at this address: compare the fingerprint.")
     commands = list(dict.fromkeys(clean(c.command) for c in wanting if c.command))
     if commands:
         named = "\n  ".join(commands[:FEW])
@@ -128,6 +134,11 @@ def who(peer: Peer, connections: Sequence[Connection]) -> Text:
         text.append("\n")
     text.append(f"\n{COMPARE}")
     return text
+
+
+def _alike(one: Peer, other: Peer) -> bool:
+    """Both are seen at the same address now, as two hosts behind one NAT."""
+    return bool(one.addresses and other.addresses) and one.addresses[0] == other.addresses[0]
 
 
 def known_keys(peer: Peer, peers: Sequence[Peer]) -> list[Peer]:

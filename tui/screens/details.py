@@ -13,6 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
+from redirectctl.api.naming import short_fingerprint
 from redirectctl.api.schema import Connection, ConnectionState, Event, EventName, Peer
 from redirectctl.api.text import clean, duration, moment
 from redirectctl_tui.model import View
@@ -26,7 +27,6 @@ from redirectctl_tui.words import (
     peer_name,
     plural,
     rate,
-    short_fingerprint,
     took,
 )
 

@@ -11,13 +11,14 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 
+from redirectctl.api.naming import short_fingerprint
 from redirectctl.api.text import clean, moment
 from redirectctl_tui.journal import Entry, Journal, median
 from redirectctl_tui.model import View
 from redirectctl_tui.screens.dialogs import Page, pairs_text
 from redirectctl_tui.widgets.lines import Column, Lines
 from redirectctl_tui.widgets.plot import Bars
-from redirectctl_tui.words import Cell, Tone, amount, explained_fully, in_short, peer_name, rate, took
+from redirectctl_tui.words import Cell, Tone, amount, explained_fully, in_short, rate, took
 
 COLUMNS: Final = (
     Column("time", "TIME", 8, below=110),
@@ -83,7 +84,7 @@ class MovesPane(Vertical):
             self.app.push_screen(Page("What happened", self._whole(entry)))
 
     def _called(self, fingerprint: str) -> str:
-        return peer_name(self._view.peer(fingerprint) if self._view else None, fingerprint)
+        return (self._view.labels.get(fingerprint) if self._view else None) or short_fingerprint(fingerprint)
 
     def _whole(self, entry: Entry) -> Text:
         return pairs_text(

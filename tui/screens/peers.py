@@ -12,13 +12,14 @@ from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widgets import Static
 
+from redirectctl.api.naming import named, short_fingerprint
 from redirectctl.api.schema import Peer, PeerState
 from redirectctl.api.text import clean
 from redirectctl_tui.model import View
 from redirectctl_tui.screens.connections import TALL
 from redirectctl_tui.screens.details import peer_facts
 from redirectctl_tui.widgets.lines import Column, Lines
-from redirectctl_tui.words import PEERS, Cell, Tone, brief, peer_name, short_fingerprint
+from redirectctl_tui.words import PEERS, Cell, Tone, brief, peer_name
 
 COLUMNS: Final = (
     Column("name", "NAME", 12, grow=2),
@@ -107,7 +108,7 @@ class PeersPane(Vertical):
         mark, tone = PEERS[peer.state]
         ago = "never" if peer.last_contact is None else f"{brief(max(0.0, self._clock() - peer.last_contact))} ago"
         return (
-            Cell(clean(peer.name)) if peer.name else Cell("no name", Tone.DIM),
+            Cell(named(peer), Tone.PLAIN if peer.name else Tone.DIM) if named(peer) else Cell("no name", Tone.DIM),
             Cell(f"{mark} {peer.state.value}", tone),
             Cell(", ".join(clean(address) for address in peer.addresses)),
             Cell(ago),

@@ -226,6 +226,16 @@ class TestCommands:
         daemon.replies["peers"] = schema.PeersReply([])
         assert ctl("peers").out == "no peers\n"
 
+    def test_peers_are_called_what_commands_call_them_or_in_quotes_what_they_say(self, daemon: Any, ctl: Runner):
+        says = msgspec.structs.replace(PEER, name=None, fingerprint="SHA256:other", says="lap\x1btop")
+        blank = msgspec.structs.replace(PEER, name="my box", fingerprint="SHA256:third")
+        daemon.replies["peers"] = schema.PeersReply([PEER, says, blank])
+        lines = ctl("peers").out.splitlines()
+        assert 'SHA256:other  "lap\\x1btop"  approved' in lines[2]
+        assert ctl("peers", "--words").out.split("\n") == ["abc", "other", "third", "büro", ""]
+        daemon.replies["approve"] = schema.PeerReply(says)
+        assert ctl("approve", "other").out == 'approved SHA256:other ("lap\\x1btop" at 198.51.100.7)\n'
+
     def test_identity(self, daemon: Any, ctl: Runner):
         daemon.replies["identity"] = schema.IdentityReply("SHA256:own", "+--+\n|.o|\n+--+\n")
         assert ctl("identity").out == "SHA256:own\n+--+\n|.o|\n+--+\n"
@@ -369,6 +379,49 @@ class TestEvents:
             }
         ]
         assert ctl("events", "--since", "5m") == Outcome(0, "", "")
+
+    def test_one_line_a_story(self, daemon: Any, ctl: Runner):
+        daemon.replies["peers"] = schema.PeersReply([PEER])
+        for event, fields in (
+            (EventName.ADDRESS_REMOVED, {"address": "192.0.2.1"}),
+            (EventName.CONNECTION_SUSPENDED, {"connection": "c0", "peer": "SHA256:abc", "reason": "no-path"}),
+            (EventName.ADDRESS_ADDED, {"address": "192.0.2.2", "interface": "wlan0"}),
+            (EventName.MOVE_STARTED, {"peer": "SHA256:abc", "reason": "address-changed", "epoch": 1}),
+            (EventName.CONNECTION_RESUMED, {"connection": "c0", "peer": "SHA256:abc", "duration": 0.2}),
+            (
+                EventName.MOVE_FINISHED,
+                {"peer": "SHA256:abc", "address": "192.0.2.2", "previous": "192.0.2.1", "gap": 0.25, "connections": 1},
+            ),
+            (EventName.PATH_CHANGED, {"connection": "c0", "peer": "SHA256:abc"}),
+        ):
+            daemon.record(event, **fields)
+        assert ctl("events").out == (
+            "2023-11-14 22:13:20  moved to 192.0.2.2 (wlan0) from 192.0.2.1; 1 connection with büro; silent for 250ms\n"
+        )
+        assert len(ctl("events", "--json").out.splitlines()) == len(ctl("events", "-v").out.splitlines()) == 7
+
+    def test_a_loss_that_is_not_over_is_told_so(self, daemon: Any, ctl: Runner):
+        daemon.replies["peers"] = RequestError("peers", "not now")
+        fields = {"connection": "c0", "peer": "SHA256:ab\x1bc", "reason": "no-path"}
+        daemon.record(EventName.CONNECTION_SUSPENDED, **fields)
+        assert ctl("events").out == ("2023-11-14 22:13:20  no path; 1 connection with SHA256:ab\\x1bc held; not over\n")
+
+    def test_following_tells_when_it_is_over(self, daemon: Any):
+        daemon.replies["peers"] = schema.PeersReply([PEER])
+        daemon.time = time.time()
+        with subprocess.Popen(
+            [*PROGRAM, "events", "--follow", "--since", "1s"], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            daemon.record(EventName.CONNECTION_SUSPENDED, connection="c0", peer="SHA256:abc", reason="no-path")
+            assert process.stdout.readline().endswith("no path; 1 connection with büro held; not over\n")
+            daemon.time = time.time()
+            daemon.record(EventName.CONNECTION_RESUMED, connection="c0", peer="SHA256:abc", duration=4.0)
+            assert process.stdout.readline().endswith(
+                "the path was lost, and is back; 1 connection with büro; silent for 4.0s\n"
+            )
+            process.send_signal(signal.SIGINT)
+            assert process.wait() == 130
 
     def test_since_so_long_ago(self, daemon: Any, ctl: Runner):
         daemon.time = time.time() - 300

@@ -94,11 +94,14 @@ def test_bash_completes_all_commands(script: Callable[[str, str], Path]) -> None
 
 def test_bash_completes_peers(script: Callable[[str, str], Path], tmp_path: Path) -> None:
     fake = tmp_path / "redirectctl"
-    fake.write_text(f"#!{sys.executable}\nprint('FINGERPRINT\\nSHA256:' + 'x' * 43 + '  server')\n")
+    answer = "import sys\nassert sys.argv[1:] == ['peers', '--words']\nprint('x' * 43, 'server', sep='\\n')\n"
+    fake.write_text(f"#!{sys.executable}\n{answer}")
     fake.chmod(0o755)
     ask = f"PATH={tmp_path}:$PATH\n{BASH}"
     answered = out(["bash", "-c", ask, "bash", str(script("bash", "redirectctl")), "redirectctl", "reject", "xx"])
     assert answered == ["x" * 43]
+    ask = [ask, "bash", str(script("bash", "redirectctl"))]
+    assert out(["bash", "-c", *ask, "redirectctl", "approve", "ser"]) == ["server"]
 
 
 def test_bash_completes_the_command_that_redirect_run_runs(

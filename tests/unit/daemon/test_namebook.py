@@ -90,7 +90,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 def connection(**more: Any) -> Connection:
     tuple_ = FourTuple(HERE, THERE)
-    return Connection(b"c" * 8, tuple_, tuple_, 0.0, **{"peer": KEY, "pid": 7, "initiator": True, **more})
+    cid = more.pop("cid", b"c" * 8)
+    return Connection(cid, tuple_, tuple_, 0.0, **{"peer": KEY, "pid": 7, "initiator": True, **more})
 
 
 def test_a_name_that_led_to_the_peer_is_learnt_and_kept(world: World) -> None:
@@ -284,3 +285,65 @@ def test_a_name_that_cannot_be_stored_is_known_for_now(world: World, monkeypatch
     assert book.names(KEY) == ["server.example."]
     world.studied(book, connection())
     assert world.store.names() == {KEY: ["server.example."]}
+
+
+class TestWords:
+    """What users call a peer."""
+
+    def heard(self, world: World, *connections: Connection) -> NameBook:
+        book = world.book()
+        book.hear(connections)
+        return book
+
+    def test_the_word_of_ssh_is_its_name_before_anybody_approves_and_after_a_restart(self, world: World) -> None:
+        world.argv = ["ssh", "-p", "22", "bob@server"]
+        book = self.heard(world, connection(uid=1000))
+        assert book.called(KEY, 1000) == "server"
+        assert book.meaning("server", 1000) == [KEY]
+        assert world.book().called(KEY, 1000) == "server"
+        assert world.asked == [], "no word is looked up for that"
+
+    def test_whose_word_it_is(self, world: World) -> None:
+        """Nobody's words are another's names; root, who decides for all, is told of all."""
+        world.argv = ["ssh", "mine"]
+        book = self.heard(world, connection(uid=1000))
+        world.argv = ["ssh", "theirs"]
+        book.hear([connection(uid=2000, cid=b"d" * 8)])
+        assert [book.called(KEY, uid) for uid in (1000, 2000, 3000, 0)] == ["mine", "theirs", None, "theirs"]
+        assert (book.meaning("theirs", 1000), book.meaning("mine", 0), book.meaning("theirs", 0)) == ([], [KEY], [KEY])
+
+    def test_another_word_replaces_it(self, world: World) -> None:
+        world.argv = ["ssh", "old"]
+        book = self.heard(world, connection(uid=1000))
+        world.argv = ["ssh", "new"]
+        book.hear([connection(uid=1000, cid=b"d" * 8)])
+        assert book.called(KEY, 1000) == "new"
+        assert book.meaning("old", 1000) == []
+
+    @pytest.mark.parametrize("other", [{"pid": None}, {"peer": None}, {"initiator": False}])
+    def test_not_of_connections_that_were_not_opened_here(self, world: World, other: dict[str, Any]) -> None:
+        world.argv = ["ssh", "server"]
+        assert self.heard(world, connection(uid=1000, **other)).called(KEY, 1000) is None
+
+    def test_a_peer_that_is_not_stored_yet_has_it_too(self, world: World) -> None:
+        world.argv = ["ssh", "server"]
+        other = b"o" * 32
+        world.records[other] = PeerRecord(other, fingerprint(other), PeerState.PENDING, 1.0)
+        book = self.heard(world, connection(peer=other, uid=1000))
+        assert book.called(other, 1000) == "server"
+        book.forget(other)
+        assert book.called(other, 1000) is None
+
+    def test_names_that_dns_knows_come_after(self, world: World) -> None:
+        book = world.book()
+        world.studied(book, connection(uid=1000))
+        assert book.called(KEY, 1000) == "server.example"
+        assert book.meaning("server.example", 2000) == [KEY], "it leads there, whoever says so"
+
+    def test_few_are_kept(self, world: World) -> None:
+        book = world.book()
+        for uid in range(100):
+            world.argv = ["ssh", f"n{uid}"]
+            book.hear([connection(uid=uid, cid=uid.to_bytes(8))])
+        assert len(book._words[KEY]) == MAX_NAMES
+        assert len(world.store.words()[KEY]) == MAX_NAMES

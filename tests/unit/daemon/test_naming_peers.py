@@ -10,6 +10,7 @@ import pytest
 
 from redirectctl.api.schema import RequestError
 from redirectctl.daemon import watching
+from redirectctl.daemon.apiserver import Caller
 from redirectctl.daemon.service import DaemonService
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.state import State
@@ -28,8 +29,13 @@ def peer(key: bytes, *addresses: tuple[str, bool], state: PeerState = PeerState.
     return PeerRecord(key, fingerprint(key), state, 1.0, addresses=listed, **more)
 
 
-def service(*peers: PeerRecord) -> DaemonService:
-    runtime = SimpleNamespace(peers=SimpleNamespace(records={each.public: each for each in peers}))
+def service(*peers: PeerRecord, words: dict[tuple[str, int], list[bytes]] | None = None) -> DaemonService:
+    """words: with a user, and the peers that he means by it."""
+    runtime = SimpleNamespace(
+        peers=SimpleNamespace(records={each.public: each for each in peers}),
+        names=SimpleNamespace(meaning=lambda word, uid: (words or {}).get((word, uid), []), hear=lambda some: None),
+        engine=SimpleNamespace(table=[]),
+    )
     return DaemonService(runtime, examine=None)  # type: ignore[arg-type]
 
 
@@ -93,3 +99,43 @@ def test_a_question_names_the_addresses_at_which_the_host_answered() -> None:
     peers = {SERVER: peer(SERVER, (ADDRESS, True), ("203.0.113.66", False))}
     (question,) = watching._questions([pending], peers, may_decide=True)
     assert question.addresses == [ADDRESS]
+
+
+ALICE, ROOT = (Caller(1, uid, frozenset()) for uid in (1000, 0))
+
+
+def test_a_word_of_the_callers_command_line_is_a_name() -> None:
+    listed = service(peer(SERVER), peer(OTHER), words={("server", 1000): [SERVER]})
+    assert listed._peer("approve", "server", ALICE).public == SERVER
+    for nobody in (ROOT, None):
+        with pytest.raises(RequestError, match="no such peer"):
+            listed._peer("approve", "server", nobody)
+
+
+def test_a_word_that_means_two_hosts_is_no_name() -> None:
+    listed = service(peer(SERVER), peer(OTHER), words={("server", 1000): [SERVER, OTHER]})
+    with pytest.raises(RequestError, match="2 peers match"):
+        listed._peer("approve", "server", ALICE)
+
+
+def test_the_name_that_a_person_gave_comes_before_words() -> None:
+    listed = service(peer(SERVER, name="office"), peer(OTHER, name="server"), words={("server", 1000): [SERVER]})
+    assert listed._peer("approve", "server", ALICE).public == OTHER
+    only = service(peer(SERVER, name="office"), words={("server", 1000): [SERVER]})
+    with pytest.raises(RequestError, match="no such peer"):
+        only._peer("approve", "server", ALICE)
+
+
+def test_what_a_peer_calls_itself_is_no_name() -> None:
+    listed = service(peer(STRANGER, (ADDRESS, False), says="server"))
+    for text in ("server", '"server"'):
+        with pytest.raises(RequestError, match="no such peer"):
+            listed._peer("approve", text, ROOT)
+
+
+def test_two_behind_one_nat_are_told_apart_where_their_address_is_named() -> None:
+    both = service(peer(SERVER, (ADDRESS, False), says="red"), peer(OTHER, (ADDRESS, False), says="blue"))
+    with pytest.raises(RequestError) as caught:
+        both._peer("approve", ADDRESS, ROOT)
+    for key, name in ((SERVER, "red"), (OTHER, "blue")):
+        assert f'{fingerprint(key)} ("{name}")' in str(caught.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from redirectctl.names.words import MAX_WORDS, host_words
+from redirectctl.names.words import MAX_WORDS, destination, host_words
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,32 @@ def test_words(command: list[str], words: list[str]) -> None:
 
 def test_they_are_few() -> None:
     assert len(host_words(["cat", *(f"file{n}.txt" for n in range(1000))])) == MAX_WORDS
+
+
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        (["ssh", "server"], "server"),
+        (["/usr/bin/ssh", "bob@Server"], "server"),
+        (["ssh", "-p", "22", "-v", "server", "uptime", "now"], "server"),
+        (["ssh", "-p22", "-4vl", "bob", "my_server", "-v"], "my_server"),
+        (["ssh", "-o", "ProxyCommand nc gate 22", "server"], "server"),
+        (["ssh", "-oProxyCommand=nc gate 22", "--", "server"], "server"),
+        (["ssh", "-W", "[inside]:22", "gate"], "gate"),  # what `ssh -J gate inside` runs
+        (["ssh", "ssh://bob@server:2222"], "server"),
+        (["ssh", "-x", "-oPermitLocalCommand=no", "bob@server", "scp -t ."], "server"),  # what scp runs
+        (["ssh", "192.0.2.1"], None),
+        (["ssh", "2001:db8::1"], None),
+        (["ssh", "bob@[2001:db8::1]"], None),
+        (["ssh", "ser\x1bver"], None),
+        (["ssh", "SHA256:abc"], None),
+        (["ssh", "x" * 65], None),
+        (["ssh", "-V"], None),
+        (["ssh", "-p"], None),
+        (["ssh"], None),
+        ([], None),
+        (["psql", "server"], None),  # which of its words is the host, DNS says
+    ],
+)
+def test_what_ssh_is_told(command: list[str], word: str | None) -> None:
+    assert destination(command) == word

@@ -75,7 +75,9 @@ TEXTS = list(texts())
 
 
 def named(text: str) -> list[str]:
-    """The commands in a text."""
+    """The commands in a text for people; scripts are for a shell."""
+    if "2>/dev/null" in text:
+        return []
     lines = re.findall(rf"^\s+((?:sudo )?(?:{OWN}) .+)$", text, re.MULTILINE)  # one on a line of its own needs none
     quoted = [each for each in re.findall(r"`([^`\n]+)`", text) if re.match(r"[a-z][a-z-]*( |$)", each)]
     # What is shown on a line of its own is one text, or the end of one.

@@ -64,6 +64,8 @@ TABLE: list[tuple[m.Message, str]] = [
     (m.Seen((_CID, _CID2)), f"10 02 {_CID.hex()} {_CID2.hex()}"),
     (m.Seen(()), "10 00"),
     (m.Bye(), "11"),
+    (m.Name.of("büro"), "14 05 62c3bc726f"),
+    (m.Name.of(""), "14 00"),
     (w.Register(1, (ip_address("192.0.2.1"),), (_TAG,), b"12345678"),
      f"20 00000001 3132333435363738 01 {_V4} 01 {_TAG.hex()}"),
     (w.Register(1, (), ()), "20 00000001 0000000000000000 00 00"),
@@ -92,7 +94,9 @@ def test_the_table_has_every_message() -> None:
 REFUSED = [
     ("", "empty"),
     ("00", "unknown-message"),
-    ("14 00", "unknown-message"),
+    ("15 00", "unknown-message"),
+    ("14 02 61", "bad-length"),
+    (f"14 41 {'61' * 65}", "bad-length"),
     ("11 00", "bad-length"),
     ("01", "bad-length"),
     ("01 01", "bad-length"),
@@ -268,3 +272,24 @@ def test_an_address_is_sixteen_bytes(text: str) -> None:
 def test_no_address_is_any() -> None:
     assert pack_ip(None) == bytes(16)
     assert unpack_ip(bytes(16)) is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        (b"laptop", "laptop"),
+        ("büro".encode(), "büro"),
+        (b"\x1b[2Jrm -rf\n", "[2Jrm -rf"),
+        (b'" at 192.0.2.1 "x', "at 192.0.2.1 x"),
+        ("a\u202eb\u200bc".encode(), "abc"),
+        (b"\xff\xfe", ""),
+        (b" ' ` \\ ", ""),
+    ],
+)
+def test_a_name_is_shown_as_what_nobody_can_be_led_by(sent: bytes, shown: str) -> None:
+    assert m.Name(tuple(sent)).name == shown
+
+
+def test_a_name_that_is_too_long_is_cut() -> None:
+    assert m.Name.of("x" * 1000).name == "x" * m.MAX_NAME
+    assert m.Name.of("x" * (m.MAX_NAME - 1) + "ü").name == "x" * (m.MAX_NAME - 1), "and no half of a character is left"
