@@ -25,6 +25,7 @@ MegabitsPerSecond = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 AddressRange = NewType("AddressRange", str)  # a network as text, "192.0.2.0/24", or an address
 Interfaces = NewType("Interfaces", str)  # an interface's name, in which * stands for anything
 HostPort = NewType("HostPort", str)  # "host:port", "[v6]:port"
+FilePath = NewType("FilePath", str)  # a whole path, from the root
 HostName = NewType("HostName", str)  # a DNS name as text, or empty
 Duration = NewType("Duration", float)  # seconds; in the file a number and a unit, "10s"
 
@@ -59,6 +60,7 @@ class Trust(msgspec.Struct, frozen=True):
 
     first_contact: Literal["ask", "accept-new", "refuse"] = "ask"
     forget_after: Duration = Duration(365 * _DAY)
+    known_peers: tuple[FilePath, ...] = ()  # whose keys are approved without a person (known_peers.py)
     own_name: str = ""  # what peers are told that this host is called; empty: its host name, "-": nothing
 
 
@@ -142,22 +144,26 @@ _MAY_BE_ZERO: Final = frozenset({("protect", "long_lived_after")})
 def load(path: Path | None) -> Config:
     """Read a named file, or with None the default file, whose absence means defaults.  Raises ConfigError."""
     file = DEFAULT_FILE if path is None else path
+    if path is None and not file.exists():
+        return Config()
+    return parse(read_trusted(file), str(file))
+
+
+def read_trusted(file: Path) -> str:
+    """A file that nobody but root and we can change.  Raises ConfigError."""
     try:
         with file.open("rb") as opened:
             _check_owner(os.fstat(opened.fileno()), file)
             content = opened.read()
     except FileNotFoundError:
-        if path is None:
-            return Config()
         raise ConfigError(str(file), None, "", "no such file", "create it or name another file") from None
     except OSError as error:
         raise ConfigError(str(file), None, "", error.strerror or str(error), "make it readable") from None
     try:
-        text = content.decode()
+        return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(str(file), line, "", "not UTF-8 text", "save it as UTF-8") from None
-    return parse(text, str(file))
 
 
 def _check_owner(status: os.stat_result, file: Path) -> None:
@@ -275,6 +281,8 @@ def _value(kind: Any, raw: Any, *, zero: bool) -> Any:
             _check_address(item)
         elif kind == tuple[HostPort, ...]:
             _check_host_port(item)
+        elif kind == tuple[FilePath, ...] and not os.path.isabs(item):
+            raise ValueError(f"{_toml(item)} is no whole path", 'write files as in "/etc/redirectctl/known_peers"')
         elif kind == tuple[AddressRange, ...]:
             _check_network(item)
         elif kind == tuple[Interfaces, ...]:
@@ -348,6 +356,7 @@ _EXPECTED: Final[tuple[tuple[Any, str], ...]] = (
     (MegabitsPerSecond, "a number of Mbit/s from 1 to 1000000"),
     (bool, "true or false"),
     (tuple[Port, ...], "a list of numbers from 1 to 65535, as in [22, 5432]"),
+    (tuple[FilePath, ...], 'a list of files, as in ["/etc/redirectctl/known_peers"]'),
     (tuple[Address, ...], 'a list of addresses, as in ["192.0.2.1"]'),
     (tuple[AddressRange, ...], 'a list of networks, as in ["192.0.2.0/24"]'),
     (tuple[Interfaces, ...], 'a list of interfaces, as in ["wwan*"]'),

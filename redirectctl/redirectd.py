@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from redirectctl import __version__, config
+from redirectctl import __version__, config, known_peers
 from redirectctl.api.optin import socket_path
 from redirectctl.config import Config, ConfigError
 from redirectctl.daemon.apiserver import ApiError, ApiServer
@@ -41,6 +41,7 @@ def main() -> int:
     start_logging(args.log_level)
     try:
         settings = config.load(args.config)
+        listed = known_peers.read(settings.trust.known_peers)
     except ConfigError as error:
         complain(error)
         return 2
@@ -53,7 +54,7 @@ def main() -> int:
     _hurry()
     try:
         with asyncio.Runner(loop_factory=BoottimeLoop) as runner:
-            runner.run(_run(settings, args))
+            runner.run(_run(settings, listed, args))
     except (KernelError, StoreError, ControlPortError, ApiError, OSError) as error:
         complain(_last_words(error))
         return 1
@@ -75,12 +76,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _run(settings: Config, args: argparse.Namespace) -> None:
+async def _run(settings: Config, listed: dict[str, str], args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    runtime = Runtime(settings, args.state_dir)
+    runtime = Runtime(settings, args.state_dir, listed)
     server = ApiServer(DaemonService(runtime, examine, args.config), runtime.log, __version__)
     loop.add_signal_handler(signal.SIGHUP, _reload, runtime, args.config)
     await runtime.start()
@@ -128,7 +129,8 @@ def _hurry() -> None:
 
 def _reload(runtime: Runtime, path: Path | None) -> None:
     try:
-        runtime.reload(config.load(path))
+        settings = config.load(path)
+        runtime.reload(settings, known_peers.read(settings.trust.known_peers))
     except ConfigError as error:
         _log.error("configuration not changed: %s", error)
         return

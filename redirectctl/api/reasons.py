@@ -223,6 +223,10 @@ _EXPLANATIONS: Final = {
     "key-file": Explanation("the key cannot be read", "see dns.key_file"),
     # of peers
     "accept-new": Explanation("trust.first_contact is accept-new"),
+    "known-peers": Explanation("a file of trust.known_peers has its key"),
+    "known-no-more": Explanation(
+        "no file of trust.known_peers has its key any more", "`redirectctl approve PEER`, when it has called again"
+    ),
     # of RSTs
     "peer-alive": Explanation("the peer's socket lives: somebody has its old address"),
     "peer-unreachable": Explanation("the peer cannot be asked whether its socket lives"),

@@ -6,8 +6,9 @@ import argparse
 import re
 from typing import Final
 
+from redirectctl import known_peers
 from redirectctl.api.naming import named
-from redirectctl.api.schema import Peer, PeerReply, PeersReply, PeersRequest
+from redirectctl.api.schema import Peer, PeerReply, PeersReply, PeersRequest, PeerState
 from redirectctl.api.text import clean, moment
 from redirectctl.cli.common import ExitCode, ask
 from redirectctl.cli.output import Column, print_done, print_json, print_table
@@ -26,6 +27,12 @@ COLUMNS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All, or only what names them."""
     parser.add_argument(
+        "action",
+        choices=("export",),
+        nargs="?",
+        help="fingerprints and names of the approved peers, a line each, as trust.known_peers reads them",
+    )
+    parser.add_argument(
         "--words",
         action="store_true",
         help="only what commands take for PEER, a line each: fingerprints without SHA256:, names without blanks",
@@ -35,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """List all peers."""
     peers = ask(args, PeersRequest(), PeersReply).peers
-    if args.words:
+    if args.action == "export":
+        approved = [(peer.fingerprint, peer.name or "") for peer in peers if peer.state is PeerState.APPROVED]
+        print(known_peers.write(sorted(approved, key=lambda each: each[1])), end="")
+    elif args.words:
         for peer in peers:
             print(clean(peer.fingerprint.removeprefix("SHA256:")))
         for name in sorted({peer.name for peer in peers if peer.name and WORD.fullmatch(peer.name)}):

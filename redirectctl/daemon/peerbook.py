@@ -112,6 +112,9 @@ class PeerBook:
             return None
         relayed = self._engine.host.by_way_of(key, peer.remote)
         record = records.peer_record(peer, self.records.get(key), time.time(), self._ran, relayed=relayed)
+        name = self._engine.policy.listed.get(record.fingerprint)
+        if name and record.name is None and all(other.name != name for other in self.records.values()):
+            record = dataclasses.replace(record, name=name)
         self.records[key] = record
         return record
 

@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
@@ -83,8 +84,10 @@ PRUNE = 3600.0  # seconds between looks for peers not met for long
 class Runtime:
     """Everything that a daemon has while it runs."""
 
-    def __init__(self, config: Config, state: Path) -> None:
-        """Open the store and the kernel's interfaces.  Raises StoreError, KernelError, ControlPortError, OSError."""
+    def __init__(self, config: Config, state: Path, listed: Mapping[str, str]) -> None:
+        """Open the store and the kernel's interfaces; ``listed``: what known_peers.read() gave.
+
+        Raises StoreError, KernelError, ControlPortError, OSError."""
         self.config = config
         self.state = state
         self.store = Store(state)
@@ -99,7 +102,7 @@ class Runtime:
         self.peers.prune(config.trust.forget_after)
         static = StaticKey.from_private(self.store.load_identity(os.urandom))
         known = self.peers.restored(config.control.port)
-        self.engine = engine = Engine(static, os.urandom, self.store.next_generation(), policy(config), known)
+        self.engine = engine = Engine(static, os.urandom, self.store.next_generation(), policy(config, listed), known)
         self.peers.follow(engine)
         self._driver = Driver(engine)
         self.wake, self.tell = self._driver.wake, self._driver.tell
@@ -316,7 +319,7 @@ class Runtime:
         self.peers.flush()
         self.store.close()
 
-    def reload(self, config: Config) -> None:
+    def reload(self, config: Config, listed: Mapping[str, str]) -> None:
         """SIGHUP: everything but the control port changes at once."""
         if config.control != self.config.control:
             _log.warning("[control]: changes take effect only after a restart")
@@ -324,7 +327,7 @@ class Runtime:
         self.finder.settings = config.protect
         self.names.settings = config.dns
         self.own_name.configure(config.dns)
-        self.tell(self.engine.policy_changed, policy(config))
+        self.tell(self.engine.policy_changed, policy(config, listed))
         self._servers.configure(config.rendezvous.servers)
 
     # -- events -------------------------------------------------------------------------------------------------------
@@ -380,12 +383,13 @@ class Runtime:
             self.peers.prune(self.config.trust.forget_after)
 
 
-def policy(config: Config) -> Policy:
+def policy(config: Config, listed: Mapping[str, str]) -> Policy:
     """The part of the configuration that the engine needs."""
     return Policy(
         own_name=own_name(config.trust.own_name),
         control_port=config.control.port,
         first_contact=config.trust.first_contact,
+        listed=listed,
         long_lived_after=config.protect.long_lived_after,
         close_short_lived=config.protect.close_short_lived,
         accept_ports=frozenset(config.protect.accept_ports),

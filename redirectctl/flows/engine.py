@@ -568,8 +568,8 @@ class Engine:
                 state = self.peers[key].state
                 trust = state.value
                 self.host.notice("peer.first_contact", peer=key, address=at.host, initiator=initiator, trust=trust)
-                if state is PeerState.APPROVED:
-                    self.host.notice("peer.approved", peer=key, reason="accept-new")
+                if approved := self.trust.met(self.peers[key]):
+                    self.host.notice("peer.approved", peer=key, reason=approved)
             case events.PeerDropped(key):
                 self._heard.pop(key, None)
                 self.peers_claims.forget(key)

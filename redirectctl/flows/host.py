@@ -19,6 +19,7 @@ from redirectctl.flows.state import State
 from redirectctl.flows.timer_kinds import Timer
 from redirectctl.proto import events
 from redirectctl.proto.endpoint import Endpoint
+from redirectctl.proto.fingerprint import fingerprint
 from redirectctl.proto.noise import Rng, StaticKey
 from redirectctl.proto.peer import Accepted, Peer, PeerState
 from redirectctl.proto.timers import Timers
@@ -215,6 +216,8 @@ class Host:
 
     def _admit(self, key: bytes, at: SockAddr, initiator: bool) -> PeerState | None:
         """The state with which a new peer begins, as the policy says; None: it is refused."""
+        if fingerprint(key) in self.policy.listed:
+            return PeerState.APPROVED
         match self.policy.first_contact:
             case "accept-new":
                 # As with ssh: a new host is accepted, not another key where one is known.

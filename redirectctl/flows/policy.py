@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from redirectctl.flows import constants
 from redirectctl.wire.addr import IPNetwork
@@ -15,6 +16,7 @@ class Policy:
     own_name: str = ""  # what this host calls itself; empty: it does not say
     control_port: int = constants.CONTROL_PORT
     first_contact: str = "ask"  # ask | accept-new | refuse
+    listed: Mapping[str, str] = field(default_factory=dict)  # names by fingerprint, of hosts that need no person
     long_lived_after: float = 10.0
     close_short_lived: bool = True
     accept_ports: frozenset[int] = frozenset()  # empty: all

@@ -11,6 +11,7 @@ from redirectctl.flows.moves.addresses import Addresses
 from redirectctl.flows.moves.outgoing import OwnMoves
 from redirectctl.flows.rendezvous.places import Places
 from redirectctl.flows.state import State
+from redirectctl.proto.fingerprint import fingerprint
 from redirectctl.proto.peer import Accepted, Peer, PeerState
 from redirectctl.wire.addr import SockAddr
 
@@ -41,8 +42,8 @@ class Trusting:
         peer = self._host.peers.get(key)
         if peer is None:
             return
-        if peer.accepted:  # as everybody: from now on it stays
-            peer.accepted = Accepted.NO
+        if peer.accepted or peer.listed:  # not by a person: from now on it stays
+            peer.accepted, peer.listed = Accepted.NO, False
             self._host.emit(commands.SavePeer(peer))
         if peer.state is not PeerState.APPROVED:
             self._approved(now, peer)
@@ -52,12 +53,35 @@ class Trusting:
 
         As with those that are met (Host._admit), not with another key where one is known.
         """
+        listed = self._accept_listed(now)
         if self._host.policy.first_contact != "accept-new":
-            return []
+            return listed
         waiting = [p for p in self._host.peers.values() if p.state is PeerState.PENDING and not self._replaces(p)]
         for peer in waiting:
             peer.accepted = Accepted.NO if peer.identity else Accepted.UNUSED
             self._approved(now, peer, "accept-new")
+        return listed + [peer.key for peer in waiting]
+
+    def met(self, peer: Peer) -> str | None:
+        """A peer has been met for the first time: why it is approved without a person, if it is."""
+        if peer.state is not PeerState.APPROVED:
+            return None
+        if fingerprint(peer.key) not in self._host.policy.listed:
+            return "accept-new"
+        peer.accepted, peer.listed = Accepted.NO, True
+        self._host.emit(commands.SavePeer(peer))
+        return "known-peers"
+
+    def _accept_listed(self, now: float) -> list[bytes]:
+        """Approve those that wait and are listed, and forget those that are listed no more.  Returns the former."""
+        listed = {p.key for p in self._host.peers.values() if fingerprint(p.key) in self._host.policy.listed}
+        waiting = [p for p in self._host.peers.values() if p.state is PeerState.PENDING and p.key in listed]
+        for peer in waiting:
+            peer.accepted, peer.listed = Accepted.NO, True
+            self._approved(now, peer, "known-peers")
+        for peer in [p for p in self._host.peers.values() if p.listed and p.key not in listed]:
+            self._host.notice("peer.rejected", peer=peer.key, reason="known-no-more")
+            self.forget(now, peer.key)
         return [peer.key for peer in waiting]
 
     def _replaces(self, peer: Peer) -> bool:
@@ -79,7 +103,7 @@ class Trusting:
         peer = self._host.peers.get(key)
         if peer is None:
             return
-        peer.state, peer.accepted = PeerState.REJECTED, Accepted.NO  # it stays rejected
+        peer.state, peer.accepted, peer.listed = PeerState.REJECTED, Accepted.NO, False  # it stays rejected
         self._host.emit(commands.SavePeer(peer))
         self._host.notice("peer.rejected", peer=key)
         self._agreement.hello(now, peer)
@@ -117,12 +141,22 @@ class Trusting:
 
     def another_key(self, now: float, at: SockAddr, known: bytes, seen: bytes) -> None:
         """Another key answers at an address where a peer was expected: find out whether that is a key change."""
+        if self._same_host(known, seen):
+            self._host.peers[known].identity.discard(at.host)  # whoever is met there next is the other one
+            self._host.emit(commands.SavePeer(self._host.peers[known]))
+            return
         if not self._was_at(known, at) or self._is_other(known, at, seen):
             # Names are often out of date, and a peer can name any address as its own: whoever is there is no danger
             # to the key that we know, and that host's key no change of this one.
             self._host.notice("redirect.refused", peer=known, reason="another-host-there", address=at.host)
         else:
             self._key_changed(now, at, known, seen)
+
+    def _same_host(self, known: bytes, seen: bytes) -> bool:
+        """Whether both keys are listed under one name: the host changes to another key."""
+        listed = self._host.policy.listed
+        name = listed.get(fingerprint(seen), "")
+        return name != "" and known in self._host.peers and listed.get(fingerprint(known)) == name
 
     def _was_at(self, known: bytes, at: SockAddr) -> bool:
         peer = self._host.peers.get(known)

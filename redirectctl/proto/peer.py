@@ -95,6 +95,7 @@ class Peer:
     sessions: list[Session] = field(default_factory=list)  # newest first
     keep: bool = False  # renew sessions before they end
     accepted: Accepted = Accepted.NO
+    listed: bool = False  # approved because the policy lists its key, and only as long as it does
 
     @property
     def chosen(self) -> bool:

@@ -60,6 +60,7 @@ class PeerRecord:
     last_contact: float | None = None
     handshake_timestamp: int = 0  # greatest seen, 64 bits without sign; only grows
     accepted: int = 0  # approved only because everybody is: 1, and never of use; 2, and of use before; 0: not so
+    listed: bool = False  # approved because a file of known peers lists it
     met: float = 0.0  # seconds that the daemon had run, all its lives together, when it was met last
     told: tuple[IPAddress, ...] = ()  # addresses that it said it has
     says: str | None = None  # what it calls itself

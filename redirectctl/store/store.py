@@ -118,7 +118,7 @@ class Store:
                 addresses.setdefault(public, []).append(entry)
             rows = self._database.execute(
                 "SELECT public, fingerprint, state, first_seen, name, secret, last_contact, handshake_timestamp, met,"
-                " accepted, told, says FROM peers ORDER BY first_seen"
+                " accepted, told, says, listed FROM peers ORDER BY first_seen"
             ).fetchall()
         return [
             PeerRecord(
@@ -135,6 +135,7 @@ class Store:
                 accepted=accepted,
                 told=tuple(map(ip_address, told.split())),
                 says=says,
+                listed=bool(listed),
             )
             for (
                 public,
@@ -149,6 +150,7 @@ class Store:
                 accepted,
                 told,
                 says,
+                listed,
             ) in rows
         ]
 
@@ -333,11 +335,12 @@ class Store:
         self._database.execute(
             "INSERT INTO peers"
             " (public, fingerprint, name, state, secret, first_seen, last_contact, handshake_timestamp, met, accepted,"
-            " told, says) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
+            " told, says, listed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (public) DO UPDATE SET"
             " fingerprint = excluded.fingerprint, name = excluded.name, state = excluded.state,"
             " secret = excluded.secret, first_seen = excluded.first_seen, last_contact = excluded.last_contact,"
             " handshake_timestamp = max(handshake_timestamp, excluded.handshake_timestamp), met = excluded.met,"
-            " accepted = excluded.accepted, told = excluded.told, says = excluded.says",
+            " accepted = excluded.accepted, told = excluded.told, says = excluded.says,"
+            " listed = excluded.listed",
             (
                 peer.public,
                 peer.fingerprint,
@@ -351,6 +354,7 @@ class Store:
                 peer.accepted,
                 " ".join(map(str, peer.told)),
                 peer.says,
+                peer.listed,
             ),
         )
         self._put_addresses(peer)

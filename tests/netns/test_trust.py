@@ -8,7 +8,7 @@ import time
 import pytest
 from daemon_pair import FAST, PATIENCE, Pair, held
 
-from redirectctl.lab.daemons import CommandError, Daemon
+from redirectctl.lab.daemons import CommandError, Daemon, program
 from redirectctl.lab.streams import start_idle, start_ticker, wait_until
 from redirectctl.lab.topology import Lab
 
@@ -228,3 +228,29 @@ def test_a_switch_to_accept_new_approves_who_waits(lab: Lab) -> None:
     pair.server.wait_event("peer.approved", reason="accept-new", timeout=PATIENCE)
     pair.wait_protected(1)
     pair.end(ticker)
+
+
+def test_known_peers_need_no_person(lab: Lab) -> None:
+    """A file as `peers export` writes it, read at start; with its line goes the trust, by SIGHUP."""
+    pair = Pair(lab, FAST, FAST)
+    ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
+    pair.wait_protected(1)
+    assert ticker.stop().ok
+    for daemon, other in ((pair.client, pair.server), (pair.server, pair.client)):
+        daemon.ctl("approve", identity(other), "--name", other.host.name)
+        exported = daemon.host.run([program("redirectctl"), "--socket", str(daemon.socket), "peers", "export"]).stdout
+        assert exported == f"{identity(other)} {other.host.name}\n"
+        known = daemon.directory / "known_peers"
+        known.write_text(exported)
+        daemon.config.write_text(ASK.replace("[trust]", f'[trust]\nknown_peers = ["{known}"]'))
+        daemon.ctl("forget", identity(other))
+    for daemon in pair.daemons:
+        daemon.restart()
+    ticker = start_ticker(lab.server, lab.client, wrap=pair.wrap)
+    pair.wait_protected(1)
+    pair.client.wait_event("peer.approved", reason="known-peers", timeout=PATIENCE)
+    assert [peer["name"] for peer in pair.client.ctl("peers")] == [lab.server.name]
+    (pair.client.directory / "known_peers").write_text("# nobody\n")
+    pair.client.reload()
+    pair.client.wait_event("peer.rejected", reason="known-no-more", timeout=PATIENCE)
+    assert ticker.stop().ok

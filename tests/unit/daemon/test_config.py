@@ -14,6 +14,7 @@ listen = []                  # addresses; empty = all
 [trust]
 first_contact = "ask"        # ask | accept-new | refuse
 forget_after = "365d"        # peers not met for this long
+known_peers = []
 [protect]
 scope = "opted-in"           # opted-in | all
 ports = []                   # remote ports that are always opted in

@@ -28,12 +28,12 @@ def test_connections_are_suspended_before_tcp_gives_up(
     monkeypatch.setattr(runtime, "retransmission_limit", lambda: retransmissions)
     monkeypatch.setattr(runtime, "keepalive_limit", lambda: keepalives)
     config = Config(outage=Outage(suspend_after=configured))
-    assert runtime.policy(config).suspend_after == pytest.approx(used)
+    assert runtime.policy(config, {}).suspend_after == pytest.approx(used)
 
 
 def test_where_connections_may_go() -> None:
     text = '[path]\nleave_vpn = true\nlast = ["wwan*"]\nnever = ["docker*"]\naccept_from = ["10.0.0.0/8", "192.0.2.7"]'
-    policy = runtime.policy(parse(text))
+    policy = runtime.policy(parse(text), {})
     assert (policy.leave_vpn, policy.last, policy.never) == (True, ("wwan*",), ("docker*",))
     assert policy.accept_from == (ip_network("10.0.0.0/8"), ip_network("192.0.2.7/32"))
-    assert not runtime.policy(Config()).leave_vpn
+    assert not runtime.policy(Config(), {}).leave_vpn
