@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,6 +34,7 @@ MOST: Final = 256  # in all
 BEAT: Final = 0.02  # seconds between looks, at first
 PART: Final = 0.02  # of the time that has passed, between later looks
 SLOWEST: Final = 1.0  # seconds between looks
+OVER: Final = 60.0  # seconds with a path after which no move ends any more what began
 PATIENCE: Final = 2.0  # seconds after the end of a move in which what waits has to hear something
 STARTING, ENDING = ("move.started", "connection.suspended"), ("move.finished", "move.received")
 
@@ -41,6 +43,7 @@ Look = Callable[[Iterable[FourTuple]], Mapping[FourTuple, TcpInfo]]
 
 @dataclass(slots=True)
 class _Watched:
+    concerned: float  # the last time that a move of it began, or that it had no path
     since: float  # the last news; while it waits, at the earliest since it does
     position: tuple[int, int] | None = None  # what was acknowledged and received, at the last look
     lost: float | None = None  # no path since
@@ -70,6 +73,7 @@ class Gaps:
         self._record = record
         self._watched: dict[bytes, _Watched] = {}
         self._began = 0.0
+        self._fresh = asyncio.Event()  # there are more to be watched: look often again
         self._looking = False
 
     def take(self, notice: Notice) -> None:
@@ -92,7 +96,11 @@ class Gaps:
         """What has been acknowledged or received since the last look?"""
         now = self._now()
         connections = self._table.select(self._watched)
-        for cid in self._watched.keys() - {c.cid for c in connections if c.movable}:
+        for c in connections:
+            if c.lost_since is not None:
+                self._watched[c.cid].concerned = now
+        going_on = {c.cid for c in connections if c.movable and now - self._watched[c.cid].concerned < OVER}
+        for cid in self._watched.keys() - going_on:
             del self._watched[cid]
         try:
             infos = self._look([c.socket for c in connections])
@@ -117,6 +125,9 @@ class Gaps:
     def _begin(self, notice: Notice) -> None:
         now, usable = self._now(), frozenset(self._usable())
         cids = [notice.connection] if notice.connection is not None else notice.cids
+        for cid in cids:
+            if (known := self._watched.get(cid)) is not None:
+                known.concerned = now
         fresh = [c for c in self._table.select(cids) if c.movable and c.cid not in self._watched]
         room = SAMPLE - sum(c.peer == notice.peer for c in self._table.select(self._watched))
         fresh = fresh[: max(0, min(room, MOST - len(self._watched)))]
@@ -124,10 +135,12 @@ class Gaps:
             return
         for c in fresh:
             lost = c.lost_since if c.lost_since is not None else None if c.local_now in usable else now
-            self._watched[c.cid] = _Watched(now, lost=lost)
+            self._watched[c.cid] = _Watched(now, now, lost=lost)
         self.look()
+        self._began = now
+        self._fresh.set()
         if not self._looking:
-            self._looking, self._began = True, now
+            self._looking = True
             self._tasks.start(self._run(), "gaps")
 
     def _of(self, notice: Notice) -> list[_Watched]:
@@ -136,7 +149,10 @@ class Gaps:
     async def _run(self) -> None:
         try:
             while self._watched:
-                await asyncio.sleep(min(SLOWEST, max(BEAT, PART * (self._now() - self._began))))
+                with suppress(TimeoutError):
+                    beat = min(SLOWEST, max(BEAT, PART * (self._now() - self._began)))
+                    await asyncio.wait_for(self._fresh.wait(), beat)
+                self._fresh.clear()
                 self.look()
         finally:
             self._looking = False

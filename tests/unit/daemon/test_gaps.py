@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from redirectctl.daemon.gaps import PATIENCE, SAMPLE, Gaps
+from redirectctl.daemon.gaps import OVER, PATIENCE, SAMPLE, Gaps
 from redirectctl.daemon.tasks import Tasks
 from redirectctl.flows.commands import Notice
 from redirectctl.flows.connection import Connection, Table
@@ -178,3 +178,20 @@ def test_a_kernel_that_does_not_answer_loses_no_event() -> None:
         assert [n.name for n in kernel.recorded] == ["move.started", "move.finished", "move.received", "path.changed"]
 
     asyncio.run(move())
+
+
+def test_what_came_back_without_a_move_is_not_watched_for_ever() -> None:
+    async def comes_back() -> int:
+        kernel = Kernel()
+        (c,) = kernel.table
+        c.lost_since = kernel.now
+        kernel.gaps.take(Notice("connection.suspended", c.cid, PEER))
+        await kernel.after(1000.0)
+        assert kernel.gaps._watched, "it has no path yet"
+        c.lost_since = None
+        await kernel.after(OVER - 1)
+        assert kernel.gaps._watched, "a move may still end it"
+        await kernel.after(2.0)
+        return len(kernel.gaps._watched)
+
+    assert asyncio.run(comes_back()) == 0
