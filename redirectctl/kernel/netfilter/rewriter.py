@@ -88,6 +88,10 @@ class Rewriter:
     def setup(self, flows: Iterable[Flow] = (), *, queues: bool = True) -> None:
         """Replace whatever table of ours there is by one for exactly ``flows``, in one transaction: without a gap.
 
+        But for one packet: the new chains come before the old ones in their hooks, so a packet that has passed the new
+        one, not yet valid, and reaches the old one when it no longer is, leaves as it is.  Under constant traffic that
+        happened once in 1,900 transactions.  TCP repeats it.
+
         libnftables takes about 0.1 s for 1,000 flows.  ``queues``: make sure of the rules to NFQUEUE in iptables too.
         """
         entries: dict[Place, _Entry] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import select
 import socket
 import struct
@@ -331,7 +332,9 @@ def test_a_restart_takes_over_without_a_gap(net: Net, bob: Host, alice: Host) ->
     stop = True
     thread.join(20)
     assert not thread.is_alive()
-    assert "packets 0 " in bob.sh("nft list chain inet t c")  # no packet left with the old source address
+    # With the old source address: none, or the one that was between two hooks when the kernel changed its generation
+    # (Rewriter.setup).  A table that was away between the two would let out all that is sent meanwhile.
+    assert re.search(r"packets [01] ", bob.sh("nft list chain inet t c"))
     bob.do(successor.close)
 
 
