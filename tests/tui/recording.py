@@ -41,7 +41,9 @@ class Line(NamedTuple):
 def record() -> str:
     """Run `make demo`; its output as an asciicast.  Raises SystemExit if it fails."""
     env = {**os.environ, "TERM": "xterm-256color"}
-    child = pexpect.spawn("make", ["demo"], encoding="utf-8", dimensions=(ROWS, COLUMNS), env=env, timeout=None)
+    child = pexpect.spawn(
+        "make", ["--no-print-directory", "demo"], encoding="utf-8", dimensions=(ROWS, COLUMNS), env=env, timeout=None
+    )
     head = {"version": 2, "width": COLUMNS, "height": ROWS, "title": "make demo"}
     began, pieces = time.monotonic(), [json.dumps(head)]
     while True:
