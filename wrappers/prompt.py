@@ -40,6 +40,7 @@ class Prompt:
         self._addresses = ", ".join(clean(str(each)) for each in question["addresses"][:3]) or "unknown address"
         self._known = [clean(str(each)) for each in question["known"][:2]]
         self._picture = [clean(line) for line in str(question["picture"]).splitlines()]
+        self._says = clean(str(question.get("says") or ""))
         self._may_decide = question["may_decide"] is True
         self._command = clean(command)
         self._typed = ""
@@ -65,7 +66,7 @@ class Prompt:
                 answer = self._understood(typed)
                 if answer is not None:
                     return answer
-                self._note = f"{typed[:20]!r} is not one of the answers." if typed else ""
+                self._note = self._not_understood(typed)
             elif key in ("\x7f", "\b"):
                 self._typed = self._typed[:-1]
             elif key == "\x15":  # Ctrl-U
@@ -112,9 +113,14 @@ class Prompt:
             return None
         if word == REJECT:
             return REJECT
-        if not self.changed and (word == APPROVE or typed == self.fingerprint):
+        if not self.changed and (word == APPROVE or _encoded(typed) == _encoded(self.fingerprint)):
             return APPROVE
         return None
+
+    def _not_understood(self, typed: str) -> str:
+        if len(_encoded(typed)) == len(_encoded(self.fingerprint)):
+            return "This fingerprint does not match: the host has another key than the one that you typed."
+        return f"{typed[:20]!r} is not one of the answers." if typed else ""
 
     def _answers(self) -> str:
         if not self._may_decide:
@@ -128,11 +134,14 @@ class Prompt:
             f"redirect-run: first contact with another host ({KEY_NAME} puts this away)",
             "",
             f"  host     {self._addresses}",
+            *([f'  says     "{self._says}" is its name, which nobody has confirmed'] if self._says else []),
             f"  for      {self._command}",
             f"  its key  {clean(self.fingerprint)}",
             "",
         ]
-        if rows >= _ROWS_WITH_PICTURE + (0 if self._may_decide else 3):  # what to run is more important
+        if rows >= _ROWS_WITH_PICTURE + bool(self._says) + (
+            0 if self._may_decide else 3
+        ):  # what to run is more important
             lines += [f"  {line}" for line in self._picture] + [""]
         lines.append("Compare it with what `redirectctl identity` says there.  Until it is approved")
         lines.append("the connection goes on, but would not survive a change of address.")
@@ -168,6 +177,11 @@ class Prompt:
 
     def _by_hand(self, verb: str) -> str:
         return f"  sudo redirectctl {verb} {clean(self.fingerprint)}"
+
+
+def _encoded(text: str) -> str:
+    """A fingerprint's digest, with or without what says of which kind it is."""
+    return text.removeprefix("SHA256:")
 
 
 def _cut(line: str, width: int) -> str:

@@ -228,6 +228,7 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     addresses: list[str]  # latest first
     known: list[str]  # fingerprints known at these addresses; with any of them the key has changed
     may_decide: bool  # whether who watches has the right to approve and reject
+    says: str | None = None  # what it calls itself
 
 
 class Meeting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

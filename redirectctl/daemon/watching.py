@@ -97,6 +97,7 @@ def _question(peer: PeerRecord, known: list[str], may_decide: bool) -> schema.Qu
         addresses=[str(address) for address in _called(peer) or _addresses(peer)],
         known=known,
         may_decide=may_decide,
+        says=peer.says,
     )
 
 

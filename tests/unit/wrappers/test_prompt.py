@@ -151,3 +151,18 @@ def test_nothing_steers_the_terminal():
         for bad in (b"\x1b[2J\\x", b"\x1b]0;x", b"\x1b[A", b"\x1b[B", b"\x1b[31m"):
             assert bad not in prompt.draw(24, 80)
             assert bad not in prompt.plain()
+
+
+def test_a_fingerprint_that_is_another_does_not_match():
+    """Typed whole, as somebody has read it out: with what says of which kind it is, or without."""
+    prompt = Prompt(question(), "ssh server")
+    other = "SHA256:" + FINGERPRINT.removeprefix("SHA256:")[::-1]
+    assert prompt.press(f"{other}\r".encode()) is None
+    assert b"does not match" in prompt.draw(24, 80)
+    assert prompt.press(f"{FINGERPRINT.removeprefix('SHA256:')}\r".encode()) == "approve"
+
+
+def test_what_the_host_calls_itself_is_in_quotes_and_cannot_steer_the_terminal():
+    drawn = Prompt(question(says="laptop\x1b[2J"), "ssh server").draw(24, 80)
+    assert b'"laptop\\x1b[2J" is its name, which nobody has confirmed' in drawn
+    assert b"is its name" not in Prompt(question(says=None), "ssh server").draw(24, 80)
