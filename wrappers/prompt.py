@@ -133,8 +133,7 @@ class Prompt:
         lines = [
             f"redirect-run: first contact with another host ({KEY_NAME} puts this away)",
             "",
-            f"  host     {self._addresses}",
-            *([f'  says     "{self._says}" is its name, which nobody has confirmed'] if self._says else []),
+            f"  host     {self._addresses}" + (f', which calls itself "{self._says}"' if self._says else ""),
             f"  for      {self._command}",
             f"  its key  {clean(self.fingerprint)}",
             "",

@@ -23,12 +23,12 @@ from redirectctl_tui.words import Cell, Tone, amount, explained_fully, in_short,
 COLUMNS: Final = (
     Column("time", "TIME", 8, below=110),
     Column("time", "TIME", 12, above=110),
-    Column("what", "WHAT", 32, grow=3),
-    Column("peer", "PEER", 13, grow=2),
+    Column("what", "WHAT", 32, grow=8),  # both addresses of a move in IPv6, on 120 columns
+    Column("peer", "PEER", 13, grow=1),
     Column("connections", "CONNS", 5, right=True),
     Column("gap", "GAP", 6, right=True),
-    Column("note", "NOTE", 7, grow=4, below=110),
-    Column("note", "NOTE", 20, grow=5, above=110),
+    Column("note", "NOTE", 7, grow=2, below=110),
+    Column("note", "NOTE", 20, grow=2, above=110),
 )
 LATEST: Final = 40  # moves whose median is said
 
