@@ -138,9 +138,7 @@ class Prompt:
             f"  its key  {clean(self.fingerprint)}",
             "",
         ]
-        if rows >= _ROWS_WITH_PICTURE + bool(self._says) + (
-            0 if self._may_decide else 3
-        ):  # what to run is more important
+        if rows >= _ROWS_WITH_PICTURE + (0 if self._may_decide else 3):  # what to run is more important
             lines += [f"  {line}" for line in self._picture] + [""]
         lines.append("Compare it with what `redirectctl identity` says there.  Until it is approved")
         lines.append("the connection goes on, but would not survive a change of address.")

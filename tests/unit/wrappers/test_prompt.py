@@ -164,5 +164,5 @@ def test_a_fingerprint_that_is_another_does_not_match():
 
 def test_what_the_host_calls_itself_is_in_quotes_and_cannot_steer_the_terminal():
     drawn = Prompt(question(says="laptop\x1b[2J"), "ssh server").draw(24, 80)
-    assert b'"laptop\\x1b[2J" is its name, which nobody has confirmed' in drawn
-    assert b"is its name" not in Prompt(question(says=None), "ssh server").draw(24, 80)
+    assert b'which calls itself "laptop\\x1b[2J"' in drawn
+    assert b"calls itself" not in Prompt(question(says=None), "ssh server").draw(24, 80)
