@@ -209,7 +209,9 @@ def clean_hosts(folder: Path) -> Iterator[dict[str, Machine]]:
     try:
         _make(debian, folder)
         with contextlib.ExitStack() as stack:
-            yield {name: Machine(name, stack.enter_context(_root(debian, folder, name))) for name in ("laptop", "server")}
+            yield {
+                name: Machine(name, stack.enter_context(_root(debian, folder, name))) for name in ("laptop", "server")
+            }
     finally:
         shutil.rmtree(debian, ignore_errors=True)
 
