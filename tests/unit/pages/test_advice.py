@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[3]
 FOLDERS = ("redirectctl", "tui", "wrappers")
 LAB = ROOT / "redirectctl" / "lab"  # builds networks: its strings are scripts
 VERBS = frozenset({"start", "stop", "restart", "reload", "status", "enable"})
-# Of others: what a text may send a person to.
-PROGRAMS = frozenset({"ip", "nft", "ps", "ss", "ssh", "getent", "id", "free", "df", "apt-get"})
+# Of others: what a text may send a person to; X: made of the rule that is in the way (test_firewall.py).
+PROGRAMS = frozenset({"ip", "nft", "ps", "ss", "ssh", "getent", "id", "free", "df", "apt-get", "usermod", "make", "X"})
 PARSER = ctl.make_parser(ctl.COMMANDS)
 SECTIONS = {f.name: {g.name for g in msgspec.structs.fields(f.type)} for f in msgspec.structs.fields(Config)}
 OWN = "redirectctl|redirectd|redirect-run"
