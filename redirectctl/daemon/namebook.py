@@ -94,15 +94,15 @@ class NameBook:
         """What a user's commands call a peer, until a person names it; root is told what anybody's do."""
         return next(iter(self._callings(key, uid)), None)
 
-    def meaning(self, word: str, uid: int) -> list[bytes]:
-        """The peers that a user means by a word of his command line."""
+    def meaning(self, word: str, uid: int, *, own: bool = False) -> list[bytes]:
+        """The peers that a user means by a word of his command line; ``own``: not by another user's, also for root."""
         known = {**self._words, **self._learnt}
-        return [key for key in known if key in self._records and word.lower() in self._callings(key, uid)]
+        return [key for key in known if key in self._records and word.lower() in self._callings(key, uid, own=own)]
 
-    def _callings(self, key: bytes, uid: int) -> list[str]:
+    def _callings(self, key: bytes, uid: int, *, own: bool = False) -> list[str]:
         """The user's own word first, then root's, for root anybody's, the latest first; then names that DNS has."""
         words = self._words.get(key, {})
-        wanted = [uid, 0, *(reversed(words) if uid == 0 else ())]
+        wanted = [uid, 0, *(reversed(words) if uid == 0 and not own else ())]
         learnt = [name.rstrip(".") for name in self._learnt.get(key, [])]
         return list(dict.fromkeys([*(words[each] for each in wanted if each in words), *learnt]))
 

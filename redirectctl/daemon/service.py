@@ -289,8 +289,13 @@ class DaemonService:
         """
         peers = list(self._r.peers.records.values())
         what = f"{verb} {text}"
-        if found := self._named(text, caller) or [p for p in peers if _is_at(p, text, called=True)]:
+        if found := self._named(text, caller, trusting=verb == "approve") or [
+            p for p in peers if _is_at(p, text, called=True)
+        ]:
             if len(found) == 1:
+                if verb == "approve" and self._is_others_word(text, found[0], caller):
+                    why = f"another user's command calls this host so: {_listed_keys(found)}"
+                    raise RequestError(what, why, "compare with `redirectctl identity` there, and name its fingerprint")
                 return found[0]
             raise RequestError(what, f"{len(found)} peers match: {_listed_keys(found)}", "name one by its fingerprint")
         if seen := [p for p in peers if _is_at(p, text)]:
@@ -298,6 +303,9 @@ class DaemonService:
                 return seen[0]  # nothing is trusted by that
             why = f"peers have only called from this address, none has answered there: {_listed_keys(seen)}"
             raise RequestError(what, why, "compare with `redirectctl identity` on that host, and name its fingerprint")
+        if short := self._beginning_so(text):
+            why = f"so few characters may begin the fingerprint of another host's key too: {_listed_keys(short)}"
+            raise RequestError(what, why, "compare with `redirectctl identity` on that host, and name it whole")
         if is_like_fingerprint(text):
             why = f"does not match: no peer's fingerprint is this, nor begins so{_waiting(peers)}"
             raise RequestError(what, why, "compare it again with `redirectctl identity` on that host")
@@ -306,17 +314,23 @@ class DaemonService:
     def _check_name(self, what: str, name: str, peer: PeerRecord) -> None:
         if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
             raise RequestError(what, f"a name has 1 to {LONGEST_NAME} printable characters", "choose another")
+        if is_like_fingerprint(name) or _is_address(name):
+            raise RequestError(what, "a key or an address is no name, as it may be another host's", "choose another")
         if any(other.name == name for other in self._r.peers.records.values() if other is not peer):
             raise RequestError(what, f"another peer is called {name}", "choose another name")
 
-    def _named(self, text: str, caller: Caller | None) -> list[PeerRecord]:
-        """By fingerprint or name, unique prefix of a fingerprint, or what the caller's commands call it."""
+    def _named(self, text: str, caller: Caller | None, *, trusting: bool = False) -> list[PeerRecord]:
+        """By fingerprint or name, what the caller's commands call it, or unique prefix of a fingerprint.
+
+        Anybody can make a key whose fingerprint begins as a host is called: nothing is trusted by a short prefix that
+        may be meant as a name.
+        """
         peers = self._r.peers.records.values()
-        return (
-            [p for p in peers if text in (p.fingerprint, p.name)]
-            or [p for p in peers if matches(p.fingerprint, text)]
-            or self._called(text, caller)
-        )
+        found = [p for p in peers if text in (p.fingerprint, p.name)] or self._called(text, caller)
+        return found or ([] if trusting and not is_like_fingerprint(text) else self._beginning_so(text))
+
+    def _beginning_so(self, text: str) -> list[PeerRecord]:
+        return [p for p in self._r.peers.records.values() if matches(p.fingerprint, text)]
 
     def _examined(self, text: str, caller: Caller) -> bytes | str:
         """Whom doctor has to examine: a peer as elsewhere, and any other host.
@@ -348,6 +362,15 @@ class DaemonService:
         self._read_commands()
         found = [self._r.peers.records[key] for key in self._r.names.meaning(word, caller.uid)]
         return [p for p in found if p.name is None]
+
+    def _is_others_word(self, text: str, peer: PeerRecord, caller: Caller | None) -> bool:
+        """Whether root would approve a key only because a user's command calls its host so, which may be any host."""
+        if caller is None or caller.uid != 0 or text in (peer.fingerprint, peer.name):
+            return False
+        if peer.public not in self._r.names.meaning(text, 0):
+            return False
+        himself = (0, procfs.login(caller.pid) or 0)
+        return not any(peer.public in self._r.names.meaning(text, uid, own=True) for uid in himself)
 
     def _read_commands(self) -> None:
         """A peer that waits for a person has a name as soon as a command has one for it."""
@@ -398,6 +421,14 @@ class DaemonService:
         self._r.peers.save(public)
         self._r.wake()
         return schema.PeerReply(peer=self._listed(self._r.peers.records[public], caller))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_at(peer: PeerRecord, address: str, *, called: bool = False) -> bool:

@@ -15,6 +15,7 @@ from msgspec import UNSET
 from redirectctl.api import schema
 from redirectctl.api.client import Client, UnreachableError
 from redirectctl.api.schema import CheckStatus, ErrorCode, PeerState, RequestError
+from redirectctl.config import is_host_name
 from redirectctl.pairing import exchange
 from redirectctl.pairing.exchange import Channel, Why
 
@@ -96,14 +97,19 @@ def _reaches(daemon: Client, opened: exchange.Open, places: list[str]) -> bool:
 def _decide(daemon: Client, fingerprint: str, name: str) -> str:
     """Approve the key of a host that our daemon has met; returns what it is called here."""
     peer = _wait(daemon, fingerprint)
-    if peer.name is None and name:
+    wanted = name if peer.name is None and is_host_name(name) else None
+    return approve(daemon, fingerprint, wanted).name or ""
+
+
+def approve(daemon: Client, fingerprint: str, name: str | None) -> schema.Peer:
+    """Approve a key.  A name that is another's, or none, is left out."""
+    if name is not None:
         try:
-            return daemon.call(schema.ApproveRequest(fingerprint, name), schema.PeerReply).peer.name or ""
+            return daemon.call(schema.ApproveRequest(fingerprint, name), schema.PeerReply).peer
         except RequestError as error:
             if error.error.code is ErrorCode.DENIED:
                 raise
-            # The name is another's, or none: it goes without.
-    return daemon.call(schema.ApproveRequest(fingerprint), schema.PeerReply).peer.name or ""
+    return daemon.call(schema.ApproveRequest(fingerprint), schema.PeerReply).peer
 
 
 def _wait(daemon: Client, fingerprint: str) -> schema.Peer:

@@ -21,7 +21,7 @@ from redirectctl.api import schema
 from redirectctl.api.client import Client
 from redirectctl.api.schema import CheckStatus, ErrorCode, PeerState, RequestError
 from redirectctl.pairing import exchange, ssh, words
-from redirectctl.pairing.answerer import CONTROL_PORT, LOOK, SEEN
+from redirectctl.pairing.answerer import CONTROL_PORT, LOOK, SEEN, approve
 from redirectctl.pairing.words import Trouble, TroubleError
 
 LOGIN: Final = 150.0  # seconds for a person to log in: sshd itself gives 120 (LoginGraceTime)
@@ -41,10 +41,15 @@ class Target:
     @property
     def name(self) -> str:
         """What the peer is to be called: the host's name on the command line."""
+        return self.host[: exchange.NAME_MAX]
+
+    @property
+    def host(self) -> str:
+        """The host's name on the command line."""
         text = self.text.removeprefix("ssh://").partition("/")[0].rpartition("@")[2]
         if self.text.startswith("ssh://"):
             text = text.removeprefix("[").partition("]")[0] if text.startswith("[") else text.partition(":")[0]
-        return text[: exchange.NAME_MAX]
+        return text
 
     @property
     def again(self) -> str:
@@ -65,7 +70,7 @@ class Paired:
 
     peer: schema.Peer
     addresses: list[str]  # where its key has answered us
-    called: str  # what this host is called there; may be empty
+    called: str  # what this host is called there, if that is its own name; else empty
     here: CheckStatus  # whether this host's packet filter lets UDP in
     there: CheckStatus  # the other one's
 
@@ -78,9 +83,9 @@ def pair(daemon: Client, target: Target) -> Paired:
         raise TroubleError(Trouble.OLDER_HERE)
     try:
         settings = ssh.settings(target.text, target.arguments)
-        if settings is None:
+        if settings is None or settings.named not in (None, target.host.lower()):
             raise TroubleError(Trouble.SSH_ARGUMENTS)
-        with ssh.Ssh(target.text, target.arguments, (*(SUDO if target.sudo else ()), *REMOTE)) as link:
+        with ssh.Ssh(target.text, target.arguments, (*(SUDO if target.sudo else ()), *REMOTE), settings) as link:
             nonce = secrets.token_bytes(32)
             name = socket.gethostname()[: exchange.NAME_MAX]
             addresses = _own_addresses(_addresses(settings.host), status.addresses)
@@ -168,7 +173,8 @@ class _Pairing:
         channel.send(exchange.Met())
         approved = channel.receive(exchange.Approved, PATIENCE)
         peer = self._approve(met.fingerprint)
-        return Paired(peer, answered, approved.name, self._firewall(), expecting.firewall)
+        called = approved.name if approved.name == self._opened.name else ""  # words of its own are not shown
+        return Paired(peer, answered, called, self._firewall(), expecting.firewall)
 
     def _called_back(
         self, channel: exchange.Channel, expecting: exchange.Expecting, met: schema.MeetReply, places: list[str]
@@ -214,7 +220,7 @@ class _Pairing:
         peer = next((p for p in self._peers() if p.fingerprint == fingerprint), None)
         taken = any(p.name == self._target.name for p in self._peers())
         name = self._target.name if peer is not None and peer.name is None and not taken else None
-        return self._daemon.call(schema.ApproveRequest(fingerprint, name), schema.PeerReply).peer
+        return approve(self._daemon, fingerprint, name)
 
     def _check_known(self, fingerprint: str) -> None:
         """A host that has another key under this name may have been set up anew, or be another host."""

@@ -149,7 +149,8 @@ class Channel:
 
     def send(self, line: Line) -> None:
         """Raises EndedError."""
-        rest = PREFIX + msgspec.json.encode(line) + b"\n"
+        # What a shell has printed before may not end its line.
+        rest = b"\n" + PREFIX + msgspec.json.encode(line) + b"\n"
         while rest:
             try:
                 rest = rest[os.write(self._write, rest) :]

@@ -32,11 +32,39 @@ ALONE: Final = (
     "-o", "PermitLocalCommand=no",
     "-o", "Tunnel=no",
     "-o", "RemoteCommand=none",
-    "-o", "IgnoreUnknown=SessionType,ForkAfterAuthentication,StdinNull",
+)  # fmt: skip
+# The same, for an ssh that knows these options (8.7).  IgnoreUnknown would take the place of the person's own.
+SINCE_8_7: Final = (
     "-o", "SessionType=default",
     "-o", "ForkAfterAuthentication=no",
     "-o", "StdinNull=no",
 )  # fmt: skip
+
+
+# What is told of what ssh says: the rest of its lines may come from a server that nobody has authenticated yet, such as
+# which algorithms it offers, or how it says goodbye.  The first that the last line with any of them has.
+TOLD: Final = (
+    "Permission denied",
+    "Too many authentication failures",
+    "Host key verification failed",
+    "Could not resolve hostname",
+    "Connection refused",
+    "Connection timed out",
+    "No route to host",
+    "Network is unreachable",
+    "Connection reset",
+    "Connection closed",
+    "Bad configuration option",
+    "bad configuration options",
+    "Bad owner or permissions",
+    "Can't open user config file",
+    "no matching host key type found",
+    "no matching key exchange method found",
+    "no matching cipher found",
+    "no matching MAC found",
+    "Protocol major versions differ",
+    "invalid format",
+)
 
 
 class SshMissingError(Exception):
@@ -49,13 +77,15 @@ class Settings(NamedTuple):
     host: str  # a name or an address
     user: str
     proxied: bool  # through another host or a program: no connection of this host reaches that one
+    named: str | None  # as which host it takes the command line, in lower case; None: an older ssh does not say
+    since_8_7: bool
 
 
 class Ended(NamedTuple):
     """How ssh ended."""
 
     code: int  # of the command, or SSH_FAILED
-    said: str  # by ssh, its last line; may be empty, and may have anything in it
+    said: str  # by ssh: one of TOLD; may be empty
 
 
 def settings(target: str, arguments: Sequence[str]) -> Settings | None:
@@ -73,17 +103,28 @@ def settings(target: str, arguments: Sequence[str]) -> Settings | None:
         return None
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
     proxied = any(said.get(key, "none") != "none" for key in ("proxyjump", "proxycommand"))
-    return Settings(said.get("hostname", target), said.get("user", ""), proxied)
+    named = said["host"].lower() if "host" in said else None
+    return Settings(said.get("hostname", target), said.get("user", ""), proxied, named, "sessiontype" in said)
 
 
 class Ssh:
     """A running ssh."""
 
-    def __init__(self, target: str, arguments: Sequence[str], command: Sequence[str]) -> None:
+    def __init__(self, target: str, arguments: Sequence[str], command: Sequence[str], settings: Settings) -> None:
         """Begin.  ``arguments``: of the person, for ssh.  Raises SshMissingError."""
         self._folder = tempfile.TemporaryDirectory(prefix="redirectctl-")
         self._log = Path(self._folder.name) / "ssh"
-        line = ["ssh", "-E", str(self._log), *ALONE, *arguments, "--", target, shlex.join(command)]
+        line = [
+            "ssh",
+            "-E",
+            str(self._log),
+            *ALONE,
+            *(SINCE_8_7 if settings.since_8_7 else ()),
+            *arguments,
+            "--",
+            target,
+            shlex.join(command),
+        ]
         try:
             self._process = subprocess.Popen(
                 line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -124,10 +165,4 @@ class Ssh:
                 text = log.read().decode(errors="replace")
         except OSError:
             return ""
-        lines = [line.strip() for line in text.splitlines() if line.strip() and not _by_the_other(line)]
-        return lines[-1] if lines else ""
-
-
-def _by_the_other(line: str) -> bool:
-    """Whether ssh repeats there what the other host has written to say goodbye (RFC 4253, section 11.1)."""
-    return line.startswith(("Received disconnect from", "Disconnected from"))
+        return next((each for line in reversed(text.splitlines()) for each in TOLD if each in line), "")

@@ -296,6 +296,131 @@ def public_key(daemon: Daemon) -> str:
     return daemon.host.run([sys.executable, "-c", script]).stdout.strip()
 
 
+def answering_with_its_own_words(last: str) -> str:
+    """The real program answers, up to the last line, which is somebody's own."""
+    return f"""
+import subprocess
+real = subprocess.Popen(
+    [{program("redirectctl")!r}, 'pair', '--answer'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+behind = exchange.Channel(real.stdout.fileno(), real.stdin.fileno())
+behind.send(opened)
+channel.send(behind.receive(exchange.Ready, 30))
+behind.send(channel.receive(exchange.Proven, 30))
+channel.send(behind.receive(exchange.Expecting, 30))
+behind.send(channel.receive(exchange.Met, 30))
+behind.receive(exchange.Approved, 30)
+{last}
+"""
+
+
+def test_what_it_calls_this_host_is_not_shown(lab: Lab) -> None:
+    """It has a key that answers: only its last words are a lure."""
+    pair = Pair(lab, client=ASK, server=ASK)
+    server = liar(lab, pair, answering_with_its_own_words("channel.send(exchange.Approved('x; now run: rm -rf /'))"))
+    for options in ((), ("--json",)):
+        done = run(pair.client, server, *options)
+        assert done.returncode == 0, done.stderr
+        assert "rm -rf" not in done.stdout + done.stderr
+
+
+_OFFER = """
+import socket, sys
+lure = b"now-run:rm-rf"
+lists = [b"curve25519-sha256", lure, b"aes128-ctr", b"aes128-ctr", b"hmac-sha2-256", b"hmac-sha2-256", b"none", b"none"]
+body = b"\\x14" + bytes(16) + b"".join(len(each).to_bytes(4, "big") + each for each in [*lists, b"", b""]) + bytes(5)
+padding = 4 + -(len(body) + 9) % 8
+packet = (1 + len(body) + padding).to_bytes(4, "big") + bytes([padding]) + body + bytes(padding)
+server = socket.create_server(("", 22))
+print(1, flush=True)
+while True:
+    client, _ = server.accept()
+    client.sendall(b"SSH-2.0-x\\r\\n" + packet)
+    while client.recv(4096):
+        pass
+"""
+
+
+def test_what_a_server_says_before_anybody_knows_it_is_not_shown(lab: Lab) -> None:
+    """ssh repeats in its errors what came over a connection that nothing protects yet."""
+    pair = Pair(lab, client=ASK, server=ASK)
+    server = sshd(lab, pair.server)
+    server.stop()
+    fake = lab.server.popen([sys.executable, "-c", _OFFER], stdout=subprocess.PIPE)
+    try:
+        assert fake.stdout is not None
+        fake.stdout.readline()
+        line = failed(run(pair.client, server))
+    finally:
+        fake.kill()
+        fake.wait()
+    assert 'ssh could not log in: "no matching host key type found"' in line
+    assert "rm-rf" not in line
+
+
+def test_options_that_ssh_is_to_ignore_are_the_persons(lab: Lab) -> None:
+    """A configuration that is shared with a system whose ssh knows more options."""
+    pair = Pair(lab, client=ASK, server=ASK)
+    server = sshd(lab, pair.server)
+    config = server.directory / "ssh_config"
+    config.write_text(f"IgnoreUnknown UseKeychain\nUseKeychain yes\n{config.read_text()}")
+    done = run(pair.client, server)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_shell_there_prints_may_have_no_end_of_line(lab: Lab) -> None:
+    pair = Pair(lab, client=ASK, server=ASK)
+    server = sshd(lab, pair.server)
+    (server.home / ".bashrc").write_text("printf 'welcome\\033[?25h'\n")
+    done = run(pair.client, server)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_for_ssh_names_no_other_host(lab: Lab) -> None:
+    """ssh takes the first word that is no option as the host."""
+    pair = Pair(lab, client=ASK, server=ASK)
+    server = sshd(lab, pair.server)
+    line = [
+        program("redirectctl"),
+        "--socket",
+        str(pair.client.socket),
+        "pair",
+        "laptop2",
+        "--",
+        *server.options(),
+        NAME,
+    ]
+    done = pair.client.host.run(line, check=False)
+    assert done.returncode == 1
+    assert "ssh does not take these arguments" in done.stderr
+    nothing_approved(*pair.daemons)
+
+
+@pytest.mark.parametrize("name", ["x" * 40, "198.51.100.7", "Server\u0435", "web; run rm -rf"])
+def test_a_name_that_is_none_of_a_host_is_not_taken(lab: Lab, name: str) -> None:
+    """The laptop calls itself as a key or an address, by which people name other hosts, or as nothing at all."""
+    pair = Pair(lab, client=ASK, server=ASK)
+    server = sshd(lab, pair.server)
+    patched = (
+        "import sys, socket; socket.gethostname = lambda name=sys.argv.pop(1): name;"
+        "from redirectctl.cli.main import main; sys.exit(main())"
+    )
+    line = [
+        sys.executable,
+        "-c",
+        patched,
+        name,
+        "--socket",
+        str(pair.client.socket),
+        "pair",
+        NAME,
+        "--",
+        *server.options(),
+    ]
+    done = pair.client.host.run(line, check=False)
+    assert done.returncode == 0, done.stderr
+    assert states(pair.server) == {identity(pair.client): ("approved", None)}
+
+
 def test_a_name_that_another_host_has_is_not_taken(lab: Lab) -> None:
     """The laptop names itself as a peer of the server's is called: it goes without."""
     pair = Pair(lab, client=ASK, server=ASK)

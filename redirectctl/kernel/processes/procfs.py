@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROC = Path("/proc")
+_NOBODY_LOGGED_IN = 2**32 - 1  # audit(7): a daemon, or a system without pam_loginuid
 MAX_COMMAND = 4096  # bytes of a command line that are read; also what /proc/PID/cmdline guaranteed before Linux 4.2
 MAX_DESCRIPTORS = 200_000  # looked at in one search
 
@@ -46,6 +47,15 @@ def user(pid: int, *, proc: Path = PROC) -> int | None:
 def users(pid: int, *, proc: Path = PROC) -> frozenset[int]:
     """All its user ids: real, effective, saved, of the file system; empty: there is no such process."""
     return frozenset(_uids(pid, proc))
+
+
+def login(pid: int, *, proc: Path = PROC) -> int | None:
+    """Who logged in, whatever user the process is since then (sudo); None: it is not known."""
+    try:
+        uid = int((proc / str(pid) / "loginuid").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return uid if uid != _NOBODY_LOGGED_IN else None
 
 
 def _uids(pid: int, proc: Path) -> list[int]:

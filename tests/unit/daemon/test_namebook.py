@@ -311,6 +311,7 @@ class TestWords:
         book.hear([connection(uid=2000, cid=b"d" * 8)])
         assert [book.called(KEY, uid) for uid in (1000, 2000, 3000, 0)] == ["mine", "theirs", None, "theirs"]
         assert (book.meaning("theirs", 1000), book.meaning("mine", 0), book.meaning("theirs", 0)) == ([], [KEY], [KEY])
+        assert (book.meaning("theirs", 2000, own=True), book.meaning("theirs", 0, own=True)) == ([KEY], [])
 
     def test_another_word_replaces_it(self, world: World) -> None:
         world.argv = ["ssh", "old"]

@@ -14,12 +14,14 @@ from redirectctl.daemon.apiserver import Caller
 from redirectctl.daemon.service import DaemonService
 from redirectctl.flows.connection import Connection
 from redirectctl.flows.state import State
+from redirectctl.kernel.processes import procfs
 from redirectctl.proto.fingerprint import fingerprint
 from redirectctl.store.records import PeerAddress, PeerRecord, PeerState
 from redirectctl.wire.addr import FourTuple, SockAddr
 
 SERVER, STRANGER, OTHER = b"s" * 32, b"m" * 32, b"o" * 32
 ADDRESS = "198.51.100.2"
+OWN_OF_ROOT = -2
 OWN = FourTuple(SockAddr(ip_address("192.0.2.1"), 40000), SockAddr(ip_address(ADDRESS), 22))
 
 
@@ -30,10 +32,14 @@ def peer(key: bytes, *addresses: tuple[str, bool], state: PeerState = PeerState.
 
 
 def service(*peers: PeerRecord, words: dict[tuple[str, int], list[bytes]] | None = None) -> DaemonService:
-    """words: with a user, and the peers that he means by it."""
+    """words: with a user, and the peers that he means by it; root's own are those of user OWN_OF_ROOT."""
+
+    def meaning(word: str, uid: int, *, own: bool = False) -> list[bytes]:
+        return (words or {}).get((word, OWN_OF_ROOT if own and uid == 0 else uid), [])
+
     runtime = SimpleNamespace(
         peers=SimpleNamespace(records={each.public: each for each in peers}),
-        names=SimpleNamespace(meaning=lambda word, uid: (words or {}).get((word, uid), []), hear=lambda some: None),
+        names=SimpleNamespace(meaning=meaning, hear=lambda some: None),
         engine=SimpleNamespace(table=[]),
     )
     return DaemonService(runtime, examine=None)  # type: ignore[arg-type]
@@ -112,6 +118,24 @@ def test_a_word_of_the_callers_command_line_is_a_name() -> None:
             listed._peer("approve", "server", nobody)
 
 
+def test_root_approves_nothing_by_another_users_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any user can have his ssh lead to any host by the word that root means another by."""
+    logged_in: list[int | None] = [None]
+    monkeypatch.setattr(procfs, "login", lambda pid: logged_in[0])
+    listed = service(peer(STRANGER), words={("server", 1000): [STRANGER], ("server", 0): [STRANGER]})
+    for logged_in[0] in (None, 0, 2000):
+        with pytest.raises(RequestError, match="another user's command calls this host so") as caught:
+            listed._peer("approve", "server", ROOT)
+        assert fingerprint(STRANGER) in str(caught.value)
+    assert listed._peer("reject", "server", ROOT).public == STRANGER, "nothing is trusted by that"
+    assert listed._peer("approve", fingerprint(STRANGER), ROOT).public == STRANGER
+    logged_in[0] = 1000  # his own, with sudo
+    assert listed._peer("approve", "server", ROOT).public == STRANGER
+    logged_in[0] = None
+    roots = service(peer(SERVER), words={("server", 0): [SERVER], ("server", OWN_OF_ROOT): [SERVER]})
+    assert roots._peer("approve", "server", ROOT).public == SERVER
+
+
 def test_a_word_that_means_two_hosts_is_no_name() -> None:
     listed = service(peer(SERVER), peer(OTHER), words={("server", 1000): [SERVER, OTHER]})
     with pytest.raises(RequestError, match="2 peers match"):
@@ -124,6 +148,21 @@ def test_the_name_that_a_person_gave_comes_before_words() -> None:
     only = service(peer(SERVER, name="office"), words={("server", 1000): [SERVER]})
     with pytest.raises(RequestError, match="no such peer"):
         only._peer("approve", "server", ALICE)
+
+
+def test_a_key_that_begins_as_a_host_is_called_is_not_that_host() -> None:
+    """Who makes keys until one's fingerprint begins with "web" waits for somebody who types `approve web`."""
+    made = peer(STRANGER)
+    word = made.fingerprint.removeprefix("SHA256:")[:4]
+    alone = service(made)
+    with pytest.raises(RequestError, match="of another host's key too") as caught:
+        alone._peer("approve", word, ALICE)
+    assert made.fingerprint in str(caught.value)
+    both = service(made, peer(SERVER), words={(word, 1000): [SERVER]})
+    assert both._peer("approve", word, ALICE).public == SERVER
+    assert alone._peer("approve", f"SHA256:{word}").public == STRANGER, "that is no name"
+    assert alone._peer("approve", made.fingerprint[:27]).public == STRANGER
+    assert alone._peer("reject", word).public == STRANGER, "nothing is trusted by that"
 
 
 def test_what_a_peer_calls_itself_is_no_name() -> None:

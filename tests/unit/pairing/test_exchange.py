@@ -74,8 +74,10 @@ def test_what_a_shell_prints_is_skipped(ends: Ends) -> None:
     ends.raw.write(b"$ ")
     ends.channel.send(Unmet())
     assert ends.channel.receive(Met, 5) == Met()
+    assert ends.channel.receive(Unmet, 5) == Unmet()
+    ends.raw.write(b"$ " + PREFIX + b'{"says":"met"}\n')
     with pytest.raises(LateError):  # it is not at the beginning of a line
-        ends.channel.receive(Unmet, 0.05)
+        ends.channel.receive(Met, 0.05)
 
 
 def test_a_line_in_pieces(ends: Ends) -> None:
