@@ -46,7 +46,7 @@ def make_lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab]]:
     yield make
     for lab in labs:
         lab.close()
-    patience = time.monotonic() + 10  # what was killed may take a moment to go
+    patience = time.monotonic() + 60  # what was killed may take a moment to go
     while left := [what for lab in labs for what in lab.sandbox.left()]:
         assert time.monotonic() < patience, left
         time.sleep(0.1)

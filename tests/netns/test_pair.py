@@ -446,7 +446,8 @@ def test_as_somebody_without_rights(lab: Lab) -> None:
     lab.server.sandbox.directory.chmod(0o755)
     script = folder / "redirectctl"
     script.write_text(
-        f"#!/bin/sh\nexec setpriv --reuid=65534 --regid=65534 --clear-groups {program('redirectctl')} $@\n"
+        f"#!{sys.executable}\nimport os, sys\nfrom redirectctl.cli import main, pair\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\nsys.exit(main.main())\n"
     )
     script.chmod(0o755)
     server = sshd(lab, pair.server, path=f"{folder}:/usr/bin:/bin")

@@ -418,22 +418,29 @@ with Client({str(bench.path)!r}) as client:
         asyncio.run(check())
 
     @needs_root
-    @pytest.mark.parametrize(("members", "code"), [(["nobody"], 0), (["anna"], 4)])
+    @pytest.mark.parametrize(("members", "said"), [(["nobody"], b"2\n"), (["anna"], b"denied\n")])
     def test_whoever_has_joined_since_the_login(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, members: list[str], code: int
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, members: list[str], said: bytes
     ):
         """Their processes have the groups of before."""
         monkeypatch.setattr(apiserver.grp, "getgrnam", lambda name: Mock(gr_gid=7747, gr_mem=members))
+        program = f"""
+import os
+from redirectctl.api.client import *
+from redirectctl.api.schema import *
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+with Client({str(bench.path)!r}) as client:
+    try:
+        print(client.call(AnnounceRequest(), AnnounceReply).peers)
+    except RequestError as error:
+        print(error.error.code)
+"""
 
         async def check() -> None:
             async with bench.serving():
-                process = await asyncio.create_subprocess_exec(
-                    "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
-                    sys.executable, "-m", "redirectctl.cli.main", "--socket", str(bench.path), "announce",
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                )  # fmt: skip
-                await process.communicate()
-                assert process.returncode == code
+                process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=subprocess.PIPE)
+                output, _ = await process.communicate()
+                assert output == said
 
         asyncio.run(check())
 
