@@ -61,6 +61,8 @@ class Trust(msgspec.Struct, frozen=True):
     first_contact: Literal["ask", "accept-new", "refuse"] = "ask"
     forget_after: Duration = Duration(365 * _DAY)
     known_peers: tuple[FilePath, ...] = ()  # whose keys are approved without a person (known_peers.py)
+    dns: bool = False  # approve keys that DNS has for the names of commands, validated here (names/published.py)
+    anchors: FilePath = FilePath("")  # trust anchors of DNSSEC in place of the root's
     own_name: str = ""  # what peers are told that this host is called; empty: its host name, "-": nothing
 
 
@@ -287,6 +289,8 @@ def _value(kind: Any, raw: Any, *, zero: bool) -> Any:
             _check_network(item)
         elif kind == tuple[Interfaces, ...]:
             _check_interfaces(item)
+    if kind is FilePath and value and not os.path.isabs(value):
+        raise ValueError(f"{_toml(value)} is no whole path", 'write a file as in "/etc/redirectctl/anchors"')
     if kind is HostPort and value:
         _check_host_port(value)
     for name in value.values() if isinstance(value, dict) else [value] if kind is HostName and value else []:
@@ -361,6 +365,7 @@ _EXPECTED: Final[tuple[tuple[Any, str], ...]] = (
     (tuple[AddressRange, ...], 'a list of networks, as in ["192.0.2.0/24"]'),
     (tuple[Interfaces, ...], 'a list of interfaces, as in ["wwan*"]'),
     (str, "text"),
+    (FilePath, 'a file, as in "/etc/redirectctl/anchors"'),
     (HostName, 'a name, as in "host.example.net"'),
     (HostPort, 'a server, as in "ns.example.net:53"'),
     (dict[str, HostName], 'names by peer, as in { "SHA256:kmCtQ" = "host.example.net" }'),

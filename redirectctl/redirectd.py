@@ -11,6 +11,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from redirectctl import __version__, config, known_peers
 from redirectctl.api.optin import socket_path
@@ -25,7 +26,11 @@ from redirectctl.daemon.waking import BoottimeLoop
 from redirectctl.doctor.examine import examine
 from redirectctl.flows.constants import MAX_CONNECTIONS
 from redirectctl.kernel.errors import KernelError, used_up
+from redirectctl.names import published
 from redirectctl.store.records import StoreError
+
+if TYPE_CHECKING:
+    from redirectctl.names.secure import Anchors
 
 STATE_DIRECTORY = Path("/var/lib/redirectctl")
 DESCRIPTORS = MAX_CONNECTIONS + 4096  # of connections that are suspended, clients, and our own
@@ -42,6 +47,7 @@ def main() -> int:
     try:
         settings = config.load(args.config)
         listed = known_peers.read(settings.trust.known_peers)
+        anchors = _anchors(settings)
     except ConfigError as error:
         complain(error)
         return 2
@@ -54,7 +60,7 @@ def main() -> int:
     _hurry()
     try:
         with asyncio.Runner(loop_factory=BoottimeLoop) as runner:
-            runner.run(_run(settings, listed, args))
+            runner.run(_run(settings, listed, anchors, args))
     except (KernelError, StoreError, ControlPortError, ApiError, OSError) as error:
         complain(_last_words(error))
         return 1
@@ -76,12 +82,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _run(settings: Config, listed: dict[str, str], args: argparse.Namespace) -> None:
+async def _run(settings: Config, listed: dict[str, str], anchors: Anchors | None, args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    runtime = Runtime(settings, args.state_dir, listed)
+    runtime = Runtime(settings, args.state_dir, listed, anchors)
     server = ApiServer(DaemonService(runtime, examine, args.config), runtime.log, __version__)
     loop.add_signal_handler(signal.SIGHUP, _reload, runtime, args.config)
     await runtime.start()
@@ -127,10 +133,15 @@ def _hurry() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
 
 
+def _anchors(settings: Config) -> Anchors | None:
+    """Of DNSSEC, where DNS is to vouch for keys.  Raises ConfigError."""
+    return published.load_anchors(settings.trust.anchors) if settings.trust.dns else None
+
+
 def _reload(runtime: Runtime, path: Path | None) -> None:
     try:
         settings = config.load(path)
-        runtime.reload(settings, known_peers.read(settings.trust.known_peers))
+        runtime.reload(settings, known_peers.read(settings.trust.known_peers), _anchors(settings))
     except ConfigError as error:
         _log.error("configuration not changed: %s", error)
         return

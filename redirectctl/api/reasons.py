@@ -224,6 +224,7 @@ _EXPLANATIONS: Final = {
     # of peers
     "accept-new": Explanation("trust.first_contact is accept-new"),
     "known-peers": Explanation("a file of trust.known_peers has its key"),
+    "dns-key": Explanation("DNS has its key under the name of the command, with valid signatures (trust.dns)"),
     "known-no-more": Explanation(
         "no file of trust.known_peers has its key any more", "`redirectctl approve PEER`, when it has called again"
     ),

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from redirectctl.api import schema
 from redirectctl.config import Config
@@ -39,6 +40,7 @@ from redirectctl.daemon.namebook import NameBook
 from redirectctl.daemon.network import NetworkView
 from redirectctl.daemon.ownname import OwnNameKeeper
 from redirectctl.daemon.peerbook import PeerBook
+from redirectctl.daemon.publishedkeys import PublishedKeys
 from redirectctl.daemon.repair import Repairs
 from redirectctl.daemon.rewriting import Rewriting
 from redirectctl.daemon.servers import ServerNames
@@ -72,6 +74,9 @@ from redirectctl.store.records import StoreError
 from redirectctl.store.store import Store
 from redirectctl.wire.addr import FourTuple
 
+if TYPE_CHECKING:
+    from redirectctl.names.secure import Anchors
+
 _log = logging.getLogger(__name__)
 
 UNTAGGED = 1.0  # seconds between looks how many plain packets of connections with integrity were dropped
@@ -84,9 +89,10 @@ PRUNE = 3600.0  # seconds between looks for peers not met for long
 class Runtime:
     """Everything that a daemon has while it runs."""
 
-    def __init__(self, config: Config, state: Path, listed: Mapping[str, str]) -> None:
-        """Open the store and the kernel's interfaces; ``listed``: what known_peers.read() gave.
+    def __init__(self, config: Config, state: Path, listed: Mapping[str, str], anchors: Anchors | None = None) -> None:
+        """Open the store and the kernel's interfaces.
 
+        ``listed``: what known_peers.read() gave; ``anchors``: what published.load_anchors() gave, where `trust.dns` is.
         Raises StoreError, KernelError, ControlPortError, OSError."""
         self.config = config
         self.state = state
@@ -155,6 +161,8 @@ class Runtime:
         self.sleep_signals = SleepSignals(self._waking.told)
         self._servers = ServerNames(self._inputs.servers, config.rendezvous.servers)
         self.contacts = Contacts(self._driver)
+        self.published_keys = PublishedKeys(engine, self.contacts, lambda: self.config.dns, self.wake)
+        self.published_keys.configure(anchors)
         self._executor = Executor(
             driver=self._driver,
             tasks=self.tasks,
@@ -253,6 +261,7 @@ class Runtime:
         self.loops.start("untagged", self._count_untagged)
         self.loops.start("stalls", self._stalls.run)
         self.loops.start("own name", self.own_name.run)
+        self.loops.start("published keys", self.published_keys.run)
         self.loops.start("rendezvous", lambda pulse: self._servers.run(pulse, self._met))
         self.loops.start("suspended", self._suspending.run)
         self.loops.start("waking", self._waking.run)
@@ -319,13 +328,14 @@ class Runtime:
         self.peers.flush()
         self.store.close()
 
-    def reload(self, config: Config, listed: Mapping[str, str]) -> None:
+    def reload(self, config: Config, listed: Mapping[str, str], anchors: Anchors | None = None) -> None:
         """SIGHUP: everything but the control port changes at once."""
         if config.control != self.config.control:
             _log.warning("[control]: changes take effect only after a restart")
         self.config = config
         self.finder.settings = config.protect
         self.names.settings = config.dns
+        self.published_keys.configure(anchors)
         self.own_name.configure(config.dns)
         self.tell(self.engine.policy_changed, policy(config, listed))
         self._servers.configure(config.rendezvous.servers)

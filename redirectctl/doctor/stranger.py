@@ -16,7 +16,7 @@ from redirectctl.daemon.contacts import PATIENCE
 from redirectctl.daemon.runtime import Runtime
 from redirectctl.doctor import reached
 from redirectctl.doctor.icmp import IcmpWatch
-from redirectctl.doctor.outcome import count, fail, merged, ok, several
+from redirectctl.doctor.outcome import count, fail, merged, ok, several, skip
 from redirectctl.doctor.peer import MOST_WAYS, PeerCheck
 from redirectctl.doctor.reached import Way
 from redirectctl.flows.state import State
@@ -25,6 +25,7 @@ from redirectctl.proto.peer import PeerState
 from redirectctl.wire.addr import IPAddress, SockAddr
 
 NAME = "peer.name"
+PUBLISHED = "peer.published-key"
 _POLL = 0.05  # seconds between looks whether the peer that has answered is noted
 _LOOKS = 40
 
@@ -54,7 +55,11 @@ class StrangerCheck:
             return [fail(NAME, f"{text}, which is this host itself", "name the other host")]
         known = self._known(addresses)
         if known is not None:
-            return [ok(NAME, text), *await PeerCheck(self._r, known).examine()]
+            return [
+                ok(NAME, text),
+                *await self._published(known, addresses),
+                *await PeerCheck(self._r, known).examine(),
+            ]
         wall = await reached.firewall(self._r.port.port)
         ways = [Way(SockAddr(each, self._r.port.port), None) for each in addresses[:MOST_WAYS]]
         routes = [await reached.routed(way) for way in ways]
@@ -63,9 +68,23 @@ class StrangerCheck:
         )
         for answer in answers:
             if answer.key is not None and await self._noted(answer.key):
-                return [ok(NAME, text), *await PeerCheck(self._r, answer.key).examine()]
+                published = await self._published(answer.key, addresses)
+                return [ok(NAME, text), *published, *await PeerCheck(self._r, answer.key).examine()]
         contact = merged([answer.check for answer in answers])
         return [ok(NAME, text), merged(routes), wall, contact, *self._connections(addresses)]
+
+    async def _published(self, key: bytes, addresses: tuple[IPAddress, ...]) -> list[Check]:
+        """What DNS has of that name, if that is to approve the key that has answered."""
+        outcome = await self._r.published_keys.examine(key, self._text, addresses)
+        if outcome is None:
+            return []
+        text = f"{self._text} in DNS: {outcome.why}"
+        if outcome.approved:
+            return [ok(PUBLISHED, text)]
+        if outcome.bogus:
+            hint = "compare the keys with `redirectctl identity` on that host before you approve one"
+            return [fail(PUBLISHED, text, hint)]
+        return [skip(PUBLISHED, f"{text}: nothing that is believed")]
 
     def _own(self, address: IPAddress) -> bool:
         return address.is_loopback or self._r.engine.network.is_ours(address)

@@ -367,6 +367,14 @@ class Engine:
         self.rendezvous.trust(now, key)
         self._relay(now)
 
+    def published(self, now: float, key: bytes, at: IPAddress) -> bool:
+        """The name that led to this address has this key in DNS, validated: trust it, if a person is asked about it."""
+        if not self.trust.published(now, key, at):
+            return False
+        self.rendezvous.trust(now, key)
+        self._relay(now)
+        return True
+
     def reject(self, now: float, key: bytes) -> None:
         """Refuse this peer, and end the protection of its connections."""
         self.trust.reject(now, key)

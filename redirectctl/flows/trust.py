@@ -13,7 +13,7 @@ from redirectctl.flows.rendezvous.places import Places
 from redirectctl.flows.state import State
 from redirectctl.proto.fingerprint import fingerprint
 from redirectctl.proto.peer import Accepted, Peer, PeerState
-from redirectctl.wire.addr import SockAddr
+from redirectctl.wire.addr import IPAddress, SockAddr
 
 
 class Trusting:
@@ -47,6 +47,18 @@ class Trusting:
             self._host.emit(commands.SavePeer(peer))
         if peer.state is not PeerState.APPROVED:
             self._approved(now, peer)
+
+    def published(self, now: float, key: bytes, at: IPAddress) -> bool:
+        """DNS vouches for the key as that of the host at this address, by signatures that the caller has validated.
+
+        It counts where a person would be asked, and for the key that has answered there when we called.  Where another
+        key is known, a person decides.  Returns whether the key is approved by that.
+        """
+        peer = self._host.peers.get(key)
+        if peer is None or peer.state is not PeerState.PENDING or at not in peer.identity or self._replaces(peer):
+            return False
+        self._approved(now, peer, "dns-key")
+        return True
 
     def accept_waiting(self, now: float) -> list[bytes]:
         """The policy is to accept every new host: do so with those that wait for a person.  Returns their keys.

@@ -1,4 +1,7 @@
-"""A real name server (BIND) in a lab: zone lab.example, of which keys may change names; and hosts that ask it."""
+"""A real name server (BIND) in a lab: zone lab.example, of which keys may change names; and hosts that ask it.
+
+It may be signed (DNSSEC): its key is the trust anchor of who is to believe it.  And one that forges what it says.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,21 @@ import sys, dns.message, dns.query
 for kind in ("A", "AAAA"):
     answer = dns.query.tcp(dns.message.make_query(sys.argv[2], kind), sys.argv[1], timeout=5)
     print(*(record for records in answer.answer for record in records))
+"""
+_FORGE = """
+import socket, sys, dns.flags, dns.message, dns.zonefile
+records = dns.zonefile.read_rrsets("\\n".join(sys.argv[2:]) + "\\n", rdclass=None, default_ttl=5)
+listening = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+listening.bind((sys.argv[1], 53))
+print("ready", flush=True)
+while True:
+    data, source = listening.recvfrom(4096)
+    query = dns.message.from_wire(data)
+    reply = dns.message.make_response(query)
+    reply.flags |= dns.flags.AD | dns.flags.RA
+    (asked,) = query.question
+    reply.answer = [each for each in records if each.name == asked.name and each.rdtype == asked.rdtype]
+    listening.sendto(reply.to_wire(), source)
 """
 _OPTIONS = """
 options {{
@@ -60,8 +78,12 @@ class NameServer:
         *,
         names: Sequence[str] = ("server",),
         records: Mapping[str, str] | None = None,
+        lines: Sequence[str] | None = None,
     ) -> None:
-        """Each of ``names`` has a key of the same name, which may change it and nothing else; ``records``: A."""
+        """Each of ``names`` has a key of the same name, which may change it and nothing else; ``records``: A.
+
+        ``lines``: more of the zone, which is signed then, and which nobody may change.
+        """
         self.host = Host(lab, "ns")
         lab.add(self.host)
         link = self.host.join(network, NUMBER)
@@ -69,8 +91,13 @@ class NameServer:
         self.directory = lab.sandbox.directory / "named"
         self.directory.mkdir()
         self.zone = self.directory / "zone"
-        lines = [f"{name} A {address}\n" for name, address in (records or {}).items()]
-        self.zone.write_text(_ZONE.format(v4=self.v4, v6=self.v6) + "".join(lines))
+        text = [f"{name} A {address}\n" for name, address in (records or {}).items()]
+        text += [f"{line}\n" for line in lines or ()]
+        self.zone.write_text(_ZONE.format(v4=self.v4, v6=self.v6) + "".join(text))
+        self.anchors = self.directory / "anchors"
+        self.served = self.directory / "zone.signed" if lines is not None else self.zone
+        if lines is not None:
+            self._sign()
         self.resolv_conf = self.directory / "resolv.conf"
         self.resolv_conf.write_text(f"nameserver {self.v4}\nnameserver {self.v6}\nsearch {ZONE}\noptions timeout:1\n")
         self.resolv_conf.chmod(0o644)
@@ -87,11 +114,31 @@ class NameServer:
         self.configuration.write_text(
             _OPTIONS.format(directory=self.directory)
             + keys
-            + f'zone "{ZONE}" {{ type primary; file "{self.zone}"; {policy} }};\n'
+            + f'zone "{ZONE}" {{ type primary; file "{self.served}"; {policy} }};\n'
         )
         self.log = self.directory / "log"
         self.process: subprocess.Popen[str] | None = None
         self.start()
+
+    def sign_anew(self, lines: Sequence[str]) -> None:
+        """With these lines more, and with another key."""
+        self.stop()
+        with self.zone.open("a") as zone:
+            zone.writelines(f"{line}\n" for line in lines)
+        self._sign()
+        self.start()
+
+    def _sign(self) -> None:
+        """The zone with one key, which `anchors` has."""
+        for old in self.directory.glob(f"K{ZONE}.*"):
+            old.unlink()
+        options = ["-K", str(self.directory)]
+        generate = ["dnssec-keygen", "-q", *options, "-a", "ECDSAP256SHA256", "-f", "KSK", ZONE]
+        key = subprocess.run(generate, capture_output=True, text=True, check=True).stdout.strip()
+        sign = ["dnssec-signzone", "-S", "-z", *options, "-d", str(self.directory), "-o", ZONE, "-f", str(self.served)]
+        subprocess.run([*sign, str(self.zone)], capture_output=True, check=True)
+        self.anchors.write_text((self.directory / f"{key}.key").read_text())
+        self.anchors.chmod(0o644)
 
     def key_file(self, name: str) -> Path:
         return self.directory / f"{name}.key"
@@ -113,8 +160,7 @@ class NameServer:
 
     def resolving(self, argv: Sequence[str | Path]) -> list[str]:
         """The command, as on a host whose resolver this is."""
-        enter = ["unshare", "--mount", "--propagation", "private", "sh", "-e", "-c", _RESOLVE]
-        return [*enter, str(self.resolv_conf), *map(str, argv)]
+        return _resolving(self.resolv_conf, argv)
 
     def configure(self, host: str, **more: object) -> str:
         """Of redirectd.toml: keep this name up to date."""
@@ -132,6 +178,33 @@ class NameServer:
         """What it says of a name."""
         argv = [sys.executable, "-c", _ASK, str(self.v4), f"{name}.{ZONE}"]
         return set(self.host.run(argv).stdout.split())
+
+
+class ForgingResolver:
+    """Such as a hotspot's: it has the records that it is given, unsigned, and says that it has validated them (AD)."""
+
+    def __init__(self, lab: Lab, network: Network, lines: Sequence[str]) -> None:
+        """``lines``: of a zone file, with whole names."""
+        host = Host(lab, "hotspot")
+        lab.add(host)
+        address = host.join(network, NUMBER + 1).addresses.v4
+        directory = lab.sandbox.directory / "hotspot"
+        directory.mkdir()
+        self.resolv_conf = directory / "resolv.conf"
+        self.resolv_conf.write_text(f"nameserver {address}\n")
+        self.resolv_conf.chmod(0o644)
+        program = host.popen([sys.executable, "-c", _FORGE, str(address), *lines], stdout=subprocess.PIPE)
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+
+    def resolving(self, argv: Sequence[str | Path]) -> list[str]:
+        """The command, as on a host whose resolver this is."""
+        return _resolving(self.resolv_conf, argv)
+
+
+def _resolving(resolv_conf: Path, argv: Sequence[str | Path]) -> list[str]:
+    enter = ["unshare", "--mount", "--propagation", "private", "sh", "-e", "-c", _RESOLVE]
+    return [*enter, str(resolv_conf), *map(str, argv)]
 
 
 def _toml(value: object) -> str:

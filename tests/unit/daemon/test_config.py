@@ -15,6 +15,8 @@ listen = []                  # addresses; empty = all
 first_contact = "ask"        # ask | accept-new | refuse
 forget_after = "365d"        # peers not met for this long
 known_peers = []
+dns = false                  # approve keys that DNS has, validated
+anchors = ""                 # of DNSSEC; empty: the root's
 [protect]
 scope = "opted-in"           # opted-in | all
 ports = []                   # remote ports that are always opted in
