@@ -106,8 +106,8 @@ def explain(error: TroubleError, there: There, own: str, port: int) -> tuple[str
             return f"{host} has no redirectctl that commands over ssh find", "install it there as here, then pair again"
         case Trouble.OLDER_THERE:
             return (
-                f"redirectctl on {host} ended without an answer: it may be older than this one",
-                "install the same version there, then pair again",
+                f"redirectctl on {host} ended without an answer: the account may not run commands, or it is older",
+                f"see what comes of `{there.over_ssh('redirectctl', 'identity')}`, and have the same version there",
             )
         case Trouble.SUDO_REFUSED:
             return (
