@@ -40,6 +40,7 @@ CHUNK: Final = 65536  # bytes read at once; a pseudo-terminal gives 4 KiB at mos
 BURST: Final = 16  # reads of output between two looks at everything else
 MAX_TYPED: Final = 4096  # bytes that the command has not taken yet, as many as a terminal holds
 REMEMBERED: Final = 4096  # bytes of what was typed last
+LEAST_ROOM: Final = select.PIPE_BUF  # bytes that a pipe takes at once if it takes any
 LOOK: Final = 0.25  # seconds between looks for what nothing announces: `fg` of a running job, a terminal opened again
 BY_HAND: Final = b"~."  # typed to ssh, to end it
 IN: Final = select.POLLIN | select.POLLHUP | select.POLLERR
@@ -534,7 +535,8 @@ class Attended:
         if lines and self._display.within_a_line and _terminal_behind(2) is not None:
             text = "\n" + text
         try:
-            os.write(2, text.encode(errors="replace"))
+            if self._wait_for(2, select.POLLOUT, 0):  # else nobody reads it: the exit status does not wait for that
+                os.write(2, text.encode(errors="replace")[:LEAST_ROOM])
         except OSError:
             return  # it is closed: nobody can be told
 

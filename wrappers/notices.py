@@ -17,6 +17,7 @@ SHOW_HINT: Final = 20.0  # seconds for which a title says what has to be done
 REMIND_AFTER: Final = (60.0, 600.0, 3600.0, 21600.0, 86400.0)  # seconds without a path, for lines that stay
 STOPPED_AFTER: Final = 5.0  # seconds without a daemon; one that is restarted is back before
 MASTER_AFTER: Final = 10.0  # seconds through a master that nobody opted in: what takes less is not worth a word
+MOST_LINES: Final = 12  # that wait to be written
 MOST_TOLD: Final = 4  # hosts of which it is told how they stand: a browser has hundreds
 JUST_NOW: Final = 3.0  # seconds between what ends a command and its end
 LATELY: Final = 10.0  # seconds for which it is remembered how a connection stood that is gone, or negotiated anew
@@ -81,6 +82,7 @@ class Notices:
         for name in before.keys() - lost.keys():
             self._over = (*before[name], now, name not in known)
         self._lost, self._known, self._first = lost, known, False
+        self._lines = self._latest()
         self._stand(now, reply)
         if lost and not before:
             self._reminders = self._due(now)
@@ -145,12 +147,19 @@ class Notices:
     def lines(self, now: float) -> list[str]:
         """For lines that stay: what has not been told yet.  One that begins with a space is a command to type."""
         self._look(now)
-        lines, self._lines = self._lines, []
+        lines, self._lines = self._latest(), []
         if self._lost:
             due = self._due(now)
             if due > self._reminders:
                 self._reminders = due
                 lines.append(f"{self._where()} for {duration(now - self._since())}")
+        return lines
+
+    def _latest(self) -> list[str]:
+        """Of the lines that wait, MOST_LINES: a full-screen program may have hidden a night of outages."""
+        lines = self._lines[-MOST_LINES:]
+        while lines and lines[0].startswith(" "):
+            del lines[0]
         return lines
 
     def waiting(self) -> bool:

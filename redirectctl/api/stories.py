@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
 from redirectctl.api.schema import Event, EventName
 from redirectctl.api.text import clean
@@ -31,7 +31,9 @@ STALE: Final = 60.0  # seconds after which an announcement that nobody has answe
 TOGETHER: Final = 1.0  # seconds within which the same thing, happening to many connections, is one line
 OFTEN: Final = 0.2  # seconds of the log after which it is found out again what is over
 KEPT: Final = 5000  # lines
-PLACES: Final = 4096  # peers whose place is known
+REMEMBERED: Final = 4096  # peers whose place is known, hosts that do not answer, connections that are not protected
+_T = TypeVar("_T")
+
 OWN_DEVICE: Final = "redirect0"
 
 _HERE: Final = frozenset({"address-changed", "not-confirmed", "announced", "woke", "better-address"})
@@ -42,6 +44,7 @@ _TRIED_AGAIN: Final = frozenset(
 )
 # What a peer's announcement may be refused for that a person has to know: the rest is announced again.
 _REFUSED_FOR_GOOD: Final = frozenset({"kernel", "not-accepted-from-there", "not-your-connection"})
+_MENDS: Final = {EventName.STORE_RESTORED: EventName.STORE_FAILED, EventName.DNS_UPDATED: EventName.DNS_FAILED}
 _DNS_HEALS: Final = frozenset({"no-answer-from-server", "bad-answer-from-server"})
 
 
@@ -83,7 +86,7 @@ class _Part:
     most: int = 0  # connections, as the events count them
     lost: bool = False  # a path
     began: float | None = None  # when the last announcement did
-    good: float | None = None  # when the last thing ended well
+    good: float | None = None  # when what began last ended well
     gap: float | None = None
     took: float | None = None
     previous: str | None = None
@@ -130,9 +133,10 @@ class Stories:
         self._looked = 0.0  # when it was last found out what is over
         self._done: list[Line] = []
         self._of_refused: dict[str, Line] = {}  # connections, and the line that says that they are not protected
+        self._broken: dict[EventName, deque[Line]] = {}  # what is to be mended
         self._places: dict[str, str] = {}  # of peers
         self._ours: dict[str, str] = {}  # of this host, as each peer knows it
-        self._unanswered: set[tuple[str, str | None]] = set()  # hosts of which it was said, and why
+        self._unanswered: dict[str, set[str | None]] = {}  # hosts of which it was said, and why
 
     # -- in -----------------------------------------------------------------------------------------------------------
 
@@ -169,9 +173,9 @@ class Stories:
         return [*([self._ours_now] if self._ours_now is not None else []), *self._theirs_now.values()]
 
     def tick(self, now: float) -> None:
-        """Time passes.  now: epoch seconds."""
+        """Time passes.  now: epoch seconds; it is before what was last when the clock was set back."""
         self._looked = now
-        for story in [s for s in self._open if now - s.last >= SETTLED and self._is_over(s, now)]:
+        for story in [s for s in self._open if not 0 <= now - s.last < SETTLED and self._is_over(s, now)]:
             self._close(story)
 
     def finished(self) -> list[Line]:
@@ -222,7 +226,7 @@ class Stories:
 
     def _started(self, event: Event) -> None:
         _, part = self._part(event, here=event.reason in _HERE)
-        part.began = event.time
+        part.began, part.good = event.time, None
         part.reason = part.reason or event.reason
         part.rebound = part.rebound or event.reason == "observed-address-changed"
         part.most = max(part.most, event.connections or 0)
@@ -316,8 +320,7 @@ class Stories:
         if any(_held(story)):
             return False
         return all(
-            part.began is None or (part.good is not None and part.good >= part.began) or now - part.began >= STALE
-            for part in story.parts.values()
+            part.began is None or part.good is not None or now - part.began >= STALE for part in story.parts.values()
         )
 
     def _write(self, story: _Story) -> None:
@@ -355,8 +358,9 @@ class Stories:
                 self._path_changed(event)
             case EventName.CONNECTION_UNSUPPORTED:
                 host = _host(event.remote) or ""
-                minor = (host, event.reason) in self._unanswered
-                self._unanswered.add((host, event.reason))
+                why = self._unanswered.get(host, set())
+                minor = event.reason in why
+                self._keep(self._unanswered, host, why | {event.reason})
                 what = f"not protected: {host} does not answer"
             case EventName.CONNECTION_REFUSED:
                 tone = Tone.WAITING if event.reason in _TRIED_AGAIN else Tone.BAD
@@ -364,7 +368,7 @@ class Stories:
                 tone, minor = Tone.BAD, False
             case EventName.DNS_FAILED if event.reason in _DNS_HEALS:
                 tone = Tone.WAITING
-            case EventName.STORE_RESTORED | EventName.KERNEL_REPAIRED | EventName.DNS_UPDATED:
+            case EventName.STORE_RESTORED | EventName.DNS_UPDATED:
                 self._healed(event.event)
             case EventName.EVENTS_MISSED:
                 what = f"{event.count or 0} events not shown"
@@ -375,8 +379,10 @@ class Stories:
         if minor:
             return
         line = self._gathered(event, what, tone)
+        if event.event in _MENDS.values():
+            self._broken.setdefault(event.event, deque(maxlen=KEPT)).append(line)
         if event.event in (EventName.CONNECTION_REFUSED, EventName.CONNECTION_UNSUPPORTED) and event.connection:
-            self._of_refused[event.connection] = line
+            self._keep(self._of_refused, event.connection, line)
 
     def _closed(self, event: Event) -> None:
         self._of_refused.pop(event.connection or "", None)
@@ -401,16 +407,13 @@ class Stories:
                 self._keep(self._places, event.peer, there)
             if (here := _host(event.local)) is not None and event.peer not in self._ours:
                 self._keep(self._ours, event.peer, here)
-        self._unanswered = {(host, why) for host, why in self._unanswered if host != _host(event.remote)}
+        self._unanswered.pop(_host(event.remote) or "", None)
         self._gathered(event, "protected", Tone.GOOD)
 
     def _healed(self, by: EventName) -> None:
         """What is mended is not red any more."""
-        broken = {EventName.STORE_RESTORED: EventName.STORE_FAILED, EventName.DNS_UPDATED: EventName.DNS_FAILED}.get(by)
-        what = _SAID[broken][0] if broken is not None else None
-        for line in self._lines:
-            if line.what == what and line.tone in (Tone.BAD, Tone.WAITING):
-                line.tone = Tone.DIM
+        for line in self._broken.pop(_MENDS.get(by, by), ()):
+            line.tone = Tone.DIM
 
     def _gathered(self, event: Event, what: str, tone: Tone) -> Line:
         """One line for the same thing happening to many connections."""
@@ -437,10 +440,10 @@ class Stories:
         return line
 
     @staticmethod
-    def _keep(places: dict[str, str], key: str, place: str) -> None:
-        if len(places) >= PLACES and key not in places:
-            del places[next(iter(places))]
-        places[key] = place
+    def _keep(known: dict[str, _T], key: str, what: _T) -> None:
+        if len(known) >= REMEMBERED and key not in known:
+            del known[next(iter(known))]
+        known[key] = what
 
 
 # What is said of events that are no stories: the words, how they are meant, and whether that needs nobody.

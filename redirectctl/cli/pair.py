@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 from redirectctl.api.schema import (
     CheckStatus,
@@ -47,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
         own = daemon.call(IdentityRequest(), IdentityReply).fingerprint
         port = daemon.call(StatusRequest(), StatusReply).status.control_port
         try:
-            paired = pair(daemon, target)
+            with ended_by_signals():
+                paired = pair(daemon, target)
         except words.TroubleError as error:
             error.said = shortened(clean(error.said), LONGEST_SAID)
             why, what_to_do = words.explain(error, target, own, port)
@@ -59,6 +65,22 @@ def run(args: argparse.Namespace) -> int:
             raise Failure(f"{why}; {error.error.hint}; then pair again: `{target.again}`", ExitCode.DENIED) from None
     _show(args, target, paired, port)
     return ExitCode.DONE
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """What would end this process does so by an exception: an ssh that asks for a password must not be left behind."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, _end) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _show(args: argparse.Namespace, target: Target, paired: Paired, port: int) -> None:

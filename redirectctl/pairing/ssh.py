@@ -143,6 +143,8 @@ class Ssh:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and not isinstance(error, Exception):  # a signal: nobody waits any more
+            self._process.terminate()
         self.end()
         self._folder.cleanup()
 

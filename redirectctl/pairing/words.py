@@ -111,8 +111,9 @@ def explain(error: TroubleError, there: There, own: str, port: int) -> tuple[str
             )
         case Trouble.OLDER_THERE:
             return (
-                f"redirectctl on {host} ended without an answer: it may be older than this one",
-                f"install the same version there, then pair again: `{again}`",
+                f"redirectctl on {host} ended without an answer: the account may not run commands, or it is older",
+                f"see what comes of `{there.over_ssh('redirectctl', 'identity')}`, and have the same version there;"
+                f" then pair again: `{again}`",
             )
         case Trouble.SUDO_REFUSED:
             return (

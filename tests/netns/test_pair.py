@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from daemon_pair import FAST, Pair
 
 from redirectctl.lab.daemons import Daemon, program
 from redirectctl.lab.sshd import NAME, SshServer
+from redirectctl.lab.streams import wait_until
 from redirectctl.lab.topology import Lab
 
 ASK = FAST.replace("accept-new", "ask")
@@ -172,6 +174,57 @@ def test_the_host_itself(lab: Lab) -> None:
     pair = Pair(lab, client=ASK, server=ASK)
     line = failed(run(pair.client, sshd(lab, pair.client)))  # ssh's session asks the daemon that asks
     assert "this host's own key" in line
+
+
+def test_two_pairings_at_once(lab: Lab) -> None:
+    """Both end well, or one says why not; the keys are right in any case."""
+    pair = Pair(lab, client=ASK, server=ASK)
+    server = sshd(lab, pair.server)
+    with ThreadPoolExecutor(3) as pool:
+        each = list(pool.map(lambda _: run(pair.client, server), range(3)))
+    assert [done.returncode for done in each] == [0, 0, 0], [done.stderr for done in each]
+    assert states(pair.client) == {identity(pair.server): ("approved", NAME)}
+    assert [state for state, _ in states(pair.server).values()] == ["approved"]
+
+
+@pytest.mark.parametrize("shell", ["/usr/sbin/nologin", "/bin/false", "/usr/bin/fish"])
+def test_other_shells_there(lab: Lab, shell: str) -> None:
+    """An account that runs no commands is told as such; one whose shell is no Bourne shell is like others."""
+    if not Path(shell).exists():
+        pytest.skip(f"{shell} is not installed")
+    pair = Pair(lab, client=ASK, server=ASK)
+    server = sshd(lab, pair.server)
+    accounts = server.directory / "passwd"
+    first, _, others = accounts.read_text().partition("\n")
+    accounts.write_text(f"{first.rpartition(':')[0]}:{shell}\n{others}")
+    if shell.endswith("fish"):
+        done = run(pair.client, server)
+        assert done.returncode == 0, done.stderr
+    else:
+        line = failed(run(pair.client, server))
+        assert "the account may not run commands" in line
+        assert "redirectctl identity" in line
+        nothing_approved(*pair.daemons)
+
+
+def test_the_daemon_here_ends_in_the_middle(lab: Lab) -> None:
+    pair = Pair(lab, client=ASK, server=ASK)
+    folder = lab.server.sandbox.directory / "slow"
+    folder.mkdir()
+    script = folder / "redirectctl"
+    script.write_text(f'#!/bin/sh\ntouch {folder}/begun; sleep 5; exec {program("redirectctl")} "$@"\n')
+    script.chmod(0o755)
+    server = sshd(lab, pair.server, path=f"{folder}:{PATH}")
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(run, pair.client, server)
+        wait_until((folder / "begun").exists, 60, "ssh is there")
+        pair.client.stop()
+        done = going.result(60)
+    assert done.returncode == 3, (done.stdout, done.stderr)
+    assert len(done.stderr.splitlines()) == 1
+    nothing_approved(pair.server)
+    pair.client.start()
+    assert run(pair.client, server).returncode == 0
 
 
 # ------------------------------------------------------------------------------------- another host that lies

@@ -19,13 +19,17 @@ What it shows now is in LAPTOP and SERVER.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import msgspec
 import pytest
 
 from redirectctl.api.schema import Event, EventName
-from redirectctl.api.stories import KEPT, Line, Stories, Tone, lines_of
+from redirectctl.api.stories import KEPT, REMEMBERED, Line, Stories, Tone, lines_of
 from redirectctl.cli.events import told
 
 DAY = Path(__file__).with_name("day")
@@ -147,6 +151,87 @@ class TestADay:
     def test_our_own_device_is_not_in_it(self) -> None:
         for name in ("laptop", "server"):
             assert "redirect0" not in (DAY / f"{name}.jsonl").read_text()
+
+
+class TestOfAnyLog:
+    """However long it is, and whatever the clock did meanwhile."""
+
+    @staticmethod
+    def work(of: int, *, events: str) -> int:
+        """Lines of Python that a log takes: no clock is asked."""
+        count = 0
+
+        def trace(frame: FrameType, event: str, arg: object) -> Any:
+            nonlocal count
+            count += 1
+            return trace
+
+        every = [event for number in range(of) for event in TROUBLES[events](number)]
+        stories = Stories()
+        sys.settrace(trace)
+        try:
+            for event in every:
+                stories.add(event)
+        finally:
+            sys.settrace(None)
+        return count
+
+    @pytest.mark.parametrize("events", ["hosts", "dns", "dns-that-works"])
+    def test_twice_as_long_takes_twice_the_work(self, events: str) -> None:
+        """An event costs the same, however many were before it."""
+        assert self.work(1000, events=events) < 3 * self.work(500, events=events)
+
+    def test_hosts_that_do_not_answer_are_not_remembered_without_end(self) -> None:
+        stories = Stories()
+        for number in range(2 * REMEMBERED):
+            stories.add(silent(number))
+        assert len(stories._unanswered) == len(stories._of_refused) == REMEMBERED
+
+    def test_a_clock_that_is_set_back_in_a_move(self) -> None:
+        """The move is told when it is over, not an hour later."""
+        stories, at, clock = Stories(), 1e9, -3600
+        stories.add(Event(time=at, event=EventName.MOVE_STARTED, peer=PEER, reason="address-changed", connections=2))
+        stories.add(
+            Event(time=at + clock, event=EventName.MOVE_FINISHED, peer=PEER, address="192.0.2.1", connections=2)
+        )
+        stories.tick(at + clock + 10)
+        (line,) = stories.finished()
+        assert line.over
+
+    def test_a_clock_that_is_set_back_behind_it(self) -> None:
+        stories, at = Stories(), 1e9
+        stories.add(Event(time=at, event=EventName.MOVE_STARTED, peer=PEER, reason="address-changed", connections=2))
+        stories.add(Event(time=at + 1, event=EventName.MOVE_FINISHED, peer=PEER, address="192.0.2.1", connections=2))
+        stories.tick(at - 3600)
+        assert len(stories.finished()) == 1
+
+
+def silent(number: int) -> Event:
+    """A host that does not answer."""
+    host = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+    return Event(time=number, event=EventName.CONNECTION_UNSUPPORTED, connection=f"{number:016x}", remote=f"{host}:22")
+
+
+TROUBLES: dict[str, Callable[[int], list[Event]]] = {
+    "hosts": lambda number: [
+        silent(number),
+        Event(
+            time=number,
+            event=EventName.CONNECTION_PROTECTED,
+            connection="c",
+            remote="192.0.2.1:22",
+            peer=f"{PEER}{number}",
+        ),
+    ],
+    "dns": lambda number: [
+        Event(time=number, event=EventName.DNS_FAILED, reason="no-answer-from-server"),
+        Event(time=number, event=EventName.DNS_UPDATED),
+    ],
+    "dns-that-works": lambda number: [
+        Event(time=number, event=EventName.KERNEL_REPAIRED, detail=str(number)),
+        Event(time=number, event=EventName.DNS_UPDATED),
+    ],
+}
 
 
 class TestStories:

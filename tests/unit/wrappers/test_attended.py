@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,26 @@ def test_it_ended_unprotected_and_stderr_is_a_file(redirect_run: str, daemon: Fa
         child.close(force=True)
     assert child.before.endswith("half")
     assert (tmp_path / "errors").read_text() == f"own\n{UNPROTECTED}\n"
+
+
+def test_it_ended_unprotected_and_nobody_reads_stderr(redirect_run: str, daemon: FakeDaemon, tmp_path: Path) -> None:
+    """A pipe that is full: the command has ended, and its exit status is not kept back for a remark."""
+    os.mkfifo(tmp_path / "errors")
+    pipe = os.open(tmp_path / "errors", os.O_RDWR | os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(pipe, b"x" * 4096)
+    script = f"{redirect_run} --notify inline sh -c 'echo go; read x; exit 3' 2> {tmp_path}/errors; echo ended $?"
+    child = pexpect.spawn("sh", ["-c", script], env=os.environ | {"TERM": "xterm"}, timeout=20, encoding="utf-8")
+    try:
+        child.expect_exact("go\r\n")
+        daemon.tell(BARE)
+        child.expect_exact("sudo redirectctl doctor")
+        child.sendline("")
+        child.expect_exact("ended 3\r\n")
+    finally:
+        child.close(force=True)
+        os.close(pipe)
 
 
 def test_a_daemon_that_has_stopped(daemon: FakeDaemon, start: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from redirectctl_wrappers.notices import MASTER_AFTER, MOST_TOLD, SHOW_BACK, STOPPED_AFTER, Notices
+from redirectctl_wrappers.notices import MASTER_AFTER, MOST_LINES, MOST_TOLD, SHOW_BACK, STOPPED_AFTER, Notices
 
 
 def lost(name: str = "c1", host: str = "192.0.2.7", seconds: float = 0.0) -> dict[str, Any]:
@@ -34,6 +34,25 @@ def test_lost_for_how_long_and_back():
     assert notices.waiting()
     notices.expire(170.0 + SHOW_BACK)
     assert not notices.waiting()
+
+
+def test_a_night_of_outages_behind_a_full_screen_program_is_no_flood_when_that_ends():
+    notices = Notices("ssh")
+    for outage in range(500):
+        notices.update(20.0 * outage, reply(lost()))
+        notices.update(20.0 * outage + 10, reply(back(lasted=10.0 + outage)))
+    told = notices.lines(10_000.0)
+    assert told[-1] == "path to 192.0.2.7 is back after 8m 29s"
+    assert len(told) <= MOST_LINES
+    notices.forget(20_000.0)
+    for _ in range(20):
+        notices.title(20_000.0 + STOPPED_AFTER)
+        notices.update(20_100.0, reply(back(lasted=1.0)))
+        notices.forget(20_100.0)
+        notices.title(20_100.0 + STOPPED_AFTER)
+    told = notices.lines(20_101.0)
+    assert len(told) <= MOST_LINES
+    assert not told[0].startswith(" "), "a command stands behind what it is for"
 
 
 def test_lines_remind():
