@@ -79,5 +79,7 @@ def _next(one: Mapping[str, Any], host: str, reason: str) -> str:
     key = str(one.get("peer") or host)
     if reason == "approval-pending-here":
         return f"sudo redirectctl approve {key}"
+    if reason == "key-changed":  # doctor says which keys, and what to do if the new one is right
+        return f"sudo redirectctl doctor {host}"
     told = advice(reason).replace("PEER", key)
     return told if told and not told.endswith("?") else f"sudo redirectctl doctor {host}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from types import TracebackType
@@ -96,7 +97,9 @@ class Client:
             self._socket.connect(self.path)
         except (FileNotFoundError, ConnectionRefusedError):
             raise UnreachableError(
-                self.path, "no daemon listens there", "`systemctl start redirectd`, or name its socket with --socket"
+                self.path,
+                "no daemon listens there",
+                f"`{_sudo()}systemctl start redirectd`, or name its socket with --socket",
             ) from None
         except PermissionError:
             raise UnreachableError(self.path, "permission denied", "allow access to the socket's directory") from None
@@ -179,3 +182,8 @@ class Unseen:
             self.since, self._latest = event.time, []
         self._latest.append(event)
         return True
+
+
+def _sudo() -> str:
+    """What a person has to put before a command of root."""
+    return "" if os.geteuid() == 0 else "sudo "

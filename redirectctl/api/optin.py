@@ -65,7 +65,8 @@ def _exchange(
         if isinstance(error, TimeoutError):
             raise OptInError(f"the daemon on {path} did not answer within {timeout:g} s") from None
         if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-            why = "no daemon listens there; `systemctl start redirectd`, or name its socket with --socket"
+            sudo = "" if os.geteuid() == 0 else "sudo "
+            why = f"no daemon listens there; `{sudo}systemctl start redirectd`, or name its socket with --socket"
             raise OptInError(f"cannot reach the daemon on {path}: {why}") from None
         if isinstance(error, OSError):
             raise OptInError(f"cannot reach the daemon on {path}: {error.strerror or error}") from None

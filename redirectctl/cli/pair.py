@@ -7,7 +7,15 @@ import os
 import shlex
 import sys
 
-from redirectctl.api.schema import CheckStatus, IdentityReply, IdentityRequest, StatusReply, StatusRequest
+from redirectctl.api.schema import (
+    CheckStatus,
+    ErrorCode,
+    IdentityReply,
+    IdentityRequest,
+    RequestError,
+    StatusReply,
+    StatusRequest,
+)
 from redirectctl.api.text import clean, shortened
 from redirectctl.cli.common import ExitCode, Failure, connect
 from redirectctl.cli.output import print_json
@@ -44,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
             error.said = shortened(clean(error.said), LONGEST_SAID)
             why, what_to_do = words.explain(error, target, own, port)
             raise Failure(f"pair {target.name}: {why}; {what_to_do}") from None
+        except RequestError as error:
+            if error.error.code is not ErrorCode.DENIED:
+                raise
+            why = f"pair {target.name}: you may not approve keys on this host"
+            raise Failure(f"{why}; {error.error.hint}; then pair again: `{target.again}`", ExitCode.DENIED) from None
     _show(args, target, paired, port)
     return ExitCode.DONE
 
@@ -64,16 +77,17 @@ def _show(args: argparse.Namespace, target: Target, paired: Paired, port: int) -
     at = f" at {', '.join(paired.addresses)}" if paired.addresses else ""
     called = f"; it calls this host {paired.called}" if paired.called else ""
     print(f"paired     {peer.name or target.name} has the key {peer.fingerprint}{at}{clean(called)}")
-    print(f"UDP {port}   {_ways(target.name, paired, port)}")
+    print(f"UDP {port}   {_ways(target, paired, port)}")
     print(f"try it     {shlex.join(['redirect-run', 'ssh', *target.arguments, target.text])}")
 
 
-def _ways(host: str, paired: Paired, port: int) -> str:
+def _ways(target: Target, paired: Paired, port: int) -> str:
     """Who can call whom."""
+    host, doctor = target.name, target.over_ssh("sudo", "redirectctl", "doctor")
     there = (
         f"{host} answers this host"
         if paired.addresses
-        else f"{host} can call this host, and this host cannot call it: let UDP {port} in there"
+        else f"{host} can call this host, and this host cannot call it: let UDP {port} in there (how: `{doctor}`)"
     )
     match paired.here:
         case CheckStatus.FAIL:

@@ -377,7 +377,7 @@ class ApiServer:
         if isinstance(request, (schema.OptInRequest, schema.WatchRequest)):
             _check_process(str(name), caller)
         if route.right is Right.ADMIN and not await self._is_admin(caller):
-            hint = f"ask as root or as a member of the group {ADMIN_GROUP}"
+            hint = await asyncio.to_thread(how_to_join, caller.uid)
             raise RequestError(str(name), "not permitted", hint, ErrorCode.DENIED)
 
     async def _is_admin(self, caller: Caller) -> bool:
@@ -524,6 +524,15 @@ def has_joined(uid: int) -> bool:
         return pwd.getpwuid(uid).pw_name in grp.getgrnam(ADMIN_GROUP).gr_mem
     except KeyError:
         return False
+
+
+def how_to_join(uid: int) -> str:
+    """What somebody without rights can do about it."""
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    return f"ask as root, or join the group {ADMIN_GROUP}: `sudo usermod -aG {ADMIN_GROUP} {user}`"
 
 
 def _write_events(writer: asyncio.StreamWriter, events: list[schema.Event]) -> None:

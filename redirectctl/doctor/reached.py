@@ -80,7 +80,7 @@ def silence(way: Way, reports: Mapping[str, IPAddress], routing: Check, wall: Ch
 
 def _blamed(said: str, who: IPAddress, to: SockAddr) -> str:
     if who == to.host and said == _NOBODY_LISTENS:
-        return "redirectd does not run there: on that host, `systemctl start redirectd`"
+        return "redirectd does not run there: on that host, `sudo systemctl start redirectd`"
     if said in _NO_WAY:
         return f"{who} knows no way to {to.host}: is that host on, and is that its address?"
     whose = "a firewall of that host itself" if who == to.host else f"a firewall at {who}"

@@ -135,13 +135,13 @@ def peers(r: Runtime) -> Check:
         return fail(
             "peers",
             text,
-            "somebody is answering in its place, or the host was installed anew: `redirectctl doctor PEER`",
+            f"somebody is answering in its place, or the host was installed anew: `redirectctl doctor {changed[0]}`",
         )
     if waiting:
         return warn(
             "peers",
             f"waiting for a person: {several(waiting, ', ')}",
-            "`redirectctl approve PEER`, or `redirectctl reject PEER`",
+            f"`redirectctl approve {waiting[0]}`, or `redirectctl reject {waiting[0]}`",
         )
     return ok("peers", ", ".join(f"{number} {state}" for state, number in known.items()) or "none met yet")
 

@@ -184,7 +184,7 @@ class _Pairing:
                 raise TroubleError(Trouble.PROXIED) from None
             if expecting.firewall in (CheckStatus.FAIL, CheckStatus.WARN):
                 raise TroubleError(Trouble.CLOSED_THERE) from None
-            raise self._silence(places) from None
+            raise self._silence(places, expecting.firewall) from None
         until = time.monotonic() + SEEN
         while not self._is_at(met.fingerprint, places):
             if time.monotonic() > until:
@@ -196,12 +196,17 @@ class _Pairing:
         peer = next((p for p in self._peers() if p.fingerprint == fingerprint), None)
         return peer is not None and peer.last_contact is not None and not set(peer.addresses).isdisjoint(places)
 
-    def _silence(self, places: list[str]) -> TroubleError:
-        """What doctor finds on the way."""
+    def _silence(self, places: list[str], there: CheckStatus) -> TroubleError:
+        """What doctor finds on the way.  ``there``: what the other host's own packet filter does."""
         try:
             checks = self._daemon.call(schema.DoctorRequest(places[0]), schema.DoctorReply).checks
         except RequestError:
             checks = []
+        here = next((check.status for check in checks if check.name == CONTROL_PORT), CheckStatus.SKIP)
+        if here in (CheckStatus.FAIL, CheckStatus.WARN):
+            return TroubleError(Trouble.CLOSED_HERE)
+        if here is there is CheckStatus.OK:
+            return TroubleError(Trouble.CLOSED_BETWEEN)
         failed = [check for check in checks if check.status is CheckStatus.FAIL]
         return TroubleError(Trouble.CLOSED, said=failed[0].found if failed else "")
 

@@ -40,7 +40,9 @@ class Trouble(Enum):
     NO_ADDRESS = auto()
     PROXIED = auto()
     ELSEWHERE = auto()
+    CLOSED_HERE = auto()
     CLOSED_THERE = auto()
+    CLOSED_BETWEEN = auto()
     CLOSED = auto()
 
 
@@ -94,20 +96,23 @@ def explain(error: TroubleError, there: There, own: str, port: int) -> tuple[str
     host, again = there.name, there.again
     match error.trouble:
         case Trouble.OLDER_HERE:
-            return "the redirectd that runs here is older than this program", "`systemctl restart redirectd`"
+            return "the redirectd that runs here is older than this program", "`sudo systemctl restart redirectd`"
         case Trouble.NO_SSH:
-            return "there is no ssh on this host", "`apt-get install openssh-client`"
+            return "there is no ssh on this host", "`sudo apt-get install openssh-client`"
         case Trouble.SSH_ARGUMENTS:
             return "ssh does not take these arguments", f"see which it takes: `{there.over_ssh()}`"
         case Trouble.SSH_FAILED:
             said = f'ssh could not log in: "{error.said}"' if error.said else "ssh could not log in"
             return said, f"pair again when this works: `{there.over_ssh('true')}`"
         case Trouble.NOT_INSTALLED:
-            return f"{host} has no redirectctl that commands over ssh find", "install it there as here, then pair again"
+            return (
+                f"{host} has no redirectctl that commands over ssh find",
+                f"install it there (in a clone of redirectctl: `sudo make install`), then pair again: `{again}`",
+            )
         case Trouble.OLDER_THERE:
             return (
                 f"redirectctl on {host} ended without an answer: it may be older than this one",
-                "install the same version there, then pair again",
+                f"install the same version there, then pair again: `{again}`",
             )
         case Trouble.SUDO_REFUSED:
             return (
@@ -117,13 +122,15 @@ def explain(error: TroubleError, there: There, own: str, port: int) -> tuple[str
         case Trouble.SILENT:
             return f"{host} did not answer in time", f"try once more: `{again}`"
         case Trouble.NOT_UNDERSTOOD:
-            return f"what {host} answered is not understood", "install the same version on both hosts, then pair again"
+            return (
+                f"what {host} answered is not understood",
+                f"install the same version on both hosts, then pair again: `{again}`",
+            )
         case Trouble.ENDED:
             return f"the connection to {host} ended before both had approved", f"try once more: `{again}`"
         case Trouble.NO_DAEMON:
-            return f"redirectd does not run on {host}", there.over_ssh(
-                "sudo", "systemctl", "enable", "--now", "redirectd"
-            )
+            start = there.over_ssh("sudo", "systemctl", "enable", "--now", "redirectd")
+            return f"redirectd does not run on {host}", f"start it: `{start}`; then pair again: `{again}`"
         case Trouble.DENIED:
             user = f"user {error.user}" if error.user else "the user"
             return (
@@ -155,7 +162,7 @@ def explain(error: TroubleError, there: There, own: str, port: int) -> tuple[str
         case Trouble.OTHER_KEY_KNOWN:
             return (
                 f"another key is known for {host}: {error.known}",
-                f"if {host} was set up anew: `redirectctl forget {error.known}`; then pair again",
+                f"if {host} was set up anew: `redirectctl forget {error.known}`; then pair again: `{again}`",
             )
         case Trouble.REJECTED_HERE:
             return (
@@ -183,18 +190,30 @@ def explain(error: TroubleError, there: There, own: str, port: int) -> tuple[str
         case Trouble.ELSEWHERE:
             return (
                 f"the key that {host} has called from an address that is not one of {host}: nothing was approved",
-                f"let UDP {port} in on {host}, so that this host can call it; then pair again",
+                f"let UDP {port} in on {host}, so that this host can call it; then pair again: `{again}`",
+            )
+        case Trouble.CLOSED_HERE:
+            return (
+                f"the packet filter of this host does not let UDP {port} in",
+                "see which rule and what to do: `redirectctl doctor`",
             )
         case Trouble.CLOSED_THERE:
             return (
                 f"the packet filter of {host} does not let UDP {port} in",
                 f"see which rule and what to do: `{there.over_ssh('sudo', 'redirectctl', 'doctor')}`",
             )
+        case Trouble.CLOSED_BETWEEN:
+            return (
+                f"UDP {port} gets neither to {host} nor back, and the packet filters of both hosts let it in",
+                f"let UDP {port} in at the firewall between them (a cloud's security group, a router);"
+                f" then pair again: `{again}`",
+            )
         case Trouble.CLOSED:
             found = f" ({error.said})" if error.said else ""
             return (
                 f"UDP {port} of {host} does not answer, and its daemon does not reach this host{found}",
-                f"let UDP {port} in on {host} and in any firewall before it (cloud, router); then pair again",
+                f"let UDP {port} in on {host} and in any firewall before it (cloud, router);"
+                f" then pair again: `{again}`",
             )
 
 

@@ -250,7 +250,7 @@ class TestFirewall:
             assert f"nft insert rule inet guard {hook} udp dport 7747 accept" in checks[name]["hint"]
         code, checks = doctor(pair.client)
         assert (code, checks["control.firewall"]["status"]) == (1, "fail")
-        pair.lab.client.run(checks["control.firewall"]["hint"].partition(": ")[2].split())
+        pair.lab.client.run(checks["control.firewall"]["hint"].partition("`sudo ")[2].rstrip("`").split())
         assert doctor(pair.client)[1]["control.firewall"]["status"] == "ok"
         assert not_ok(doctor(pair.client, server_address(pair))[1]) == {}
 

@@ -48,7 +48,7 @@ def test_who_keeps_the_port_closed(lab: Lab, client: Daemon) -> None:
     code, checks = doctor(client, server)
     assert (code, set(not_ok(checks))) == (1, {CONTACT})
     assert f"{server} says port unreachable" in checks[CONTACT]["found"]
-    assert "redirectd does not run there: on that host, `systemctl start redirectd`" in checks[CONTACT]["hint"]
+    assert "redirectd does not run there: on that host, `sudo systemctl start redirectd`" in checks[CONTACT]["hint"]
 
     drop(lab.server, "udp dport 7747 reject with icmp type admin-prohibited")
     _, checks = doctor(client, server)

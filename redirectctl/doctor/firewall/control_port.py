@@ -36,7 +36,8 @@ def check(rules: Ruleset, port: int, versions: tuple[int, ...] = (4, 6)) -> Chec
         told = {**dropped, **doubtful}
         text = several([f"{_of(seen)}{what}" for what, (_, seen) in told.items()])
         remedies = list(dict.fromkeys(remedy for remedy, _ in told.values() if remedy))
-        hint = f"let UDP {port} through: {several(remedies)}" if remedies else f"let UDP {port} through"
+        commands = several([f"`sudo {remedy}`" for remedy in remedies])
+        hint = f"let UDP {port} through: {commands}" if remedies else f"let UDP {port} through"
         return fail(NAME, text, hint) if dropped else warn(NAME, text, hint)
     exception = ", except where rules name certain addresses, interfaces or rates" if depends else ""
     return ok(NAME, f"this host's own rules let UDP {port} in and out{exception}")

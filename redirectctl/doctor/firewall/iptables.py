@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from redirectctl.doctor.firewall.ruleset import Saved
 from redirectctl.doctor.firewall.traversal import Chain, Datagram, Judgement, Kind, Rule, Table, Verdict
@@ -13,7 +13,8 @@ _PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}  # linu
 _HOOKS = {"PREROUTING": "prerouting", "INPUT": "input", "OUTPUT": "output", "POSTROUTING": "postrouting"}
 _VERDICTS = {"ACCEPT": Kind.ACCEPT, "DROP": Kind.DROP, "REJECT": Kind.DROP, "RETURN": Kind.RETURN}
 _OURS = {str(rule.queue) for rule in QUEUE_RULES}  # NFQUEUE numbers; these rules see TCP only
-_NEUTRAL_MATCHES = {"udp", "comment", "conntrack", "state", "multiport"}  # their options say all
+_UFW = ("ufw-", "ufw6-")  # begin the names of its chains
+_NEUTRAL_MATCHES = {"udp", "comment", "conntrack", "state", "multiport", "addrtype"}  # their options say all
 
 
 def tables(saved: Saved) -> list[Table]:
@@ -36,6 +37,7 @@ def tables(saved: Saved) -> list[Table]:
             if chain is not None and _value(words, "--queue-num") not in _OURS:
                 table = "" if name == "filter" else f" -t {name}"
                 chain.rules.append(_rule(f"{saved.program}{table} {line}", words[2:]))
+    _by_ufw(found)
     return found
 
 
@@ -44,8 +46,24 @@ def _chain(program: str, table: str, name: str, policy: str) -> Chain:
     if name in _HOOKS and table in _PRIORITIES:
         chain.hook, chain.priority, chain.accepts = _HOOKS[name], _PRIORITIES[table], policy != "DROP"
         where = f"{program}{'' if table == 'filter' else f' -t {table}'}"
-        chain.open_port = lambda datagram: f"{where} -I {name} -p udp --dport {datagram.port} -j ACCEPT"
+        chain.open_port = lambda datagram, _: f"{where} -I {name} -p udp --dport {datagram.port} -j ACCEPT"
     return chain
+
+
+def _by_ufw(tables: list[Table]) -> None:
+    """Where ufw is in charge: a rule beside its own is gone when it makes them anew."""
+    for table in tables:
+        chain = table.get("INPUT")
+        if chain is not None and chain.open_port and any(name.startswith(_UFW) for name in table):
+            chain.open_port = _ufw_or(chain.open_port)
+
+
+def _ufw_or(other: Callable[[Datagram, str], str]) -> Callable[[Datagram, str], str]:
+    def open_port(datagram: Datagram, by: str) -> str:
+        chain = by.partition("-A ")[2]
+        return f"ufw allow {datagram.port}/udp" if not by or chain.startswith(_UFW) else other(datagram, by)
+
+    return open_port
 
 
 def _rule(text: str, words: list[str]) -> Rule:
@@ -101,6 +119,8 @@ def _holds(datagram: Datagram, option: str, values: list[str], negated: bool) ->
             found = any(_in_range(each, datagram.port) for each in value.split(","))
         case "--ctstate" | "--state":
             found = ("NEW" if datagram.begins else "ESTABLISHED") in value.split(",")
+        case "--dst-type":  # to or from this host, to one address: ufw asks that first
+            found = value == ("LOCAL" if datagram.incoming else "UNICAST")
         case "-i" | "-o":
             found = False if value == "lo" else None
     return found if found is None or not negated else not found

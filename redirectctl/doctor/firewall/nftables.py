@@ -42,9 +42,11 @@ def _chain(value: dict[str, Any]) -> Chain:
         chain.hook, chain.priority = value["hook"], int(value.get("prio", 0))
         chain.accepts = value.get("policy", "accept") == "accept"
         if table == "firewalld":
-            chain.open_port = lambda datagram: f"firewall-cmd --permanent --add-port={datagram.port}/udp --reload"
+            chain.open_port = lambda datagram, _: (
+                f"firewall-cmd --permanent --add-port={datagram.port}/udp && sudo firewall-cmd --reload"
+            )
         else:
-            chain.open_port = lambda datagram: (
+            chain.open_port = lambda datagram, _: (
                 f"nft insert rule {family} {table} {name} udp dport {datagram.port} accept"
             )
     return chain

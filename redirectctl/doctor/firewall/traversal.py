@@ -59,7 +59,8 @@ class Chain:
     hook: str = ""
     priority: int = 0
     accepts: bool = True  # policy
-    open_port: Callable[[Datagram], str] | None = None  # the command that lets the datagram through
+    # The command of root that lets the datagram through, which a rule drops (its text), or the policy ("").
+    open_port: Callable[[Datagram, str], str] | None = None
     rules: list[Rule] = field(default_factory=list)
 
 
@@ -101,7 +102,7 @@ def fate(tables: Iterable[Table], datagram: Datagram) -> Fate:
         end = _walk(chain, table, datagram, depends, DEPTH)
         dropped = end.kind is Kind.DROP or (end.kind is not Kind.ACCEPT and not chain.accepts)
         if dropped:
-            remedy = chain.open_port(datagram) if chain.open_port else ""
+            remedy = chain.open_port(datagram, end.by if end.kind is Kind.DROP else "") if chain.open_port else ""
             text = end.by if end.kind is Kind.DROP else f"{chain.label}: its policy is drop"
             saved = Kind.ACCEPT in depends or (chain.accepts and Kind.RETURN in depends)
             return Fate(Blame(text, remedy), certain=not saved)

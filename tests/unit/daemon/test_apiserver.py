@@ -380,7 +380,10 @@ opt_in(sys.argv[1])
             assert len(others) == 13
             for line in others:
                 assert line.startswith("denied ")
-                assert line.endswith(": not permitted; ask as root or as a member of the group redirectctl")
+                assert (
+                    ": not permitted; ask as root, or join the group redirectctl: `sudo usermod -aG redirectctl "
+                    in line
+                )
 
         asyncio.run(check())
         assert refusals(caplog) == [Refusal.NO_RIGHT] * 2  # the first, and the others, counted

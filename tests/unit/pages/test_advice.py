@@ -31,7 +31,7 @@ FOLDERS = ("redirectctl", "tui", "wrappers")
 LAB = ROOT / "redirectctl" / "lab"  # builds networks: its strings are scripts
 VERBS = frozenset({"start", "stop", "restart", "reload", "status", "enable"})
 # Of others: what a text may send a person to.
-PROGRAMS = frozenset({"ip", "nft", "ps", "ss", "ssh", "getent", "id", "free", "df", "apt-get"})
+PROGRAMS = frozenset({"ip", "nft", "ps", "ss", "ssh", "getent", "id", "free", "df", "apt-get", "usermod"})
 PARSER = ctl.make_parser(ctl.COMMANDS)
 SECTIONS = {f.name: {g.name for g in msgspec.structs.fields(f.type)} for f in msgspec.structs.fields(Config)}
 OWN = "redirectctl|redirectd|redirect-run"
@@ -90,6 +90,11 @@ def why_not(command: str) -> str | None:
     words = shlex.split(command.removeprefix("sudo "))
     program, arguments = words[0], words[1:]
     match program:
+        case "X":
+            return None  # all of it is put in
+        case "make":
+            targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            return None if set(arguments) <= set(targets) else "no target of our Makefile"
         case "redirectctl":
             if "X" in arguments[:1]:
                 return None  # which one is put in
