@@ -10,7 +10,7 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
-LONGEST = ("test_sessions.py", "test_packages.py", "test_clean.py")
+LONGEST = ("test_first_hour.py", "test_sessions.py", "test_packages.py", "test_clean.py")
 
 settings.register_profile(
     "quick", max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True

@@ -123,7 +123,7 @@ def test_the_port_is_closed_there(lab: Lab) -> None:
     assert "redirectctl doctor" in line
     nothing_approved(*pair.daemons)
     lab.server.run(["sh", "-ec", "nft delete table inet wall"])
-    assert "UDP 7747 of server does not answer" in failed(run(pair.client, server))
+    assert "packet filter of this host does not let UDP 7747 in" in failed(run(pair.client, server))
     lab.client.run(["sh", "-ec", f"nft delete table inet wall; {CLOSE}"])
     done = run(pair.client, server)
     assert done.returncode == 0, done.stderr

@@ -42,12 +42,12 @@ PACKAGES = (
 PROTECTION = 90.0  # seconds until a session is protected, if it will be: 10 s, and what a busy machine needs
 SYSTEMCTL = r"""#!/bin/sh
 # The part of systemctl(1) that this unit needs.
-if [ "$(id -u)" != 0 ]; then echo 'Failed: Interactive authentication required.' >&2; exit 1; fi
+if [ "$(id -u)" != 0 ] && [ "$1" != status ]; then echo 'Failed: Interactive authentication required.' >&2; exit 1; fi
 verb='' now=''
 for word; do
     case $word in --now) now=yes ;; -*) ;; *) verb=${verb:-$word} ;; esac
 done
-alive() { [ -e /run/redirectd.pid ] && [ -e "/proc/$(cat /run/redirectd.pid)/ns" ]; }
+alive() { [ -r /run/redirectd.pid ] && [ -e "/proc/$(cat /run/redirectd.pid)/ns" ]; }
 stop() { if alive; then kill "$(cat /run/redirectd.pid)"; while alive; do sleep 0.05; done; fi; }
 start() {
     if [ ! -e /etc/systemd/system/redirectd.service ]; then echo 'Unit redirectd.service not found.' >&2; exit 5; fi
@@ -98,9 +98,9 @@ class Machine:
                 shutil.rmtree(self.root.path / path)
             (self.root.path / path).unlink(missing_ok=True)
 
-    def argv(self, line: str, user: str = USER) -> list[str]:
+    def argv(self, line: str, user: str = USER, option: str = "--command") -> list[str]:
         """A command line, typed by somebody who has just logged in."""
-        return self.host.inside(self.root.argv(["su", "-", user, "-c", line]))
+        return self.host.inside(self.root.argv(["su", "-", user, option, line]))
 
     def types(self, line: str, user: str = USER) -> Said:
         """Run it to its end."""
@@ -145,7 +145,7 @@ class Terminal:
     """A command on a terminal, with what it has said there."""
 
     def __init__(self, machine: Machine, line: str) -> None:
-        argv = machine.argv(line)
+        argv = machine.argv(line, option="--session-command")  # which leaves it the terminal
         env = clean_environment() | {"TERM": "xterm"}
         self.child = pexpect.spawn(argv[0], argv[1:], encoding="utf-8", env=env, dimensions=(30, 200), timeout=60)
         self._said = ""

@@ -14,7 +14,7 @@ _HOOKS = {"PREROUTING": "prerouting", "INPUT": "input", "OUTPUT": "output", "POS
 _VERDICTS = {"ACCEPT": Kind.ACCEPT, "DROP": Kind.DROP, "REJECT": Kind.DROP, "RETURN": Kind.RETURN}
 _OURS = {str(rule.queue) for rule in QUEUE_RULES}  # NFQUEUE numbers; these rules see TCP only
 _UFW = ("ufw-", "ufw6-")  # begin the names of its chains
-_NEUTRAL_MATCHES = {"udp", "comment", "conntrack", "state", "multiport"}  # their options say all
+_NEUTRAL_MATCHES = {"udp", "comment", "conntrack", "state", "multiport", "addrtype"}  # their options say all
 
 
 def tables(saved: Saved) -> list[Table]:
@@ -119,6 +119,8 @@ def _holds(datagram: Datagram, option: str, values: list[str], negated: bool) ->
             found = any(_in_range(each, datagram.port) for each in value.split(","))
         case "--ctstate" | "--state":
             found = ("NEW" if datagram.begins else "ESTABLISHED") in value.split(",")
+        case "--dst-type":  # to or from this host, to one address: ufw asks that first
+            found = value == ("LOCAL" if datagram.incoming else "UNICAST")
         case "-i" | "-o":
             found = False if value == "lo" else None
     return found if found is None or not negated else not found

@@ -166,6 +166,7 @@ FILTER = """\
 :FORWARD DROP [0:0]
 :OUTPUT ACCEPT [0:0]
 :ufw-user-input - [0:0]
+:ufw-not-local - [0:0]
 -A INPUT -i lo -j ACCEPT
 {rules}
 COMMIT
@@ -189,6 +190,14 @@ def xtables(*rules: str, policy: str = "ACCEPT", program: str = "iptables") -> A
         ["-A INPUT ! -p udp -j DROP"],
         ["-A INPUT -m conntrack --ctstate INVALID -j DROP"],
         ["-A INPUT -j ufw-user-input", "-A ufw-user-input -p udp -m udp --dport 7747 -j ACCEPT", "-A INPUT -j DROP"],
+        [
+            "-A INPUT -j ufw-not-local",
+            "-A ufw-not-local -m addrtype --dst-type LOCAL -j RETURN",
+            "-A ufw-not-local -m addrtype --dst-type MULTICAST -j RETURN",
+            "-A ufw-not-local -j DROP",
+            "-A INPUT -p udp -m udp --dport 7747 -j ACCEPT",
+            "-A INPUT -j DROP",
+        ],
         ["-A INPUT -m mark --mark 0x40000000/0x40000000 -j NFQUEUE --queue-num 7748"],  # our own
     ],
 )
