@@ -13,7 +13,8 @@ def record(log: EventLog, table: Table, notice: Notice) -> None:
     """Write it down."""
     details = dict(notice.details)
     if notice.name == "peer.first_contact":
-        details = {"detail": _met(initiator=details["initiator"], trust=details["trust"])}
+        known = fingerprint(notice.peer) if notice.peer is not None else "PEER"
+        details = {"detail": _met(known, initiator=details["initiator"], trust=details["trust"])}
     fields: EventFields = details  # type: ignore[assignment]
     allowed = EventFields.__annotations__
     extra = {name: fields.pop(name) for name in list(fields) if name not in allowed}  # type: ignore[misc]
@@ -46,9 +47,9 @@ def _cause(table: Table, notice: Notice) -> Cause:
     return Cause(who=None)
 
 
-def _met(*, initiator: bool, trust: str) -> str:
+def _met(peer: str, *, initiator: bool, trust: str) -> str:
     """How a host was met, and what becomes of it."""
     how = "this host called it" if initiator else "it called this host"
     if trust == "approved":
         return f"{how}; its key is accepted without a question (trust.first_contact)"
-    return f"{how}; it waits until a person approves it: `redirectctl approve PEER`"
+    return f"{how}; it waits until a person approves it: `redirectctl approve {peer}`"

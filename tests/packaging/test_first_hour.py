@@ -1,6 +1,7 @@
 """The first hour of a newcomer: the README's Quick start, and all that can go wrong in it.
 
-Who plays it knows nothing but the README and what the programs say.  Four minutes, one of them debootstrap.
+Who plays it knows nothing but the README and what the programs say.  Eight minutes, most of them waiting: two for the
+two hosts, half a minute for each failure.
 """
 
 from __future__ import annotations
