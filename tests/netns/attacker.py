@@ -23,6 +23,7 @@ import enum
 import json
 import os
 import socket
+import struct
 import sys
 import time
 import types
@@ -379,7 +380,10 @@ class Attack:
             return None
         peer = self.random.choice(peers)
         session = peer.session(now)
-        plaintext = messages.encode(message)
+        try:
+            plaintext = messages.encode(message)
+        except struct.error:  # made up at random: what no byte can say
+            return None
         if session is None or peer.remote is None or len(plaintext) > messages.MAX_PLAINTEXT:
             return None
         shell = datagram.Transport(session.version, session.remote_index, session.counter, b"")
