@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from redirectctl.api.schema import Event
-from redirectctl.api.stories import KEPT, Line, Stories
+from redirectctl.api.stories import KEPT, Line, Stories, Tone
 from redirectctl.api.text import clean
-from redirectctl_tui.words import Tone
 
 EVENTS_KEPT: Final = 5000  # of connections
 
@@ -76,7 +75,7 @@ def _entry(line: Line) -> Entry:
         line.number,
         line.time,
         clean(line.what),
-        Tone(line.tone.value),
+        line.tone,
         line.peers,
         line.connections,
         line.took,

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Final, NamedTuple
 
 from redirectctl.api.naming import called, short_fingerprint
 from redirectctl.api.reasons import advice, in_words
 from redirectctl.api.schema import CheckStatus, Connection, ConnectionState, Peer, PeerState
+from redirectctl.api.stories import Tone
 from redirectctl.api.text import clean, duration
 
 BAR: Final = 5  # cells of the bar that shows how far a short connection is
-
-
-class Tone(StrEnum):
-    """How something is meant; names a component class of the tables."""
-
-    PLAIN = "plain"
-    GOOD = "good"
-    WAITING = "waiting"
-    BAD = "bad"
-    DIM = "dim"
 
 
 class Cell(NamedTuple):

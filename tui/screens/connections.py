@@ -14,11 +14,12 @@ from textual.message import Message
 from textual.widgets import Input, Static
 
 from redirectctl.api.schema import Event, PathName
+from redirectctl.api.stories import Tone
 from redirectctl.api.text import clean
 from redirectctl_tui.model import SORTS, Row, Selection, View
 from redirectctl_tui.screens.details import summary_text, timeline_text
 from redirectctl_tui.widgets.lines import Column, Lines
-from redirectctl_tui.words import Cell, Tone, brief, in_short, plural, program_name, rate, state_cell, took
+from redirectctl_tui.words import Cell, brief, in_short, plural, program_name, rate, state_cell, took
 
 WIDE: Final = 110  # cells, from which on there is room for more columns
 WIDER: Final = 170  # and for reasons in words

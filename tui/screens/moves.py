@@ -12,13 +12,14 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 
 from redirectctl.api.naming import short_fingerprint
+from redirectctl.api.stories import Tone
 from redirectctl.api.text import clean, moment
 from redirectctl_tui.journal import Entry, Journal, median
 from redirectctl_tui.model import View
 from redirectctl_tui.screens.dialogs import Page, pairs_text
 from redirectctl_tui.widgets.lines import Column, Lines
 from redirectctl_tui.widgets.plot import Bars
-from redirectctl_tui.words import Cell, Tone, amount, explained_fully, in_short, rate, took
+from redirectctl_tui.words import Cell, amount, explained_fully, in_short, rate, took
 
 COLUMNS: Final = (
     Column("time", "TIME", 8, below=110),

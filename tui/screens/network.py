@@ -16,9 +16,10 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Static
 
 from redirectctl.api.schema import Check, CheckStatus, IdentityReply, Status
+from redirectctl.api.stories import Tone
 from redirectctl.api.text import clean, duration
 from redirectctl_tui.model import View
-from redirectctl_tui.words import CHECKS, Tone, peer_name, plural
+from redirectctl_tui.words import CHECKS, peer_name, plural
 
 STYLES = {Tone.GOOD: "green", Tone.WAITING: "yellow", Tone.BAD: "red bold", Tone.DIM: "dim", Tone.PLAIN: ""}
 _WORDS = {

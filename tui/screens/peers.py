@@ -14,12 +14,13 @@ from textual.widgets import Static
 
 from redirectctl.api.naming import named, short_fingerprint
 from redirectctl.api.schema import Peer, PeerState
+from redirectctl.api.stories import Tone
 from redirectctl.api.text import clean
 from redirectctl_tui.model import View
 from redirectctl_tui.screens.connections import TALL
 from redirectctl_tui.screens.details import peer_facts
 from redirectctl_tui.widgets.lines import Column, Lines
-from redirectctl_tui.words import PEERS, Cell, Tone, brief, peer_name
+from redirectctl_tui.words import PEERS, Cell, brief, peer_name
 
 COLUMNS: Final = (
     Column("name", "NAME", 12, grow=2),

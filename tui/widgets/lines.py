@@ -18,7 +18,8 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from redirectctl_tui.words import Cell, Tone
+from redirectctl.api.stories import Tone
+from redirectctl_tui.words import Cell
 
 CURSOR: Final = "▸"
 ELLIPSIS: Final = "…"
